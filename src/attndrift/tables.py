@@ -1,0 +1,354 @@
+"""The tidy Parquet tables that stand between running and analysing.
+
+Four tables hold everything that the statistics, the figures and the report read: ``runs`` (a row a
+run), ``history`` (a row an evaluation), ``layers`` (long: a row a run, step, layer, head and metric)
+and, where sweeps were made, ``interpolation``. Percentages are in percent, accuracies in 0..1,
+entropies in nats. A column that does not apply is null; a column that is absent is read as null.
+Foreign records, brought into this form, are analysed exactly like our own.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+Kind = Literal["string", "int", "float", "bool"]
+
+STRUCTURE_METRICS = ("entropy", "erf95", "gini", "head_diversity")
+"""The structural metrics that have ``_baseline``, ``_final`` and ``_change_pct`` columns."""
+
+
+class TableError(ValueError):
+    """A table that does not have the form that the analysis needs; the message says where and what to do."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its name, its type, the closed range of its values (None: unbounded) and its meaning."""
+
+    name: str
+    kind: Kind
+    meaning: str
+    low: float | None = None
+    high: float | None = None
+    required: bool = False
+
+
+def _fraction(name: str, meaning: str) -> Column:
+    return Column(name, "float", f"{meaning} (0..1)", 0.0, 1.0)
+
+
+def _structure_columns() -> tuple[Column, ...]:
+    bounds = {"entropy": (0.0, None), "erf95": (0.0, 1.0), "gini": (0.0, 1.0), "head_diversity": (0.0, 2.0)}
+    columns: list[Column] = []
+    for metric in STRUCTURE_METRICS:
+        low, high = bounds[metric]
+        columns += [
+            Column(f"{metric}_baseline", "float", f"{metric}, pretrained, mean over layers", low, high),
+            Column(f"{metric}_final", "float", f"{metric}, adapted, mean over layers", low, high),
+            Column(f"{metric}_change_pct", "float", f"change of the layer mean of {metric}, percent"),
+        ]
+    return tuple(columns)
+
+
+RUNS = (
+    Column("run_id", "string", "unique name of the run", required=True),
+    Column("study", "string", "name of the study"),
+    Column("experiment", "string", "label of the seed report's matrix (E2, A1, ...)"),
+    Column("protocol", "string", "seed | leak-free"),
+    Column("model", "string", "backbone"),
+    Column("dataset", "string", "fine-tuning target", required=True),
+    Column("method", "string", "full | lora | linear_probe | last_block | none", required=True),
+    Column("learning_rate", "float", "peak rate of AdamW", 0.0),
+    Column("seed", "int", "initialisation, order and augmentation", required=True),
+    Column("data_seed", "int", "splits, subsets and probe"),
+    Column("epochs", "float", "planned epochs", 0.0),
+    Column("batch_size", "int", "images an optimiser step", 0),
+    Column("weight_decay", "float", "AdamW weight decay", 0.0),
+    Column("lora_rank", "int", "rank of the adapters", 0),
+    Column("lora_alpha", "float", "scale numerator of the adapters", 0.0),
+    Column("lora_targets", "string", "adapted projections, e.g. q,v"),
+    Column("train_projection", "bool", "whether the visual projection is trained"),
+    Column("freeze_layers", "int", "frozen blocks, counted from the input", 0),
+    Column("regularizer", "string", "apr | entropy_floor"),
+    Column("regularizer_weight", "float", "lambda of the regularizer", 0.0),
+    _fraction("regularizer_active_fraction", "how often the entropy floor was active"),
+    Column("status", "string", "finished | diverged | failed"),
+    Column("selected_epoch", "float", "epoch of the reported checkpoint", 0.0),
+    Column("n_train", "int", "training images", 0),
+    Column("n_validation", "int", "validation images", 0),
+    Column("n_test", "int", "test images", 0),
+    Column("n_probe", "int", "probe images", 0),
+    _fraction("best_val_accuracy", "best validation accuracy"),
+    _fraction("test_accuracy", "test accuracy of the selected checkpoint"),
+    Column("trainable_parameters", "int", "trainable parameters, classifier included", 0),
+    Column("total_parameters", "int", "all parameters, text encoder and classifier included", 0),
+    *_structure_columns(),
+    Column("entropy_last_layer_change_pct", "float", "change of the last block's entropy, percent"),
+    _fraction("cka_mean", "linear CKA, mean over blocks"),
+    _fraction("cka_last", "linear CKA of the last block"),
+    Column("cka_debiased_mean", "float", "debiased linear CKA, mean over blocks", -1.0, 1.0),
+    Column("embedding_drift", "float", "1 - mean cosine of image embeddings", 0.0, 2.0),
+    Column("weight_drift", "float", "norm(dW)/norm(W0) over the vision transformer", 0.0),
+    Column("projection_drift", "float", "norm(dW)/norm(W0) of the visual projection", 0.0),
+)
+
+HISTORY = (
+    Column("run_id", "string", "run of the table `runs`", required=True),
+    Column("step", "int", "optimiser steps done; 0 is the pretrained model", 0, required=True),
+    Column("epoch", "float", "epochs done", 0.0),
+    Column("train_loss", "float", "mean training loss since the last evaluation"),
+    _fraction("train_accuracy", "training accuracy since the last evaluation"),
+    _fraction("val_accuracy", "validation accuracy, at epoch ends"),
+    Column("entropy", "float", "nats, mean over layers", 0.0),
+    _fraction("erf95", "mean over layers"),
+    _fraction("gini", "mean over layers"),
+    Column("head_diversity", "float", "mean over layers", 0.0, 2.0),
+    *(
+        Column(f"{metric}_change_pct", "float", f"change of {metric}, percent")
+        for metric in STRUCTURE_METRICS
+    ),
+    Column("entropy_last_layer_change_pct", "float", "change of the last block's entropy, percent"),
+    _fraction("cka_mean", "linear CKA, mean over blocks"),
+    _fraction("cka_last", "linear CKA of the last block"),
+    Column("embedding_drift", "float", "1 - mean cosine of image embeddings", 0.0, 2.0),
+    Column("weight_drift", "float", "norm(dW)/norm(W0) over the vision transformer", 0.0),
+    _fraction("transfer_track_accuracy", "zero-shot accuracy on the track subset"),
+    Column("transfer_track_retention_pct", "float", "percent of the pretrained accuracy on the track", 0.0),
+)
+
+LAYERS = (
+    Column("run_id", "string", "run of the table `runs`", required=True),
+    Column("step", "int", "optimiser steps done", 0, required=True),
+    Column("layer", "int", "block, counted from 1", 1, required=True),
+    Column("head", "int", "head, counted from 1; null for the layer mean", 1),
+    Column("metric", "string", "entropy, erf95, gini, head_diversity, cls_mass, cka, ...", required=True),
+    Column("value", "float", "value of the metric"),
+)
+
+INTERPOLATION = (
+    Column("run_id", "string", "run of the table `runs`", required=True),
+    Column("alpha", "float", "0: pretrained, 1: adapted", 0.0, 1.0, required=True),
+    _fraction("test_accuracy", "test accuracy"),
+    Column("entropy_change_pct", "float", "change of the layer mean of entropy, percent"),
+    _fraction("cka_mean", "linear CKA, mean over blocks"),
+    Column("embedding_drift", "float", "1 - mean cosine of image embeddings", 0.0, 2.0),
+    Column("weight_drift", "float", "norm(dW)/norm(W0) over the vision transformer", 0.0),
+)
+
+SCHEMAS: dict[str, tuple[Column, ...]] = {
+    "runs": RUNS,
+    "history": HISTORY,
+    "layers": LAYERS,
+    "interpolation": INTERPOLATION,
+}
+
+_TRANSFER = {
+    "accuracy": ("float", 0.0, 1.0, "zero-shot accuracy, adapted"),
+    "pretrained": ("float", 0.0, 1.0, "zero-shot accuracy, pretrained"),
+    "retention_pct": ("float", 0.0, None, "100 x adapted / pretrained"),
+    "n": ("int", 0.0, None, "images"),
+}
+_TRANSFER_PATTERN = re.compile(r"^transfer_(?P<set>.+)_(?P<field>accuracy|pretrained|retention_pct|n)$")
+
+
+def transfer_columns(name: str) -> tuple[Column, ...]:
+    """The four ``runs`` columns of the transfer set ``name``."""
+    return tuple(
+        Column(f"transfer_{name}_{suffix}", kind, f"{meaning}, {name}", low, high)  # type: ignore[arg-type]
+        for suffix, (kind, low, high, meaning) in _TRANSFER.items()
+    )
+
+
+def transfer_sets(runs: pd.DataFrame) -> list[str]:
+    """Names of the transfer sets that have an accuracy or a retention column in ``runs``, in order."""
+    names: dict[str, None] = {}
+    for column in runs.columns:
+        match = _TRANSFER_PATTERN.match(str(column))
+        if match and match["field"] in ("accuracy", "retention_pct"):
+            names[match["set"]] = None
+    return list(names)
+
+
+def columns_of(table: str, frame: pd.DataFrame) -> tuple[Column, ...]:
+    """Columns of ``table``: those of its schema and those of the transfer sets that ``frame`` has."""
+    extra: list[Column] = []
+    if table in ("runs", "interpolation"):
+        names = dict.fromkeys(m["set"] for c in frame.columns if (m := _TRANSFER_PATTERN.match(str(c))))
+        for name in names:
+            columns = transfer_columns(name)
+            extra += columns if table == "runs" else columns[:1]
+    return SCHEMAS[table] + tuple(extra)
+
+
+_DTYPES: dict[str, str] = {"string": "string", "int": "Int64", "float": "float64", "bool": "boolean"}
+_ARROW = {"string": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
+
+
+def conform(table: str, frame: pd.DataFrame, *, where: str | None = None) -> pd.DataFrame:
+    """``frame`` with every column of ``table``, in order and typed; absent columns are null.
+
+    Unknown columns are kept at the end. Raises :class:`TableError`, naming column and row, for a
+    missing or null key, a value of the wrong type, or one outside its range (an accuracy of 97.2
+    where 0.972 is meant, for example).
+    """
+    where = where or f"table {table}"
+    columns = columns_of(table, frame)
+    known = {column.name for column in columns}
+    result: dict[str, pd.Series] = {}
+    for column in columns:
+        if column.name not in frame.columns:
+            if column.required:
+                raise TableError(f"{where}: the column `{column.name}` ({column.meaning}) is missing")
+            result[column.name] = pd.Series(
+                [None] * len(frame), index=frame.index, dtype=_DTYPES[column.kind]
+            )
+            continue
+        result[column.name] = _typed(column, frame[column.name], where)
+    for name in frame.columns:
+        if name not in known:
+            result[str(name)] = frame[name]
+    return pd.DataFrame(result, index=frame.index).reset_index(drop=True)
+
+
+def _typed(column: Column, values: pd.Series, where: str) -> pd.Series:
+    try:
+        if column.kind in ("int", "float"):
+            numbers = pd.to_numeric(values, errors="raise").astype("Float64")
+            typed = numbers.astype("Int64") if column.kind == "int" else numbers.astype("float64")
+        elif column.kind == "bool":
+            typed = values.astype("boolean")
+        else:
+            if not values.map(lambda v: isinstance(v, str) or pd.isna(v)).all():
+                raise TypeError("not text")
+            typed = values.astype("string")
+    except (TypeError, ValueError) as error:
+        raise TableError(f"{where}: column `{column.name}` must be {column.kind}: {error}") from error
+    present = typed.dropna()
+    if column.required and len(present) < len(typed):
+        row = int(typed.isna().to_numpy().argmax())
+        raise TableError(
+            f"{where}: column `{column.name}` is null in row {row}; it must be given in every row"
+        )
+    if column.kind in ("int", "float") and len(present):
+        # Rounding may carry a cosine or a CKA a hair over its bound; a percentage is far over it.
+        slack = 1e-6
+        bad = pd.Series(False, index=present.index)
+        if column.low is not None:
+            bad |= present < column.low - slack
+        if column.high is not None:
+            bad |= present > column.high + slack
+        if bad.any():
+            row = bad.idxmax()
+            hint = " (percent where 0..1 is meant?)" if column.high == 1.0 and present[row] <= 100 else ""
+            raise TableError(
+                f"{where}: column `{column.name}` ({column.meaning}) is {present[row]} in row {row}, "
+                f"outside {column.low} .. {column.high}{hint}"
+            )
+    return typed
+
+
+@dataclass
+class Tables:
+    """The tables of one study. ``history``, ``layers`` and ``interpolation`` may be empty."""
+
+    runs: pd.DataFrame
+    history: pd.DataFrame = field(
+        default_factory=lambda: conform("history", pd.DataFrame({"run_id": [], "step": []}))
+    )
+    layers: pd.DataFrame = field(
+        default_factory=lambda: conform(
+            "layers", pd.DataFrame({"run_id": [], "step": [], "layer": [], "metric": []})
+        )
+    )
+    interpolation: pd.DataFrame = field(
+        default_factory=lambda: conform("interpolation", pd.DataFrame({"run_id": [], "alpha": []}))
+    )
+
+    def __post_init__(self) -> None:
+        for name in SCHEMAS:
+            setattr(self, name, conform(name, getattr(self, name)))
+        duplicated = self.runs["run_id"].duplicated()
+        if duplicated.any():
+            raise TableError(
+                f"table runs: run_id `{self.runs['run_id'][duplicated].iloc[0]}` appears more than once"
+            )
+        known = set(self.runs["run_id"])
+        for name in ("history", "layers", "interpolation"):
+            strangers = set(getattr(self, name)["run_id"]) - known
+            if strangers:
+                raise TableError(f"table {name}: run_id `{min(strangers)}` is not in the table runs")
+
+
+def read_tables(folder: str | os.PathLike[str], *, names: Iterable[str] = tuple(SCHEMAS)) -> Tables:
+    """Read the tables of ``folder`` (a study folder, or any folder that holds ``runs.parquet``).
+
+    Only ``runs.parquet`` has to exist. Raises :class:`TableError` for a file that is missing, cut
+    short, or not of the documented form.
+    """
+    root = Path(folder)
+    if not (root / "runs.parquet").is_file():
+        raise TableError(
+            f"{root}: no runs.parquet here. A study folder gets it from `attndrift collect`; "
+            "foreign records come in through `attndrift import`."
+        )
+    frames: dict[str, pd.DataFrame] = {}
+    for name in names:
+        path = root / f"{name}.parquet"
+        if not path.is_file():
+            continue
+        try:
+            frame = pq.read_table(path).to_pandas()
+        except (pa.ArrowInvalid, OSError) as error:
+            raise TableError(
+                f"{path}: not a readable Parquet file ({error}); write it again with `attndrift collect`"
+            ) from error
+        frames[name] = conform(name, frame, where=str(path))
+    return Tables(**frames)
+
+
+def write_tables(tables: Tables, folder: str | os.PathLike[str]) -> list[Path]:
+    """Write every table that has rows (``runs`` always) as Parquet, each whole or not at all.
+
+    Equal tables give equal bytes. Returns the paths written.
+    """
+    root = Path(folder)
+    root.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    for name in SCHEMAS:
+        frame: pd.DataFrame = getattr(tables, name)
+        path = root / f"{name}.parquet"
+        if name == "interpolation" and frame.empty:
+            path.unlink(missing_ok=True)
+            continue
+        columns = columns_of(name, frame)
+        known = {column.name for column in columns}
+        arrays = {
+            c.name: pa.array(
+                frame[c.name].to_list() if c.kind != "float" else frame[c.name].to_numpy(),
+                type=_ARROW[c.kind],
+                from_pandas=True,
+            )
+            for c in columns
+        }
+        arrays |= {str(c): pa.array(frame[c], from_pandas=True) for c in frame.columns if c not in known}
+        handle, temporary = tempfile.mkstemp(dir=root, prefix=f".{name}-", suffix=".parquet")
+        os.close(handle)
+        try:
+            pq.write_table(pa.table(arrays), temporary)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        written.append(path)
+    return written
