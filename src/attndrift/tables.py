@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 import pyarrow as pa
@@ -220,7 +220,7 @@ def conform(table: str, frame: pd.DataFrame, *, where: str | None = None) -> pd.
     return pd.DataFrame(result, index=frame.index).reset_index(drop=True)
 
 
-def _typed(column: Column, values: pd.Series, where: str) -> pd.Series:
+def _typed(column: Column, values: Any, where: str) -> Any:
     try:
         if column.kind in ("int", "float"):
             numbers = pd.to_numeric(values, errors="raise").astype("Float64")
@@ -228,7 +228,8 @@ def _typed(column: Column, values: pd.Series, where: str) -> pd.Series:
         elif column.kind == "bool":
             typed = values.astype("boolean")
         else:
-            if not values.map(lambda v: isinstance(v, str) or pd.isna(v)).all():
+            text = pd.api.types.is_string_dtype(values.dtype) and values.dtype != object
+            if not text and not all(isinstance(value, str) or pd.isna(value) for value in values):
                 raise TypeError("not text")
             typed = values.astype("string")
     except (TypeError, ValueError) as error:
