@@ -1,0 +1,380 @@
+"""The result of an analysis: typed, serialisable, self-describing.
+
+A number that could not be computed is null, and the ``reason`` beside it says why.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from attndrift.analysis.settings import AnalysisSettings
+
+SCHEMA_VERSION = "1.0"
+
+Level = Literal["cells", "configurations"]
+Strength = Literal["supported", "no evidence", "descriptive", "too few"]
+
+
+class Part(BaseModel):
+    """Base of all parts: unknown fields are errors, infinities and NaN never occur."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Column(Part):
+    """A column of a table and how it is printed; ``scale`` multiplies for print only, never in CSV or JSON."""
+
+    name: str
+    label: str
+    unit: str = ""
+    digits: int | None = Field(None, description="decimals when printed; null: four significant digits")
+    scale: float = 1.0
+    signed: bool = False
+    sd: str | None = Field(None, description="name of the column that holds the standard deviation")
+
+
+class Table(Part):
+    """A table: rows are dictionaries from column name to a number, text, truth value or null."""
+
+    name: str
+    title: str
+    columns: list[Column]
+    rows: list[dict[str, Any]]
+    notes: list[str] = Field(default_factory=list)
+
+
+class Interval(Part):
+    """A percentile bootstrap interval; ``unit`` says what was resampled."""
+
+    low: float | None = None
+    high: float | None = None
+    level: float
+    resamples: int = 0
+    unit: str = "configuration"
+    n: int = Field(0, description="units resampled")
+    reason: str | None = None
+
+
+class Test(Part):
+    """A statistic and its p value (two-sided), raw and Holm-corrected within ``family``."""
+
+    __test__ = False
+
+    name: str
+    statistic: float | None = None
+    p: float | None = None
+    n: int = 0
+    p_holm: float | None = None
+    family: str | None = None
+    family_size: int | None = None
+    method: str | None = None
+    reason: str | None = None
+
+
+class Difference(Part):
+    """Differences (second method minus the first is never used: always ``first - second``) at one level."""
+
+    level: Level
+    n: int = Field(description="cells or configurations")
+    mean: float | None = None
+    sd: float | None = Field(None, description="sample standard deviation of the differences")
+    below_zero: int = 0
+    above_zero: int = 0
+    d_z: float | None = Field(None, description="mean / sd of the paired differences")
+    cohen_d: float | None = Field(None, description="mean difference / pooled sd of the two sets")
+    tests: list[Test] = Field(default_factory=list)
+    descriptive: bool = True
+    reason: str | None = None
+
+
+class Comparison(Part):
+    """Two methods on identical (model, dataset, settings, rate, seed) cells, one measure."""
+
+    first: str
+    second: str
+    model: str
+    protocol: str
+    scope: str = Field(description="`all datasets` or one dataset")
+    measure: str
+    unit: str
+    n_configurations: int
+    n_cells: int
+    n_seeds: int
+    first_mean: float | None = None
+    second_mean: float | None = None
+    cells: Difference
+    configurations: Difference
+    interval: Interval
+    label: str = Field(description="what the evidence allows, in words")
+
+
+class Change(Part):
+    """The change of one measure under one method, against zero."""
+
+    method: str
+    model: str
+    protocol: str
+    scope: str
+    measure: str
+    unit: str
+    n_configurations: int
+    n_runs: int
+    n_seeds: int
+    cells: Difference
+    configurations: Difference
+    interval: Interval
+    label: str
+
+
+class Correlation(Part):
+    """Pearson and Spearman at one level; ``configurations`` correlates configuration means."""
+
+    level: Level
+    n: int
+    pearson: Test
+    spearman: Test
+    pearson_interval: Interval | None = None
+    spearman_interval: Interval | None = None
+    descriptive: bool = True
+
+
+class RateCorrelation(Part):
+    """One measure against log10 of the learning rate within one rate sweep."""
+
+    model: str
+    protocol: str
+    dataset: str
+    method: str
+    sweep: str = Field(description="the settings that the whole sweep shares")
+    measure: str
+    unit: str
+    rates: list[float]
+    n_configurations: int
+    n_runs: int
+    n_seeds: int
+    cells: Correlation
+    configurations: Correlation
+    label: str
+
+
+class Anova(Part):
+    """Repeated-measures ANOVA of the change over early, middle and late blocks; the unit is the subject."""
+
+    model: str
+    protocol: str
+    scope: str
+    method: str
+    metric: str
+    level: Level
+    n: int = Field(description="subjects: runs (level cells) or configuration means")
+    blocks: dict[str, list[int]] = Field(description="block numbers, from 1, in each group")
+    means: dict[str, float | None]
+    f: float | None = None
+    df: float | None = None
+    df_error: float | None = None
+    p: float | None = None
+    epsilon: float | None = Field(None, description="Greenhouse-Geisser epsilon")
+    p_greenhouse_geisser: float | None = None
+    partial_eta_squared: float | None = None
+    p_holm: float | None = None
+    family: str | None = None
+    family_size: int | None = None
+    descriptive: bool = True
+    reason: str | None = None
+
+
+class GroupCorrelation(Part):
+    """Spearman within one dataset x method group."""
+
+    dataset: str
+    method: str
+    n: int
+    rho: float | None = None
+    reason: str | None = None
+
+
+class Signal(Part):
+    """How well one signal predicts the retention on one transfer set."""
+
+    transfer_set: str
+    scope: str
+    when: Literal["final", "first epoch"]
+    signal: str
+    expected_sign: int = Field(description="sign of the correlation that the signal's meaning predicts")
+    n_runs: int
+    n_configurations: int
+    n_seeds: int
+    spearman_runs: Test
+    spearman_configurations: Test
+    interval: Interval
+    within_groups: list[GroupCorrelation] = Field(default_factory=list)
+    n_groups: int = 0
+    within_mean: float | None = Field(None, description="mean of the signed group correlations")
+    within_mean_absolute: float | None = Field(None, description="mean of their absolute values")
+    within_reason: str | None = None
+    roc_auc: float | None = Field(None, description="damaged runs told from the others, 0.5 is chance")
+    roc_interval: Interval | None = None
+    n_damaged: int = 0
+    roc_reason: str | None = None
+    label: str = ""
+
+
+class Choice(Part):
+    """What one rule chooses among the runs near the best validation accuracy."""
+
+    rule: str
+    retention_pct: float | None = None
+    n_tied: int = 0
+    run_ids: list[str] = Field(
+        default_factory=list, description="the chosen run, several where tied (20 at most)"
+    )
+    reason: str | None = None
+
+
+class Selection(Part):
+    """Selection rules within one margin of the best validation accuracy."""
+
+    model: str
+    protocol: str
+    dataset: str
+    transfer_set: str
+    margin_points: float
+    best_validation: float | None
+    n_runs: int
+    oracle_pct: float | None = None
+    random_pct: float | None = None
+    choices: list[Choice] = Field(default_factory=list)
+    reason: str | None = None
+
+
+class Finding(Part):
+    """A claim in words, generated from the numbers in ``evidence``."""
+
+    id: str
+    question: str = Field(description="RQ1 .. RQ5 of the seed report")
+    sentence: str
+    strength: Strength
+    evidence: dict[str, Any]
+
+
+class Excluded(Part):
+    run_id: str
+    status: str | None
+    reason: str
+
+
+class Summary(Part):
+    """What was analysed."""
+
+    n_runs: int
+    n_analysed: int
+    n_configurations: int
+    n_seeds: int
+    single_seed: bool
+    label: str
+    datasets: list[str]
+    models: list[str]
+    protocols: list[str]
+    methods: list[str]
+    transfer_sets: list[str]
+    n_history_rows: int
+    n_layer_rows: int
+    n_interpolation_rows: int
+    excluded: list[Excluded]
+
+
+class Analysis(Part):
+    """Everything that :func:`attndrift.analysis.analyze` found."""
+
+    schema_version: str = SCHEMA_VERSION
+    settings: AnalysisSettings
+    data: Summary
+    notes: list[str]
+    findings: list[Finding]
+    tables: dict[str, Table]
+    changes: list[Change]
+    comparisons: list[Comparison]
+    rate_correlations: list[RateCorrelation]
+    anova: list[Anova]
+    signals: list[Signal]
+    selections: list[Selection]
+
+    def all_tables(self) -> dict[str, Table]:
+        """The tables, and the statistics laid out as tables."""
+        from attndrift.analysis.flatten import statistics_tables
+
+        return self.tables | statistics_tables(self)
+
+    def write(self, folder: str | Path) -> list[Path]:
+        """Write ``analysis.json`` and every table as CSV, Markdown and LaTeX in ``tables/``; returns the paths.
+
+        Equal results give equal bytes. Tables of an earlier analysis that no longer exist are removed.
+        """
+        from attndrift.analysis.formats import write_table
+        from attndrift.files import write_text
+
+        root = Path(folder)
+        root.mkdir(parents=True, exist_ok=True)
+        path = root / "analysis.json"
+        write_text(path, self.to_json())
+        written = [path]
+        for table in self.all_tables().values():
+            written += write_table(table, root / "tables")
+        kept = set(written)
+        for stale in (root / "tables").iterdir():
+            if stale.suffix in (".csv", ".md", ".tex") and stale not in kept:
+                stale.unlink()
+        return written
+
+    def to_json(self) -> str:
+        """The JSON text of ``analysis.json``."""
+        return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read_analysis(path: str | Path) -> Analysis:
+    """Read ``analysis.json`` (or the folder that holds it).
+
+    Raises FileNotFoundError where there is none and ValueError where it is not of this schema.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / "analysis.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no analysis here; make one with `attndrift analyze`")
+    content = json.loads(file.read_text(encoding="utf-8"))
+    found = content.get("schema_version") if isinstance(content, dict) else None
+    if found != SCHEMA_VERSION:
+        raise ValueError(
+            f"{file}: schema_version is {found!r}, this version reads {SCHEMA_VERSION!r}; "
+            "run `attndrift analyze` again"
+        )
+    return Analysis.model_validate(content)
+
+
+def number(value: Any) -> float | None:
+    """``value`` as a Python float; None for null, NaN and infinities."""
+    if value is None:
+        return None
+    try:
+        result = float(value)
+    except (TypeError, ValueError):
+        return None
+    return result if math.isfinite(result) else None
+
+
+def family(tests: Iterable[Any], name: str) -> None:
+    """Holm-correct the p values of ``tests`` (objects with ``p``) as one family; nulls are left out."""
+    from statsmodels.stats.multitest import multipletests
+
+    present = [test for test in tests if test.p is not None]
+    if not present:
+        return
+    corrected = multipletests([test.p for test in present], method="holm")[1]
+    for test, p in zip(present, corrected, strict=True):
+        test.p_holm, test.family, test.family_size = float(p), name, len(present)

@@ -1,0 +1,1 @@
+"""Studies: what to run, running it so that nothing is lost, and collecting the tables."""

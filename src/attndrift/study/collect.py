@@ -1,0 +1,100 @@
+"""From run folders to the tidy tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from attndrift.files import read_json
+from attndrift.study.record import read_record
+from attndrift.tables import HISTORY, RUNS, Tables, conform, write_tables
+
+STUDY = "study.json"
+RUNS_FOLDER = "runs"
+SWEEP = "interpolation.json"
+
+
+class StudyFolderError(ValueError):
+    """A folder that is not a study folder, or one that cannot be read; the message says what to do."""
+
+
+def planned_runs(folder: Path) -> list[str]:
+    """Run names of the study in ``folder``, in the order of the study."""
+    path = folder / STUDY
+    if not path.is_file():
+        raise StudyFolderError(f"{folder}: not a study folder (no {STUDY}); `attndrift run STUDY` makes one")
+    return [str(run["run_id"]) for run in read_json(path)["runs"]]
+
+
+def _history(folder: Path) -> Iterator[dict[str, Any]]:
+    path = folder / "history.jsonl"
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise StudyFolderError(
+                    f"{path}:{number}: not valid JSON; run the study again to repair it"
+                ) from error
+
+
+def _layer_rows(
+    run_id: str, step: int, layers: dict[str, Any]
+) -> Iterator[tuple[str, int, int, int | None, str, float]]:
+    for metric, values in layers.items():
+        for layer, value in enumerate(values["layer"], 1):
+            yield run_id, step, layer, None, metric, value
+        for layer, heads in enumerate(values.get("head", ()), 1):
+            for head, value in enumerate(heads, 1):
+                yield run_id, step, layer, head, metric, value
+
+
+def gather(folder: Path, run_ids: Iterable[str] | None = None) -> tuple[Tables, list[str]]:
+    """The tables of the study in ``folder``, and the runs that have no record yet.
+
+    Only finished, diverged and failed runs have rows, in the order of the study.
+    """
+    names = list(run_ids) if run_ids is not None else planned_runs(folder)
+    rows: list[dict[str, Any]] = []
+    history: list[dict[str, Any]] = []
+    layers: list[tuple[str, int, int, int | None, str, float]] = []
+    sweeps: list[dict[str, Any]] = []
+    missing: list[str] = []
+    for name in names:
+        run_folder = folder / RUNS_FOLDER / name
+        record = read_record(run_folder)
+        if record is None:
+            missing.append(name)
+            continue
+        rows.append({"run_id": name, **record["row"]})
+        if record["status"] == "failed":
+            continue
+        for entry in _history(run_folder):
+            detail = entry.pop("layers", {})
+            history.append({"run_id": name, **entry})
+            layers.extend(_layer_rows(name, entry["step"], detail))
+        if (run_folder / SWEEP).is_file():
+            sweeps += [{"run_id": name, **point} for point in read_json(run_folder / SWEEP)["points"]]
+    columns = list(dict.fromkeys([column.name for column in RUNS] + [key for row in rows for key in row]))
+    tables = Tables(
+        runs=conform("runs", pd.DataFrame(rows, columns=columns)),
+        history=conform("history", pd.DataFrame(history, columns=[column.name for column in HISTORY])),
+        layers=conform(
+            "layers", pd.DataFrame(layers, columns=["run_id", "step", "layer", "head", "metric", "value"])
+        ),
+        interpolation=conform("interpolation", pd.DataFrame(sweeps or {"run_id": [], "alpha": []})),
+    )
+    return tables, missing
+
+
+def collect(folder: Path) -> tuple[Tables, list[str]]:
+    """Gather the tables of the study in ``folder`` and write them there as Parquet."""
+    tables, missing = gather(folder)
+    write_tables(tables, folder)
+    return tables, missing

@@ -1,0 +1,384 @@
+"""From a study file (YAML) or a preset to a :class:`~attndrift.study.settings.Study`.
+
+A study file has shared settings, a list of runs (each may hold a grid) and settings by dataset::
+
+    name: rates                      # required
+    description: one line            # optional
+    learning_rate_scale: 1.0         # optional: one factor for every rate of the study
+    shared: {model: embedded, epochs: 3, transfer: [objects]}
+    datasets:                        # optional: settings for the runs on one dataset
+      tiles: {epochs: 4}
+    runs:
+      - {experiment: E1, method: none, grid: {dataset: [tiles, critters]}}
+      - {method: full, dataset: tiles, grid: {learning_rate: [1e-5, 1e-4], seed: [0, 1, 2]}}
+
+A run's settings are the shared ones, then those of its dataset, then its own, then its grid's. Every
+error names the file, the line and what is allowed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from attndrift.study.settings import NAME_PATTERN, NamedRun, RunSettings, Study, run_name
+
+
+class StudyError(ValueError):
+    """A study that cannot be run as written; the message names the place and the remedy."""
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    grid: dict[str, list[Any]] = Field(default_factory=dict)
+
+
+class _StudyFile(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    name: str = Field(pattern=NAME_PATTERN)
+    description: str = ""
+    learning_rate_scale: float = Field(1.0, gt=0)
+    shared: dict[str, Any] = Field(default_factory=dict)
+    datasets: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    runs: list[_Entry] = Field(min_length=1)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which 1e-5 is a number (YAML 1.1 wants 1.0e-5) and a repeated key is an error."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    key: [pair for pair in resolvers if pair[0] != "tag:yaml.org,2002:timestamp"]
+    for key, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+Place = tuple[str | int, ...]
+MAX_FILE_BYTES = 4_000_000
+MAX_RUNS = 100_000
+
+
+def _lines(node: yaml.Node, place: Place = ()) -> dict[Place, int]:
+    """Line (from 1) of every key and item below ``node``."""
+    found = {place: node.start_mark.line + 1}
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            found |= _lines(value, (*place, str(key.value)))
+            found[(*place, str(key.value))] = key.start_mark.line + 1
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            found |= _lines(value, (*place, index))
+    return found
+
+
+def _check_plain(node: yaml.Node, where: str) -> None:
+    """Refuse repeated keys, and aliases: a few lines of nested aliases unfold to gigabytes."""
+    stack, seen = [node], set()
+    while stack:
+        current = stack.pop()
+        if id(current) in seen:
+            raise StudyError(
+                f"{where}:{current.start_mark.line + 1}: YAML aliases (*name) are not allowed; write it out"
+            )
+        seen.add(id(current))
+        if isinstance(current, yaml.MappingNode):
+            keys = [str(key.value) for key, _ in current.value]
+            for key, count in Counter(keys).items():
+                if count > 1:
+                    line = [k.start_mark.line + 1 for k, _ in current.value if str(k.value) == key][1]
+                    raise StudyError(f"{where}:{line}: the key `{key}` stands twice")
+            stack += [value for _, value in current.value]
+        elif isinstance(current, yaml.SequenceNode):
+            stack += current.value
+
+
+def _parse(text: str, where: str) -> tuple[dict[str, Any], dict[Place, int]]:
+    if len(text) > MAX_FILE_BYTES:
+        raise StudyError(f"{where}: {len(text):,} characters; a study file has at most {MAX_FILE_BYTES:,}")
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        if node is not None:
+            _check_plain(node, where)
+        content = yaml.load(text, Loader=_Loader)
+    except StudyError:
+        raise
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise StudyError(f"{where}{line}: not valid YAML: {problem}") from error
+    except (RecursionError, ValueError) as error:
+        raise StudyError(f"{where}: not valid YAML: {type(error).__name__}: {error}") from error
+    if not isinstance(content, dict):
+        raise StudyError(f"{where}:1: a study file is a mapping with `name`, `shared` and `runs`")
+    assert node is not None
+    return content, _lines(node)
+
+
+def _line(lines: Mapping[Place, int], place: Sequence[str | int]) -> str:
+    for end in range(len(place), -1, -1):
+        if tuple(place[:end]) in lines:
+            return f":{lines[tuple(place[:end])]}"
+    return ""
+
+
+def _allowed(model: type[BaseModel], field: str) -> str:
+    names = list(model.model_fields)
+    near = difflib.get_close_matches(field, names, n=1)
+    hint = f"; did you mean `{near[0]}`?" if near else ""
+    return f"unknown key `{field}`{hint} Allowed: {', '.join(names)}"
+
+
+def _explain(error: Mapping[str, Any], model: type[BaseModel]) -> str:
+    """One pydantic error in words, with the allowed values."""
+    location = [part for part in error["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
+    field = ".".join(str(part) for part in location)
+    if error["type"] == "extra_forbidden":
+        return _allowed(model, str(location[-1]))
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "missing":
+        return f"`{field}` is missing"
+    if not field:
+        return message
+    value = repr(error.get("input"))
+    return f"`{field}` is {value if len(value) < 80 else value[:77] + '...'}: {message}"
+
+
+def _first_error(error: ValidationError) -> Mapping[str, Any]:
+    return error.errors(include_url=False, include_context=False)[0]
+
+
+def _merge(file: _StudyFile, entry: Mapping[str, Any], dataset: Any) -> dict[str, Any]:
+    by_dataset = file.datasets.get(str(dataset), {}) if dataset is not None else {}
+    return {**file.shared, **by_dataset, **entry}
+
+
+def _check_keys(values: Iterable[str], where: str, lines: Mapping[Place, int], place: Place) -> None:
+    for key in values:
+        if key not in RunSettings.model_fields:
+            raise StudyError(f"{where}{_line(lines, (*place, key))}: {_allowed(RunSettings, str(key))}")
+
+
+def _expand(file: _StudyFile, where: str, lines: Mapping[Place, int], overrides: Mapping[str, Any]) -> Study:
+    _check_keys(file.shared, where, lines, ("shared",))
+    for name, values in file.datasets.items():
+        _check_keys(values, where, lines, ("datasets", name))
+    expanded: list[tuple[RunSettings, Place]] = []
+    for index, entry in enumerate(file.runs):
+        place: Place = ("runs", index)
+        own: dict[str, Any] = dict(entry.model_extra or {})
+        _check_keys(own, where, lines, place)
+        _check_keys(entry.grid, where, lines, (*place, "grid"))
+        for key, axis in entry.grid.items():
+            if key in own:
+                at = _line(lines, (*place, "grid", key))
+                raise StudyError(f"{where}{at}: `{key}` stands both in the run and in its grid")
+            if not values:
+                raise StudyError(
+                    f"{where}{_line(lines, (*place, 'grid', key))}: the grid of `{key}` is empty"
+                )
+            if key in overrides and len(axis) > 1:
+                raise StudyError(
+                    f"--set {key}: runs on line {_line(lines, place)[1:]} of {where} differ in `{key}`; "
+                    "setting it would make them equal. Choose runs with --only, or edit the study file."
+                )
+        size = 1
+        for axis in entry.grid.values():
+            size *= len(axis)
+        if len(expanded) + size > MAX_RUNS:
+            raise StudyError(f"{where}{_line(lines, place)}: more than {MAX_RUNS:,} runs")
+        for point in itertools.product(*entry.grid.values()):
+            chosen = dict(zip(entry.grid, point, strict=True))
+            dataset = chosen.get("dataset", own.get("dataset", file.shared.get("dataset")))
+            raw = {**_merge(file, {**own, **chosen}, dataset), **overrides}
+            raw = _fit_to_method(raw, own | chosen)
+            try:
+                settings = RunSettings.model_validate(raw)
+            except ValidationError as error:
+                first = _first_error(error)
+                field = str(first["loc"][0]) if first["loc"] else ""
+                at = _place_of(field, place, file, dataset, entry, lines)
+                source = "--set: " if field in overrides else ""
+                raise StudyError(f"{where}{at}: {source}{_explain(first, RunSettings)}") from error
+            if file.learning_rate_scale != 1.0:
+                settings = settings.model_copy(
+                    update={
+                        "learning_rate": float(f"{settings.learning_rate * file.learning_rate_scale:.12g}")
+                    }
+                )
+            expanded.append((settings, place))
+    return _named(file, expanded, where, lines)
+
+
+# Shared settings of one kind of run do not stop the study from holding runs of another kind.
+_ONLY_FOR: dict[str, tuple[str, ...]] = {
+    "lora_rank": ("lora",),
+    "lora_alpha": ("lora",),
+    "lora_dropout": ("lora",),
+    "lora_targets": ("lora",),
+    "freeze_layers": ("full",),
+}
+
+
+def _fit_to_method(raw: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave shared settings that concern other methods aside; a run's own stay, to be refused by name."""
+    method = raw.get("method", "full")
+    return {k: v for k, v in raw.items() if k in own or k not in _ONLY_FOR or method in _ONLY_FOR[k]}
+
+
+def _place_of(
+    field: str, place: Place, file: _StudyFile, dataset: Any, entry: _Entry, lines: Mapping[Place, int]
+) -> str:
+    candidates: list[Place] = [
+        (*place, "grid", field),
+        (*place, field),
+        ("datasets", str(dataset), field),
+        ("shared", field),
+    ]
+    for candidate in candidates:
+        if candidate in lines:
+            return _line(lines, candidate)
+    return _line(lines, place)
+
+
+def _named(
+    file: _StudyFile, expanded: Sequence[tuple[RunSettings, Place]], where: str, lines: Mapping[Place, int]
+) -> Study:
+    with_model = len({settings.model for settings, _ in expanded}) > 1
+    with_data_seed = len({settings.data_seed for settings, _ in expanded}) > 1
+    runs: dict[str, tuple[RunSettings, Place]] = {}
+    for settings, place in expanded:
+        name = run_name(settings, with_model=with_model, with_data_seed=with_data_seed)
+        if name in runs:
+            earlier, first = runs[name]
+            if earlier == settings:
+                at, before = _line(lines, place), _line(lines, first)[1:]
+                raise StudyError(f"{where}{at}: this run stands already on line {before} ({name})")
+            # Runs that differ in a setting that their name does not show get a piece of their hash.
+            name = f"{name}_{settings.hash[:6]}"
+        runs[name] = (settings, place)
+    named = tuple(NamedRun(run_id=name, settings=settings) for name, (settings, _) in runs.items())
+    return Study(name=file.name, description=file.description, runs=named)
+
+
+def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
+    """``["epochs=3", "transfer=[objects]"]`` as settings; values are read as YAML.
+
+    Raises :class:`StudyError` for a pair without ``=`` and for an unknown key.
+    """
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, separator, text = pair.partition("=")
+        if not separator:
+            raise StudyError(f"--set {pair}: write it as key=value")
+        key = key.strip()
+        if key != "name" and "." not in key and key not in RunSettings.model_fields:
+            raise StudyError(f"--set {pair}: {_allowed(RunSettings, key)}")
+        try:
+            values[key] = yaml.load(text, Loader=_Loader)
+        except yaml.YAMLError as error:
+            raise StudyError(f"--set {pair}: the value is not valid YAML") from error
+    return values
+
+
+def parse_study(
+    text: str,
+    *,
+    where: str,
+    overrides: Mapping[str, Any] | None = None,
+    datasets: Mapping[str, str] | None = None,
+) -> Study:
+    """Read a study from YAML text.
+
+    ``overrides``: settings for every run (``name`` renames the study; ``DATASET.key`` concerns the runs
+    on one dataset). ``datasets``: targets to replace by others, ``{"pets": "critters"}``.
+    """
+    content, lines = _parse(text, where)
+    try:
+        file = _StudyFile.model_validate(content)
+    except ValidationError as error:
+        first = _first_error(error)
+        raise StudyError(f"{where}{_line(lines, first['loc'])}: {_explain(first, _StudyFile)}") from error
+    overrides = dict(overrides or {})
+    if "name" in overrides:
+        file.name = str(overrides.pop("name"))
+    _replace_datasets(file, datasets or {}, where)
+    for key in [k for k in overrides if "." in k]:
+        dataset, _, field = key.partition(".")
+        if field not in RunSettings.model_fields:
+            raise StudyError(f"--set {key}: {_allowed(RunSettings, field)}")
+        file.datasets.setdefault(dataset, {})[field] = overrides.pop(key)
+    try:
+        return _expand(file, where, lines, overrides)
+    except ValidationError as error:
+        raise StudyError(f"{where}: {_explain(_first_error(error), Study)}") from error
+
+
+def _replace_datasets(file: _StudyFile, names: Mapping[str, str], where: str) -> None:
+    def swapped(value: Any) -> Any:
+        return names.get(value, value) if isinstance(value, str) else value
+
+    known = {str(file.shared.get("dataset"))} | set(file.datasets)
+    for entry in file.runs:
+        known |= {str((entry.model_extra or {}).get("dataset"))} | {
+            str(v) for v in entry.grid.get("dataset", [])
+        }
+    for old in names:
+        if old not in known:
+            raise StudyError(
+                f"--dataset {old}: no run of {where} has this dataset ({', '.join(sorted(known - {'None'}))})"
+            )
+    if "dataset" in file.shared:
+        file.shared["dataset"] = swapped(file.shared["dataset"])
+    file.datasets = {names.get(name, name): values for name, values in file.datasets.items()}
+    for entry in file.runs:
+        if entry.model_extra and "dataset" in entry.model_extra:
+            entry.model_extra["dataset"] = swapped(entry.model_extra["dataset"])
+        if "dataset" in entry.grid:
+            entry.grid["dataset"] = [swapped(value) for value in entry.grid["dataset"]]
+
+
+def preset_names() -> list[str]:
+    """Names of the studies that ship with the package."""
+    folder = resources.files("attndrift.study") / "presets"
+    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def preset_text(name: str) -> str:
+    """The study file of the preset ``name``."""
+    return (resources.files("attndrift.study") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def load_study(
+    source: str | Path,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    datasets: Mapping[str, str] | None = None,
+) -> Study:
+    """A study from a preset's name or the path of a YAML file. Raises :class:`StudyError`."""
+    name = str(source)
+    if name in preset_names():
+        return parse_study(preset_text(name), where=f"preset {name}", overrides=overrides, datasets=datasets)
+    path = Path(source)
+    if not path.is_file():
+        near = difflib.get_close_matches(name, preset_names(), n=1)
+        hint = f" Did you mean the preset {near[0]}?" if near else ""
+        raise StudyError(f"{name}: neither a study file nor a preset ({', '.join(preset_names())}).{hint}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+    return parse_study(text, where=str(path), overrides=overrides, datasets=datasets)

@@ -1,0 +1,114 @@
+"""What a run leaves behind: ``record.json``, with everything needed to trust or repeat it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from attndrift.files import read_json, write_json
+from attndrift.study.settings import NamedRun, RunSettings
+
+RECORD = "record.json"
+SETTINGS = "settings.json"
+FORMAT = 1
+"""Version of the form of a record; a reader refuses one it does not know."""
+
+_PACKAGES = (
+    "attndrift",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "datasets",
+    "safetensors",
+    "tokenizers",
+    "numpy",
+    "pillow",
+)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide results."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def hardware(device: str, threads: int) -> dict[str, Any]:
+    """The machine, as far as it decides results: processor, cores, accelerator; no host or user name."""
+    import torch
+
+    described: dict[str, Any] = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "device": device,
+    }
+    if device.startswith("cuda"):
+        described["accelerator"] = torch.cuda.get_device_name()
+        described["cuda"] = torch.version.cuda
+    return described
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def write_settings(folder: Path, run: NamedRun, study: str) -> None:
+    """Write the settings of a run into its folder."""
+    content = {
+        "run_id": run.run_id,
+        "study": study,
+        "hash": run.settings.hash,
+        "settings": run.settings.to_json(),
+    }
+    write_json(folder / SETTINGS, content)
+
+
+def changed_settings(folder: Path, settings: RunSettings) -> dict[str, tuple[Any, Any]]:
+    """Settings in which the run in ``folder`` differs from ``settings``: name -> (there, here)."""
+    path = folder / SETTINGS
+    if not path.is_file():
+        return {}
+    there, here = read_json(path)["settings"], settings.to_json()
+    return {
+        name: (there.get(name), here.get(name))
+        for name in sorted(set(there) | set(here))
+        if there.get(name) != here.get(name)
+    }
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """The record of the run in ``folder``, or None where there is none yet."""
+    path = folder / RECORD
+    if not path.is_file():
+        return None
+    record = read_json(path)
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise ValueError(f"{path}: not a record of format {FORMAT}; remove the run's folder to run it again")
+    return record
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> None:
+    """Write ``record.json``, whole or not at all. It is the last thing that a run writes."""
+    write_json(folder / RECORD, {"format": FORMAT, **record})

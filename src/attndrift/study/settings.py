@@ -1,0 +1,273 @@
+"""The one settings object of a run, and the study that a YAML file describes.
+
+``RunSettings`` holds everything that decides what a run computes: two runs with equal settings (and
+equal versions, on one machine) give equal results. A ``Study`` is an ordered list of runs with unique
+names. Loading, presets and overrides are in :mod:`attndrift.study.loading`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Method = Literal["full", "lora", "linear_probe", "last_block", "none"]
+Protocol = Literal["seed", "leak-free"]
+Regularizer = Literal["apr", "entropy_floor"]
+LoraTargets = Literal["q,v", "q,k,v,out"]
+
+# A name becomes a folder: it cannot climb out of the study folder, nor hide in it.
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,119}$"
+
+DEFAULT_WEIGHT_DECAY = 0.01
+
+
+class DatasetSource(BaseModel):
+    """Images that are not in the registry: a local folder or a hub name, and the columns to read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str | None = Field(None, description="local folder: Parquet files, or one folder of images a class")
+    hub: str | None = Field(None, description="name on the hub, e.g. tanganke/eurosat")
+    image_column: str | None = None
+    label_column: str | None = None
+    id_column: str | None = None
+    train_split: str | None = None
+    test_split: str | None = None
+    class_names: tuple[str, ...] | None = None
+    origin: str | None = Field(
+        None, description="source of the images; a target and a transfer set must not share it"
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DatasetSource:
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("give exactly one of `path` (a local folder) and `hub` (a hub name)")
+        return self
+
+
+class RunSettings(BaseModel):
+    """Everything that decides what one run computes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    experiment: str | None = Field(None, pattern=NAME_PATTERN, description="label in the matrix: E2, A1, ...")
+    model: str = Field("embedded", min_length=1, description="folder, hub name, `embedded`, or `config:NAME`")
+    dataset: str = Field(pattern=NAME_PATTERN, description="fine-tuning target")
+    source: DatasetSource | None = Field(
+        None, description="where the target is, if it is not in the registry"
+    )
+    protocol: Protocol = "leak-free"
+    method: Method = "full"
+
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = 1e-5
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = DEFAULT_WEIGHT_DECAY
+    epochs: Annotated[int, Field(ge=0, le=10_000)] = 20
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 64
+    gradient_accumulation: Annotated[int, Field(ge=1, le=4096)] = Field(
+        1, description="micro-batches an optimiser step; batch_size is divided by it"
+    )
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    clip_norm: Annotated[float, Field(ge=0)] = 1.0
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    flip: bool = Field(True, description="random horizontal flip")
+
+    lora_rank: Annotated[int, Field(ge=1, le=1024)] | None = None
+    lora_alpha: Annotated[float, Field(gt=0)] | None = Field(None, description="default: twice the rank")
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    lora_targets: LoraTargets | None = None
+    train_projection: bool | None = Field(
+        None, description="default: full and lora train it, last_block does not"
+    )
+    freeze_layers: Annotated[int, Field(ge=0)] = 0
+    head_init: Literal["default", "text"] = "default"
+
+    regularizer: Regularizer | None = None
+    regularizer_weight: Annotated[float, Field(ge=0)] | None = None
+    entropy_floor_fraction: Annotated[float, Field(gt=0, le=1)] = 0.7
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    data_seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    train_per_class: Annotated[int, Field(ge=1)] | None = None
+    validation_per_class: Annotated[int, Field(ge=1)] | None = None
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    probe_size: Annotated[int, Field(ge=2)] = 200
+    probe_per_class: Annotated[int, Field(ge=1)] | None = None
+    test_limit: Annotated[int, Field(ge=1)] | None = None
+    unreadable: Literal["error", "skip"] = "error"
+
+    transfer: tuple[str, ...] = Field((), description="zero-shot sets, evaluated after the run")
+    transfer_limit: Annotated[int, Field(ge=1)] | None = Field(None, description="images a set; default all")
+    track_size: Annotated[int, Field(ge=0)] = Field(
+        1000, description="images of the first set, at epoch ends"
+    )
+    prompts: tuple[str, ...] = Field(("a photo of a {class}.",), min_length=1)
+
+    evaluations_per_epoch: Annotated[int, Field(ge=1, le=1000)] = 5
+    evaluation_batch_size: Annotated[int, Field(ge=1)] = 200
+    checkpoints_per_epoch: Annotated[int, Field(ge=1, le=1000)] = Field(
+        1, description="resumable states an epoch"
+    )
+    map_images: Annotated[int, Field(ge=0, le=64)] = Field(8, description="probe images in maps.npz")
+    keep: Literal["best", "best+final", "all"] = "best+final"
+    threads: Annotated[int, Field(ge=1, le=1024)] = Field(2, description="CPU threads; they change sums")
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+
+    @field_validator("transfer", "prompts", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("prompts")
+    @classmethod
+    def _prompts_have_a_class(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for prompt in value:
+            if prompt.count("{class}") != 1:
+                raise ValueError(f"the prompt {prompt!r} must hold {{class}} exactly once")
+        return value
+
+    @field_validator("transfer")
+    @classmethod
+    def _transfer_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if not re.match(NAME_PATTERN, name):
+                raise ValueError(f"{name!r} is not the name of a dataset")
+        if len(set(value)) < len(value):
+            raise ValueError("a transfer set is named twice")
+        return value
+
+    @model_validator(mode="after")
+    def _possible(self) -> RunSettings:
+        lora_only = {
+            "lora_rank": self.lora_rank,
+            "lora_alpha": self.lora_alpha,
+            "lora_dropout": self.lora_dropout,
+            "lora_targets": self.lora_targets,
+        }
+        if self.method == "lora":
+            rank = self.lora_rank if self.lora_rank is not None else 8
+            defaults = {
+                "lora_rank": rank,
+                "lora_alpha": 2.0 * rank,
+                "lora_dropout": 0.05,
+                "lora_targets": "q,v",
+            }
+            for name, default in defaults.items():
+                if lora_only[name] is None:
+                    object.__setattr__(self, name, default)
+        else:
+            given = [name for name, value in lora_only.items() if value is not None]
+            if given:
+                raise ValueError(f"`{given[0]}` needs method: lora; this run has method: {self.method}")
+        if self.freeze_layers and self.method != "full":
+            raise ValueError(f"`freeze_layers` needs method: full; this run has method: {self.method}")
+        if self.train_projection and self.method in ("linear_probe", "none"):
+            raise ValueError(f"`train_projection` cannot be true with method: {self.method}")
+        if self.train_projection is None:
+            object.__setattr__(self, "train_projection", self.method in ("full", "lora"))
+        if (self.regularizer is None) != (self.regularizer_weight is None):
+            raise ValueError("`regularizer` and `regularizer_weight` belong together: give both or neither")
+        if self.regularizer is not None and self.method in ("linear_probe", "none"):
+            raise ValueError(
+                f"`regularizer` does nothing with method: {self.method}, whose attention cannot change"
+            )
+        if self.batch_size % self.gradient_accumulation:
+            raise ValueError("`batch_size` must be a multiple of `gradient_accumulation`")
+        if self.method == "none":
+            object.__setattr__(self, "epochs", 0)
+        elif self.epochs == 0:
+            raise ValueError("`epochs` must be at least 1; the untouched model is method: none")
+        if self.dataset in self.transfer:
+            raise ValueError(
+                f"`transfer` names the target {self.dataset!r} itself: it would not be zero-shot"
+            )
+        return self
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, every field, in order."""
+        return self.model_dump(mode="json")
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the settings: equal settings, equal hash."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+
+class NamedRun(BaseModel):
+    """A run of a study: its folder name and its settings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run_id: str = Field(pattern=NAME_PATTERN)
+    settings: RunSettings
+
+
+class Study(BaseModel):
+    """An ordered list of runs with unique names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=NAME_PATTERN)
+    description: str = ""
+    runs: tuple[NamedRun, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _unique(self) -> Study:
+        seen: dict[str, str] = {}
+        for run in self.runs:
+            if run.run_id in seen:
+                raise ValueError(f"two runs are called {run.run_id!r}")
+            seen[run.run_id] = run.settings.hash
+        return self
+
+    def select(self, names: list[str]) -> Study:
+        """The runs named in ``names``, by run or by experiment label; ``ValueError`` for an unknown name."""
+        for name in names:
+            if not any(name in (run.run_id, run.settings.experiment) for run in self.runs):
+                known = ", ".join(dict.fromkeys(r.settings.experiment or r.run_id for r in self.runs))
+                raise ValueError(f"no run is called {name!r}; this study has {known}")
+        kept = [r for r in self.runs if r.run_id in names or r.settings.experiment in names]
+        return self.model_copy(update={"runs": tuple(kept)})
+
+
+def _number(value: float) -> str:
+    """1e-5 and 0.01 as they are spoken."""
+    text = f"{value:g}" if value == 0 or value >= 1e-3 else f"{value:.6e}"
+    text = re.sub(r"\.?0+e", "e", text)
+    return re.sub(r"e([+-])0*(\d+)", r"e\1\2", text)
+
+
+def run_name(settings: RunSettings, *, with_model: bool = False, with_data_seed: bool = False) -> str:
+    """The folder name of a run: label, target, method and what departs from the method's defaults."""
+    parts = [settings.experiment] if settings.experiment else []
+    parts.append(settings.dataset)
+    if with_model:
+        parts.append(re.sub(r"[^A-Za-z0-9.-]+", "-", settings.model.rstrip("/").split("/")[-1]).strip("-."))
+    if settings.method == "lora":
+        parts.append(f"lora-r{settings.lora_rank}")
+        if settings.lora_targets != "q,v":
+            parts.append("qkvo")
+        if settings.lora_alpha != 2.0 * (settings.lora_rank or 0):
+            parts.append(f"alpha{_number(settings.lora_alpha or 0)}")
+        if not settings.train_projection:
+            parts.append("frozen-projection")
+    else:
+        parts.append(settings.method.replace("_", "-"))
+        if settings.method == "last_block" and settings.train_projection:
+            parts.append("projection")
+        if settings.method == "full" and not settings.train_projection:
+            parts.append("frozen-projection")
+    if settings.freeze_layers:
+        parts.append(f"freeze{settings.freeze_layers}")
+    if settings.regularizer:
+        parts.append(f"{settings.regularizer.replace('_', '-')}{_number(settings.regularizer_weight or 0)}")
+    if settings.weight_decay != DEFAULT_WEIGHT_DECAY:
+        parts.append(f"wd{_number(settings.weight_decay)}")
+    if settings.method != "none":
+        parts += [f"lr{_number(settings.learning_rate)}", f"s{settings.seed}"]
+    if with_data_seed:
+        parts.append(f"d{settings.data_seed}")
+    return "_".join(parts)

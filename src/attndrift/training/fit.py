@@ -1,0 +1,447 @@
+"""Training one run on ``transformers.Trainer``.
+
+Mixed precision, accumulation, clipping, the schedule, trackers and resumption are the trainer's.
+Ours are the order of the images and their flips, functions of (seed, epoch, position) alone; the
+regularizers; and the history. A run that is killed and resumed therefore ends with the weights and
+the history, bit for bit on a CPU, of one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.tensorboard import SummaryWriter
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import TensorBoardCallback
+
+from attndrift.data.order import EpochBatchSampler, flips
+from attndrift.files import read_json, write_text
+from attndrift.monitor import DivergedError, Drift, DriftCallback, DriftMonitor, evaluation_mode
+from attndrift.observe import observe
+from attndrift.regularizers import AttentionPreservation, EntropyFloor
+from attndrift.study.settings import RunSettings
+from attndrift.training import resume
+
+WEIGHTS = "model.safetensors"
+
+
+class Images(Protocol):
+    """What training needs of a pixel store."""
+
+    def fetch(self, positions: Any, flip: Any = None) -> Tensor:
+        """Normalised images (len(positions), 3, height, width), float32, those with ``flip`` mirrored."""
+
+
+class Reporter(Protocol):
+    """Told how a run goes."""
+
+    def step(self, done: int, total: int) -> None:
+        """``done`` of ``total`` optimiser steps are done."""
+
+    def say(self, message: str) -> None:
+        """A line for the log."""
+
+
+Reference = Callable[[Sequence[int], Sequence[bool]], Tensor]
+"""Pretrained log-attention (layers, images, heads, patches) of training images in their orientation."""
+
+
+@dataclass
+class TrainingPlan:
+    """Everything that ``fit`` needs besides the model.
+
+    Attributes:
+        images, labels: the training set; position i of one belongs to position i of the other.
+        monitor: measures structural drift on the probe set.
+        validate: returns the validation accuracy of the live model.
+        track: returns the zero-shot accuracy on the track subset, or None where there is none.
+        track_pretrained: that of the pretrained model.
+        baseline: the history row of the pretrained model, step 0.
+        save_weights: writes the live model's checkpoint under a name (``best``, ``final``, ``epoch-3``).
+        pretrained_entropy: (layers,), for the entropy floor.
+        reference: pretrained attention of the training images, for attention preservation.
+    """
+
+    settings: RunSettings
+    images: Images
+    labels: Tensor
+    monitor: DriftMonitor
+    validate: Callable[[], float]
+    track: Callable[[], float] | None
+    track_retention: Callable[[float], float | None]
+    baseline: dict[str, Any]
+    save_weights: Callable[[str], None]
+    pretrained_entropy: Tensor
+    reference: Reference | None
+    device: torch.device
+
+
+@dataclass
+class FitResult:
+    """How training ended.
+
+    Attributes:
+        status: ``finished`` or ``diverged``.
+        history: one row an evaluation, step 0 first.
+        best_accuracy, selected_epoch: best validation accuracy and the epoch after which it was reached.
+        active_fraction: how often the entropy floor was active; None without one.
+        problem: why the run is called diverged.
+        last_good_step: the step of the last state before a divergence.
+    """
+
+    status: str
+    history: list[dict[str, Any]]
+    best_accuracy: float | None
+    selected_epoch: int | None
+    active_fraction: float | None
+    problem: str | None = None
+    last_good_step: int | None = None
+
+
+@dataclass
+class Progress:
+    """What a run knows besides weights, optimiser and random states; saved with every resumable state."""
+
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best_accuracy: float | None = None
+    selected_epoch: int | None = None
+    loss_sum: float = 0.0
+    correct: int = 0
+    seen: int = 0
+    floor_active: float = 0.0
+    floor_batches: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        return self.__dict__.copy()
+
+
+class _TrainingSet(Dataset[dict[str, Tensor]]):
+    """Whole batches of images by position, flipped as (seed, epoch, position) say."""
+
+    def __init__(self, plan: TrainingPlan) -> None:
+        self.plan = plan
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.plan.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return self.__getitems__([index])
+
+    def __getitems__(self, positions: list[int]) -> dict[str, Tensor]:
+        settings = self.plan.settings
+        if settings.flip:
+            mirrored = flips(positions, settings.seed, self.epoch)
+        else:
+            mirrored = [False] * len(positions)
+        return {
+            "pixel_values": self.plan.images.fetch(positions, flip=mirrored),
+            "labels": self.plan.labels[torch.as_tensor(positions)],
+            "positions": torch.as_tensor(positions),
+            "flipped": torch.as_tensor(mirrored, dtype=torch.bool),
+        }
+
+
+class _RunTrainer(Trainer):
+    """The trainer of a study: our batches, our loss, and only the trained weights in a checkpoint."""
+
+    plan: TrainingPlan
+    progress: Progress
+    loss_is_scaled_for_ga = False  # compute_loss returns the mean over a micro-batch
+
+    def setup(self, plan: TrainingPlan, progress: Progress) -> None:
+        settings = plan.settings
+        self.plan, self.progress = plan, progress
+        self.images = _TrainingSet(plan)
+        micro_batch = settings.batch_size // settings.gradient_accumulation
+        self.sampler = EpochBatchSampler(len(self.images), micro_batch, settings.seed)
+        self.floor: EntropyFloor | None = None
+        self.preservation: AttentionPreservation | None = None
+        if settings.regularizer == "entropy_floor":
+            self.floor = EntropyFloor(
+                settings.regularizer_weight or 0.0, plan.pretrained_entropy, settings.entropy_floor_fraction
+            )
+        elif settings.regularizer == "apr":
+            self.preservation = AttentionPreservation(settings.regularizer_weight or 0.0)
+
+    def get_train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        # A generator of its own: a loader draws a seed at each epoch, from the global generator otherwise.
+        return DataLoader(
+            self.images,
+            batch_sampler=self.sampler,
+            collate_fn=lambda batch: batch,
+            generator=torch.Generator().manual_seed(0),
+        )
+
+    def start_epoch(self, epoch: int) -> None:
+        self.sampler.set_epoch(epoch)
+        self.images.epoch = epoch
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        pixel_values, labels = inputs["pixel_values"], inputs["labels"]
+        weight = self.plan.settings.regularizer_weight
+        if weight and (self.floor is not None or self.preservation is not None):
+            with observe(self.model, gradients=True) as seen:
+                output = model(pixel_values=pixel_values, labels=labels)
+            loss = output.loss + self._regularization(seen.log_attention, inputs)
+        else:
+            output = model(pixel_values=pixel_values, labels=labels)
+            loss = output.loss
+        self._count(loss, output.logits, labels)
+        return (loss, output) if return_outputs else loss
+
+    def _regularization(self, log_attention: Sequence[Tensor], inputs: dict[str, Any]) -> Tensor:
+        if self.floor is not None:
+            loss = self.floor(log_attention)
+            self.progress.floor_active, self.progress.floor_batches = (
+                self.floor.active_sum,
+                self.floor.batches,
+            )
+            return loss
+        assert self.preservation is not None
+        assert self.plan.reference is not None
+        reference = self.plan.reference(inputs["positions"].tolist(), inputs["flipped"].tolist())
+        return self.preservation(log_attention, reference.to(log_attention[0].device))
+
+    def _count(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise DivergedError(f"the training loss is {value} after step {self.state.global_step}")
+        self.progress.loss_sum += value * len(labels)
+        self.progress.correct += int((logits.detach().argmax(-1) == labels).sum())
+        self.progress.seen += len(labels)
+
+    def _trained(self) -> dict[str, Tensor]:
+        return {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({n: p.contiguous().cpu() for n, p in self._trained().items()}, folder / WEIGHTS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        stored = load_file(Path(resume_from_checkpoint) / WEIGHTS)
+        trained = self._trained()
+        if set(stored) != set(trained):
+            differing = sorted(set(stored) ^ set(trained))[:3]
+            raise ValueError(
+                f"{resume_from_checkpoint}: its weights are of another run ({', '.join(differing)}, ...)"
+            )
+        with torch.no_grad():
+            for name, parameter in trained.items():
+                parameter.copy_(stored[name])
+
+
+class _RunCallback(TrainerCallback):
+    """History, validation, best weights and resumable states of one run."""
+
+    def __init__(self, trainer: _RunTrainer, plan: TrainingPlan, folder: Path, reporter: Reporter) -> None:
+        self.trainer, self.plan, self.folder, self.reporter = trainer, plan, folder, reporter
+        self.steps_per_epoch = math.ceil(len(trainer.sampler) / plan.settings.gradient_accumulation)
+        self.total = self.steps_per_epoch * plan.settings.epochs
+        self.save_steps = _spread(
+            self.steps_per_epoch, plan.settings.checkpoints_per_epoch, plan.settings.epochs
+        )
+        self._pending: dict[str, Any] | None = None
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.start_epoch(state.global_step // self.steps_per_epoch)
+
+    def on_drift(self, step: int, epoch: float, drift: Drift) -> None:
+        """Begin the history row of ``step``: what was measured, and training since the last row."""
+        progress = self.trainer.progress
+        values = drift.row()
+        for name, value in values.items():
+            if value is not None and not math.isfinite(value):
+                raise DivergedError(f"{name} is {value} after step {step}")
+        row: dict[str, Any] = {"step": step, "epoch": step / self.steps_per_epoch}
+        if progress.seen:
+            row["train_loss"] = progress.loss_sum / progress.seen
+            row["train_accuracy"] = progress.correct / progress.seen
+        progress.loss_sum, progress.correct, progress.seen = 0.0, 0, 0
+        self._pending = row | values | {"layers": drift.layers()}
+        self._line = drift.line()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        step = state.global_step
+        self.reporter.step(step, self.total)
+        if self._pending is not None:
+            row, self._pending = self._pending, None
+            text = f"step {step}/{self.total}: {self._line}"
+            if step % self.steps_per_epoch == 0:
+                text += self._end_of_epoch(step // self.steps_per_epoch, row)
+            self.trainer.log(
+                {k: row[k] for k in ("train_loss", "train_accuracy", "val_accuracy") if k in row}
+            )
+            self.trainer.progress.history.append(row)
+            with (self.folder / "history.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            self.reporter.say(text)
+        if step in self.save_steps:
+            control.should_save = True
+
+    def _end_of_epoch(self, epoch: int, row: dict[str, Any]) -> str:
+        progress, settings = self.trainer.progress, self.plan.settings
+        row["val_accuracy"] = accuracy = self.plan.validate()
+        if progress.best_accuracy is None or accuracy > progress.best_accuracy:
+            progress.best_accuracy, progress.selected_epoch = accuracy, epoch
+            self.plan.save_weights("best")
+        if settings.keep == "all":
+            self.plan.save_weights(f"epoch-{epoch}")
+        text = f", validation accuracy {accuracy:.4f}"
+        if self.plan.track is not None:
+            row["transfer_track_accuracy"] = track = self.plan.track()
+            row["transfer_track_retention_pct"] = self.plan.track_retention(track)
+            text += f", zero-shot track {track:.4f}"
+        return text
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        scratch = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        resume.publish(scratch, self.folder / "resume", state.global_step, self.trainer.progress.to_json())
+
+
+def _spread(steps_per_epoch: int, times: int, epochs: int) -> frozenset[int]:
+    """Steps after which something happens ``times`` times an epoch, epoch ends always among them."""
+    within = {max(1, round(steps_per_epoch * (i + 1) / times)) for i in range(times)} | {steps_per_epoch}
+    return frozenset(epoch * steps_per_epoch + step for epoch in range(epochs) for step in within)
+
+
+def evaluation_steps(settings: RunSettings, n_train: int) -> list[int]:
+    """Optimiser steps after which the structure is measured."""
+    micro_batches = math.ceil(n_train / (settings.batch_size // settings.gradient_accumulation))
+    steps_per_epoch = math.ceil(micro_batches / settings.gradient_accumulation)
+    return sorted(_spread(steps_per_epoch, settings.evaluations_per_epoch, settings.epochs))
+
+
+def precision_of(settings: RunSettings, device: torch.device) -> str:
+    """``auto`` resolved: bfloat16 or float16 on an accelerator that has it, float32 elsewhere."""
+    if settings.precision != "auto":
+        return settings.precision
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    return "float32"
+
+
+def fit(model: nn.Module, plan: TrainingPlan, folder: Path, reporter: Reporter) -> FitResult:
+    """Train ``model`` as ``plan`` says, going on from the newest undamaged state in ``folder``.
+
+    Writes ``history.jsonl``, ``tensorboard/`` and ``resume/`` below ``folder``; checkpoints go through
+    ``plan.save_weights``. A divergence does not raise: it is returned, with the history up to it.
+    """
+    settings = plan.settings
+    precision = precision_of(settings, plan.device)
+    scratch = folder / ".trainer"
+    shutil.rmtree(scratch, ignore_errors=True)
+    micro_batch = settings.batch_size // settings.gradient_accumulation
+    n_batches = math.ceil(len(plan.labels) / micro_batch)
+    total = math.ceil(n_batches / settings.gradient_accumulation) * settings.epochs
+    arguments = TrainingArguments(
+        output_dir=str(scratch),
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        num_train_epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        lr_scheduler_type="cosine",
+        warmup_steps=math.ceil(settings.warmup * total),
+        max_grad_norm=settings.clip_norm,
+        bf16=precision == "bfloat16",
+        fp16=precision == "float16",
+        seed=settings.seed,
+        logging_strategy="no",
+        save_strategy="no",
+        eval_strategy="no",
+        logging_nan_inf_filter=False,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to="none",
+        use_cpu=plan.device.type == "cpu",
+        dataloader_pin_memory=False,
+    )
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    fused = plan.device.type in ("cpu", "cuda")
+    optimizer = torch.optim.AdamW(
+        trained, settings.learning_rate, weight_decay=settings.weight_decay, fused=fused
+    )
+    progress = Progress()
+    trainer = _RunTrainer(model=model, args=arguments, optimizers=(optimizer, None))
+    trainer.setup(plan, progress)
+    state = resume.newest(folder / "resume", reporter.say)
+    if state is not None:
+        progress.__dict__.update(read_json(state / resume.PROGRESS))
+        if trainer.floor is not None:
+            trainer.floor.active_sum, trainer.floor.batches = progress.floor_active, progress.floor_batches
+        reporter.say(f"goes on from {state.name}")
+    else:
+        progress.history.append(plan.baseline)
+    write_text(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in progress.history))
+    callback = _RunCallback(trainer, plan, folder, reporter)
+    drift = DriftCallback(
+        plan.monitor, evaluation_steps(settings, len(plan.labels)), on_drift=callback.on_drift
+    )
+    drift.attach(trainer)
+    trainer.add_callback(callback)
+    with _tensorboard(folder / "tensorboard") as board:
+        trainer.add_callback(board)
+        try:
+            trainer.train(resume_from_checkpoint=str(state) if state else None)
+        except DivergedError as error:
+            last = resume.newest(folder / "resume", reporter.say)
+            step = int(last.name.removeprefix("step-")) if last else 0
+            reporter.say(f"diverged: {error}; last good state: step {step}")
+            return _result("diverged", progress, trainer, str(error), step)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return _result("finished", progress, trainer)
+
+
+def _result(
+    status: str, progress: Progress, trainer: _RunTrainer, problem: str | None = None, step: int | None = None
+) -> FitResult:
+    active = trainer.floor.active_fraction if trainer.floor is not None else None
+    return FitResult(
+        status, progress.history, progress.best_accuracy, progress.selected_epoch, active, problem, step
+    )
+
+
+@contextmanager
+def _tensorboard(folder: Path) -> Iterator[TensorBoardCallback]:
+    writer = SummaryWriter(str(folder))
+    try:
+        yield TensorBoardCallback(tb_writer=writer)
+    finally:
+        writer.close()
+
+
+def predict(
+    forward: Callable[[Tensor], Tensor],
+    model: nn.Module,
+    images: Images,
+    n: int,
+    batch_size: int,
+    device: torch.device,
+) -> Tensor:
+    """``forward`` of images 0..n-1 in evaluation mode, concatenated, float32 on the CPU: (n, ...)."""
+    outputs = []
+    with evaluation_mode(model):
+        for start in range(0, n, batch_size):
+            positions = list(range(start, min(start + batch_size, n)))
+            outputs.append(forward(images.fetch(positions).to(device)).float().cpu())
+    return torch.cat(outputs)
