@@ -99,6 +99,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 def replace_folder(source: Path, target: Path) -> None:
     """Rename ``source`` to ``target``; an older ``target`` steps aside first and is then removed."""
+    target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}-replaced")
     shutil.rmtree(aside, ignore_errors=True)
     if target.exists():

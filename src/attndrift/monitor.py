@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 Batches = Callable[[], Iterable[Tensor]]
-"""Called at each measurement; yields the probe images, normalised, as float tensors (images, 3, height, width)."""
+"""Called at each measurement; yields the normalised probe images, float (images, 3, height, width)."""
 
 
 class DivergedError(RuntimeError):
@@ -270,7 +270,7 @@ class DriftMonitor:
 
 def _parameter_drift(model: nn.Module) -> WeightDrift:
     """Weight drift of the vision tower against a copy of its parameters taken now."""
-    tower = find_vision_tower(model)[1]
+    tower = find_vision_tower(model).module
     before = {name: value.detach().clone() for name, value in tower.named_parameters() if "lora_" not in name}
 
     def measure() -> tuple[float | None, float | None]:

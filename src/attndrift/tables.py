@@ -224,6 +224,8 @@ def _typed(column: Column, values: Any, where: str) -> Any:
     try:
         if column.kind in ("int", "float"):
             numbers = pd.to_numeric(values, errors="raise").astype("Float64")
+            if column.kind == "int" and (numbers.dropna() % 1 != 0).any():
+                raise TypeError("not whole numbers")
             typed = numbers.astype("Int64") if column.kind == "int" else numbers.astype("float64")
         elif column.kind == "bool":
             typed = values.astype("boolean")
@@ -236,9 +238,9 @@ def _typed(column: Column, values: Any, where: str) -> Any:
         raise TableError(f"{where}: column `{column.name}` must be {column.kind}: {error}") from error
     present = typed.dropna()
     if column.required and len(present) < len(typed):
-        row = int(typed.isna().to_numpy().argmax())
+        first = int(typed.isna().to_numpy().argmax())
         raise TableError(
-            f"{where}: column `{column.name}` is null in row {row}; it must be given in every row"
+            f"{where}: column `{column.name}` is null in row {first}; it must be given in every row"
         )
     if column.kind in ("int", "float") and len(present):
         # Rounding may carry a cosine or a CKA a hair over its bound; a percentage is far over it.
@@ -249,7 +251,7 @@ def _typed(column: Column, values: Any, where: str) -> Any:
         if column.high is not None:
             bad |= present > column.high + slack
         if bad.any():
-            row = bad.idxmax()
+            row: Any = bad.idxmax()
             hint = " (percent where 0..1 is meant?)" if column.high == 1.0 and present[row] <= 100 else ""
             raise TableError(
                 f"{where}: column `{column.name}` ({column.meaning}) is {present[row]} in row {row}, "

@@ -78,7 +78,7 @@ class Test(Part):
 
 
 class Difference(Part):
-    """Differences (second method minus the first is never used: always ``first - second``) at one level."""
+    """Differences, always ``first - second`` (or the change itself), at one level."""
 
     level: Level
     n: int = Field(description="cells or configurations")
@@ -316,25 +316,36 @@ class Analysis(Part):
 
         Equal results give equal bytes. Tables of an earlier analysis that no longer exist are removed.
         """
-        from attndrift.analysis.formats import write_table
+        from attndrift.analysis.formats import SUFFIXES, write_table
         from attndrift.files import write_text
 
         root = Path(folder)
-        root.mkdir(parents=True, exist_ok=True)
         path = root / "analysis.json"
+        tables = self.all_tables()
+        for stale in _table_names(path) - set(tables):
+            for suffix in SUFFIXES:
+                (root / "tables" / f"{stale}{suffix}").unlink(missing_ok=True)
         write_text(path, self.to_json())
         written = [path]
-        for table in self.all_tables().values():
+        for table in tables.values():
             written += write_table(table, root / "tables")
-        kept = set(written)
-        for stale in (root / "tables").iterdir():
-            if stale.suffix in (".csv", ".md", ".tex") and stale not in kept:
-                stale.unlink()
         return written
 
     def to_json(self) -> str:
         """The JSON text of ``analysis.json``."""
         return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _table_names(path: Path) -> set[str]:
+    """Names of the tables that the analysis at ``path`` wrote; none where there is no readable one."""
+    from attndrift.analysis.flatten import STATISTICS_TABLES
+
+    try:
+        names = set(json.loads(path.read_text(encoding="utf-8"))["tables"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+    # The names become paths that are deleted, so only plain ones count.
+    return {name for name in names if name.replace("_", "").isalnum()} | set(STATISTICS_TABLES)
 
 
 def read_analysis(path: str | Path) -> Analysis:

@@ -70,7 +70,8 @@ def prepare_folder(study: Study, folder: Path) -> None:
             content = read_json(path)
             if content["name"] != study.name:
                 raise StudyFolderConflict(
-                    f"{folder}: holds the study {content['name']!r}, not {study.name!r}; choose another with --output"
+                    f"{folder}: holds the study {content['name']!r}, not {study.name!r}; "
+                    "choose another with --output"
                 )
             known = content["runs"]
         for run in study.runs:

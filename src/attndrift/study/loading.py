@@ -186,7 +186,7 @@ def _expand(file: _StudyFile, where: str, lines: Mapping[Place, int], overrides:
             if key in own:
                 at = _line(lines, (*place, "grid", key))
                 raise StudyError(f"{where}{at}: `{key}` stands both in the run and in its grid")
-            if not values:
+            if not axis:
                 raise StudyError(
                     f"{where}{_line(lines, (*place, 'grid', key))}: the grid of `{key}` is empty"
                 )

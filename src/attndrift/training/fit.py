@@ -20,12 +20,12 @@ from typing import Any, Protocol
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
-from attndrift.data.order import EpochBatchSampler, flips
+from attndrift.data.order import Pixels, TrainingImages, training_loader
 from attndrift.files import read_json, write_text
 from attndrift.monitor import DivergedError, Drift, DriftCallback, DriftMonitor, evaluation_mode
 from attndrift.observe import observe
@@ -34,13 +34,6 @@ from attndrift.study.settings import RunSettings
 from attndrift.training import resume
 
 WEIGHTS = "model.safetensors"
-
-
-class Images(Protocol):
-    """What training needs of a pixel store."""
-
-    def fetch(self, positions: Any, flip: Any = None) -> Tensor:
-        """Normalised images (len(positions), 3, height, width), float32, those with ``flip`` mirrored."""
 
 
 class Reporter(Protocol):
@@ -74,7 +67,7 @@ class TrainingPlan:
     """
 
     settings: RunSettings
-    images: Images
+    images: Pixels
     labels: Tensor
     monitor: DriftMonitor
     validate: Callable[[], float]
@@ -126,33 +119,6 @@ class Progress:
         return self.__dict__.copy()
 
 
-class _TrainingSet(Dataset[dict[str, Tensor]]):
-    """Whole batches of images by position, flipped as (seed, epoch, position) say."""
-
-    def __init__(self, plan: TrainingPlan) -> None:
-        self.plan = plan
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return len(self.plan.labels)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return self.__getitems__([index])
-
-    def __getitems__(self, positions: list[int]) -> dict[str, Tensor]:
-        settings = self.plan.settings
-        if settings.flip:
-            mirrored = flips(positions, settings.seed, self.epoch)
-        else:
-            mirrored = [False] * len(positions)
-        return {
-            "pixel_values": self.plan.images.fetch(positions, flip=mirrored),
-            "labels": self.plan.labels[torch.as_tensor(positions)],
-            "positions": torch.as_tensor(positions),
-            "flipped": torch.as_tensor(mirrored, dtype=torch.bool),
-        }
-
-
 class _RunTrainer(Trainer):
     """The trainer of a study: our batches, our loss, and only the trained weights in a checkpoint."""
 
@@ -163,9 +129,8 @@ class _RunTrainer(Trainer):
     def setup(self, plan: TrainingPlan, progress: Progress) -> None:
         settings = plan.settings
         self.plan, self.progress = plan, progress
-        self.images = _TrainingSet(plan)
-        micro_batch = settings.batch_size // settings.gradient_accumulation
-        self.sampler = EpochBatchSampler(len(self.images), micro_batch, settings.seed)
+        self.images = TrainingImages(plan.images, plan.labels, settings.seed, flip=settings.flip)
+        self.loader = training_loader(self.images, settings.batch_size // settings.gradient_accumulation)
         self.floor: EntropyFloor | None = None
         self.preservation: AttentionPreservation | None = None
         if settings.regularizer == "entropy_floor":
@@ -176,17 +141,11 @@ class _RunTrainer(Trainer):
             self.preservation = AttentionPreservation(settings.regularizer_weight or 0.0)
 
     def get_train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        # A generator of its own: a loader draws a seed at each epoch, from the global generator otherwise.
-        return DataLoader(
-            self.images,
-            batch_sampler=self.sampler,
-            collate_fn=lambda batch: batch,
-            generator=torch.Generator().manual_seed(0),
-        )
+        return self.loader
 
     def start_epoch(self, epoch: int) -> None:
-        self.sampler.set_epoch(epoch)
-        self.images.epoch = epoch
+        self.loader.batch_sampler.set_epoch(epoch)
+        self.images.set_epoch(epoch)
 
     def compute_loss(
         self,
@@ -200,6 +159,7 @@ class _RunTrainer(Trainer):
         if weight and (self.floor is not None or self.preservation is not None):
             with observe(self.model, gradients=True) as seen:
                 output = model(pixel_values=pixel_values, labels=labels)
+            self._check(output.loss)
             loss = output.loss + self._regularization(seen.log_attention, inputs)
         else:
             output = model(pixel_values=pixel_values, labels=labels)
@@ -220,10 +180,14 @@ class _RunTrainer(Trainer):
         reference = self.plan.reference(inputs["positions"].tolist(), inputs["flipped"].tolist())
         return self.preservation(log_attention, reference.to(log_attention[0].device))
 
-    def _count(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+    def _check(self, loss: Tensor) -> float:
         value = float(loss.detach())
         if not math.isfinite(value):
             raise DivergedError(f"the training loss is {value} after step {self.state.global_step}")
+        return value
+
+    def _count(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        value = self._check(loss)
         self.progress.loss_sum += value * len(labels)
         self.progress.correct += int((logits.detach().argmax(-1) == labels).sum())
         self.progress.seen += len(labels)
@@ -254,7 +218,7 @@ class _RunCallback(TrainerCallback):
 
     def __init__(self, trainer: _RunTrainer, plan: TrainingPlan, folder: Path, reporter: Reporter) -> None:
         self.trainer, self.plan, self.folder, self.reporter = trainer, plan, folder, reporter
-        self.steps_per_epoch = math.ceil(len(trainer.sampler) / plan.settings.gradient_accumulation)
+        self.steps_per_epoch = math.ceil(len(trainer.loader) / plan.settings.gradient_accumulation)
         self.total = self.steps_per_epoch * plan.settings.epochs
         self.save_steps = _spread(
             self.steps_per_epoch, plan.settings.checkpoints_per_epoch, plan.settings.epochs
@@ -433,7 +397,7 @@ def _tensorboard(folder: Path) -> Iterator[TensorBoardCallback]:
 def predict(
     forward: Callable[[Tensor], Tensor],
     model: nn.Module,
-    images: Images,
+    images: Pixels,
     n: int,
     batch_size: int,
     device: torch.device,

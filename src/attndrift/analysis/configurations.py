@@ -1,0 +1,330 @@
+"""From the rows of ``runs`` to methods, configurations, replicates and cells.
+
+A *method* is how the model is adapted (method, rank, targets, projection, frozen blocks,
+regularizer). A *configuration* is a method on a dataset under fixed conditions and one learning
+rate; its runs differ in nothing but their seeds. A *cell* is one (conditions, rate, seed).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from attndrift.analysis.measures import Measure, outcomes
+from attndrift.analysis.result import Excluded, number
+from attndrift.tables import STRUCTURE_METRICS, Tables, transfer_sets
+
+METHOD_COLUMNS = (
+    "method",
+    "lora_rank",
+    "lora_alpha",
+    "lora_targets",
+    "train_projection",
+    "freeze_layers",
+    "regularizer",
+    "regularizer_weight",
+)
+CONDITION_COLUMNS = ("model", "protocol", "dataset", "epochs", "batch_size", "weight_decay", "n_train")
+CONFIGURATION_COLUMNS = (*METHOD_COLUMNS, *CONDITION_COLUMNS, "learning_rate")
+
+NOT_GIVEN = "not given"
+_FINISHED = {"finished", "done", "complete", "completed", "ok", "success"}
+
+
+@dataclass
+class Prepared:
+    """Runs in a fixed order with their configurations; ``runs`` holds the analysed ones only."""
+
+    runs: pd.DataFrame
+    every: pd.DataFrame
+    transfer: list[str]
+    measures: list[Measure]
+    excluded: list[Excluded]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def adapted(self) -> pd.DataFrame:
+        """The analysed runs without the pretrained rows (method ``none``)."""
+        return self.runs[self.runs["method"] != "none"]
+
+
+def format_rate(value: Any) -> str:
+    """3e-6 for 3e-06, 0.01 for 0.01; `rate not given` for null."""
+    rate = number(value)
+    if rate is None:
+        return "rate not given"
+    text = f"{rate:.6g}" if rate >= 0.001 or rate == 0 else f"{rate:.6e}"
+    if "e" in text:
+        mantissa, exponent = text.split("e")
+        mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
+        text = f"{mantissa}e{int(exponent)}"
+    return text
+
+
+def _text(values: pd.Series) -> pd.Series:
+    """Values as text that is equal exactly where they are the same setting; floats to six digits."""
+
+    def one(value: Any) -> str:
+        if pd.isna(value):
+            return ""
+        if isinstance(value, (float, np.floating)):
+            return f"{value:.6g}"
+        return str(value)
+
+    names = {value: one(value) for value in pd.unique(values) if not pd.isna(value)}
+    return values.map(names).astype(object).fillna("").astype(object)
+
+
+def _targets(value: Any) -> str:
+    """`q,v` for any usual spelling of the adapted projections."""
+    if pd.isna(value):
+        return ""
+    found = [re.sub(r"_?proj$", "", part) for part in re.findall(r"[A-Za-z_0-9]+", str(value))]
+    order = {name: place for place, name in enumerate(("q", "k", "v", "out"))}
+    found = ["out" if part == "o" else part for part in found]
+    return ",".join(sorted(set(found), key=lambda part: (order.get(part, 9), part)))
+
+
+def _method_label(row: Any) -> str:
+    method = str(row.method)
+    words = {"linear_probe": "linear probe", "last_block": "last block", "none": "pretrained"}
+    label = words.get(method, "LoRA" if method == "lora" else method)
+    if row.lora_rank:
+        label += f" r={row.lora_rank}"
+        if row.lora_alpha and float(row.lora_alpha) != 2 * float(row.lora_rank):
+            label += f" alpha={row.lora_alpha}"
+        if row.lora_targets and row.lora_targets != "q,v":
+            label += f" on {row.lora_targets}"
+    if method in ("full", "lora") and row.train_projection == "False":
+        label += ", frozen projection"
+    if method in ("last_block", "linear_probe") and row.train_projection == "True":
+        label += " + projection"
+    if row.freeze_layers not in ("", "0"):
+        label += f", {row.freeze_layers} blocks frozen"
+    if row.regularizer:
+        name = {"apr": "APR", "entropy_floor": "entropy floor"}.get(row.regularizer, row.regularizer)
+        label += f" + {name}" + (f" {row.regularizer_weight}" if row.regularizer_weight else "")
+    return label
+
+
+def _reason(status: Any) -> str | None:
+    """Why a run of this status is not analysed; None where it is. An absent status counts as finished."""
+    if pd.isna(status) or str(status).strip().lower() in _FINISHED:
+        return None
+    return f"status is `{status}`"
+
+
+def _keys(runs: pd.DataFrame) -> pd.DataFrame:
+    """The settings as text, with the spellings that mean the same made the same."""
+    keys = pd.DataFrame({column: _text(runs[column]) for column in CONFIGURATION_COLUMNS}, index=runs.index)
+    lora = keys["method"] == "lora"
+    targets = {value: _targets(value) for value in pd.unique(keys["lora_targets"])}
+    keys["lora_targets"] = keys["lora_targets"].map(targets)
+    for column in ("lora_rank", "lora_alpha", "lora_targets"):
+        keys.loc[~lora, column] = ""
+    # r given and alpha not means the project's default alpha = 2r; targets not given means q,v.
+    rank = pd.to_numeric(keys["lora_rank"], errors="coerce")
+    default = (2 * rank).map(lambda value: "" if pd.isna(value) else f"{value:.6g}")
+    keys["lora_alpha"] = keys["lora_alpha"].where(keys["lora_alpha"] != "", default)
+    keys.loc[lora & (keys["lora_targets"] == ""), "lora_targets"] = "q,v"
+    keys.loc[keys["freeze_layers"] == "0", "freeze_layers"] = ""
+    weightless = keys["regularizer"].str.lower().isin(["", "none"]) | keys["regularizer_weight"].isin(
+        ["", "0"]
+    )
+    keys.loc[weightless, ["regularizer", "regularizer_weight"]] = ""
+    # Absent means the method's default: the projection is trained, except by these two.
+    never = keys["method"].isin(["last_block", "linear_probe", "none"])
+    absent = keys["train_projection"] == ""
+    keys.loc[absent, "train_projection"] = np.where(never[absent], "False", "True")
+    keys.loc[
+        keys["method"] == "none",
+        [c for c in CONFIGURATION_COLUMNS if c not in ("method", "model", "dataset")],
+    ] = ""
+    return keys
+
+
+def _drop_wobbling(runs: pd.DataFrame, keys: pd.DataFrame, notes: list[str]) -> None:
+    """Blank settings that differ between the seeds of what is otherwise one configuration (n_train, mostly)."""
+    for column in ("n_train",):
+        rest = [c for c in keys.columns if c != column]
+        with_it = keys.groupby(list(keys.columns), sort=False).ngroup()
+        without = keys.groupby(rest, sort=False).ngroup()
+        if (
+            with_it.nunique() == len(keys)
+            and without.nunique() < 0.75 * len(keys)
+            and keys[column].nunique() > 1
+        ):
+            values = pd.to_numeric(runs[column], errors="coerce")
+            if values.max() <= 1.1 * values.min():
+                keys[column] = ""
+                notes.append(
+                    f"`{column}` differs a little from run to run and is not told apart as a setting."
+                )
+
+
+def _derive_changes(runs: pd.DataFrame, notes: list[str]) -> None:
+    """Fill null relative changes from baseline and final, and compare those that are given with them."""
+    for metric in STRUCTURE_METRICS:
+        baseline, final = runs[f"{metric}_baseline"], runs[f"{metric}_final"]
+        name = f"{metric}_change_pct"
+        given = runs[name].to_numpy(dtype=float, copy=True)
+        base = baseline.to_numpy(dtype=float)
+        last = final.to_numpy(dtype=float)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            derived = 100.0 * (last - base) / base
+        usable = np.isfinite(derived)
+        fill = ~np.isfinite(given) & usable
+        if fill.any():
+            given[fill] = derived[fill]
+            notes.append(
+                f"`{name}` is null in {int(fill.sum())} runs and was computed there from `{metric}_baseline` "
+                f"and `{metric}_final`."
+            )
+        with np.errstate(divide="ignore", invalid="ignore"):
+            # Baselines and finals printed to three decimals allow this much.
+            allowed = 100.0 * 0.0005 * (1 + np.abs(last / base)) / np.abs(base) * 1.05 + 0.011
+        wrong = usable & np.isfinite(given) & (np.abs(given - derived) > allowed)
+        if wrong.any():
+            row = int(np.flatnonzero(wrong)[0])
+            notes.append(
+                f"`{name}` contradicts `{metric}_baseline` and `{metric}_final` in {int(wrong.sum())} runs, first in "
+                f"`{runs['run_id'].iloc[row]}`: {given[row]:.4g} is given, {derived[row]:.4g} follows from them. "
+                "The given values are used."
+            )
+        runs[name] = given
+
+
+def prepare(tables: Tables) -> Prepared:
+    """Order the runs, name their methods and configurations, set aside those that cannot be analysed."""
+    notes: list[str] = []
+    runs = tables.runs.sort_values("run_id", kind="stable").reset_index(drop=True)
+    sets = sorted(transfer_sets(runs))
+    _derive_changes(runs, notes)
+    keys = _keys(runs)
+    _drop_wobbling(runs, keys, notes)
+
+    runs["variant"] = ""
+    method_keys = keys[list(METHOD_COLUMNS)]
+    distinct = method_keys.drop_duplicates()
+    labels = {tuple(row): _method_label(row) for row in distinct.itertuples(index=False)}
+    runs["variant"] = pd.Series(
+        [labels[row] for row in method_keys.itertuples(index=False, name=None)],
+        index=runs.index,
+        dtype=object,
+    )
+    for column in (*CONDITION_COLUMNS, *METHOD_COLUMNS, "learning_rate"):
+        runs[f"key_{column}"] = keys[column]
+    runs["key_rest"] = _conditions(keys)
+    runs["model_name"] = runs["key_model"].where(runs["key_model"] != "", NOT_GIVEN)
+    runs["protocol_name"] = runs["key_protocol"].where(runs["key_protocol"] != "", NOT_GIVEN)
+    # The pretrained row belongs to no protocol.
+    runs["rate_text"] = runs["learning_rate"].map(
+        {v: format_rate(v) for v in runs["learning_rate"].dropna().unique()}
+    )
+    runs["rate_text"] = (
+        runs["rate_text"].astype(object).where(runs["learning_rate"].notna(), "rate not given")
+    )
+    pretrained = runs["method"] == "none"
+    name = runs["dataset"].astype(object) + " · " + runs["variant"]
+    name = name.where(pretrained, name + " · " + runs["rate_text"])
+    runs["configuration"] = name.where(runs["key_rest"] == "", name + " · " + runs["key_rest"])
+    runs["replicate"] = _text(runs["seed"]) + "/" + _text(runs["data_seed"])
+    runs["conditions"] = keys[[*CONDITION_COLUMNS, "learning_rate"]].agg("|".join, axis=1)
+
+    excluded = [
+        Excluded(
+            run_id=str(row.run_id), status=None if pd.isna(row.status) else str(row.status), reason=reason
+        )
+        for row in runs[["run_id", "status"]].itertuples(index=False)
+        if (reason := _reason(row.status)) is not None
+    ]
+    order = runs.assign(rate=runs["learning_rate"].fillna(-1.0)).sort_values(
+        ["model_name", "dataset", "variant", "key_rest", "rate", "seed", "data_seed", "run_id"], kind="stable"
+    )
+    every = runs.loc[order.index].reset_index(drop=True)
+    keep = ~every["run_id"].isin([item.run_id for item in excluded])
+    kept = every[keep].reset_index(drop=True)
+    if excluded:
+        notes.append(
+            f"{len(excluded)} of {len(runs)} runs are listed but not analysed (diverged, failed or unfinished)."
+        )
+    _count_duplicates(kept, notes)
+    measures = [m for m in outcomes(sets) if m.name in kept.columns and kept[m.name].notna().any()]
+    missing = [m.name for m in outcomes(sets) if m not in measures]
+    if missing:
+        notes.append("Not measured in any analysed run: " + ", ".join(f"`{name}`" for name in missing) + ".")
+    for name in sets:
+        accuracy, kept_pct = f"transfer_{name}_accuracy", f"transfer_{name}_retention_pct"
+        if kept_pct in kept.columns and kept[kept_pct].isna().all() and kept[accuracy].notna().any():
+            notes.append(
+                f"Retention on `{name}` is null in every run although accuracies are given: it is not derived here, "
+                "because it is meaningless where the pretrained accuracy is below twice chance."
+            )
+    return Prepared(kept, every, sets, measures, excluded, notes)
+
+
+def _conditions(keys: pd.DataFrame) -> pd.Series:
+    """The conditions that differ within a dataset, in words; empty where none does."""
+    words = {
+        "model": "{}",
+        "protocol": "protocol {}",
+        "epochs": "{} epochs",
+        "batch_size": "batch {}",
+        "weight_decay": "weight decay {}",
+        "n_train": "{} training images",
+    }
+    parts: list[NDArray[Any]] = []
+    adapted = keys["method"] != "none"
+    for column, template in words.items():
+        if column == "model":
+            varies = pd.Series(keys[column].nunique() > 1, index=keys.index)
+        else:
+            counts = keys[adapted].groupby(["dataset", "model"])[column].nunique()
+            varies = pd.Series(
+                [counts.get(pair, 0) > 1 for pair in zip(keys["dataset"], keys["model"], strict=True)],
+                index=keys.index,
+            )
+        texts = {v: template.format(v or NOT_GIVEN) for v in keys[column].unique()}
+        shown = varies & (adapted | (column == "model"))
+        parts.append(np.where(shown, keys[column].map(texts), ""))
+    if not len(keys):
+        return pd.Series([], dtype=object)
+    rows = zip(*parts, strict=True)
+    cache: dict[tuple[str, ...], str] = {}
+    joined: list[str] = []
+    for row in rows:
+        if row not in cache:
+            cache[row] = ", ".join(part for part in row if part)
+        joined.append(cache[row])
+    return pd.Series(joined, index=keys.index, dtype=object)
+
+
+def _count_duplicates(runs: pd.DataFrame, notes: list[str]) -> None:
+    adapted = runs[runs["method"] != "none"]
+    twice = adapted.duplicated(["configuration", "replicate"], keep=False)
+    if twice.any():
+        first = adapted.loc[twice, "run_id"].iloc[0]
+        notes.append(
+            f"{int(twice.sum())} runs share configuration and seed with another (first: `{first}`); "
+            "in paired tests they count as one cell, their mean."
+        )
+
+
+def configuration_means(runs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """Means over the runs of each configuration, in the order of the runs; index: configuration."""
+    return runs.groupby("configuration", sort=False)[columns].mean()
+
+
+def evidence_label(n_configurations: int, n_seeds: int, minimum: int) -> str:
+    """`n = 5 configurations, one seed: descriptive only`, or the plain count where it suffices."""
+    noun = "configuration" if n_configurations == 1 else "configurations"
+    seeds = "one seed" if n_seeds == 1 else f"{n_seeds} seeds"
+    text = f"n = {n_configurations} {noun}, {seeds}"
+    if n_configurations < minimum:
+        return f"{text}: descriptive only"
+    return f"{text}: one run each, no spread between seeds is known" if n_seeds == 1 else text

@@ -1,0 +1,233 @@
+"""What happens during training: evaluations in order, first epoch, onset of collapse, convergence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from attndrift.analysis.configurations import Prepared
+from attndrift.analysis.grand import plain_columns, records, seed_note
+from attndrift.analysis.result import Table
+from attndrift.analysis.settings import AnalysisSettings
+from attndrift.analysis.statistics import Floats
+
+EPOCH_SLACK = 1e-6
+
+
+@dataclass
+class History:
+    """Evaluations of the analysed runs, ordered by run (a row number of ``prepared.runs``) and step."""
+
+    frame: pd.DataFrame
+    run: NDArray[np.intp]
+    n_runs: int
+
+    def values(self, column: str) -> Floats:
+        return self.frame[column].to_numpy(dtype=float)
+
+    def first(self, mask: NDArray[np.bool_]) -> NDArray[np.intp]:
+        """Row of the first evaluation of each run where ``mask`` holds; -1 where it never does."""
+        result = np.full(self.n_runs, -1, dtype=np.intp)
+        rows = np.flatnonzero(mask)
+        codes, where = np.unique(self.run[rows], return_index=True)
+        result[codes] = rows[where]
+        return result
+
+    def last(self, mask: NDArray[np.bool_]) -> NDArray[np.intp]:
+        """Row of the last evaluation of each run where ``mask`` holds; -1 where it never does."""
+        result = np.full(self.n_runs, -1, dtype=np.intp)
+        rows = np.flatnonzero(mask)
+        result[self.run[rows]] = rows
+        return result
+
+    def take(self, column: str, rows: NDArray[np.intp]) -> Floats:
+        """Values of ``column`` at ``rows``; NaN where a row is -1."""
+        values = self.values(column)
+        if not len(values):
+            return np.full(len(rows), np.nan)
+        return np.where(rows >= 0, values[rows], np.nan)
+
+
+def order_history(prepared: Prepared, history: pd.DataFrame) -> History:
+    """Order ``history`` by the rows of ``prepared.runs`` and by step; rows of other runs are left out."""
+    position = pd.Index(prepared.runs["run_id"].astype(object))
+    codes, names = pd.factorize(history["run_id"])
+    of_name = position.get_indexer(pd.Index(names).astype(object))
+    run = of_name[codes] if len(codes) else np.zeros(0, dtype=np.intp)
+    step = history["step"].to_numpy(dtype=np.int64)
+    rows = np.lexsort((step, run))
+    rows = rows[run[rows] >= 0]
+    return History(history.iloc[rows].reset_index(drop=True), run[rows].astype(np.intp), len(prepared.runs))
+
+
+def epochs_from_steps(history: History, prepared: Prepared) -> Floats:
+    """Epochs of the evaluations; where they are null, the step's share of the last step times planned epochs."""
+    epoch = history.values("epoch").copy()
+    missing = ~np.isfinite(epoch)
+    if missing.any():
+        step = history.values("step")
+        last = np.zeros(history.n_runs)
+        np.maximum.at(last, history.run, step)
+        planned = prepared.runs["epochs"].to_numpy(dtype=float)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            epoch[missing] = (step / last[history.run] * planned[history.run])[missing]
+    return epoch
+
+
+def first_epoch_rows(history: History, epoch: Floats) -> NDArray[np.intp]:
+    """The last evaluation within the first epoch, after the first step; where there is none, the first after it."""
+    step = history.values("step")
+    inside = history.last((step > 0) & (epoch <= 1 + EPOCH_SLACK))
+    later = history.first((step > 0) & np.isfinite(epoch) & (epoch <= 1.5 + EPOCH_SLACK))
+    return np.where(inside >= 0, inside, later)
+
+
+def dynamics_tables(
+    prepared: Prepared, history: History, epoch: Floats, settings: AnalysisSettings, notes: list[str]
+) -> dict[str, Table]:
+    """Onset of collapse and convergence: ``dynamics_runs`` (a row a run) and ``dynamics`` (a row a configuration)."""
+    runs = prepared.runs
+    adapted = (runs["method"] != "none").to_numpy()
+    step = history.values("step")
+    tracked = history.last(np.isfinite(history.values("entropy_change_pct")) & (step > 0))
+    onset = history.first((history.values("entropy_change_pct") <= settings.collapse_onset_pct) & (step > 0))
+    accuracy = history.values("val_accuracy")
+    measured = np.isfinite(accuracy) & (step > 0)
+    validated = history.last(measured)
+    best = np.full(history.n_runs, -np.inf)
+    np.maximum.at(best, history.run[measured], accuracy[measured])
+    final = history.take("val_accuracy", validated)
+    margin = settings.convergence_points / 100
+    slack = 1e-9
+    rows: dict[str, NDArray[np.intp]] = {}
+    for name, reference in (("best", best), ("final", final)):
+        target = reference[history.run] - margin - slack if len(step) else accuracy
+        rows[name] = history.first(measured & (accuracy >= target))
+    frame = pd.DataFrame(
+        {
+            "run_id": runs["run_id"].astype(object),
+            "configuration": runs["configuration"],
+            "dataset": runs["dataset"].astype(object),
+            "variant": runs["variant"],
+            "learning_rate": runs["learning_rate"],
+            "seed": runs["seed"],
+            "replicate": runs["replicate"],
+            "collapsed": pd.array(np.where(tracked >= 0, onset >= 0, False), dtype="boolean"),
+            "onset_step": history.take("step", onset),
+            "onset_epoch": _take(epoch, onset),
+            "best_val_accuracy": np.where(np.isfinite(best), best, np.nan),
+            "final_val_accuracy": final,
+            "converged_step_best": history.take("step", rows["best"]),
+            "converged_epoch_best": _take(epoch, rows["best"]),
+            "converged_step_final": history.take("step", rows["final"]),
+            "converged_epoch_final": _take(epoch, rows["final"]),
+        }
+    )
+    frame.loc[tracked < 0, "collapsed"] = pd.NA
+    frame["reason"] = _reasons(tracked, onset, validated, settings)
+    frame = frame[adapted]
+    table_notes: list[str] = []
+    if not (tracked[adapted] >= 0).any():
+        table_notes.append(
+            "The history holds no entropy change after step 0: the onset of collapse is unknown."
+        )
+    if not (validated[adapted] >= 0).any():
+        table_notes.append("The history holds no validation accuracy: convergence is unknown.")
+    notes += table_notes
+    table_notes.append(
+        f"Collapse begins at the first evaluation with an entropy change of {settings.collapse_onset_pct:g}% or lower; "
+        f"converged is the first evaluation within {settings.convergence_points:g} points of the best (final) validation "
+        "accuracy. Both are resolved no finer than the evaluations."
+    )
+    per_run = plain_columns(
+        ("run_id", "Run"),
+        ("configuration", "Configuration"),
+        ("dataset", "Dataset"),
+        ("variant", "Method"),
+        ("learning_rate", "Rate"),
+        ("seed", "Seed"),
+        ("collapsed", "Collapsed"),
+        ("onset_step", "Onset, step"),
+        ("onset_epoch", "Onset, epoch"),
+        ("best_val_accuracy", "Best validation accuracy"),
+        ("final_val_accuracy", "Last validation accuracy"),
+        ("converged_step_best", "Near best, step"),
+        ("converged_epoch_best", "Near best, epoch"),
+        ("converged_step_final", "Near last, step"),
+        ("converged_epoch_final", "Near last, epoch"),
+        ("reason", "Note"),
+    )
+    return {
+        "dynamics": _per_configuration(frame, table_notes),
+        "dynamics_runs": Table(
+            name="dynamics_runs",
+            title="Onset of collapse and convergence, run by run",
+            columns=per_run,
+            rows=records(frame[[c.name for c in per_run]]),
+            notes=table_notes,
+        ),
+    }
+
+
+def _take(values: Floats, rows: NDArray[np.intp]) -> Floats:
+    return np.where(rows >= 0, values[rows], np.nan) if len(values) else np.full(len(rows), np.nan)
+
+
+def _reasons(
+    tracked: NDArray[np.intp],
+    onset: NDArray[np.intp],
+    validated: NDArray[np.intp],
+    settings: AnalysisSettings,
+) -> list[str]:
+    result = []
+    for has_entropy, has_onset, has_validation in zip(tracked >= 0, onset >= 0, validated >= 0, strict=True):
+        parts = []
+        if not has_entropy:
+            parts.append("no entropy in the history")
+        elif not has_onset:
+            parts.append(f"entropy change never at {settings.collapse_onset_pct:g}%")
+        if not has_validation:
+            parts.append("no validation accuracy in the history")
+        result.append("; ".join(parts))
+    return result
+
+
+def _per_configuration(frame: pd.DataFrame, notes: list[str]) -> Table:
+    columns = plain_columns(
+        ("configuration", "Configuration"),
+        ("dataset", "Dataset"),
+        ("variant", "Method"),
+        ("learning_rate", "Rate"),
+        ("n_runs", "Runs"),
+        ("n_seeds", "Seeds"),
+        ("n_collapsed", "Collapsed runs"),
+        ("median_onset_step", "Median onset, step"),
+        ("median_onset_epoch", "Median onset, epoch"),
+        ("median_converged_epoch_best", "Median epoch near best"),
+        ("median_converged_epoch_final", "Median epoch near last"),
+        ("note", "Note"),
+    )
+    groups = frame.groupby("configuration", sort=False)
+    medians = groups[["onset_step", "onset_epoch", "converged_epoch_best", "converged_epoch_final"]].median()
+    medians.columns = pd.Index([f"median_{name}" for name in medians.columns])
+    whole = pd.concat(
+        [
+            groups[["dataset", "variant", "learning_rate"]].first(),
+            pd.DataFrame({"n_runs": groups.size(), "n_seeds": groups["replicate"].nunique()}),
+            groups["collapsed"].sum(min_count=1).rename("n_collapsed"),
+            medians,
+        ],
+        axis=1,
+    ).reset_index()
+    whole["note"] = whole["n_seeds"].map(seed_note)
+    notes = [*notes, "The median onset is over the collapsed runs alone."]
+    return Table(
+        name="dynamics",
+        title="Onset of collapse and convergence",
+        columns=columns,
+        rows=records(whole[[c.name for c in columns]]),
+        notes=notes,
+    )

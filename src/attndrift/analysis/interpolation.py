@@ -1,0 +1,229 @@
+"""Interpolation sweeps: theta = (1 - alpha) theta0 + alpha theta1 (Wortsman et al. 2022).
+
+Which alpha keeps a wanted retention is chosen by rules that see no label of the transfer set; what
+each choice really kept is read off the measured sweep.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from attndrift.analysis.configurations import Prepared
+from attndrift.analysis.grand import plain_columns, records
+from attndrift.analysis.result import Column, Table, number
+from attndrift.analysis.settings import AnalysisSettings
+from attndrift.analysis.statistics import Floats
+from attndrift.tables import transfer_sets
+
+_CALIBRATION = 4
+
+
+def interpolation_tables(
+    prepared: Prepared, interpolation: pd.DataFrame, settings: AnalysisSettings, notes: list[str]
+) -> dict[str, Table]:
+    """The sweeps with their retention, and the choices of alpha with how well they did."""
+    names = sorted(transfer_sets(interpolation))
+    frame = interpolation[interpolation["run_id"].isin(prepared.every["run_id"])]
+    frame = frame.sort_values(["run_id", "alpha"], kind="stable").reset_index(drop=True)
+    frame = frame.merge(
+        prepared.every[["run_id", "configuration", "variant", "dataset", "learning_rate", "seed"]], on="run_id", how="left"
+    )
+    for name in names:
+        frame[f"transfer_{name}_retention_pct"] = _retention(frame, prepared, name, notes)
+    columns = plain_columns(
+        ("run_id", "Run"), ("configuration", "Configuration"), ("alpha", "alpha"), ("dataset", "Dataset"), ("variant", "Method")
+    )
+    columns += [
+        Column(name="test_accuracy", label="Test accuracy", unit="%", digits=2, scale=100.0),
+        *[Column(name=f"transfer_{n}_accuracy", label=f"{n} zero-shot accuracy", unit="%", digits=2, scale=100.0) for n in names],
+        *[Column(name=f"transfer_{n}_retention_pct", label=f"{n} retention", unit="%", digits=1) for n in names],
+        Column(name="entropy_change_pct", label="Entropy change", unit="%", digits=2, signed=True),
+        Column(name="cka_mean", label="CKA, mean over blocks", digits=3),
+        Column(name="embedding_drift", label="Embedding drift", digits=3),
+        Column(name="weight_drift", label="Weight drift", digits=4),
+    ]
+    empty = [] if len(frame) else ["No interpolation sweep was made; `attndrift interpolate RUN` makes one."]
+    sweeps = Table(
+        name="interpolation",
+        title="Interpolation between pretrained and adapted weights",
+        columns=columns,
+        rows=records(frame[[c.name for c in columns]]),
+        notes=empty,
+    )
+    return {"interpolation": sweeps, "interpolation_choice": _choices(prepared, frame, names, settings, list(empty))}
+
+
+def _retention(frame: pd.DataFrame, prepared: Prepared, name: str, notes: list[str]) -> Floats:
+    """100 accuracy / pretrained accuracy; the pretrained one from the run, else from alpha = 0."""
+    accuracy = frame[f"transfer_{name}_accuracy"].to_numpy(dtype=float)
+    column, kept = f"transfer_{name}_pretrained", f"transfer_{name}_retention_pct"
+    start = frame[frame["alpha"] == 0].set_index("run_id")[f"transfer_{name}_accuracy"]
+    base = frame["run_id"].map(start).to_numpy(dtype=float)
+    if column in prepared.every.columns:
+        runs = prepared.every.set_index("run_id")
+        given = frame["run_id"].map(runs[column]).to_numpy(dtype=float)
+        base = np.where(np.isfinite(base), base, given)
+        # A run with a pretrained accuracy but no retention was judged too close to chance.
+        withheld = (
+            frame["run_id"].map(runs[column].notna() & runs[kept].isna()).to_numpy(dtype=bool)
+            if kept in runs.columns
+            else np.zeros(len(frame), dtype=bool)
+        )
+        if withheld.any():
+            notes.append(f"Sweeps of runs whose retention on `{name}` is null have none along alpha either.")
+        base = np.where(withheld, np.nan, base)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        result = 100.0 * accuracy / base
+    return np.where(np.isfinite(result), result, np.nan)
+
+
+@dataclass(frozen=True)
+class _Rule:
+    name: str
+    column: str
+    meaning: str
+    calibrated: bool
+
+
+RULES = (
+    _Rule("cka", "cka_mean", "largest alpha with a mean CKA of at least the wanted share", False),
+    _Rule("embedding_drift", "embedding_drift", "largest alpha with an embedding drift of at most 1 - the wanted share", False),
+    _Rule(
+        "calibrated embedding_drift",
+        "embedding_drift",
+        "largest alpha whose embedding drift, read through the other runs' (drift, retention) pairs, keeps it",
+        True,
+    ),
+    _Rule(
+        "calibrated cka",
+        "cka_mean",
+        "largest alpha whose mean CKA, read through the other runs' (CKA, retention) pairs, keeps it",
+        True,
+    ),
+)
+
+
+def largest_alpha(alpha: Floats, keeps: Floats, wanted: float) -> float | None:
+    """The largest alpha such that ``keeps``, linear between measured alphas, is at least ``wanted`` all the way to it.
+
+    None where even the smallest measured alpha does not keep it.
+    """
+    known = np.isfinite(keeps)
+    alpha, keeps = alpha[known], keeps[known]
+    if not len(alpha) or keeps[0] < wanted:
+        return None
+    below = np.flatnonzero(keeps < wanted)
+    if not len(below):
+        return float(alpha[-1])
+    i = int(below[0])
+    share = (keeps[i - 1] - wanted) / (keeps[i - 1] - keeps[i])
+    return float(alpha[i - 1] + share * (alpha[i] - alpha[i - 1]))
+
+
+def _choices(
+    prepared: Prepared, frame: pd.DataFrame, names: list[str], settings: AnalysisSettings, notes: list[str]
+) -> Table:
+    columns = plain_columns(("run_id", "Run"), ("configuration", "Configuration"), ("transfer_set", "Transfer set"))
+    columns += [
+        Column(name="wanted_pct", label="Wanted retention", unit="%", digits=0),
+        *plain_columns(("rule", "Rule")),
+        Column(name="alpha", label="alpha", digits=3),
+        Column(name="kept_pct", label="Retention there", unit="%", digits=1),
+        Column(name="error_points", label="Kept - wanted", unit="points", digits=1, signed=True),
+        Column(name="test_accuracy", label="Test accuracy there", unit="%", digits=2, scale=100.0),
+        Column(name="best_alpha", label="Best alpha (labels)", digits=3),
+        Column(name="best_test_accuracy", label="Test accuracy at it", unit="%", digits=2, scale=100.0),
+        *plain_columns(("kept", "Kept it"), ("reason", "Note")),
+    ]
+    rows: list[dict[str, object]] = []
+    for run_id, sweep in frame.groupby("run_id", sort=True):
+        alpha = sweep["alpha"].to_numpy(dtype=float)
+        accuracy = sweep["test_accuracy"].to_numpy(dtype=float)
+        for name in names:
+            kept = sweep[f"transfer_{name}_retention_pct"].to_numpy(dtype=float)
+            if len(sweep) < 2 or not np.isfinite(kept).any():
+                continue
+            for wanted in settings.wanted_retentions_pct:
+                best = largest_alpha(alpha, kept, wanted)
+                for rule in RULES:
+                    at, reason = _apply(rule, str(run_id), sweep, prepared, name, wanted)
+                    there = _between(alpha, kept, at)
+                    rows.append(
+                        {
+                            "run_id": str(run_id),
+                            "configuration": str(sweep["configuration"].iloc[0]),
+                            "transfer_set": name,
+                            "wanted_pct": wanted,
+                            "rule": rule.name,
+                            "alpha": at,
+                            "kept_pct": there,
+                            "error_points": None if there is None else there - wanted,
+                            "test_accuracy": _between(alpha, accuracy, at),
+                            "best_alpha": best,
+                            "best_test_accuracy": _between(alpha, accuracy, best),
+                            "kept": None if there is None else there >= wanted - 1e-9,
+                            "reason": reason,
+                        }
+                    )
+    notes += [f"Rule `{rule.name}`: {rule.meaning}." for rule in RULES]
+    notes.append(
+        "No rule sees a label of the transfer set for the run in question; the calibrated ones use the measured retention "
+        "of other configurations. Values between measured alphas are linear, none lies beyond them."
+    )
+    return Table(
+        name="interpolation_choice", title="The alpha that keeps a wanted retention", columns=columns, rows=rows, notes=notes
+    )
+
+
+def _between(alpha: Floats, values: Floats, at: float | None) -> float | None:
+    known = np.isfinite(values)
+    if at is None or not known.any() or not alpha[known][0] <= at <= alpha[known][-1]:
+        return None
+    return number(np.interp(at, alpha[known], values[known]))
+
+
+def _apply(
+    rule: _Rule, run_id: str, sweep: pd.DataFrame, prepared: Prepared, transfer_set: str, wanted: float
+) -> tuple[float | None, str]:
+    alpha = sweep["alpha"].to_numpy(dtype=float)
+    signal = sweep[rule.column].to_numpy(dtype=float)
+    if not np.isfinite(signal).any():
+        return None, f"`{rule.column}` was not measured along alpha"
+    if not rule.calibrated:
+        keeps = 100 * signal if rule.column == "cka_mean" else 100 * (1 - signal)
+    else:
+        curve = _calibration(rule.column, run_id, sweep, prepared, transfer_set)
+        if isinstance(curve, str):
+            return None, curve
+        keeps = np.interp(signal if rule.column != "cka_mean" else -signal, *curve)
+        keeps = np.where(np.isfinite(signal), keeps, np.nan)
+    at = largest_alpha(alpha, keeps, wanted)
+    return (at, "") if at is not None else (None, "the rule allows no measured alpha")
+
+
+def _calibration(
+    column: str, run_id: str, sweep: pd.DataFrame, prepared: Prepared, transfer_set: str
+) -> tuple[Floats, Floats] | str:
+    """A falling curve through the other configurations' (drift, retention), isotonic, starting at (none, 100)."""
+    from scipy.optimize import isotonic_regression
+
+    kept = f"transfer_{transfer_set}_retention_pct"
+    runs = prepared.adapted
+    if kept not in runs.columns:
+        return f"no other run has a retention on {transfer_set}"
+    own = prepared.every.loc[prepared.every["run_id"] == run_id]
+    other = runs[(runs["configuration"] != sweep["configuration"].iloc[0]) & (runs["model_name"] == own["model_name"].iloc[0])]
+    other = other[other[column].notna() & other[kept].notna()]
+    means = other.groupby("configuration", sort=True)[[column, kept]].mean()
+    if len(means) < _CALIBRATION:
+        return f"{len(means)} other configurations have both: the calibration needs {_CALIBRATION}"
+    x = means[column].to_numpy(dtype=float)
+    x = -x if column == "cka_mean" else x
+    start = -1.0 if column == "cka_mean" else 0.0
+    x, y = np.r_[start, x], np.r_[100.0, means[kept].to_numpy(dtype=float)]
+    order = np.lexsort((-y, x))
+    fitted = isotonic_regression(y[order], increasing=False).x
+    return x[order], np.asarray(fitted, dtype=np.float64)

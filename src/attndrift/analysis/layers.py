@@ -1,0 +1,388 @@
+"""Change per layer, ANOVA over early, middle and late blocks, and the pretrained baseline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from attndrift.analysis.configurations import Prepared
+from attndrift.analysis.dynamics import EPOCH_SLACK, History
+from attndrift.analysis.grand import plain_columns, records
+from attndrift.analysis.measures import LABELS
+from attndrift.analysis.pairs import ALL_DATASETS
+from attndrift.analysis.result import Anova, Column, Table, family, number
+from attndrift.analysis.settings import AnalysisSettings
+from attndrift.analysis.statistics import Floats, repeated_measures_anova
+from attndrift.tables import STRUCTURE_METRICS
+
+GROUPS = ("early", "middle", "late")
+
+
+@dataclass
+class LayerValues:
+    """Values per run and layer: ``first`` and ``final`` (runs, layers) a metric, NaN where not measured."""
+
+    first: dict[str, Floats]
+    final: dict[str, Floats]
+    layers: int
+
+    def change(self, metric: str) -> Floats:
+        """100 (final - first) / first, NaN where the first value is 0."""
+        first, final = self.first[metric], self.final[metric]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            result = 100.0 * (final - first) / first
+        return np.where(np.isfinite(result), result, np.nan)
+
+
+def measured_steps(prepared: Prepared, history: History, epoch: Floats) -> Floats:
+    """The step at which the final values of each run were taken; infinite (the last one) where unknown.
+
+    Protocol ``seed`` measures after the last epoch, any other one at the selected checkpoint.
+    """
+    runs = prepared.runs
+    selected = runs["selected_epoch"].to_numpy(dtype=float)
+    last_step = (runs["protocol"].astype(object) == "seed").to_numpy()
+    target = np.where(last_step, np.inf, selected)
+    step = history.values("step")
+    if not len(step):
+        return np.full(len(runs), np.inf)
+    with np.errstate(invalid="ignore"):
+        rows = history.last(np.isfinite(epoch) & (epoch <= target[history.run] + EPOCH_SLACK))
+    known = (rows >= 0) & np.isfinite(target)
+    return np.where(known, history.take("step", rows), np.inf)
+
+
+def layer_values(prepared: Prepared, layers: pd.DataFrame, steps: Floats, notes: list[str]) -> LayerValues:
+    """Layer means of the structural metrics (and CKA) at the first and at the measured step of every run."""
+    wanted = (*STRUCTURE_METRICS, "cka")
+    frame = layers[layers["head"].isna().to_numpy() & layers["metric"].isin(wanted).to_numpy()]
+    position = pd.Index(prepared.runs["run_id"].astype(object))
+    codes, names = pd.factorize(frame["run_id"])
+    of_name = position.get_indexer(pd.Index(names).astype(object))
+    run = of_name[codes].astype(np.intp) if len(codes) else np.zeros(0, dtype=np.intp)
+    step = frame["step"].to_numpy(dtype=float)
+    layer = frame["layer"].to_numpy(dtype=np.int64)
+    metric = pd.Categorical(frame["metric"], categories=list(wanted)).codes.astype(np.intp)
+    value = frame["value"].to_numpy(dtype=float)
+    depth = int(layer.max()) if len(layer) else 0
+    shape = (len(wanted), len(prepared.runs), depth)
+    first, final = np.full(shape, np.nan), np.full(shape, np.nan)
+    keep = (run >= 0) & np.isfinite(value)
+    run, step, layer, metric, value = (array[keep] for array in (run, step, layer, metric, value))
+    start = np.full(len(prepared.runs), np.inf)
+    np.minimum.at(start, run, step)
+    late_start = np.isfinite(start) & (start > 0)
+    if late_start.any():
+        name = prepared.runs["run_id"].iloc[int(np.flatnonzero(late_start)[0])]
+        notes.append(
+            f"In {int(late_start.sum())} runs (first: `{name}`) the table `layers` does not begin at step 0, so the "
+            "pretrained layer values are unknown and no change per layer is given."
+        )
+    at_start = (step == start[run]) & (step == 0)
+    first[metric[at_start], run[at_start], layer[at_start] - 1] = value[at_start]
+    within = (step <= steps[run]) & (step > start[run])
+    late = np.full(len(prepared.runs), -np.inf)
+    np.maximum.at(late, run[within], step[within])
+    at_end = within & (step == late[run])
+    final[metric[at_end], run[at_end], layer[at_end] - 1] = value[at_end]
+    off = np.isfinite(late) & np.isfinite(steps) & (late != steps)
+    if off.any():
+        name = prepared.runs["run_id"].iloc[int(np.flatnonzero(off)[0])]
+        notes.append(
+            f"In {int(off.sum())} runs (first: `{name}`) the table `layers` has no row at the selected step; the last one "
+            "before it is used."
+        )
+    return LayerValues(dict(zip(wanted, first, strict=True)), dict(zip(wanted, final, strict=True)), depth)
+
+
+def change_per_layer(prepared: Prepared, values: LayerValues, notes: list[str]) -> Table:
+    """Mean and sample sd over seeds of the change in each layer, a row a configuration and metric."""
+    runs = prepared.runs
+    adapted = np.flatnonzero((runs["method"] != "none").to_numpy())
+    parts: list[pd.DataFrame] = []
+    layer_names = [f"layer_{place}" for place in range(1, values.layers + 1)]
+    for metric in STRUCTURE_METRICS:
+        change = pd.DataFrame(values.change(metric)[adapted], columns=layer_names)
+        for name in ("configuration", "dataset", "variant", "learning_rate", "replicate"):
+            change[name] = runs[name].to_numpy()[adapted]
+        change = change[change[layer_names].notna().any(axis=1)] if layer_names else change.iloc[:0]
+        if change.empty:
+            continue
+        groups = change.groupby("configuration", sort=False)
+        sd = groups[layer_names].std(ddof=1)
+        sd.columns = pd.Index([f"{name}_sd" for name in layer_names])
+        counts = pd.DataFrame({"n_runs": groups.size(), "n_seeds": groups["replicate"].nunique()})
+        whole = pd.concat(
+            [groups[["dataset", "variant", "learning_rate"]].first(), counts, groups[layer_names].mean(), sd],
+            axis=1,
+        ).reset_index()
+        whole.insert(1, "metric", metric)
+        parts.append(whole)
+    columns = plain_columns(
+        ("configuration", "Configuration"),
+        ("metric", "Metric"),
+        ("dataset", "Dataset"),
+        ("variant", "Method"),
+        ("learning_rate", "Rate"),
+        ("n_runs", "Runs"),
+        ("n_seeds", "Seeds"),
+    )
+    columns += [
+        Column(name=name, label=name.removeprefix("layer_"), unit="%", digits=2, signed=True, sd=f"{name}_sd")
+        for name in layer_names
+    ]
+    table_notes = ["Change of the layer mean, percent, from the first step to the measured one."]
+    rows: list[dict[str, object]] = []
+    if parts:
+        rows = records(pd.concat(parts, ignore_index=True))
+        if all(row["n_seeds"] == 1 for row in rows):
+            table_notes.append("One seed: no standard deviation.")
+    else:
+        table_notes.append("The table `layers` holds no layer means at two steps of any adapted run.")
+        notes.append(table_notes[-1])
+    return Table(
+        name="change_per_layer", title="Change per layer", columns=columns, rows=rows, notes=table_notes
+    )
+
+
+def thirds(layers: int) -> list[NDArray[np.intp]]:
+    """Early, middle and late blocks; what does not divide by three goes to the earlier groups."""
+    return [part.astype(np.intp) for part in np.array_split(np.arange(layers), 3)]
+
+
+def layer_anova(
+    prepared: Prepared, values: LayerValues, settings: AnalysisSettings, notes: list[str]
+) -> list[Anova]:
+    """ANOVA of the change over layer groups: the unit is the run (or the configuration), layers repeat."""
+    result: list[Anova] = []
+    if values.layers < 3:
+        if values.layers:
+            notes.append(f"{values.layers} layers: no early, middle and late blocks, so no ANOVA over them.")
+        return result
+    runs = prepared.runs
+    adapted = runs["method"] != "none"
+    depth_of_run = np.isfinite(values.first["entropy"]).sum(axis=1)
+    groups: list[tuple[str, str, str, str, NDArray[np.intp]]] = []
+    for (model, protocol, variant), part in runs[adapted].groupby(
+        ["model_name", "protocol_name", "variant"], sort=True
+    ):
+        index = part.index.to_numpy(dtype=np.intp)
+        groups.append((str(model), str(protocol), ALL_DATASETS, str(variant), index))
+        if part["dataset"].nunique() > 1:
+            for dataset, inner in part.groupby("dataset", sort=True):
+                groups.append(
+                    (
+                        str(model),
+                        str(protocol),
+                        str(dataset),
+                        str(variant),
+                        inner.index.to_numpy(dtype=np.intp),
+                    )
+                )
+    groups.sort(key=lambda g: (-len(g[4]), *g[:4]))
+    limit = 4 * settings.max_method_pairs
+    if len(groups) > limit:
+        notes.append(
+            f"The ANOVA over layer groups covers the {limit} largest of {len(groups)} groups of runs."
+        )
+    for model, protocol, scope, variant, index in sorted(groups[:limit], key=lambda g: g[:4]):
+        depths = depth_of_run[index]
+        depth = int(depths.max()) if len(depths) else 0
+        if depth < 3:
+            continue
+        blocks = thirds(depth)
+        for metric in STRUCTURE_METRICS:
+            change = values.change(metric)[index][:, :depth]
+            table = np.column_stack([change[:, block].mean(axis=1) for block in blocks])
+            whole = np.isfinite(table).all(axis=1)
+            if not whole.any():
+                continue
+            configuration = runs["configuration"].to_numpy()[index][whole]
+            means = pd.DataFrame(table[whole]).groupby(configuration, sort=False).mean().to_numpy()
+            for level, subjects in (("cells", table[whole]), ("configurations", means)):
+                entry = Anova(
+                    model=model,
+                    protocol=protocol,
+                    scope=scope,
+                    method=variant,
+                    metric=metric,
+                    level=level,  # type: ignore[arg-type]
+                    n=len(subjects),
+                    blocks={
+                        name: [int(b) + 1 for b in block] for name, block in zip(GROUPS, blocks, strict=True)
+                    },
+                    means={name: number(v) for name, v in zip(GROUPS, subjects.mean(axis=0), strict=True)},
+                    descriptive=level == "cells" or len(subjects) < settings.min_configurations,
+                )
+                try:
+                    for name, number_ in repeated_measures_anova(subjects).items():
+                        setattr(entry, name, number_)
+                except ValueError as error:
+                    entry.reason = str(error)
+                result.append(entry)
+    for level in ("cells", "configurations"):
+        for whole_scope in (True, False):
+            chosen = [a for a in result if a.level == level and (a.scope == ALL_DATASETS) == whole_scope]
+            scope = "all datasets" if whole_scope else "single datasets"
+            family(chosen, f"layer groups, {scope}, {level}: all methods and metrics")
+    return result
+
+
+def baseline_tables(
+    prepared: Prepared, values: LayerValues, layers: pd.DataFrame, notes: list[str]
+) -> dict[str, Table]:
+    """The pretrained model: mean and sd over layers, and each layer and head, for every model and dataset.
+
+    Rows of method ``none`` are used; where a dataset has none, the first step of its other runs, which
+    is the same model.
+    """
+    runs = prepared.runs
+    summary: list[dict[str, object]] = []
+    per_layer: list[dict[str, object]] = []
+    per_head: list[dict[str, object]] = []
+    heads_all = layers[
+        layers["head"].notna().to_numpy() & layers["metric"].isin((*STRUCTURE_METRICS, "cls_mass")).to_numpy()
+    ]
+    for (model, dataset), group in runs.groupby(["model_name", "dataset"], sort=True):
+        pretrained = group[group["method"] == "none"]
+        source = "method none" if len(pretrained) else "first step of the adapted runs"
+        used = pretrained if len(pretrained) else group
+        index = used.index.to_numpy(dtype=np.intp)
+        heads = _first_heads(heads_all, used)
+        layer_means: dict[str, Floats] = {}
+        for metric in STRUCTURE_METRICS:
+            first = values.first[metric][index]
+            known = np.isfinite(first)
+            count = known.sum(axis=0)
+            rows = np.divide(
+                np.where(known, first, 0).sum(axis=0),
+                count,
+                out=np.full(values.layers, np.nan),
+                where=count > 0,
+            )
+            layer_means[metric] = rows
+            present = rows[np.isfinite(rows)]
+            column = used[f"{metric}_baseline"].dropna()
+            mean = float(column.mean()) if len(column) else (float(present.mean()) if len(present) else None)
+            if mean is None:
+                continue
+            head_values = (
+                heads[heads["metric"] == metric]["value"].to_numpy(dtype=float) if len(heads) else np.zeros(0)
+            )
+            summary.append(
+                {
+                    "model_name": str(model),
+                    "dataset": str(dataset),
+                    "metric": metric,
+                    "mean": mean,
+                    "sd_layers": float(np.std(present, ddof=1)) if len(present) > 1 else None,
+                    "lowest_layer": float(present.min()) if len(present) else None,
+                    "highest_layer": float(present.max()) if len(present) else None,
+                    "n_layers": len(present),
+                    "sd_heads": float(np.std(head_values, ddof=1)) if len(head_values) > 1 else None,
+                    "n_heads": len(head_values),
+                    "n_runs": len(used),
+                    "source": source,
+                    "note": "" if len(present) else "no layer values: mean only",
+                }
+            )
+        per_layer += _layer_rows(str(model), str(dataset), layer_means, heads)
+        per_head += (
+            [
+                {"model_name": str(model), "dataset": str(dataset), **row}
+                for row in records(
+                    heads.pivot_table(index=["layer", "head"], columns="metric", values="value").reset_index()
+                )
+            ]
+            if len(heads)
+            else []
+        )
+    table_notes = [
+        "The sample standard deviation is over layers (over layers and heads where heads are given)."
+    ]
+    if not summary:
+        table_notes.append("No run carries baseline values.")
+        notes.append("There is no pretrained baseline in the tables.")
+    names = plain_columns(("model_name", "Model"), ("dataset", "Dataset"))
+    metrics = [Column(name=m, label=LABELS[m], digits=3, sd=f"{m}_sd_heads") for m in STRUCTURE_METRICS]
+    return {
+        "baseline": Table(
+            name="baseline",
+            title="Pretrained attention structure",
+            columns=[
+                *names,
+                Column(name="metric", label="Metric"),
+                Column(name="mean", label="Mean", digits=3, sd="sd_layers"),
+                Column(name="lowest_layer", label="Lowest layer", digits=3),
+                Column(name="highest_layer", label="Highest layer", digits=3),
+                Column(name="n_layers", label="Layers"),
+                Column(name="sd_heads", label="Sd over heads", digits=3),
+                Column(name="n_heads", label="Heads"),
+                Column(name="n_runs", label="Runs"),
+                Column(name="source", label="Source"),
+                Column(name="note", label="Note"),
+            ],
+            rows=summary,
+            notes=table_notes,
+        ),
+        "baseline_layers": Table(
+            name="baseline_layers",
+            title="Pretrained attention structure, layer by layer (mean ± sd over heads)",
+            columns=[
+                *names,
+                Column(name="layer", label="Layer"),
+                Column(name="n_heads", label="Heads"),
+                *metrics,
+            ],
+            rows=per_layer,
+            notes=[] if per_head else ["The tables hold no values of single heads, so no spread over heads."],
+        ),
+        "baseline_heads": Table(
+            name="baseline_heads",
+            title="Pretrained attention structure, head by head",
+            columns=[
+                *names,
+                *plain_columns(("layer", "Layer"), ("head", "Head")),
+                *[Column(name=m, label=LABELS[m], digits=3) for m in STRUCTURE_METRICS],
+                Column(name="cls_mass", label="CLS-to-CLS mass", digits=3),
+            ],
+            rows=[{"cls_mass": None, **dict.fromkeys(STRUCTURE_METRICS), **row} for row in per_head],
+            notes=[] if per_head else ["The tables hold no values of single heads."],
+        ),
+    }
+
+
+def _first_heads(heads: pd.DataFrame, used: pd.DataFrame) -> pd.DataFrame:
+    """Head values at the first step of one run (they are the same pretrained model in all): the first with any."""
+    present = set(heads["run_id"]) if len(heads) else set()
+    for run_id in used["run_id"]:
+        if run_id in present:
+            mine = heads[heads["run_id"] == run_id]
+            return mine[mine["step"] == mine["step"].min()].sort_values(["metric", "layer", "head"])
+    return heads.iloc[:0]
+
+
+def _layer_rows(
+    model: str, dataset: str, means: dict[str, Floats], heads: pd.DataFrame
+) -> list[dict[str, object]]:
+    depth = max((len(v) for v in means.values()), default=0)
+    spread = heads.groupby(["metric", "layer"])["value"].agg(["std", "count"]) if len(heads) else None
+    rows: list[dict[str, object]] = []
+    for place in range(depth):
+        if not any(np.isfinite(v[place]) for v in means.values()):
+            continue
+        row: dict[str, object] = {"model_name": model, "dataset": dataset, "layer": place + 1, "n_heads": 0}
+        for metric, value in means.items():
+            row[metric] = number(value[place])
+            key = (metric, place + 1)
+            known = spread is not None and key in spread.index
+            row[f"{metric}_sd_heads"] = (
+                number(spread.loc[key, "std"]) if spread is not None and known else None
+            )
+            if spread is not None and known:
+                row["n_heads"] = int(spread.loc[key, "count"])
+        rows.append(row)
+    return rows

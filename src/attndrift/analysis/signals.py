@@ -1,0 +1,258 @@
+"""Which signal predicts the retention of zero-shot accuracy, at the end and after the first epoch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from attndrift.analysis.configurations import Prepared, evidence_label
+from attndrift.analysis.dynamics import History, first_epoch_rows
+from attndrift.analysis.measures import SIGNALS, SignalSource, retention
+from attndrift.analysis.result import Choice, GroupCorrelation, Selection, Signal, Test, family, number
+from attndrift.analysis.settings import AnalysisSettings
+from attndrift.analysis.statistics import (
+    Floats,
+    draw,
+    interval_of,
+    is_constant,
+    resamples,
+    roc_auc,
+    roc_auc_draws,
+    rowwise_correlation,
+    spearman,
+)
+
+ALL_RUNS = "all runs"
+_LISTED = 20
+
+
+@dataclass
+class _Scope:
+    name: str
+    rows: NDArray[np.intp]
+
+
+def signal_scores(
+    prepared: Prepared, history: History, epoch: Floats, settings: AnalysisSettings, notes: list[str]
+) -> list[Signal]:
+    """Spearman, within-group Spearman and ROC area of every signal, transfer set, scope and moment."""
+    result: list[Signal] = []
+    runs = prepared.runs
+    adapted = (runs["method"] != "none").to_numpy()
+    early_rows = first_epoch_rows(history, epoch)
+    if not (early_rows[adapted] >= 0).any():
+        notes.append("The history has no evaluation within the first epoch: nothing is predicted from it.")
+    for name in prepared.transfer:
+        kept = runs[retention(name).name].to_numpy(dtype=float)
+        for scope in _scopes(runs, adapted & np.isfinite(kept)):
+            for when in ("final", "first epoch"):
+                for source in SIGNALS:
+                    values = _values(runs, history, early_rows, source, when)
+                    if values is None:
+                        continue
+                    rows = scope.rows[np.isfinite(values[scope.rows])]
+                    if len(rows) < 3:
+                        continue
+                    result.append(_score(prepared, settings, name, scope, when, source, rows, values[rows], kept[rows]))
+    if not prepared.transfer:
+        notes.append("There is no transfer set: nothing can be said about which signal predicts retention.")
+    for when in ("final", "first epoch"):
+        chosen = [s for s in result if s.scope == ALL_RUNS and s.when == when]
+        family([s.spearman_runs for s in chosen], f"signals, {when}, runs: all signals and transfer sets")
+        family([s.spearman_configurations for s in chosen], f"signals, {when}, configurations: all signals and transfer sets")
+    return result
+
+
+def _scopes(runs: pd.DataFrame, usable: NDArray[np.bool_]) -> list[_Scope]:
+    every = np.flatnonzero(usable)
+    result = [_Scope(ALL_RUNS, every)]
+    for column in ("model_name", "dataset"):
+        values = runs[column].astype(object).to_numpy()
+        names = sorted(set(values[every]))
+        if len(names) > 1:
+            result += [_Scope(f"{column.removesuffix('_name')} {name}", every[values[every] == name]) for name in names[:6]]
+    return result
+
+
+def _values(
+    runs: pd.DataFrame, history: History, rows: NDArray[np.intp], source: SignalSource, when: str
+) -> Floats | None:
+    """The signal of every run, or None where it is never given at this moment."""
+    if when == "final" or source.column == "learning_rate":
+        if when != "final" or source.column not in runs.columns:
+            return None
+        values = runs[source.column].to_numpy(dtype=float)
+    else:
+        column = "val_accuracy" if source.column == "best_val_accuracy" else source.column
+        if column not in history.frame.columns:
+            return None
+        values = history.take(column, rows)
+    if not np.isfinite(values).any():
+        return None
+    return np.abs(values) if source.absolute else values
+
+
+def _score(
+    prepared: Prepared,
+    settings: AnalysisSettings,
+    transfer_set: str,
+    scope: _Scope,
+    when: str,
+    source: SignalSource,
+    rows: NDArray[np.intp],
+    signal: Floats,
+    kept: Floats,
+) -> Signal:
+    runs = prepared.runs.iloc[rows]
+    codes = pd.factorize(runs["configuration"])[0]
+    n = int(codes.max()) + 1
+    counts = np.bincount(codes, minlength=n)
+    mean_signal = np.bincount(codes, weights=signal, minlength=n) / counts
+    mean_kept = np.bincount(codes, weights=kept, minlength=n) / counts
+    # Means of equal values differ by rounding, which would break ties.
+    mean_signal, mean_kept = np.round(mean_signal, 12), np.round(mean_kept, 10)
+    names = (f"`{source.name}`", "the retention")
+    by_configuration = spearman(mean_signal, mean_kept, names)
+    identity = ("signal", transfer_set, scope.name, when, source.name)
+    indices = draw(settings, n, *identity)
+    if by_configuration.statistic is None:
+        interval = interval_of(np.zeros(0), settings, 0)
+        interval.n, interval.reason = n, by_configuration.reason
+    else:
+        a = stats.rankdata(mean_signal[indices], axis=1)[..., None]
+        b = stats.rankdata(mean_kept[indices], axis=1)[..., None]
+        interval = interval_of(rowwise_correlation(a, b)[:, 0], settings, n, minimum=4)
+    n_seeds = int(runs["replicate"].nunique())
+    result = Signal(
+        transfer_set=transfer_set,
+        scope=scope.name,
+        when=when,  # type: ignore[arg-type]
+        signal=source.name,
+        expected_sign=source.expected_sign,
+        n_runs=len(rows),
+        n_configurations=n,
+        n_seeds=n_seeds,
+        spearman_runs=spearman(signal, kept, names),
+        spearman_configurations=by_configuration,
+        interval=interval,
+        label=evidence_label(n, n_seeds, settings.min_configurations),
+    )
+    _within_groups(result, runs, signal, kept)
+    _early_warning(result, settings, codes, signal, kept, source, identity)
+    return result
+
+
+def _within_groups(result: Signal, runs: pd.DataFrame, signal: Floats, kept: Floats) -> None:
+    """Spearman within each dataset x method group, and the mean of those that exist."""
+    keys = ["dataset", "variant"]
+    if runs["model_name"].nunique() > 1:
+        keys = ["model_name", *keys]
+    groups = runs.groupby(keys, sort=True).indices
+    for key, places in groups.items():
+        parts = [str(part) for part in key]
+        entry = GroupCorrelation(dataset=" · ".join(parts[:-1]), method=parts[-1], n=len(places))
+        found: Test = spearman(signal[places], kept[places], ("the signal", "the retention"), exact_to=0)
+        entry.rho, entry.reason = found.statistic, found.reason if found.statistic is None else None
+        result.within_groups.append(entry)
+    known = [g.rho for g in result.within_groups if g.rho is not None]
+    result.n_groups = len(known)
+    if known:
+        result.within_mean = float(np.mean(known))
+        result.within_mean_absolute = float(np.mean(np.abs(known)))
+    else:
+        result.within_reason = "no group has three runs in which signal and retention both vary"
+    if len(result.within_groups) > 60:
+        result.within_groups = result.within_groups[:60]
+
+
+def _early_warning(
+    result: Signal,
+    settings: AnalysisSettings,
+    codes: NDArray[np.intp],
+    signal: Floats,
+    kept: Floats,
+    source: SignalSource,
+    identity: tuple[str, ...],
+) -> None:
+    damaged = kept < settings.damaged_below_pct
+    result.n_damaged = int(damaged.sum())
+    if not damaged.any() or damaged.all():
+        word = "every" if damaged.all() else "no"
+        result.roc_reason = f"{word} run ends below {settings.damaged_below_pct:g}% retention: nothing to tell apart"
+        return
+    score = -source.expected_sign * signal
+    result.roc_auc = roc_auc(score, damaged)
+    n = int(codes.max()) + 1
+    if is_constant(signal):
+        result.roc_reason = "the signal is constant"
+    indices = draw(settings, n, "roc", *identity, width=max(1, len(signal) // n))
+    b = resamples(settings, n, max(1, len(signal) // n))
+    rows = np.repeat(np.arange(b), n)
+    weights = np.bincount(rows * n + indices.ravel(), minlength=b * n).reshape(b, n)[:, codes].astype(np.float64)
+    result.roc_interval = interval_of(roc_auc_draws(score, damaged, weights), settings, n, minimum=4)
+
+
+def selections(prepared: Prepared, settings: AnalysisSettings, notes: list[str]) -> list[Selection]:
+    """Retention of what each rule picks among the runs near the best validation accuracy."""
+    result: list[Selection] = []
+    adapted = prepared.adapted
+    for name in prepared.transfer:
+        column = retention(name).name
+        for (model, protocol, dataset), group in adapted.groupby(["model_name", "protocol_name", "dataset"], sort=True):
+            usable = group[group[column].notna() & group["best_val_accuracy"].notna()]
+            for margin in settings.selection_margins:
+                entry = Selection(
+                    model=str(model),
+                    protocol=str(protocol),
+                    dataset=str(dataset),
+                    transfer_set=name,
+                    margin_points=margin,
+                    best_validation=None,
+                    n_runs=0,
+                )
+                if usable.empty:
+                    entry.reason = f"no run has both a validation accuracy and a retention on {name}"
+                else:
+                    _select(entry, usable, column, margin)
+                result.append(entry)
+    return result
+
+
+def _select(entry: Selection, usable: pd.DataFrame, column: str, margin: float) -> None:
+    accuracy = usable["best_val_accuracy"].to_numpy(dtype=float)
+    entry.best_validation = float(accuracy.max())
+    # Accuracies are multiples of 1/n: the margin is meant to include its own end.
+    near = usable[accuracy >= accuracy.max() - margin / 100 - 1e-9]
+    kept = near[column].to_numpy(dtype=float)
+    entry.n_runs = len(near)
+    entry.oracle_pct, entry.random_pct = float(kept.max()), float(kept.mean())
+    if len(near) < 2:
+        entry.reason = "one run only: there is nothing to choose"
+    for source in SIGNALS:
+        if source.column not in near.columns or not (source.absolute or source.column not in _SIGNED):
+            continue
+        values = near[source.column].to_numpy(dtype=float)
+        values = np.abs(values) if source.absolute else values
+        choice = Choice(rule=("highest " if source.expected_sign > 0 else "lowest ") + source.name)
+        if source.name == "validation_accuracy":
+            choice.rule, values = "highest validation_accuracy", -values
+        missing = int((~np.isfinite(values)).sum())
+        if missing:
+            choice.reason = f"the signal is missing in {missing} of {len(near)} runs"
+        else:
+            best = values.max() if source.expected_sign > 0 else values.min()
+            tied = np.flatnonzero(values == best)
+            choice.n_tied = len(tied)
+            choice.retention_pct = number(kept[tied].mean())
+            choice.run_ids = [str(v) for v in near["run_id"].iloc[tied[:_LISTED]]]
+            if len(tied) > 1:
+                choice.reason = f"{len(tied)} runs tie: their mean retention"
+        if missing < len(near):
+            entry.choices.append(choice)
+
+
+_SIGNED = {source.column for source in SIGNALS if source.absolute}

@@ -1,0 +1,272 @@
+"""The command line: parse, call, print. Everything it does is a Python function elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+app = typer.Typer(
+    name="attndrift",
+    help="See what fine-tuning does to CLIP: its attention, representation, weights and zero-shot transfer.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+    add_completion=False,
+)
+
+StudyArgument = Annotated[
+    str, typer.Argument(help="A preset (see `attndrift list presets`) or a study file (YAML).")
+]
+FolderArgument = Annotated[Path, typer.Argument(help="A study folder, or any folder that holds the tables.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Where to write.")]
+
+EXIT_PROBLEM = 1
+EXIT_INTERRUPTED = 130
+
+
+def _fail(message: str) -> NoReturn:
+    typer.secho(f"attndrift: {message}", fg=typer.colors.RED, err=True)
+    raise typer.Exit(EXIT_PROBLEM)
+
+
+def _print_json(value: Any) -> None:
+    from attndrift.files import plain
+
+    typer.echo(json.dumps(plain(value), indent=1, ensure_ascii=False))
+
+
+def _example(text: str) -> str:
+    return f"Example:  [bold]{text}[/bold]"
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from attndrift import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command(
+    epilog=_example("attndrift run collapse-21 --dataset pets=critters --set model=embedded --set epochs=3")
+)
+def run(
+    study: StudyArgument,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Study folder; default: studies/NAME.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="key=value for every run, or DATASET.key=value. Repeatable."),
+    ] = None,
+    dataset: Annotated[
+        list[str] | None, typer.Option("--dataset", help="OLD=NEW: use another target. Repeatable.")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="A run's name or its label (E2, A1, ...). Repeatable.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most this many runs.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the runs, their size and cost; run nothing.")
+    ] = False,
+    keep: Annotated[
+        str | None, typer.Option("--keep", help="Checkpoints to keep: best, best+final or all.")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print every evaluation.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a study; what is done already is kept, what was interrupted goes on."""
+    from attndrift.study.loading import load_study, parse_overrides
+
+    overrides = parse_overrides(settings or [])
+    if keep is not None:
+        overrides["keep"] = keep
+    chosen = load_study(study, overrides=overrides, datasets=_pairs(dataset or [], "--dataset"))
+    if only:
+        chosen = chosen.select(only)
+    if limit is not None:
+        chosen = chosen.model_copy(update={"runs": chosen.runs[:limit]})
+    if dry_run:
+        from attndrift.study.plan import plan, print_plan
+
+        planned = plan(chosen)
+        if as_json:
+            _print_json([row.to_json() for row in planned])
+        else:
+            print_plan(chosen, planned)
+        return
+    from attndrift.console import StudyConsole
+    from attndrift.study.engine import run_study
+    from attndrift.study.running import Executor
+
+    folder = output or Path("studies") / chosen.name
+    reporter = StudyConsole(verbose=verbose)
+    with Executor(reporter) as execute, reporter.progress:
+        outcome = run_study(chosen, folder, execute, reporter)
+    if as_json:
+        _print_json({"folder": str(folder), "runs": outcome.statuses})
+    else:
+        counts = ", ".join(f"{outcome.count(s)} {s}" for s in dict.fromkeys(outcome.statuses.values()))
+        typer.echo(f"{folder}: {counts}. Tables: runs.parquet, history.parquet, layers.parquet")
+    if outcome.count("failed"):
+        names = [name for name, status in outcome.statuses.items() if status == "failed"]
+        _fail(f"{len(names)} runs failed ({', '.join(names[:3])}); see log.txt in {folder / 'runs'}")
+
+
+def _pairs(values: list[str], option: str) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for value in values:
+        old, separator, new = value.partition("=")
+        if not (separator and old and new):
+            _fail(f"{option} {value}: write it as OLD=NEW")
+        pairs[old] = new
+    return pairs
+
+
+@app.command(epilog=_example("attndrift collect studies/collapse-21"))
+def collect(
+    folder: Annotated[Path, typer.Argument(help="A study folder.")], as_json: JsonOption = False
+) -> None:
+    """Write the tidy tables (Parquet) of a study from its run folders."""
+    from attndrift.study.collect import collect as collect_study
+
+    tables, missing = collect_study(folder)
+    if as_json:
+        _print_json({"runs": len(tables.runs), "history": len(tables.history), "layers": len(tables.layers),
+                     "without_record": missing})  # fmt: skip
+        return
+    typer.echo(
+        f"{folder}: {len(tables.runs)} runs, {len(tables.history)} evaluations, {len(tables.layers)} layer values"
+    )
+    if missing:
+        typer.echo(f"not run yet, or not finished: {', '.join(missing)}")
+
+
+@app.command("import", epilog=_example("attndrift import their-results/ --output imported"))
+def import_(
+    tables: Annotated[Path, typer.Argument(help="A folder or file: Parquet, CSV or JSON lines.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the tables; must not hold tables.")
+    ],
+    rename: Annotated[
+        list[str] | None, typer.Option("--rename", help="THEIRS=OURS: a column's name. Repeatable.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring foreign records into the tables, checking columns, types and units."""
+    from attndrift.importing import import_tables
+
+    report = import_tables(tables, output, rename=_pairs(rename or [], "--rename"))
+    if as_json:
+        _print_json(report.to_json())
+    else:
+        typer.echo(report.text())
+
+
+@app.command(epilog=_example("attndrift analyze studies/collapse-21"))
+def analyze(folder: FolderArgument, output: OutputOption = None, as_json: JsonOption = False) -> None:
+    """Compute the statistics of a study: analysis.json, and tables as CSV, Markdown and LaTeX."""
+    analysis = _analysis(folder)
+    target = output or folder
+    paths = analysis.write(target)
+    if as_json:
+        _print_json(analysis.to_json())
+        return
+    for finding in analysis.findings:
+        typer.echo(f"[{finding.question}] {finding.sentence}")
+    typer.echo(f"{len(paths)} files below {target}")
+
+
+def _analysis(folder: Path) -> Any:
+    from attndrift.analysis import analyze as analyze_tables
+    from attndrift.tables import read_tables
+
+    _collect_if_study(folder)
+    return analyze_tables(read_tables(folder))
+
+
+def _collect_if_study(folder: Path) -> None:
+    """Study folders are collected afresh, so that no table is older than a run."""
+    from attndrift.study.collect import STUDY
+    from attndrift.study.collect import collect as collect_study
+
+    if (folder / STUDY).is_file():
+        collect_study(folder)
+
+
+@app.command("list", epilog=_example("attndrift list presets"))
+def list_(
+    what: Annotated[
+        str, typer.Argument(help="models, datasets, metrics, methods or presets; default: all.")
+    ] = "all",
+    as_json: JsonOption = False,
+) -> None:
+    """List what is known by name: models, datasets, metrics, methods and presets."""
+    from attndrift.catalogue import catalogue, print_catalogue
+
+    found = catalogue()
+    if what != "all":
+        if what not in found:
+            _fail(f"nothing is listed as {what!r}; choose from {', '.join(found)}")
+        found = {what: found[what]}
+    if as_json:
+        _print_json(found)
+    else:
+        print_catalogue(found)
+
+
+@app.command(epilog=_example("attndrift show studies/demo/runs/E2_tiles_full_lr3e-4_s42"))
+def show(
+    run_folder: Annotated[Path, typer.Argument(help="The folder of a run.")], as_json: JsonOption = False
+) -> None:
+    """Show one run: settings, outcome, drift and transfer."""
+    from attndrift.show import describe_run, print_run
+
+    described = describe_run(run_folder)
+    if as_json:
+        _print_json(described)
+    else:
+        print_run(described)
+
+
+def main() -> None:
+    """Entry point: known errors are one line, not a traceback."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Transformers reports its own progress and advice; a study has its own.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except typer.Abort:
+        sys.exit(EXIT_INTERRUPTED)
+    except KeyboardInterrupt:
+        typer.secho("\nattndrift: stopped; run the same command to go on", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        sys.exit(_report(error))
+
+
+def _report(error: Exception) -> int:
+    import click
+
+    if isinstance(error, click.ClickException):
+        error.show()
+        return error.exit_code
+    if os.environ.get("ATTNDRIFT_TRACEBACK") or not isinstance(error, (ValueError, OSError)):
+        raise error
+    typer.secho(f"attndrift: {error}", fg=typer.colors.RED, err=True)
+    return EXIT_PROBLEM
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""What a study shows while it runs: bars with the time left in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from attndrift.study.settings import NamedRun, Study
+
+_MARKS = {"finished": "[green]✓[/]", "kept": "[green]=[/]", "diverged": "[yellow]~[/]", "failed": "[red]✗[/]"}
+
+
+class RunReporter:
+    """Writes a run's log and moves its bar."""
+
+    def __init__(self, log: Path, study: StudyConsole, name: str) -> None:
+        self._log, self._study, self._name = log, study, name
+
+    def step(self, done: int, total: int) -> None:
+        """``done`` of ``total`` optimiser steps are done."""
+        self._study.progress.update(self._study.run_bar, completed=done, total=total)
+
+    def phase(self, what: str) -> None:
+        """Say what the run is doing now."""
+        self._study.progress.update(self._study.run_bar, description=f"  {self._name}: {what}")
+
+    def say(self, message: str) -> None:
+        """Append a line to the run's log."""
+        stamp = time.strftime("%H:%M:%S")
+        with self._log.open("a", encoding="utf-8") as file:
+            file.write(f"{stamp} {message}\n")
+        if self._study.verbose:
+            self._study.console.print(f"  {self._name}: {escape(message)}", highlight=False)
+
+
+class StudyConsole:
+    """Reports a study on a terminal, or in plain lines where there is none."""
+
+    def __init__(self, *, verbose: bool = False, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self.verbose = verbose
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self.run_bar = self.progress.add_task("", total=None, visible=False)
+        self._runs_bar = self.progress.add_task("", total=None, visible=False)
+        self._started = time.monotonic()
+        self._total = self._done = self._worked = 0
+
+    def begin(self, study: Study, done: int) -> None:
+        """The study starts; ``done`` of its runs are finished already."""
+        self._total = len(study.runs)
+        self._started = time.monotonic()
+        self.progress.update(self._runs_bar, description=study.name, total=self._total, visible=True)
+        kept = f", {done} of them done already" if done else ""
+        self.console.print(f"{study.name}: {self._total} runs{kept}", highlight=False)
+
+    @contextmanager
+    def run(self, run: NamedRun, folder: Path) -> Iterator[RunReporter]:
+        """Yield the reporter of one run."""
+        self.progress.reset(self.run_bar, description=f"  {run.run_id}", total=None, visible=True)
+        yield RunReporter(folder / "log.txt", self, run.run_id)
+        self.progress.update(self.run_bar, visible=False)
+
+    def ended(self, run: NamedRun, status: str, detail: str) -> None:
+        """A run has ended."""
+        self._done += 1
+        self._worked += status != "kept"
+        self.progress.update(self._runs_bar, completed=self._done)
+        elapsed = time.monotonic() - self._started
+        left = ""
+        if self._worked and self._done < self._total:
+            minutes = elapsed / self._worked * (self._total - self._done) / 60
+            left = f", about {minutes:.0f} min left" if minutes >= 1 else ", under a minute left"
+        note = f" ({detail})" if detail and status != "kept" else ""
+        line = f"{_MARKS.get(status, '·')} {self._done:>3}/{self._total} {run.run_id}: {status}{escape(note)}"
+        self.console.print(line + f"  [dim]{elapsed / 60:.1f} min{left}[/]", highlight=False)

@@ -1,0 +1,39 @@
+"""What can be wrong with images, said before training starts."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DataError(ValueError):
+    """Data that cannot be used as asked; the message names the place, what is allowed and what to do."""
+
+
+class DatasetUnavailable(DataError):
+    """A dataset that is neither on this machine nor to be had from the hub now."""
+
+
+class UnreadableImageError(DataError):
+    """An image that cannot be decoded. ``image_id`` and ``reason`` say which and why."""
+
+    def __init__(self, image_id: str, reason: str) -> None:
+        super().__init__(f"image {image_id!r} cannot be read: {reason}")
+        self.image_id = image_id
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[UnreadableImageError], tuple[str, str]]:
+        return type(self), (self.image_id, self.reason)
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: a name that is near, if there is one."""
+    matches = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
+    return f"; did you mean `{matches[0]}`?" if matches else "."
+
+
+def some(names: Iterable[str], limit: int = 8) -> str:
+    """The first names of a list, and how many more there are."""
+    listed = [str(name) for name in names]
+    more = f", ... ({len(listed) - limit} more)" if len(listed) > limit else ""
+    return ", ".join(listed[:limit]) + more

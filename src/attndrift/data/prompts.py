@@ -1,0 +1,88 @@
+"""Class names and prompt templates of zero-shot classification.
+
+A template holds ``{class}`` once. The default is ``a photo of a {class}.``; the ensembles are those
+that CLIP's authors published (Radford et al. 2021, appendix A.4 and the prompts that came with it).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from attndrift.data.errors import DataError, near
+
+DEFAULT_TEMPLATE: Final = "a photo of a {class}."
+
+_CIFAR_FORMS = (
+    "a photo of {article} {class}.",
+    "a blurry photo of {article} {class}.",
+    "a black and white photo of {article} {class}.",
+    "a low contrast photo of {article} {class}.",
+    "a high contrast photo of {article} {class}.",
+    "a bad photo of {article} {class}.",
+    "a good photo of {article} {class}.",
+    "a photo of {article} small {class}.",
+    "a photo of {article} big {class}.",
+)
+
+TEMPLATES: Final[Mapping[str, tuple[str, ...]]] = {
+    "default": (DEFAULT_TEMPLATE,),
+    "cifar": tuple(form.replace("{article}", article) for article in ("a", "the") for form in _CIFAR_FORMS),
+    "eurosat": (
+        "a centered satellite photo of {class}.",
+        "a centered satellite photo of a {class}.",
+        "a centered satellite photo of the {class}.",
+    ),
+    "pets": ("a photo of a {class}, a type of pet.",),
+}
+"""Named ensembles: ``cifar`` (18 templates), ``eurosat`` (3), ``pets`` (1) and ``default`` (1)."""
+
+
+def clean_class_name(name: str) -> str:
+    """A class name as it is spoken: underscores become spaces, runs of spaces become one.
+
+    >>> clean_class_name("aquarium_fish")
+    'aquarium fish'
+    """
+    return re.sub(r"\s+", " ", name.replace("_", " ")).strip()
+
+
+def fill(template: str, class_name: str) -> str:
+    """The prompt of one class; braces in the class name are kept as they are.
+
+    Raises :class:`DataError` unless ``template`` holds ``{class}`` exactly once.
+
+    >>> fill("a photo of a {class}.", "maple_tree")
+    'a photo of a maple tree.'
+    """
+    if template.count("{class}") != 1:
+        raise DataError(f"the prompt template {template!r} must hold {{class}} exactly once")
+    return template.replace("{class}", clean_class_name(class_name))
+
+
+def templates(name: str | Sequence[str]) -> tuple[str, ...]:
+    """The templates of a named ensemble; a template, or a list of them, is returned as it is.
+
+    Raises :class:`DataError` for an unknown name, an empty list and a template without ``{class}``.
+    """
+    if isinstance(name, str):
+        if name in TEMPLATES:
+            return TEMPLATES[name]
+        if "{class}" not in name:
+            raise DataError(
+                f"no prompt ensemble is called {name!r}{near(name, TEMPLATES)} "
+                f"There are {', '.join(TEMPLATES)}; or give a template with {{class}} in it"
+            )
+        name = (name,)
+    if not name:
+        raise DataError("the list of prompt templates is empty")
+    for template in name:
+        fill(template, "x")
+    return tuple(name)
+
+
+def prompts_for(class_names: Sequence[str], ensemble: str | Sequence[str] = "default") -> list[list[str]]:
+    """Prompts by class: ``len(class_names)`` lists of as many prompts as the ensemble has templates."""
+    chosen = templates(ensemble)
+    return [[fill(template, name) for template in chosen] for name in class_names]

@@ -1,0 +1,206 @@
+"""One split's images by index, wherever they are: table rows, files, drawn on demand.
+
+A reader knows how many images there are, and hands out the raw form of each: encoded bytes, a file's
+path, or pixels. Labels and ids are read with the split, images when asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attndrift.data.decoding import RawImage
+from attndrift.data.errors import DataError, UnreadableImageError, some
+
+_HASHED_END = 32_768
+
+
+def _ends(content: bytes | memoryview) -> Iterable[bytes | memoryview]:
+    """The whole of a small image, both ends of a large one: what a fingerprint reads of it."""
+    if len(content) <= 2 * _HASHED_END:
+        return (content,)
+    return (content[:_HASHED_END], content[-_HASHED_END:])
+
+
+class Reader(Protocol):
+    """Raw images of one split."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def raw(self, index: int, image_id: str) -> RawImage:
+        """The image at ``index`` as it is stored; ``image_id`` is for errors."""
+
+    def digest(self) -> str:
+        """SHA-256 over all images: all of a small one, length and both ends (32 KB each) of a large one."""
+
+
+class TableReader:
+    """Images in a column of a ``datasets.Dataset``, not decoded by it."""
+
+    def __init__(self, table: Any, column: str) -> None:
+        import datasets
+
+        if isinstance(table.features[column], datasets.Image):
+            table = table.cast_column(column, datasets.Image(decode=False))
+        self._column = column
+        self._table = table.select_columns([column])
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def raw(self, index: int, image_id: str) -> RawImage:
+        """The encoded bytes, or the path of a local file; never fetched from elsewhere."""
+        value = self._table[index][self._column]
+        if isinstance(value, bytes):
+            return value
+        if isinstance(value, dict):
+            if value.get("bytes") is not None:
+                return bytes(value["bytes"])
+            path = value.get("path")
+            if path and "://" not in path:
+                return Path(path)
+            if path:
+                raise UnreadableImageError(image_id, f"its row holds only the address {path}")
+        raise UnreadableImageError(image_id, f"column `{self._column}` holds no image in this row")
+
+    def digest(self) -> str:
+        """SHA-256 over the encoded images."""
+        total = hashlib.sha256()
+        for value in self._buffers():
+            total.update(len(value).to_bytes(8, "little"))
+            for part in _ends(value):
+                total.update(part)
+        return total.hexdigest()
+
+    def _buffers(self) -> Iterator[memoryview | bytes]:
+        import pyarrow as pa
+
+        for batch in self._table.with_format("arrow").iter(1000):
+            column = batch.column(0)
+            if isinstance(column, pa.ChunkedArray):
+                column = column.combine_chunks()
+            paths: Sequence[Any] = [None] * len(column)
+            if pa.types.is_struct(column.type):
+                if column.type.get_field_index("path") >= 0:
+                    paths = column.field("path").to_pylist()
+                column = column.field("bytes")
+            for scalar, path in zip(column, paths, strict=True):
+                if scalar.is_valid:
+                    yield memoryview(scalar.as_buffer())
+                else:
+                    yield _file_ends(Path(path)) if path and "://" not in path else str(path).encode()
+
+
+def _file_ends(path: Path) -> bytes:
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(_HASHED_END)
+            file.seek(max(_HASHED_END, size - _HASHED_END))
+            return size.to_bytes(8, "little") + head + file.read(_HASHED_END)
+    except OSError:
+        return b"missing"
+
+
+class FileReader:
+    """Images in files."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = list(paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def raw(self, index: int, image_id: str) -> RawImage:
+        """The path of the file."""
+        return self._paths[index]
+
+    def digest(self) -> str:
+        """SHA-256 over the files' sizes and contents."""
+        total = hashlib.sha256()
+        for path in self._paths:
+            total.update(_file_ends(path))
+        return total.hexdigest()
+
+
+class DrawnReader:
+    """Images drawn by a pure function of the index."""
+
+    def __init__(self, size: int, draw: Callable[[int], NDArray[np.uint8]]) -> None:
+        self._size, self._draw = size, draw
+
+    def __len__(self) -> int:
+        return self._size
+
+    def raw(self, index: int, image_id: str) -> RawImage:
+        """Pixels (height, width, 3), uint8."""
+        return self._draw(index)
+
+    def digest(self) -> str:
+        """SHA-256 over a sample of 32 drawings: it changes when the way they are drawn does."""
+        total = hashlib.sha256()
+        for index in np.unique(np.linspace(0, self._size - 1, min(32, self._size)).astype(int)):
+            total.update(np.ascontiguousarray(self._draw(int(index))).tobytes())
+        return total.hexdigest()
+
+
+IMAGE_SUFFIXES = frozenset(
+    (
+        *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm"),
+        *(".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
+    )
+)
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=lambda p: p.name)
+
+
+def image_files(folder: Path, *, deep: bool = True) -> list[Path]:
+    """Image files in ``folder`` (and below, if ``deep``), by their suffix, hidden ones left out, in order."""
+    found: list[Path] = []
+    for entry in _visible(folder):
+        if entry.is_dir():
+            found += image_files(entry) if deep else []
+        elif entry.suffix.lower() in IMAGE_SUFFIXES and entry.is_file():
+            found.append(entry)
+    return found
+
+
+def class_folders(folder: Path) -> list[Path]:
+    """Folders right below ``folder``: the classes."""
+    return [entry for entry in _visible(folder) if entry.is_dir()]
+
+
+def read_class_folders(
+    folder: Path, classes: Sequence[str], where: str
+) -> tuple[FileReader, NDArray[np.int64], list[str]]:
+    """Reader, labels and ids (``class/file.jpg``) of a folder with one folder a class.
+
+    Raises :class:`DataError` for a folder that is no class, and for a class without images.
+    """
+    names = [entry.name for entry in class_folders(folder)]
+    strange = sorted(set(names) - set(classes))
+    if strange:
+        raise DataError(
+            f"{where}: {folder} has folders that are no class of the training split: {some(strange)}"
+        )
+    paths: list[Path] = []
+    labels: list[int] = []
+    empty: list[str] = []
+    for label, name in enumerate(classes):
+        files = image_files(folder / name) if name in names else []
+        if not files:
+            empty.append(name)
+        paths += files
+        labels += [label] * len(files)
+    if empty:
+        raise DataError(f"{where}: classes without images in {folder}: {some(empty)}")
+    ids = [path.relative_to(folder).as_posix() for path in paths]
+    return FileReader(paths), np.asarray(labels, dtype=np.int64), ids

@@ -1,0 +1,263 @@
+"""Datasets by name or by description, as images by index with labels and ids.
+
+Nothing is decoded before it is asked for. A registered dataset is taken from the data folder
+(``data_dir``, else ``$ATTNDRIFT_DATA``) where that holds a copy, and from the hub otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attndrift.data import columns
+from attndrift.data.dataset import TEST_NAMES, Content, ImageDataset
+from attndrift.data.errors import DataError, near
+from attndrift.data.hub import load_folder, load_hub
+from attndrift.data.readers import (
+    DrawnReader,
+    TableReader,
+    class_folders,
+    image_files,
+    read_class_folders,
+)
+from attndrift.data.registry import DATASETS, DatasetSpec, find_spec, origin_of_hub
+
+_TABLE_SUFFIXES = (".parquet", ".arrow")
+_TRAIN_SEED, _TEST_SEED = 1, 2
+
+
+_MAPPING_KEYS = (
+    "name", "path", "hub", "config", "revision", "image_column", "label_column", "id_column", "train_split",
+    "test_split", "class_names", "origin", "licence", "train_size", "test_size",
+)  # fmt: skip
+
+
+def spec_of(source: str | DatasetSpec | Mapping[str, Any]) -> DatasetSpec:
+    """The full description of a dataset given by name, by row or by a study file's mapping.
+
+    In a mapping, ``path`` or ``hub`` says where the images are; whatever is not given (or None) is that of
+    the registered dataset called ``name``, if there is one. Raises :class:`DataError` for unknown names
+    and keys.
+    """
+    if isinstance(source, DatasetSpec):
+        return source
+    if isinstance(source, str):
+        return find_spec(source)
+    given = {key: value for key, value in source.items() if value is not None}
+    for key in given:
+        if key not in _MAPPING_KEYS:
+            raise DataError(
+                f"unknown dataset key `{key}`{near(str(key), _MAPPING_KEYS)} "
+                f"Allowed: {', '.join(_MAPPING_KEYS)}"
+            )
+    if "path" in given and "hub" in given:
+        raise DataError("give `path` (a local folder) or `hub` (a hub name), not both")
+    elsewhere = "path" in given or "hub" in given
+    name = str(given.get("name") or Path(str(given.get("path") or given.get("hub") or "")).name)
+    if name in DATASETS and not elsewhere:
+        base = DATASETS[name]
+    elif elsewhere:
+        base = _elsewhere(name, given)
+    else:
+        base = find_spec(name)
+    if "class_names" in given:
+        given["class_names"] = _checked_names(given["class_names"], name)
+    if "path" in given:
+        given["path"] = Path(str(given["path"])).expanduser()
+    return dataclasses.replace(base, **{**given, "name": name, "id_required": "id_column" in given})
+
+
+def _elsewhere(name: str, given: Mapping[str, Any]) -> DatasetSpec:
+    if name in DATASETS:
+        return dataclasses.replace(DATASETS[name], kind="images", hub=None, config=None, revision=None)
+    if "hub" in given:
+        return DatasetSpec(name=name, origin=origin_of_hub(str(given["hub"])))
+    return DatasetSpec(name=name, origin=f"path:{Path(str(given['path'])).expanduser().resolve()}")
+
+
+def _checked_names(names: Any, where: str) -> tuple[str, ...]:
+    if (
+        isinstance(names, str)
+        or not isinstance(names, Sequence)
+        or not all(isinstance(n, str) for n in names)
+    ):
+        raise DataError(f"{where}: `class_names` must be a list of names, in label order")
+    return tuple(names)
+
+
+def find_local(spec: DatasetSpec, data_dir: str | Path | None = None) -> Path | None:
+    """The folder of a local copy: ``spec.path``, else one of ``spec.folders`` in the data folder.
+
+    Raises :class:`DataError` where a folder that was named does not exist.
+    """
+    if spec.path is not None:
+        if not spec.path.is_dir():
+            raise DataError(f"{spec.name}: the folder {spec.path} does not exist (`path`)")
+        return spec.path
+    named = data_dir if data_dir is not None else os.environ.get("ATTNDRIFT_DATA")
+    if not named or spec.kind != "images":
+        return None
+    root = Path(named).expanduser()
+    if not root.is_dir():
+        which = "data_dir" if data_dir is not None else "ATTNDRIFT_DATA"
+        raise DataError(f"the data folder {root} does not exist ({which})")
+    return next((root / folder for folder in spec.folders if (root / folder).is_dir()), None)
+
+
+def load_dataset(
+    source: str | DatasetSpec | Mapping[str, Any],
+    *,
+    data_dir: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+) -> ImageDataset:
+    """Open a dataset: a registered name, or a mapping such as a study file's ``source`` with a ``name``.
+
+    ``data_dir`` replaces ``$ATTNDRIFT_DATA``; ``cache_dir`` is where ``datasets`` keeps its copies (default:
+    its own). No image is decoded. Raises :class:`DataError` for what is missing, and
+    :class:`DatasetUnavailable` for a hub dataset that is out of reach.
+    """
+    spec = spec_of(source)
+    if spec.kind == "drawn":
+        return _drawn(spec)
+    if spec.kind == "digits":
+        return _digits(spec)
+    cache = Path(cache_dir).expanduser() if cache_dir is not None else None
+    local = find_local(spec, data_dir)
+    if local is not None and _is_image_folder(local):
+        return _image_folder(spec, local)
+    if local is not None:
+        tables = load_folder(local, config=spec.config, cache_dir=cache, where=spec.name)
+        return _tables(spec, tables, {"kind": "table", "path": str(local), "config": spec.config})
+    if spec.hub is None:
+        raise DataError(f"{spec.name}: neither `path` nor `hub` says where the images are")
+    tables = load_hub(spec.hub, config=spec.config, revision=spec.revision, cache_dir=cache, where=spec.name)
+    return _tables(
+        spec, tables, {"kind": "hub", "hub": spec.hub, "config": spec.config, "revision": spec.revision}
+    )
+
+
+def _tables(spec: DatasetSpec, tables: Mapping[str, Any], source: Mapping[str, Any]) -> ImageDataset:
+    train = spec.train_split or "train"
+    if train not in tables:
+        raise DataError(f"{spec.name}: no split `{train}` (train_split). The splits are {', '.join(tables)}")
+    test = spec.test_split or next((name for name in TEST_NAMES if name in tables), None)
+    features = tables[train].features
+    label = columns.label_column(spec, features, spec.name)
+    image = columns.image_column(spec, features, spec.name)
+    identity = columns.id_column(spec, features, spec.name)
+    used = {name: tables[name] for name in (train, test) if name is not None and name in tables}
+    found = columns.classes_in(used, label, spec, spec.name)
+
+    def opener(name: str) -> Callable[[], Content]:
+        def open_split() -> Content:
+            table, where = tables[name], f"{spec.name}, split `{name}`"
+            for column in (image, label):
+                if column not in table.features:
+                    raise DataError(f"{where}: no column `{column}`. It has {', '.join(table.features)}")
+            labels = columns.labels_of(table, label, found, where)
+            if identity is not None and identity in table.features:
+                ids = [str(value) for value in columns.values(table, identity)]
+            else:
+                ids = [f"{name}:{row}" for row in range(len(labels))]
+            return TableReader(table, image), labels, ids
+
+        return open_split
+
+    used_columns = {"image_column": image, "label_column": label, "id_column": identity}
+    return ImageDataset(spec, found, {name: opener(name) for name in tables}, {**source, **used_columns})
+
+
+def _is_image_folder(path: Path) -> bool:
+    """Whether ``path`` holds folders of images, and no table in itself or right below."""
+    for entry in path.iterdir():
+        if entry.suffix in _TABLE_SUFFIXES:
+            return False
+        if entry.is_dir() and any(file.suffix in _TABLE_SUFFIXES for file in entry.iterdir()):
+            return False
+    return any(class_folders(path))
+
+
+def _image_folder(spec: DatasetSpec, path: Path) -> ImageDataset:
+    """``path/SPLIT/CLASS/*.jpg``, or ``path/CLASS/*.jpg`` with one split, ``train``."""
+    tops = class_folders(path)
+    nested = all(class_folders(top) and not image_files(top, deep=False) for top in tops)
+    folders = {top.name: top for top in tops} if nested else {"train": path}
+    train = spec.train_split or "train"
+    if train not in folders:
+        raise DataError(
+            f"{spec.name}: no split `{train}` (train_split) in {path}. The splits are {', '.join(folders)}"
+        )
+    found = [folder.name for folder in class_folders(folders[train])]
+    if not found:
+        raise DataError(f"{spec.name}: {folders[train]} holds no class folders")
+
+    def opener(name: str) -> Callable[[], Content]:
+        return lambda: read_class_folders(folders[name], found, f"{spec.name}, split `{name}`")
+
+    return ImageDataset(
+        spec, found, {name: opener(name) for name in folders}, {"kind": "image folder", "path": str(path)}
+    )
+
+
+def _drawn(spec: DatasetSpec) -> ImageDataset:
+    drawn = importlib.import_module("attndrift.data.procedural").DRAWN[spec.name]
+    for key, size in (("train_size", spec.train_size), ("test_size", spec.test_size)):
+        if size < len(drawn.class_names):
+            raise DataError(
+                f"{spec.name}: `{key}` is {size}; its {len(drawn.class_names)} classes need at least as many"
+            )
+
+    def opener(name: str, seed: int, size: int) -> Callable[[], Content]:
+        def open_split() -> Content:
+            labels = np.asarray([drawn.label(seed, index) for index in range(size)], dtype=np.int64)
+            reader = DrawnReader(size, lambda index: drawn.draw(seed, index))
+            return reader, labels, [f"{name}:{index}" for index in range(size)]
+
+        return open_split
+
+    splits = {
+        "train": opener("train", _TRAIN_SEED, spec.train_size),
+        "test": opener("test", _TEST_SEED, spec.test_size),
+    }
+    return ImageDataset(
+        spec, drawn.class_names, splits, {"kind": "drawn", "seeds": [_TRAIN_SEED, _TEST_SEED]}
+    )
+
+
+def _digits(spec: DatasetSpec) -> ImageDataset:
+    """Every fifth image of each class is held out."""
+    from sklearn.datasets import load_digits
+
+    loaded = load_digits()
+    labels = np.asarray(loaded.target, dtype=np.int64)
+    grey = np.round(np.asarray(loaded.images) * (255.0 / 16.0)).astype(np.uint8)
+    rank = np.zeros(len(labels), dtype=np.int64)
+    for label in range(10):
+        rank[labels == label] = np.arange((labels == label).sum())
+    held_out = rank % 5 == 4
+
+    def opener(rows: NDArray[np.int64]) -> Callable[[], Content]:
+        reader = DrawnReader(len(rows), lambda index: np.repeat(grey[rows[index], :, :, None], 3, axis=2))
+        return lambda: (reader, labels[rows], [f"digit:{row}" for row in rows])
+
+    splits = {"train": opener(np.flatnonzero(~held_out)), "test": opener(np.flatnonzero(held_out))}
+    names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    return ImageDataset(spec, names, splits, {"kind": "scikit-learn"})
+
+
+def describe(source: str | DatasetSpec | Mapping[str, Any]) -> str:
+    """Where the images of a dataset would come from, in words, without opening it."""
+    spec = spec_of(source)
+    if spec.kind == "drawn":
+        return "drawn on demand"
+    if spec.kind == "digits":
+        return "scikit-learn"
+    local = find_local(spec)
+    return str(local) if local else f"hub: {spec.hub}"

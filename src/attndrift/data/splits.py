@@ -1,0 +1,323 @@
+"""Which images train, validate, test and probe: fixed by the data seed, and recorded.
+
+Images are ranked within their class by a hash of data seed, split and image id. No random generator is
+involved, so the parts are the same with every version of every library, do not depend on the order of
+the rows, and are nested: 40 training images a class are among the 160 of the same data seed. The probe
+is taken from the front of each class's ranking, validation follows, training comes from the back, so
+that probe and validation do not change with the number of training images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attndrift.data.dataset import ImageDataset, ImageSplit
+from attndrift.data.errors import DataError, some
+
+Protocol = Literal["seed", "leak-free"]
+Progress = Callable[[int, int], None]
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class SplitPart:
+    """Some images of a split, in ascending order of their index.
+
+    Attributes:
+        name: ``train``, ``validation``, ``test``, ``probe`` or the name given by the caller.
+        split: name of the dataset's split that they are taken from.
+        indices: (images,), int64, into that split.
+        labels: (images,), int64.
+        ids: one an image.
+    """
+
+    name: str
+    split: str
+    indices: Indices
+    labels: Indices
+    ids: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 over the split's name and the ids with their labels."""
+        lines = [
+            self.split,
+            *(f"{i}\t{label}" for i, label in zip(self.ids, self.labels.tolist(), strict=True)),
+        ]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def class_counts(self, classes: int) -> list[int]:
+        """Images of each of ``classes`` classes."""
+        return np.bincount(self.labels, minlength=classes).tolist()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values: split, number, hash, indices and ids."""
+        return {
+            "split": self.split,
+            "n": len(self),
+            "hash": self.hash,
+            "indices": self.indices.tolist(),
+            "ids": list(self.ids),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """The four parts of one run's data. Under the protocol ``seed`` validation and test are one part.
+
+    Attributes:
+        skipped: by split, the unreadable images that were left out: id and reason.
+    """
+
+    dataset: str
+    fingerprint: str
+    protocol: Protocol
+    data_seed: int
+    train: SplitPart
+    validation: SplitPart
+    test: SplitPart
+    probe: SplitPart
+    skipped: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> dict[str, SplitPart]:
+        """The parts by name."""
+        return {"train": self.train, "validation": self.validation, "test": self.test, "probe": self.probe}
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 over the dataset's fingerprint, the protocol and all parts."""
+        lines = [self.fingerprint, self.protocol, *(f"{n}\t{p.hash}" for n, p in self.parts.items())]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a run's record; equal data and settings give an equal value."""
+        return {
+            "dataset": self.dataset,
+            "fingerprint": self.fingerprint,
+            "protocol": self.protocol,
+            "data_seed": self.data_seed,
+            "hash": self.hash,
+            "parts": {name: part.to_json() for name, part in self.parts.items()},
+            "skipped": {split: dict(images) for split, images in self.skipped.items()},
+        }
+
+
+class _Ranked:
+    """A split's usable images, ranked within each class."""
+
+    def __init__(self, split: ImageSplit, data_seed: int, unreadable: Mapping[int, str], where: str) -> None:
+        self.split, self.where, self.data_seed = split, where, data_seed
+        self.classes = len(split.class_names)
+        by_class: list[list[int]] = [[] for _ in range(self.classes)]
+        for index, label in enumerate(split.labels.tolist()):
+            if index not in unreadable:
+                by_class[label].append(index)
+        empty = [split.class_names[c] for c in range(self.classes) if not by_class[c]]
+        if empty:
+            raise DataError(
+                f"{where}: classes without{' readable' if unreadable else ''} images: {some(empty)}"
+            )
+        self.ranked = [np.asarray(sorted(members, key=self._key), dtype=np.int64) for members in by_class]
+
+    def _key(self, index: int) -> bytes:
+        text = f"{self.data_seed}\0{self.split.name}\0{self.split.ids[index]}"
+        return hashlib.sha256(text.encode()).digest()
+
+    @property
+    def counts(self) -> Indices:
+        return np.asarray([len(members) for members in self.ranked], dtype=np.int64)
+
+    def part(self, name: str, start: Indices, stop: Indices) -> SplitPart:
+        """Ranks ``start[c]`` to ``stop[c]`` of every class c."""
+        taken = [m[a:b] for m, a, b in zip(self.ranked, start, stop, strict=True)]
+        indices = np.sort(np.concatenate(taken))
+        ids = tuple(self.split.ids[i] for i in indices.tolist())
+        return SplitPart(name, self.split.name, indices, self.split.labels[indices], ids)
+
+    def need(self, asked: Indices, what: str) -> None:
+        """Raise where a class has fewer images than ``asked``."""
+        short = np.flatnonzero(asked > self.counts)
+        if len(short):
+            first = int(short[0])
+            others = f" (and {len(short) - 1} more classes)" if len(short) > 1 else ""
+            raise DataError(
+                f"{self.where}: {what} needs {asked[first]} images of {self.split.class_names[first]!r}; "
+                f"there are {self.counts[first]}{others}. Ask for fewer"
+            )
+
+    def _order(self, purpose: str) -> list[int]:
+        """The classes in an order that decides which of them have one image more."""
+        return sorted(
+            range(self.classes),
+            key=lambda c: hashlib.sha256(f"{self.data_seed}\0{purpose}\0{c}".encode()).digest(),
+        )
+
+    def even(self, total: int, purpose: str) -> Indices:
+        """``total`` spread over the classes, counts differing by at most one."""
+        base, rest = divmod(total, self.classes)
+        spread = np.full(self.classes, base, dtype=np.int64)
+        spread[self._order(purpose)[:rest]] += 1
+        return spread
+
+    def fill(self, total: int, purpose: str) -> Indices:
+        """``total`` spread as evenly as the sizes of the classes allow; all images if ``total`` is larger."""
+        counts = self.counts
+        if total >= counts.sum():
+            return counts
+        level, high = 0, int(counts.max())
+        while level < high:  # the highest level at which all classes, cut off there, hold at most `total`
+            middle = (level + high + 1) // 2
+            if np.minimum(counts, middle).sum() <= total:
+                level = middle
+            else:
+                high = middle - 1
+        spread = np.minimum(counts, level)
+        larger = [c for c in self._order(purpose) if counts[c] > level]
+        spread[larger[: total - int(spread.sum())]] += 1
+        return spread
+
+
+def _positive(**given: int | None) -> None:
+    for name, value in given.items():
+        if value is not None and value < 1:
+            raise DataError(f"`{name}` is {value}; it must be at least 1")
+
+
+def _ranked(
+    dataset: ImageDataset,
+    split: ImageSplit,
+    data_seed: int,
+    unreadable: Literal["error", "skip"],
+    progress: Progress | None,
+) -> tuple[_Ranked, dict[str, str]]:
+    left_out = split.unreadable(progress) if unreadable == "skip" else {}
+    ranked = _Ranked(split, data_seed, left_out, f"{dataset.name}, split `{split.name}`")
+    return ranked, {split.ids[index]: reason for index, reason in left_out.items()}
+
+
+def _probe_counts(ranked: _Ranked, size: int, per_class: int | None) -> Indices:
+    if per_class is not None:
+        return np.full(ranked.classes, per_class, dtype=np.int64)
+    return ranked.even(size, "probe")
+
+
+def make_splits(
+    dataset: ImageDataset,
+    *,
+    protocol: Protocol,
+    data_seed: int,
+    train_per_class: int | None = None,
+    validation_per_class: int | None = None,
+    validation_fraction: float = 0.1,
+    probe_size: int = 200,
+    probe_per_class: int | None = None,
+    test_limit: int | None = None,
+    unreadable: Literal["error", "skip"] = "error",
+    progress: Progress | None = None,
+) -> Splits:
+    """The parts of one run's data, a function of the data and these settings alone.
+
+    ``seed``: the training split trains; the held-out split is validation and test at once and gives the
+    probe. ``leak-free``: training, validation and probe are disjoint parts of the training split; the
+    held-out split is the test.
+
+    Args:
+        train_per_class: training images of every class; None takes all that are left.
+        validation_per_class: validation images of every class (``leak-free`` only); None takes
+            ``validation_fraction`` of each class, at least one.
+        probe_size: images of the probe, class counts differing by at most one; ``probe_per_class``
+            replaces it by a number a class.
+        test_limit: at most as many test images, spread evenly over the classes; None takes all.
+        unreadable: ``skip`` decodes every image of the splits that are used and leaves out those that
+            cannot be decoded; ``error`` leaves finding them to :class:`~attndrift.data.PixelStore`.
+        progress: told how many images of how many are decoded, under ``skip``.
+
+    Raises :class:`DataError` for a class without images, fewer images than asked for, a missing held-out
+    split, and settings that are impossible.
+    """
+    if protocol not in ("seed", "leak-free"):
+        raise DataError(f"`protocol` is {protocol!r}; it must be 'seed' or 'leak-free'")
+    if unreadable not in ("error", "skip"):
+        raise DataError(f"`unreadable` is {unreadable!r}; it must be 'error' or 'skip'")
+    _positive(
+        train_per_class=train_per_class,
+        validation_per_class=validation_per_class,
+        probe_size=probe_size,
+        probe_per_class=probe_per_class,
+        test_limit=test_limit,
+    )
+    if not 0 < validation_fraction < 1:
+        raise DataError(f"`validation_fraction` is {validation_fraction}; it must lie between 0 and 1")
+    if protocol == "seed" and validation_per_class is not None:
+        raise DataError(
+            "`validation_per_class` has no meaning under the protocol `seed`, which validates on the whole "
+            "held-out split; use `test_limit` to shorten that, or the protocol `leak-free`"
+        )
+    train, train_skipped = _ranked(dataset, dataset.train, data_seed, unreadable, progress)
+    test, test_skipped = _ranked(dataset, dataset.test, data_seed, unreadable, progress)
+    zero = np.zeros(train.classes, dtype=np.int64)
+    test_counts = test.counts if test_limit is None else test.fill(test_limit, "test")
+    test_part = test.part("test", zero, test_counts)
+    probe_counts = _probe_counts(test if protocol == "seed" else train, probe_size, probe_per_class)
+    if protocol == "seed":
+        test.need(probe_counts, "the probe")
+        probe = test.part("probe", zero, probe_counts)
+        validation, held_out = test_part, zero
+    else:
+        train.need(probe_counts, "the probe")
+        probe = train.part("probe", zero, probe_counts)
+        if validation_per_class is None:
+            wanted = np.floor(train.counts * validation_fraction + 0.5).astype(np.int64)
+            validation_counts = np.maximum(1, wanted)
+        else:
+            validation_counts = np.full(train.classes, validation_per_class, dtype=np.int64)
+        held_out = probe_counts + validation_counts
+        train.need(held_out, "the probe and validation")
+        validation = train.part("validation", probe_counts, held_out)
+    train_counts = np.full(train.classes, train_per_class or 1, dtype=np.int64)
+    train.need(
+        held_out + train_counts, "training" if protocol == "seed" else "probe, validation and training"
+    )
+    start = held_out if train_per_class is None else train.counts - train_counts
+    return Splits(
+        dataset=dataset.name,
+        fingerprint=dataset.fingerprint,
+        protocol=protocol,
+        data_seed=data_seed,
+        train=train.part("train", start, train.counts),
+        validation=validation,
+        test=test_part,
+        probe=probe,
+        skipped={dataset.train.name: train_skipped, dataset.test.name: test_skipped},
+    )
+
+
+def evaluation_part(
+    dataset: ImageDataset,
+    *,
+    limit: int | None = None,
+    data_seed: int = 0,
+    unreadable: Literal["error", "skip"] = "error",
+    name: str = "transfer",
+    progress: Progress | None = None,
+) -> tuple[SplitPart, dict[str, str]]:
+    """Held-out images of a transfer set, at most ``limit``, spread evenly over its classes.
+
+    Returns the part and the unreadable images that were left out (id and reason). A smaller limit takes
+    a part of a larger one's images. Raises :class:`DataError` as :func:`make_splits` does.
+    """
+    _positive(limit=limit)
+    ranked, skipped = _ranked(dataset, dataset.test, data_seed, unreadable, progress)
+    counts = ranked.counts if limit is None else ranked.fill(limit, "test")
+    return ranked.part(name, np.zeros_like(counts), counts), skipped

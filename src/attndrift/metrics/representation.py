@@ -1,0 +1,182 @@
+"""Metrics of representations: linear CKA, plain and debiased, its chance level, and embedding drift.
+
+All of it runs in float64, whatever comes in.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from attndrift.metrics.attention import wide_dtype
+
+_DEGENERATE = 1e-12
+
+
+def _matrix(values: Tensor, name: str) -> Tensor:
+    if not isinstance(values, Tensor):
+        raise ValueError(f"{name}: expected a torch tensor (images, dimensions), got {type(values).__name__}")
+    if values.ndim != 2 or 0 in values.shape or not values.is_floating_point():
+        raise ValueError(
+            f"{name}: expected floating-point values of shape (images, dimensions), "
+            f"got {values.dtype} of shape {tuple(values.shape)}"
+        )
+    wide = values.to(wide_dtype(values))
+    if not bool(torch.isfinite(wide.detach()).all()):
+        raise ValueError(f"{name}: contains NaN or infinite values")
+    return wide
+
+
+def _centred(values: Tensor, name: str) -> Tensor:
+    wide = _matrix(values, name)
+    centred = wide - wide.mean(0, keepdim=True)
+    if bool(centred.detach().norm() <= _DEGENERATE * wide.detach().norm()):
+        raise ValueError(
+            f"{name}: all {len(wide)} rows are equal, so CKA is undefined; "
+            "give at least two different images (an input embedding's CLS row is a constant)"
+        )
+    return centred
+
+
+def linear_cka(x: Tensor, y: Tensor, *, debiased: bool = False) -> Tensor:
+    """Linear centred kernel alignment between two representations of the same images.
+
+    CKA = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)), K = X X^T and L = Y Y^T, columns of X and Y centred.
+    The plain form takes the biased HSIC, which is upwards of 0 for unrelated data when images are fewer
+    than dimensions (see :func:`cka_chance_level`); ``debiased`` takes the unbiased HSIC, whose chance
+    level is 0. Whichever of the feature form (dimension x dimension) and the Gram form (image x image)
+    needs fewer operations is used; both give the same number.
+
+    Args:
+        x: (n, p), y: (n, q), row i of both from image i. n >= 2; n >= 4 for ``debiased``.
+
+    Returns:
+        0-dimensional float64; in [0, 1], or at most 1 and possibly slightly negative when ``debiased``.
+        1 for representations equal up to rotation, isotropic scaling and shift. Differentiable.
+
+    Raises:
+        ValueError: wrong shapes, different or too few images, NaN or inf, or rows that are all equal.
+
+    Sources: Kornblith et al. 2019, section 3 (linear form); unbiased HSIC, Song et al. 2012,
+    equation 5; its use in CKA, Nguyen et al. 2021, equation 3.
+    """
+    needed = 4 if debiased else 2
+    for name, values in (("x", x), ("y", y)):
+        _matrix_rows(values, name, needed, debiased)
+    if len(x) != len(y):
+        raise ValueError(f"y: has {len(y)} rows and x has {len(x)}; row i of both must be the same image")
+    xc, yc = _centred(x, "x"), _centred(y, "y")
+    n, p, q = len(xc), xc.shape[1], yc.shape[1]
+    features = p * q + p * p + q * q <= n * (p + q)
+    if debiased:
+        products = _unbiased_features(xc, yc) if features else _unbiased_gram(xc, yc)
+    else:
+        products = _biased_features(xc, yc) if features else _biased_gram(xc, yc)
+    cross, own_x, own_y = products
+    for name, own in (("x", own_x), ("y", own_y)):
+        if not bool(own.detach() > 0):
+            raise ValueError(f"{name}: its HSIC with itself is 0, so CKA is undefined")
+    # Two roots, as the product of two large HSICs could leave the range of the type.
+    value = cross / (own_x.sqrt() * own_y.sqrt())
+    return value.clamp_max(1.0)
+
+
+def _matrix_rows(values: Tensor, name: str, needed: int, debiased: bool) -> None:
+    _matrix(values, name)
+    if len(values) < needed:
+        form = "debiased CKA" if debiased else "CKA"
+        raise ValueError(f"{name}: {form} needs at least {needed} images (rows), got {len(values)}")
+
+
+def _squared(matrix: Tensor) -> Tensor:
+    return (matrix * matrix).sum()
+
+
+def _biased_features(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return _squared(x.T @ y), _squared(x.T @ x), _squared(y.T @ y)
+
+
+def _biased_gram(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    k, m = x @ x.T, y @ y.T
+    return (k * m).sum(), _squared(k), _squared(m)
+
+
+def _unbiased(inner: Tensor, sums_k: Tensor, sums_m: Tensor) -> Tensor:
+    """Song 2012, equation 5, from tr(KL) and the row sums of the two kernels without their diagonals."""
+    n = len(sums_k)
+    cross = sums_k.sum() * sums_m.sum() / ((n - 1) * (n - 2)) - 2 * (sums_k * sums_m).sum() / (n - 2)
+    return (inner + cross) / (n * (n - 3))
+
+
+def _unbiased_features(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    norms_x, norms_y = (x * x).sum(1), (y * y).sum(1)
+    sums_x, sums_y = x @ x.sum(0) - norms_x, y @ y.sum(0) - norms_y
+    return (
+        _unbiased(_squared(x.T @ y) - (norms_x * norms_y).sum(), sums_x, sums_y),
+        _unbiased(_squared(x.T @ x) - _squared(norms_x), sums_x, sums_x),
+        _unbiased(_squared(y.T @ y) - _squared(norms_y), sums_y, sums_y),
+    )
+
+
+def _unbiased_gram(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    k, m = x @ x.T, y @ y.T
+    k, m = k - torch.diag(k.diagonal()), m - torch.diag(m.diagonal())
+    sums_k, sums_m = k.sum(1), m.sum(1)
+    return (
+        _unbiased((k * m).sum(), sums_k, sums_m),
+        _unbiased(_squared(k), sums_k, sums_k),
+        _unbiased(_squared(m), sums_m, sums_m),
+    )
+
+
+def cka_chance_level(n: int, p: int, q: int | None = None) -> float:
+    """Plain (biased) linear CKA that two unrelated representations of the same images would show.
+
+    The ratio of the expectations for independent standard Gaussian features, columns centred:
+    sqrt(p q / ((n + p)(n + q))). It follows from E tr(KL) = pq(n-1) and E tr(KK) = p(n-1)(n+p) for
+    Wishart matrices of n - 1 effective images. n = 200 with p = 768 gives 0.79. Real features are not
+    isotropic: their effective dimension is below p, so this is the upper end of chance.
+
+    Args:
+        n: images (at least 2), p and q: dimensions of the two representations (q defaults to p).
+
+    Returns:
+        A number in (0, 1); the debiased form has chance level 0.
+
+    Raises:
+        ValueError: a size that is too small.
+    """
+    q = p if q is None else q
+    if n < 2 or p < 1 or q < 1:
+        raise ValueError(f"n, p, q: expected n >= 2 images and p, q >= 1 dimensions, got {n}, {p}, {q}")
+    return math.sqrt(p * q / ((n + p) * (n + q)))
+
+
+def embedding_drift(pretrained: Tensor, adapted: Tensor) -> Tensor:
+    """How far image embeddings have turned: 1 - mean over images of cos(z0_i, z_i).
+
+    Args:
+        pretrained: (n, d), adapted: (n, d), row i of both from image i; any positive scale a row.
+
+    Returns:
+        0-dimensional float64 in [0, 2]: 0 for equal directions, 1 for orthogonal ones. Differentiable.
+
+    Raises:
+        ValueError: wrong or different shapes, NaN or inf, or a row of zeros (it has no direction).
+    """
+    z0, z = _matrix(pretrained, "pretrained"), _matrix(adapted, "adapted")
+    if z0.shape != z.shape:
+        raise ValueError(
+            f"adapted: has shape {tuple(z.shape)} and pretrained {tuple(z0.shape)}; they must be equal"
+        )
+    units = []
+    for name, values in (("pretrained", z0), ("adapted", z)):
+        norms = values.norm(dim=1, keepdim=True)
+        if bool((norms.detach() == 0).any()):
+            row = int((norms.detach()[:, 0] == 0).nonzero()[0])
+            raise ValueError(f"{name}: row {row} is all zeros and has no direction")
+        units.append(values / norms)
+    # |u - v|^2 / 2 = 1 - cos keeps its digits where the two directions are nearly equal.
+    return (units[0] - units[1]).square().sum(1).mean() / 2

@@ -1,0 +1,118 @@
+"""Weight drift: how far parameters have moved, full weights and low-rank updates on one scale."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from attndrift.metrics.attention import wide_dtype
+
+
+@dataclass(frozen=True)
+class LowRankUpdate:
+    """The update dW = scale * B A of one weight matrix (Hu et al. 2021, section 4.1).
+
+    Attributes:
+        a: (r, in), peft's ``lora_A.weight``.
+        b: (out, r), peft's ``lora_B.weight``.
+        scale: alpha / r (alpha / sqrt(r) for rank-stabilised adapters).
+    """
+
+    a: Tensor
+    b: Tensor
+    scale: float
+
+    def __post_init__(self) -> None:
+        if self.a.ndim != 2 or self.b.ndim != 2 or self.a.shape[0] != self.b.shape[1]:
+            raise ValueError(
+                "LowRankUpdate: expected a of shape (r, in) and b of shape (out, r), "
+                f"got a {tuple(self.a.shape)} and b {tuple(self.b.shape)}"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape (out, in) of the update."""
+        return self.b.shape[0], self.a.shape[1]
+
+    def squared_norm(self) -> float:
+        """Squared Frobenius norm of the update: scale^2 tr((B^T B)(A A^T)), never forming B A."""
+        a = self.a.detach().to(wide_dtype(self.a))
+        b = self.b.detach().to(wide_dtype(self.b))
+        return self.scale**2 * max(0.0, float(((b.T @ b) * (a @ a.T)).sum()))
+
+
+def weight_drift(
+    pretrained: Mapping[str, Tensor],
+    adapted: Mapping[str, Tensor | LowRankUpdate],
+    *,
+    missing: Literal["error", "unchanged"] = "error",
+) -> float:
+    """Relative distance of parameters from their pretrained values: norm(dW) / norm(W0).
+
+    Both norms run over all parameters of ``pretrained`` together (the square root of the sum of squares, in
+    float64), one parameter at a time.
+
+    Args:
+        pretrained: parameters by name, for example of the vision transformer.
+        adapted: by the same names, a full tensor (dW is the difference) or a :class:`LowRankUpdate`
+            (dW is the update). A model may mix the two.
+        missing: what a name that only ``pretrained`` has means: an error, or a frozen, unchanged
+            parameter. A name that only ``adapted`` has is always an error.
+
+    Returns:
+        A number >= 0; 0.01 means that the weights moved by 1% of their norm.
+
+    Raises:
+        ValueError: names or shapes that do not match, NaN or inf, no parameters, or pretrained parameters
+            that are all 0; the message names the parameter.
+
+    Source: the relative Frobenius distance of the first study; trace identity
+    ||BA||_F^2 = tr((B^T B)(A A^T)).
+    """
+    if not pretrained:
+        raise ValueError("pretrained: holds no parameters")
+    strangers = [name for name in adapted if name not in pretrained]
+    if strangers:
+        raise ValueError(
+            f"adapted: {len(strangers)} names are not in pretrained, the first is `{strangers[0]}`; both "
+            f"must use the same names (pretrained starts with `{next(iter(pretrained))}`)"
+        )
+    absent = [name for name in pretrained if name not in adapted]
+    if absent and missing == "error":
+        raise ValueError(
+            f"adapted: {len(absent)} parameters of pretrained are missing, the first is `{absent[0]}`; "
+            "give them, or pass missing='unchanged' if they are frozen"
+        )
+    moved: list[float] = []
+    whole: list[float] = []
+    for name, before in pretrained.items():
+        wide = before.detach().to(wide_dtype(before))
+        whole.append(_finite(float(wide.square().sum()), "pretrained", name))
+        if name not in adapted:
+            continue
+        after = adapted[name]
+        if tuple(after.shape) != tuple(before.shape):
+            raise ValueError(
+                f"adapted: `{name}` has shape {tuple(after.shape)}, in pretrained {tuple(before.shape)}"
+            )
+        if isinstance(after, LowRankUpdate):
+            change = after.squared_norm()
+        else:
+            target = after.detach().to(device=wide.device, dtype=wide.dtype)
+            change = float(torch.sub(target, wide).square().sum())
+        moved.append(_finite(change, "adapted", name))
+    total = math.fsum(whole)
+    if total == 0:
+        raise ValueError("pretrained: all parameters are 0, so a relative drift is undefined")
+    return math.sqrt(math.fsum(moved) / total)
+
+
+def _finite(value: float, argument: str, name: str) -> float:
+    if not math.isfinite(value):
+        raise ValueError(f"{argument}: `{name}` contains NaN or infinite values")
+    return value

@@ -1,0 +1,169 @@
+"""What was seen in the last forward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attndrift.metrics import rollout
+from attndrift.observe.errors import ObservationError
+from attndrift.observe.rows import FullMaps
+
+_ROW_SUM_TOLERANCE = 1e-4
+
+
+class Observation:
+    """Attention of the class token in the last forward pass through the vision tower.
+
+    Every forward overwrites the one before; the last one stays readable after the context has closed.
+    Half-precision models are seen in float32, float64 ones in float64. Attention is that before
+    attention dropout, which is what the softmax of the layer's queries and keys gives.
+
+    Attributes:
+        layers: names of the attention modules inside the observed model, from input to output.
+        family: name of the tower's family.
+        query: name of the query that is observed.
+        prefix_tokens: class and register tokens, which precede the patches.
+        forwards: completed forward passes so far.
+    """
+
+    def __init__(
+        self, *, layers: list[str], family: str, query: str, prefix_tokens: int, hidden: bool, full_maps: bool
+    ) -> None:
+        self.layers = layers
+        self.family = family
+        self.query = query
+        self.prefix_tokens = prefix_tokens
+        self.forwards = 0
+        self._hidden_asked = hidden
+        self._maps_asked = full_maps
+        self._gradients = False
+        self._state = (
+            "nothing was observed yet: no forward pass has gone through the vision tower since observing "
+            "began (a model compiled before that does not see the observation: observe, then compile)"
+        )
+        self._ready = False
+        self._logits: list[Tensor] = []
+        self._hidden: list[Tensor] = []
+        self._maps: FullMaps | None = None
+        self._derived: dict[str, Any] = {}
+
+    def _clear(self, state: str) -> None:
+        self._ready, self._state = False, state
+        self._logits, self._hidden, self._maps, self._derived = [], [], None, {}
+
+    def _fill(
+        self, logits: list[Tensor], hidden: list[Tensor], maps: FullMaps | None, *, gradients: bool
+    ) -> None:
+        self._logits, self._hidden, self._maps = logits, hidden, maps
+        self._gradients = gradients
+        self._ready = True
+        self.forwards += 1
+
+    def _read(self) -> None:
+        if not self._ready:
+            raise ObservationError(self._state)
+
+    @property
+    def attention(self) -> list[Tensor]:
+        """Per layer (images, heads, N): attention of the class token to the patches, summing to 1.
+
+        The softmax over the patch logits alone. The first reading after a forward checks that every row
+        sums to 1 (one synchronisation on an accelerator).
+
+        Raises ObservationError before the first forward, after one that did not finish, or for rows that
+        do not sum to 1 (NaN or infinite queries or keys); the message names the layer.
+        """
+        return self._rows("attention")
+
+    @property
+    def log_attention(self) -> list[Tensor]:
+        """Per layer (images, heads, N): logarithm of :attr:`attention` in nats, from log-softmax.
+
+        Finite where the attention itself is rounded to 0. Raises as :attr:`attention` does.
+        """
+        return self._rows("log_attention")
+
+    @property
+    def cls_mass(self) -> list[Tensor]:
+        """Per layer (images, heads), in [0, 1]: the attention that renormalising dropped.
+
+        That is the attention of the class token to itself (and to registers). Raises as
+        :attr:`attention` does.
+        """
+        return self._rows("cls_mass")
+
+    def _rows(self, name: str) -> list[Tensor]:
+        self._read()
+        if not self._derived:
+            self._derived = self._derive()
+        return list(self._derived[name])
+
+    def _derive(self) -> dict[str, list[Tensor]]:
+        prefix = self.prefix_tokens
+        # Where it is read must not decide whether it carries gradients: reading inside no_grad to log a
+        # number would otherwise leave a loss read later without its graph.
+        with torch.inference_mode(False), torch.set_grad_enabled(self._gradients):
+            logs = [torch.log_softmax(logits[..., prefix:], -1) for logits in self._logits]
+            attention = [log.exp() for log in logs]
+            mass = [
+                torch.exp(logits[..., :prefix].logsumexp(-1) - logits.logsumexp(-1))
+                for logits in self._logits
+            ]
+        with torch.no_grad():
+            worst = torch.stack([(a.sum(-1) - 1).abs().amax().to(attention[0].device) for a in attention])
+            deviations = worst.tolist()
+        for layer, deviation in zip(self.layers, deviations, strict=True):
+            # Also true for NaN.
+            if not deviation <= _ROW_SUM_TOLERANCE:
+                raise ObservationError(
+                    f"{layer}: attention rows do not sum to 1 (they are off by {deviation:g}); "
+                    "its queries or keys are NaN or infinite, so the model has diverged or overflowed"
+                )
+        return {"attention": attention, "log_attention": logs, "cls_mass": mass}
+
+    @property
+    def cls_hidden(self) -> list[Tensor]:
+        """Per block 1..L (images, width): the class token's hidden state after the block.
+
+        Needs ``observe(..., hidden=True)``; raises ObservationError without, and before the first forward.
+        """
+        if not self._hidden_asked:
+            raise ObservationError(
+                "hidden states were not observed; ask for them with observe(..., hidden=True)"
+            )
+        self._read()
+        return list(self._hidden)
+
+    @property
+    def full_maps(self) -> FullMaps:
+        """Full maps, (images, heads, T, T) a layer, computed when a layer is indexed; without gradients.
+
+        Needs ``observe(..., full_maps=True)``, which keeps every layer's queries and keys, (images, T, width)
+        each; raises ObservationError without, and before the first forward.
+        """
+        if not self._maps_asked:
+            raise ObservationError(
+                "full maps were not observed; ask for them with observe(..., full_maps=True)"
+            )
+        self._read()
+        if self._maps is None:
+            raise ObservationError("full maps are missing although they were asked for")
+        return self._maps
+
+    def rollout(self, *, residual: float = 0.5, images: int | None = None) -> Tensor:
+        """Attention rollout to the patches, (images, N), a few images at a time.
+
+        See :func:`attndrift.metrics.rollout`. Needs ``observe(..., full_maps=True)``. ``images`` is how many
+        images are worked on at once; by default as many as keep one layer's maps near 64 MB.
+        """
+        parts = [
+            rollout(maps, residual=residual, prefix_tokens=self.prefix_tokens, check=False)
+            for maps in self.full_maps.chunks(images)
+        ]
+        return torch.cat(parts)
+
+    def __repr__(self) -> str:
+        return f"Observation({self.family}, {len(self.layers)} layers, {self.forwards} forwards)"

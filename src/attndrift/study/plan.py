@@ -1,0 +1,278 @@
+"""The dry run: what a study will do, and about what it will cost, before anything is run."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from attndrift.data import DataError, Splits, evaluation_part, load_dataset, make_splits
+from attndrift.models import count_parameters, load_config
+from attndrift.study.running import adaptation, device_of
+from attndrift.study.settings import RunSettings, Study
+
+# Of the rate of one large matrix product, a transformer of small width reaches about this fraction.
+_EFFICIENCY = 0.5
+
+
+@dataclass
+class PlannedRun:
+    """One run of the dry run. Estimates are for this machine; None where the images could not be counted.
+
+    Attributes:
+        seconds: estimated time, training and evaluations.
+        memory_bytes: estimated peak beyond what the program itself takes.
+        disk_bytes: checkpoints, resumable states and history that stay or are held at once.
+    """
+
+    run_id: str
+    experiment: str | None
+    model: str
+    dataset: str
+    method: str
+    learning_rate: float | None
+    epochs: int
+    n_train: int | None
+    steps: int | None
+    trainable_parameters: int | None
+    total_parameters: int | None
+    seconds: float | None
+    memory_bytes: float | None
+    disk_bytes: float | None
+    note: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def forward_flops(vision: Any) -> float:
+    """Floating-point operations of one image through a CLIP vision tower."""
+    width, depth = vision.hidden_size, vision.num_hidden_layers
+    tokens = (vision.image_size // vision.patch_size) ** 2 + 1
+    patch = 2.0 * (tokens - 1) * 3 * vision.patch_size**2 * width
+    block = 2.0 * tokens * (4 * width**2 + 2 * width * vision.intermediate_size) + 4.0 * tokens**2 * width
+    return patch + depth * block
+
+
+def measured_rate(device: torch.device, threads: int) -> float:
+    """Operations a second of a matrix product in float32 on ``device``: the median of five."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        a, b = torch.randn(1024, 768, device=device), torch.randn(768, 768, device=device)
+        times = []
+        for _ in range(6):
+            start = time.perf_counter()
+            for _ in range(4):
+                c = a @ b
+            float(c[0, 0])
+            times.append(time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(before)
+    return 4 * 2.0 * 1024 * 768 * 768 / sorted(times[1:])[2]
+
+
+class _Sizes:
+    """Numbers of images, counted once a dataset and setting."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, Any] = {}
+
+    def splits(self, settings: RunSettings) -> Splits | str:
+        """The run's splits, or why they cannot be had."""
+        key = (
+            settings.dataset, settings.source, settings.protocol, settings.data_seed, settings.train_per_class,
+            settings.validation_per_class, settings.probe_size, settings.probe_per_class, settings.test_limit,
+        )  # fmt: skip
+        if key not in self._known:
+            self._known[key] = self._make(settings)
+        found: Splits | str = self._known[key]
+        return found
+
+    def _make(self, settings: RunSettings) -> Splits | str:
+        source: Any = settings.dataset
+        if settings.source is not None:
+            given = {k: v for k, v in settings.source.model_dump().items() if v is not None}
+            source = {"name": settings.dataset, **given}
+        try:
+            return make_splits(
+                load_dataset(source),
+                protocol=settings.protocol,
+                data_seed=settings.data_seed,
+                train_per_class=settings.train_per_class,
+                validation_per_class=settings.validation_per_class,
+                validation_fraction=settings.validation_fraction,
+                probe_size=settings.probe_size,
+                probe_per_class=settings.probe_per_class,
+                test_limit=settings.test_limit,
+            )
+        except DataError as error:
+            return str(error)
+
+    def transfer(self, settings: RunSettings) -> int:
+        """Images of all transfer sets that can be had."""
+        total = 0
+        for name in settings.transfer:
+            key = ("transfer", name, settings.transfer_limit)
+            if key not in self._known:
+                try:
+                    part, _ = evaluation_part(load_dataset(name), limit=settings.transfer_limit)
+                    self._known[key] = len(part)
+                except DataError:
+                    self._known[key] = 0
+            total += self._known[key]
+        return total
+
+
+def plan(study: Study) -> list[PlannedRun]:
+    """A row a run. Nothing is trained, no weights are loaded, no image is decoded."""
+    sizes = _Sizes()
+    rates: dict[tuple[str, int], float] = {}
+    planned = []
+    for run in study.runs:
+        settings = run.settings
+        device = device_of(settings)
+        key = (str(device), settings.threads)
+        if key not in rates:
+            rates[key] = measured_rate(device, settings.threads)
+        planned.append(_plan_run(run.run_id, settings, sizes, rates[key]))
+    return planned
+
+
+def _plan_run(run_id: str, settings: RunSettings, sizes: _Sizes, rate: float) -> PlannedRun:
+    splits = sizes.splits(settings)
+    row = PlannedRun(
+        run_id=run_id,
+        experiment=settings.experiment,
+        model=settings.model,
+        dataset=settings.dataset,
+        method=settings.method,
+        learning_rate=None if settings.method == "none" else settings.learning_rate,
+        epochs=settings.epochs,
+        n_train=None, steps=None, trainable_parameters=None, total_parameters=None,
+        seconds=None, memory_bytes=None, disk_bytes=None,
+    )  # fmt: skip
+    try:
+        config = load_config(settings.model)
+    except (OSError, ValueError) as error:
+        row.note = f"model: {error}"
+        config = None
+    if isinstance(splits, str):
+        row.note = f"images: {splits}"
+    else:
+        row.n_train = len(splits.train)
+        micro = settings.batch_size // settings.gradient_accumulation
+        row.steps = (
+            math.ceil(math.ceil(row.n_train / micro) / settings.gradient_accumulation) * settings.epochs
+        )
+    if config is None:
+        return row
+    classes = None if isinstance(splits, str) else len(set(splits.test.labels.tolist()))
+    if classes is not None:
+        row.trainable_parameters, row.total_parameters = count_parameters(
+            config, adaptation(settings), classes
+        )
+    if isinstance(splits, str) or row.trainable_parameters is None:
+        return row
+    _estimate(row, settings, splits, sizes, config.vision_config, rate)
+    return row
+
+
+def _estimate(
+    row: PlannedRun, settings: RunSettings, splits: Splits, sizes: _Sizes, vision: Any, rate: float
+) -> None:
+    flops = forward_flops(vision)
+    assert row.trainable_parameters is not None
+    assert row.total_parameters is not None
+    # Backward: once for the inputs, once for the weights that are trained; a frozen tower needs neither.
+    factor = {"full": 3.0, "lora": 2.1, "last_block": 1.2, "linear_probe": 1.0, "none": 0.0}[settings.method]
+    if settings.regularizer == "apr":
+        factor += 2.0 / max(settings.epochs, 1)
+    trained = factor * len(splits.train) * settings.epochs
+    evaluations = settings.evaluations_per_epoch * settings.epochs * len(splits.probe)
+    validated = settings.epochs * (
+        len(splits.validation) + min(settings.track_size, sizes.transfer(settings))
+    )
+    tested = (
+        (0 if settings.method == "none" else len(splits.test))
+        + sizes.transfer(settings)
+        + 2 * len(splits.probe)
+    )
+    row.seconds = flops * (trained + evaluations + validated + tested) / (_EFFICIENCY * rate)
+    tokens = (vision.image_size // vision.patch_size) ** 2 + 1
+    # About 14 activations of the width a token and block are kept for the backward pass.
+    activations = 4.0 * settings.batch_size * tokens * vision.hidden_size * vision.num_hidden_layers * 14
+    evaluation = (
+        4.0 * settings.evaluation_batch_size * tokens * (vision.intermediate_size + 6 * vision.hidden_size)
+    )
+    trains_tower = settings.method in ("full", "lora")
+    row.memory_bytes = (
+        4.0 * 2 * row.total_parameters
+        + 12.0 * row.trainable_parameters
+        + max(activations if trains_tower else activations / 6, evaluation)
+    )
+    weights = 4.0 * row.trainable_parameters
+    kept = {"best": 1, "best+final": 2}.get(settings.keep, 2 + settings.epochs)
+    # While it runs, two resumable states of weights and two moments are there as well.
+    row.disk_bytes = 0.0 if settings.method == "none" else weights * (kept + 2 * 3)
+
+
+def _size(value: float | None) -> str:
+    if value is None:
+        return "?"
+    for unit in ("B", "KB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit in ("B", "KB") else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+def _count(value: float | None) -> str:
+    return "?" if value is None else f"{value:,.0f}"
+
+
+def print_plan(study: Study, planned: Sequence[PlannedRun], console: Console | None = None) -> None:
+    """Print the runs and their sums."""
+    console = console or Console()
+    table = Table(title=f"{study.name}: {len(planned)} runs", title_justify="left")
+    for name in ("run", "images", "steps", "trainable", "time", "memory", "disk"):
+        table.add_column(name, justify="left" if name == "run" else "right", overflow="fold")
+    for row in planned:
+        table.add_row(
+            row.run_id, _count(row.n_train), _count(row.steps), _count(row.trainable_parameters),
+            _time(row.seconds), _size(row.memory_bytes), _size(row.disk_bytes),
+        )  # fmt: skip
+    console.print(table)
+    known = [row for row in planned if row.seconds is not None]
+    seconds = sum(row.seconds or 0.0 for row in known)
+    memory = max((row.memory_bytes or 0.0 for row in known), default=None)
+    disk = sum(row.disk_bytes or 0.0 for row in known)
+    console.print(
+        f"estimated on this machine: {_time(seconds)} in all, at most {_size(memory)} of memory, {_size(disk)} on disk"
+        + (
+            ""
+            if len(known) == len(planned)
+            else f" (for the {len(known)} runs whose model and images are at hand)"
+        )
+    )
+    for note in dict.fromkeys(row.note for row in planned if row.note):
+        console.print(f"[yellow]{note}[/]", highlight=False)

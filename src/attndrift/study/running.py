@@ -1,0 +1,431 @@
+"""One run, from its settings to its record."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attndrift import metrics
+from attndrift.files import new_folder, write_json, write_text
+from attndrift.models import (
+    AdaptationSettings,
+    CLIPClassifier,
+    adapt,
+    load_adapted,
+    projection_drift,
+    save_adapted,
+    weight_drift,
+)
+from attndrift.monitor import Drift, DriftMonitor, Snapshot, compare_snapshots, evaluation_mode, take_snapshot
+from attndrift.observe import observe
+from attndrift.study import record as records
+from attndrift.study.settings import NamedRun, RunSettings
+from attndrift.study.workbench import Pretrained, Target, TransferSet, Workbench
+from attndrift.tables import STRUCTURE_METRICS
+from attndrift.training import FitResult, TrainingPlan, fit, resume
+from attndrift.training.fit import precision_of, predict
+
+FINGERPRINT_IMAGES = 8
+
+
+def adaptation(settings: RunSettings) -> AdaptationSettings:
+    """The part of a run's settings that decides which parameters are trained."""
+    return AdaptationSettings(
+        method=settings.method,
+        lora_rank=settings.lora_rank or 8,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout if settings.lora_dropout is not None else 0.05,
+        lora_targets=settings.lora_targets or "q,v",
+        train_projection=settings.train_projection,
+        freeze_layers=settings.freeze_layers,
+        head_init=settings.head_init,
+    )
+
+
+def device_of(settings: RunSettings) -> torch.device:
+    """``auto`` resolved: an accelerator where there is one."""
+    if settings.device != "auto":
+        return torch.device(settings.device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+class Executor:
+    """Runs the runs of a study in this process; they share one workbench. A context manager."""
+
+    def __init__(self, console: Any = None, workbench: Workbench | None = None) -> None:
+        self.workbench = workbench or Workbench()
+        self._console = console
+
+    def __enter__(self) -> Executor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.workbench.close()
+
+    def __call__(self, run: NamedRun, folder: Path, reporter: Any) -> dict[str, Any]:
+        """Execute ``run`` in ``folder`` and return its record."""
+        with _threads(run.settings.threads):
+            return _Run(run, folder, self.workbench, reporter).execute()
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    # The number of threads changes the order of sums, so it is a setting and not an accident.
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Run:
+    """The steps of one run, in order."""
+
+    def __init__(self, run: NamedRun, folder: Path, workbench: Workbench, reporter: Any) -> None:
+        self.run, self.folder, self.workbench, self.reporter = run, folder, workbench, reporter
+        self.settings = run.settings
+        self.device = device_of(run.settings)
+        self.started = time.monotonic()
+
+    def execute(self) -> dict[str, Any]:
+        settings = self.settings
+        self._phase("images")
+        self.pretrained: Pretrained = self.workbench.pretrained(settings.model, self.device)
+        self.target: Target = self.workbench.target(settings, self.pretrained)
+        self.transfer: list[TransferSet] = self.workbench.transfer_sets(
+            settings, self.target, self.pretrained
+        )
+        write_json(self.folder / "splits.json", self.target.splits.to_json())
+        self._phase("the pretrained model")
+        self.baseline: Snapshot = self.workbench.baseline(settings, self.target, self.pretrained)
+        if settings.method == "none":
+            return self._untouched()
+        return self._adapted()
+
+    def _phase(self, what: str) -> None:
+        self.reporter.phase(what)
+        self.reporter.say(what)
+
+    # -- the untouched model -------------------------------------------------------------------
+
+    def _untouched(self) -> dict[str, Any]:
+        drift = compare_snapshots(self.baseline, self.baseline, weight_drift=0.0, projection_drift=0.0)
+        model = self.pretrained.clip
+        row = {"step": 0, "epoch": 0.0, **drift.row(), "layers": drift.layers()}
+        self._write_history([row])
+        transfer, details = {}, {}
+        for item in self.transfer:
+            before = self.workbench.pretrained_transfer(self.settings, item, self.pretrained)
+            columns, detail = self._transfer_columns(item, before, before)
+            transfer |= columns
+            details[item.name] = detail
+        self._write_maps(None, drift)
+        totals = sum(p.numel() for p in model.parameters())
+        values = {
+            "trainable_parameters": 0,
+            "total_parameters": totals,
+            "n_probe": len(self.target.splits.probe),
+        }
+        return self._record("finished", values | self._drift_columns(drift) | transfer, details)
+
+    # -- an adapted model ----------------------------------------------------------------------
+
+    def _adapted(self) -> dict[str, Any]:
+        settings, target = self.settings, self.target
+        model = adapt(
+            self.pretrained.copy(), adaptation(settings), len(target.class_names), settings.seed,
+            text_features=self._target_text_features(),
+        ).to(self.device)  # fmt: skip
+        monitor = DriftMonitor(
+            model,
+            lambda: target.probe_batches(settings.evaluation_batch_size),
+            reference=self.baseline,
+            embed=model.embed,
+            weight_drift=lambda: self._weight_drifts(model),
+        )
+        result = self._train(model, monitor)
+        values = self._sizes(model) | {
+            "best_val_accuracy": result.best_accuracy,
+            "selected_epoch": result.selected_epoch,
+            "regularizer_active_fraction": result.active_fraction,
+        }
+        if result.status == "diverged":
+            self._keep_last_good(model, result)
+            self._clean_up()
+            return self._record("diverged", values | self._baseline_columns(), {}, problem=result.problem)
+        return self._conclude(model, result, values)
+
+    def _train(self, model: CLIPClassifier, monitor: DriftMonitor) -> FitResult:
+        settings, target = self.settings, self.target
+        track = self.transfer[0] if self.transfer and settings.track_size else None
+        zero = compare_snapshots(self.baseline, self.baseline, weight_drift=0.0, projection_drift=0.0)
+        first: dict[str, Any] = {"step": 0, "epoch": 0.0, **zero.row()}
+        if track is not None:
+            before = self.workbench.pretrained_transfer(settings, track, self.pretrained, track=True)
+            first["transfer_track_accuracy"] = before.accuracy
+            first["transfer_track_retention_pct"] = track.retention(before.accuracy, before.accuracy)
+        reference = None
+        if settings.regularizer == "apr" and settings.regularizer_weight:
+            self._phase("pretrained attention of the training images")
+            reference = self.workbench.teacher(settings, target, self.pretrained)
+        plan = TrainingPlan(
+            settings=settings,
+            images=target.train,
+            labels=torch.from_numpy(target.splits.train.labels),
+            monitor=monitor,
+            validate=lambda: self._accuracy(model, "validation"),
+            track=(lambda: self._track(track, model)) if track else None,
+            track_retention=(lambda value: track.retention(value, before.accuracy))
+            if track
+            else (lambda _: None),
+            baseline=first | {"layers": zero.layers()},
+            save_weights=lambda name: self._save(model, name),
+            pretrained_entropy=self.baseline.structure.layers("entropy"),
+            reference=reference,
+            device=self.device,
+        )
+        self._phase("training")
+        return fit(model, plan, self.folder, self.reporter)
+
+    def _track(self, track: TransferSet, model: CLIPClassifier) -> float:
+        return track.evaluate(model, self.pretrained, self.settings, limit=self.settings.track_size).accuracy
+
+    def _conclude(self, model: CLIPClassifier, result: FitResult, values: dict[str, Any]) -> dict[str, Any]:
+        settings = self.settings
+        if settings.keep != "best":
+            self._save(model, "final")
+        selected = load_adapted(self.folder / "checkpoints" / "best", base=self.pretrained.copy()).to(
+            self.device
+        )
+        self._phase("test")
+        if settings.protocol == "seed":
+            # One split selects and reports: that is the protocol, and the report warns of it. Structure,
+            # representation, weights and transfer are those of the last epoch, as in the seed report.
+            values["test_accuracy"] = result.best_accuracy
+            measured = model
+        else:
+            values["test_accuracy"] = self._accuracy(selected, "test")
+            measured = selected
+        snapshot = take_snapshot(
+            measured, self.target.probe_batches(settings.evaluation_batch_size), measured.embed
+        )
+        tower, projection = self._weight_drifts(measured)
+        drift = compare_snapshots(self.baseline, snapshot, weight_drift=tower, projection_drift=projection)
+        transfer, details = self._transfer(measured, drift)
+        self._write_maps(measured, drift)
+        self._clean_up()
+        record = self._record("finished", values | self._drift_columns(drift) | transfer, details)
+        record["measured_checkpoint"] = "final" if settings.protocol == "seed" else "selected"
+        record["embedding_distance"] = drift.embedding_distance
+        return record
+
+    def _target_text_features(self) -> Tensor | None:
+        if self.settings.head_init != "text":
+            return None
+        return self.workbench.text_features(self.settings, self.pretrained, self.target.class_names)
+
+    def _weight_drifts(self, model: CLIPClassifier) -> tuple[float, float]:
+        return weight_drift(model, self.pretrained.clip), projection_drift(model, self.pretrained.clip)
+
+    def _accuracy(self, model: CLIPClassifier, part: str) -> float:
+        store = self.target.validation if part == "validation" else self.target.test
+        labels = torch.from_numpy(getattr(self.target.splits, part).labels)
+        logits = predict(
+            lambda pixels: model(pixel_values=pixels).logits,
+            model, store, len(labels), self.settings.evaluation_batch_size, self.device,
+        )  # fmt: skip
+        return float((logits.argmax(-1) == labels).double().mean())
+
+    def _save(self, model: CLIPClassifier, name: str) -> None:
+        save_adapted(
+            model,
+            self.folder / "checkpoints" / name,
+            base_source=self.settings.model,
+            probe_pixels=self.target.probe.fetch(
+                range(min(FINGERPRINT_IMAGES, len(self.target.splits.probe)))
+            ),
+            pretrained=self.pretrained.clip,
+            class_names=self.target.class_names,
+        )
+
+    def _keep_last_good(self, model: CLIPClassifier, result: FitResult) -> None:
+        """Keep the trained weights of the last state before the divergence."""
+        state = resume.newest(self.folder / "resume", self.reporter.say)
+        if state is not None:
+            with new_folder(self.folder / "checkpoints" / "last-good") as target:
+                for name in ("model.safetensors", resume.PROGRESS):
+                    shutil.copy2(state / name, target / name)
+
+    def _clean_up(self) -> None:
+        resume.clear(self.folder / "resume")
+        keep = {"best": {"best"}, "best+final": {"best", "final"}}.get(self.settings.keep)
+        folder = self.folder / "checkpoints"
+        if keep is not None and folder.is_dir():
+            for path in folder.iterdir():
+                if path.name not in keep | {"last-good"}:
+                    shutil.rmtree(path)
+
+    # -- what is recorded ----------------------------------------------------------------------
+
+    def _transfer(self, model: CLIPClassifier, drift: Drift) -> tuple[dict[str, Any], dict[str, Any]]:
+        columns: dict[str, Any] = {}
+        details: dict[str, Any] = {}
+        for item in self.transfer:
+            self._phase(f"zero-shot transfer to {item.name}")
+            before = self.workbench.pretrained_transfer(self.settings, item, self.pretrained)
+            after = item.evaluate(model, self.pretrained, self.settings, weight_drift=drift.weight_drift)
+            values, detail = self._transfer_columns(item, before, after)
+            columns |= values
+            details[item.name] = detail
+        return columns, details
+
+    def _transfer_columns(
+        self, item: TransferSet, before: Any, after: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        kept = item.retention(after.accuracy, before.accuracy)
+        columns = {
+            f"transfer_{item.name}_accuracy": after.accuracy,
+            f"transfer_{item.name}_pretrained": before.accuracy,
+            f"transfer_{item.name}_retention_pct": kept,
+            f"transfer_{item.name}_n": after.n,
+        }
+        detail = {"adapted": after.to_json(), "pretrained": before.to_json(), "retention_pct": kept}
+        correct = {"adapted": np.packbits(after.correct), "pretrained": np.packbits(before.correct)}
+        np.savez_compressed(self.folder / f"transfer_{item.name}.npz", n=np.int64(after.n), **correct)
+        return columns, detail
+
+    def _sizes(self, model: CLIPClassifier) -> dict[str, Any]:
+        splits = self.target.splits
+        return {
+            "n_train": len(splits.train),
+            "n_validation": len(splits.validation),
+            "n_test": len(splits.test),
+            "n_probe": len(splits.probe),
+            "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "total_parameters": sum(p.numel() for p in model.parameters()),
+        }
+
+    def _baseline_columns(self) -> dict[str, Any]:
+        return {f"{name}_baseline": self.baseline.structure.mean(name) for name in STRUCTURE_METRICS}
+
+    def _drift_columns(self, drift: Drift) -> dict[str, Any]:
+        columns = self._baseline_columns()
+        for name in STRUCTURE_METRICS:
+            columns[f"{name}_final"] = drift.structure.mean(name)
+            columns[f"{name}_change_pct"] = drift.change_pct[name]
+        return columns | {
+            "entropy_last_layer_change_pct": float(drift.layer_change_pct["entropy"][-1]),
+            "cka_mean": float(drift.cka.mean()),
+            "cka_last": float(drift.cka[-1]),
+            "cka_debiased_mean": float(drift.cka_debiased.mean()),
+            "embedding_drift": drift.embedding_drift,
+            "weight_drift": drift.weight_drift,
+            "projection_drift": drift.projection_drift,
+        }
+
+    def _record(
+        self, status: str, values: dict[str, Any], transfer: dict[str, Any], problem: str | None = None
+    ) -> dict[str, Any]:
+        settings = self.settings
+        trains = settings.method != "none"
+        row = {
+            "experiment": settings.experiment,
+            "protocol": settings.protocol,
+            "model": settings.model,
+            "dataset": settings.dataset,
+            "method": settings.method,
+            "learning_rate": settings.learning_rate if trains else None,
+            "seed": settings.seed,
+            "data_seed": settings.data_seed,
+            "epochs": settings.epochs if trains else None,
+            "batch_size": settings.batch_size if trains else None,
+            "weight_decay": settings.weight_decay if trains else None,
+            "lora_rank": settings.lora_rank,
+            "lora_alpha": settings.lora_alpha,
+            "lora_targets": settings.lora_targets,
+            "train_projection": settings.train_projection if trains else None,
+            "freeze_layers": settings.freeze_layers if settings.method == "full" else None,
+            "regularizer": settings.regularizer,
+            "regularizer_weight": settings.regularizer_weight,
+            "status": status,
+            **values,
+        }
+        width = self.baseline.hidden.shape[-1]
+        images = self.baseline.hidden.shape[1]
+        return {
+            "status": status,
+            "run_id": self.run.run_id,
+            "problem": problem,
+            "settings": settings.to_json(),
+            "settings_hash": settings.hash,
+            "row": row,
+            "nulls": self._nulls(row),
+            "transfer": transfer,
+            "cka_chance_level": metrics.cka_chance_level(images, width),
+            "versions": records.versions(),
+            "hardware": records.hardware(str(self.device), settings.threads),
+            "precision": precision_of(settings, self.device),
+            "deterministic": self.device.type == "cpu",
+            "hashes": {"model": self.pretrained.description, "data": self.target.splits.hash},
+            "data": self.target.dataset.source,
+            "preprocessing": self.pretrained.preprocessing,
+            "time": {"seconds": round(time.monotonic() - self.started, 3)},
+        }
+
+    def _nulls(self, row: dict[str, Any]) -> dict[str, str]:
+        """Why a value that a reader would expect is null."""
+        reasons = {}
+        for item in self.transfer:
+            if f"transfer_{item.name}_accuracy" in row and row[f"transfer_{item.name}_retention_pct"] is None:
+                reasons[f"transfer_{item.name}_retention_pct"] = (
+                    "the pretrained accuracy is below twice chance: there is nothing to retain"
+                )
+        return reasons
+
+    def _write_history(self, rows: list[dict[str, Any]]) -> None:
+        write_text(self.folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+    def _write_maps(self, model: CLIPClassifier | None, drift: Drift) -> None:
+        """Attention maps of a few probe images before and after, for figures and report."""
+        count = min(self.settings.map_images, len(self.target.splits.probe))
+        if count == 0:
+            return
+        pixels = self.target.probe.fetch(range(count)).to(self.device)
+
+        def maps(module: torch.nn.Module, forward: Any) -> np.ndarray[Any, Any]:
+            with evaluation_mode(module), observe(module) as seen:
+                forward(pixels)
+                return torch.stack([layer.cpu() for layer in seen.attention], dim=1).numpy()
+
+        before = maps(self.pretrained.clip, self.pretrained.embed)
+        after = before if model is None else maps(model, model.embed)
+        side = math.isqrt(before.shape[-1])
+        grid = (side, side) if side * side == before.shape[-1] else (1, before.shape[-1])
+        part = self.target.splits.probe
+        temporary = self.folder / ".maps.npz"
+        np.savez_compressed(
+            temporary,
+            images=self.target.probe.fetch_uint8(range(count)).permute(0, 2, 3, 1).numpy(),
+            before=before.astype(np.float32),
+            after=after.astype(np.float32),
+            labels=part.labels[:count],
+            class_names=np.asarray(self.target.class_names),
+            grid=np.asarray(grid, dtype=np.int64),
+            ids=np.asarray(part.ids[:count]),
+        )
+        temporary.replace(self.folder / "maps.npz")

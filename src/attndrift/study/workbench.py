@@ -1,0 +1,346 @@
+"""What the runs of a study share: backbones, pixels, text features, and the pretrained model's own numbers.
+
+Everything here is a pure function of a few settings, computed when first asked for and kept: decoded
+pixels and pretrained attention on disk, the rest in memory. Nothing here depends on which run asked.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor
+from transformers import CLIPModel
+
+from attndrift.data import (
+    ImageDataset,
+    PixelStore,
+    SplitPart,
+    Splits,
+    evaluation_part,
+    load_dataset,
+    make_splits,
+    refuse_same_origin,
+)
+from attndrift.data.cache import cache_folder
+from attndrift.models import describe, load_clip, load_processor
+from attndrift.monitor import Snapshot, evaluation_mode, image_embeddings, take_snapshot
+from attndrift.observe import observe
+from attndrift.study.settings import RunSettings
+from attndrift.transfer import TextFeatures, ZeroShotResult, evaluate_zero_shot, retention
+
+TEACHER_BATCH = 200
+
+
+@dataclass
+class Pretrained:
+    """A backbone as it came, with what belongs to it."""
+
+    source: str
+    clip: CLIPModel
+    tokenizer: Any
+    image_processor: Any
+    description: dict[str, Any]
+    preprocessing: dict[str, Any]
+    device: torch.device
+
+    def copy(self) -> CLIPModel:
+        """A copy of the model, on the CPU, to be adapted."""
+        return copy.deepcopy(self.clip).to("cpu")
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Image embeddings of the untouched model."""
+        return image_embeddings(self.clip, pixels)
+
+
+@dataclass
+class Target:
+    """The fine-tuning target of a run: its splits, and their pixels."""
+
+    dataset: ImageDataset
+    splits: Splits
+    train: PixelStore
+    validation: PixelStore
+    test: PixelStore
+    probe: PixelStore
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """As spoken, in label order."""
+        return self.dataset.class_names
+
+    def probe_batches(self, batch_size: int) -> Iterator[Tensor]:
+        """The probe images, normalised, in batches."""
+        for start in range(0, len(self.splits.probe), batch_size):
+            yield self.probe.fetch(range(start, min(start + batch_size, len(self.splits.probe))))
+
+
+@dataclass
+class TransferSet:
+    """A zero-shot set: images that no run trains on, and the features of its class names."""
+
+    name: str
+    dataset: ImageDataset
+    part: SplitPart
+    store: PixelStore
+    text: TextFeatures
+
+    def retention(self, accuracy: float, pretrained: float) -> float | None:
+        """Percent of the pretrained accuracy; None where that is below twice chance."""
+        return retention(accuracy, pretrained, len(self.dataset.class_names))
+
+    def evaluate(
+        self,
+        model: torch.nn.Module,
+        pretrained: Pretrained,
+        settings: RunSettings,
+        *,
+        limit: int | None = None,
+        weight_drift: float | None = None,
+    ) -> ZeroShotResult:
+        """Zero-shot accuracy of ``model`` on the first ``limit`` images (all by default)."""
+        n = len(self.part) if limit is None else min(limit, len(self.part))
+        return evaluate_zero_shot(
+            model,
+            self.store,
+            self.part.labels[:n],
+            self.dataset.class_names,
+            text_features=self.text,
+            templates=settings.prompts,
+            batch_size=settings.evaluation_batch_size,
+            weight_drift=weight_drift,
+            preprocessing=pretrained.preprocessing,
+            dataset=self.dataset.name,
+            split=self.part.split,
+        )
+
+
+class Workbench:
+    """Makes each shared thing once. ``close`` frees the memory."""
+
+    def __init__(self, cache: Path | None = None) -> None:
+        self.cache = cache or cache_folder()
+        self._made: dict[Any, Any] = {}
+
+    def close(self) -> None:
+        """Forget everything that is held in memory."""
+        self._made.clear()
+
+    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def pretrained(self, source: str, device: torch.device) -> Pretrained:
+        """The backbone called ``source``, loaded once."""
+
+        def make() -> Pretrained:
+            clip = load_clip(source).eval().to(device)
+            tokenizer, image_processor = load_processor(source)
+            keys = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "image_mean", "image_std")
+            described = image_processor.to_dict()
+            preprocessing = {key: described.get(key) for key in keys}
+            return Pretrained(
+                source, clip, tokenizer, image_processor, describe(source), preprocessing, device
+            )
+
+        return self._once(("pretrained", source, str(device)), make)
+
+    def target(self, settings: RunSettings, pretrained: Pretrained) -> Target:
+        """Splits and pixels of a run's target."""
+
+        def make() -> Target:
+            dataset = self._dataset(settings.dataset, settings)
+            splits = make_splits(
+                dataset,
+                protocol=settings.protocol,
+                data_seed=settings.data_seed,
+                train_per_class=settings.train_per_class,
+                validation_per_class=settings.validation_per_class,
+                validation_fraction=settings.validation_fraction,
+                probe_size=settings.probe_size,
+                probe_per_class=settings.probe_per_class,
+                test_limit=settings.test_limit,
+                unreadable=settings.unreadable,
+            )
+            stores = {name: self._store(dataset, part, pretrained) for name, part in splits.parts.items()}
+            return Target(dataset, splits, **stores)
+
+        return self._once(("target", pretrained.source, _data_key(settings)), make)
+
+    def _dataset(self, name: str, settings: RunSettings) -> ImageDataset:
+        if name == settings.dataset and settings.source is not None:
+            given = {k: v for k, v in settings.source.model_dump().items() if v is not None}
+            return self._once(
+                ("dataset", name, settings.source), lambda: load_dataset({"name": name, **given})
+            )
+        return self._once(("dataset", name), lambda: load_dataset(name))
+
+    def _store(self, dataset: ImageDataset, part: SplitPart, pretrained: Pretrained) -> PixelStore:
+        split = dataset.split(part.split)
+        return PixelStore.open(split, pretrained.image_processor, indices=part.indices, cache_dir=self.cache)
+
+    def transfer_sets(
+        self, settings: RunSettings, target: Target, pretrained: Pretrained
+    ) -> list[TransferSet]:
+        """The run's transfer sets. Raises where one shares its source with the target."""
+        return [self._transfer_set(name, settings, target, pretrained) for name in settings.transfer]
+
+    def _transfer_set(
+        self, name: str, settings: RunSettings, target: Target, pretrained: Pretrained
+    ) -> TransferSet:
+        dataset = self._dataset(name, settings)
+        refuse_same_origin(target.dataset, dataset)
+
+        def make() -> TransferSet:
+            part, _ = evaluation_part(
+                dataset,
+                limit=settings.transfer_limit,
+                data_seed=settings.data_seed,
+                unreadable=settings.unreadable,
+            )
+            # Positions in an order that mixes the classes, so that the first thousand are a fair track.
+            order = np.argsort([hashlib.sha256(i.encode()).digest() for i in part.ids], kind="stable")
+            part = SplitPart(
+                part.name,
+                part.split,
+                part.indices[order],
+                part.labels[order],
+                tuple(part.ids[i] for i in order),
+            )
+            store = self._store(dataset, part, pretrained)
+            text = self._text(pretrained, dataset.class_names, settings.prompts)
+            return TransferSet(name, dataset, part, store, text)
+
+        key = (
+            "transfer",
+            name,
+            pretrained.source,
+            settings.transfer_limit,
+            settings.data_seed,
+            settings.prompts,
+        )
+        return self._once(key, make)
+
+    def _text(
+        self, pretrained: Pretrained, class_names: Sequence[str], prompts: tuple[str, ...]
+    ) -> TextFeatures:
+        return self._once(
+            ("text", pretrained.source, tuple(class_names), prompts),
+            lambda: TextFeatures.of(pretrained.clip, pretrained.tokenizer, class_names, prompts),
+        )
+
+    def text_features(
+        self, settings: RunSettings, pretrained: Pretrained, class_names: Sequence[str]
+    ) -> Tensor:
+        """Normalised text features of class names, (classes, dimensions)."""
+        return self._text(pretrained, class_names, settings.prompts).features
+
+    def baseline(self, settings: RunSettings, target: Target, pretrained: Pretrained) -> Snapshot:
+        """The bare pretrained model on the probe set."""
+        return self._once(
+            ("baseline", pretrained.source, target.splits.probe.hash, settings.threads,
+             settings.evaluation_batch_size),
+            lambda: take_snapshot(
+                pretrained.clip, target.probe_batches(settings.evaluation_batch_size), pretrained.embed
+            ),
+        )  # fmt: skip
+
+    def pretrained_transfer(
+        self, settings: RunSettings, item: TransferSet, pretrained: Pretrained, *, track: bool = False
+    ) -> ZeroShotResult:
+        """Zero-shot result of the untouched model, on the whole set or on the track."""
+        limit = settings.track_size if track else None
+        key = (
+            "zero-shot",
+            item.name,
+            pretrained.source,
+            item.part.hash,
+            settings.prompts,
+            limit,
+            settings.threads,
+        )
+        return self._once(key, lambda: item.evaluate(pretrained.clip, pretrained, settings, limit=limit))
+
+    def teacher(self, settings: RunSettings, target: Target, pretrained: Pretrained) -> Teacher:
+        """Pretrained log-attention of the training images, in both orientations."""
+        part = target.splits.train
+        return self._once(
+            ("teacher", pretrained.source, part.hash, settings.flip),
+            lambda: Teacher(pretrained, target.train, len(part), part.hash, self.cache, flip=settings.flip),
+        )
+
+
+def _data_key(settings: RunSettings) -> str:
+    fields = (
+        "dataset", "source", "protocol", "data_seed", "train_per_class", "validation_per_class",
+        "validation_fraction", "probe_size", "probe_per_class", "test_limit", "unreadable",
+    )  # fmt: skip
+    values = settings.to_json()
+    return json.dumps([values[name] for name in fields])
+
+
+class Teacher:
+    """Pretrained log-attention of every training image, in both orientations: computed once, kept on disk.
+
+    A flip moves patches, and what the model sees, so the two orientations are measured, not mirrored.
+    Called with positions and flips it returns (layers, images, heads, patches), float32. On disk it takes
+    4 x layers x heads x patches bytes an image and orientation (EuroSAT, ViT-B/32: 0.6 GB each).
+    """
+
+    def __init__(
+        self, pretrained: Pretrained, store: PixelStore, n: int, part_hash: str, cache: Path, *, flip: bool
+    ) -> None:
+        self._maps = []
+        weights = json.dumps(pretrained.description, sort_keys=True, default=str)
+        for flipped in (False, True) if flip else (False,):
+            key = hashlib.sha256(f"{weights}|{part_hash}|{flipped}|{pretrained.device}".encode()).hexdigest()
+            path = cache / "attention" / f"{key[:32]}.npy"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{path}.lock"):
+                if not path.is_file():
+                    self._measure(pretrained, store, n, path, flipped)
+            self._maps.append(np.load(path, mmap_mode="r"))
+
+    @staticmethod
+    def _measure(pretrained: Pretrained, store: PixelStore, n: int, path: Path, flipped: bool) -> None:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".npy")
+        os.close(handle)
+        array: np.memmap[Any, Any] | None = None
+        try:
+            for start in range(0, n, TEACHER_BATCH):
+                positions = range(start, min(start + TEACHER_BATCH, n))
+                pixels = store.fetch(positions, flip=[flipped] * len(positions)).to(pretrained.device)
+                with evaluation_mode(pretrained.clip), observe(pretrained.clip) as seen:
+                    pretrained.embed(pixels)
+                    rows = torch.stack([layer.cpu() for layer in seen.log_attention], dim=1).numpy()
+                if array is None:
+                    array = np.lib.format.open_memmap(
+                        temporary, mode="w+", dtype=np.float32, shape=(n, *rows.shape[1:])
+                    )
+                array[start : start + len(positions)] = rows
+            assert array is not None
+            array.flush()
+            del array
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    def __call__(self, positions: Sequence[int], flipped: Sequence[bool]) -> Tensor:
+        where, mirrored = np.asarray(positions), np.asarray(flipped, dtype=bool)
+        rows = np.empty((len(where), *self._maps[0].shape[1:]), dtype=np.float32)
+        rows[~mirrored] = self._maps[0][where[~mirrored]]
+        if mirrored.any():
+            rows[mirrored] = self._maps[1][where[mirrored]]
+        return torch.from_numpy(rows).transpose(0, 1)

@@ -1,0 +1,237 @@
+"""Study files and presets: what they expand to, and what each mistake is answered with."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attndrift.study.loading import StudyError, load_study, parse_overrides, parse_study, preset_names
+from attndrift.study.settings import NAME_PATTERN, Study
+
+
+def test_collapse_21_is_the_matrix_of_the_seed_report() -> None:
+    study = load_study("collapse-21")
+    labels = Counter(run.settings.experiment for run in study.runs)
+    assert labels == {
+        "E1": 2, "E2": 1, "E3": 1, "E4": 1, "E5": 1, "E6": 1, "E7": 1,
+        "A1": 4, "A2": 1, "A3": 3, "R1": 3, "R2": 2, "R3": 2,
+    }  # fmt: skip
+    assert sum(run.settings.method != "none" for run in study.runs) == 21
+    by_name = {run.run_id: run.settings for run in study.runs}
+    assert {s.protocol for s in by_name.values()} == {"seed"}
+    assert {s.transfer for s in by_name.values()} == {("cifar100",)}
+    assert {(s.seed, s.data_seed, s.batch_size) for s in by_name.values()} == {(42, 42, 64)}
+    for settings in by_name.values():
+        if settings.method != "none":
+            assert settings.epochs == {"eurosat": 20, "pets": 30}[settings.dataset]
+        if settings.method == "lora":
+            assert settings.learning_rate == 1e-4
+            assert settings.lora_alpha == 2 * settings.lora_rank
+        elif settings.experiment != "A1":
+            assert settings.learning_rate == 1e-5
+    ours = [s for s in by_name.values() if s.experiment == "A1"]
+    assert sorted(s.learning_rate for s in ours) == [1e-6, 5e-6, 5e-5, 1e-4]
+    assert [s.lora_targets for s in by_name.values() if s.experiment == "A2"] == ["q,k,v,out"]
+    assert sorted(s.freeze_layers for s in by_name.values() if s.experiment == "A3") == [3, 6, 9]
+    regularized = {
+        (s.experiment, s.regularizer, s.regularizer_weight) for s in by_name.values() if s.regularizer
+    }
+    assert regularized == {
+        ("R1", "apr", 0.01), ("R1", "apr", 0.1), ("R1", "apr", 1.0),
+        ("R2", "entropy_floor", 0.01), ("R2", "entropy_floor", 0.1),
+    }  # fmt: skip
+    assert sorted(s.weight_decay for s in by_name.values() if s.experiment == "R3") == [0.0, 0.1]
+
+
+def test_matched_rate_80_crosses_method_dataset_rate_and_seed() -> None:
+    study = load_study("matched-rate-80")
+    cells = {
+        (r.settings.method, r.settings.dataset, r.settings.learning_rate, r.settings.seed) for r in study.runs
+    }
+    assert len(study.runs) == len(cells) == 80
+    assert {c[0] for c in cells} == {"full", "lora"}
+    assert {c[2] for c in cells} == {1e-6, 5e-6, 1e-5, 5e-5}
+    assert {c[3] for c in cells} == {0, 1, 2, 3, 4}
+    assert {(r.settings.dataset, r.settings.epochs) for r in study.runs} == {("eurosat", 20), ("pets", 30)}
+    assert {r.settings.protocol for r in study.runs} == {"leak-free"}
+
+
+def test_dose_response_84_has_66_and_18_runs() -> None:
+    study = load_study("dose-response-84")
+    models = Counter(run.settings.model for run in study.runs)
+    assert models == {"openai/clip-vit-base-patch32": 66, "openai/clip-vit-base-patch16": 18}
+    kinds = Counter((r.settings.method, r.settings.dataset, r.settings.train_projection) for r in study.runs)
+    assert kinds[("linear_probe", "eurosat", False)] == kinds[("linear_probe", "pets", False)] == 3
+    assert kinds[("last_block", "eurosat", True)] == 6
+    assert kinds[("lora", "eurosat", False)] == 6
+    sizes = {
+        (s.dataset, s.train_per_class, s.validation_per_class, s.probe_per_class)
+        for s in (r.settings for r in study.runs)
+    }
+    assert sizes == {("eurosat", 160, 30, 20), ("pets", 40, 10, 6)}
+    assert {(s.epochs, s.batch_size, s.data_seed, s.transfer) for s in (r.settings for r in study.runs)} == {
+        (6, 32, 0, ("cifar100", "cifar10"))
+    }
+
+
+def test_every_preset_expands_to_unique_valid_names() -> None:
+    for name in preset_names():
+        names = [run.run_id for run in load_study(name).runs]
+        assert len(set(names)) == len(names)
+        assert all(re.match(NAME_PATTERN, run) for run in names)
+
+
+MINIMAL = "name: x\nruns:\n  - {dataset: tiles}\n"
+
+
+MISTAKES = [
+    ("name: x\nruns:\n  - {dataset: tiles, lr: 3}", r"f:3: unknown key `lr`.*Allowed: .*learning_rate"),
+    ("name: x\nruns:\n  - {dataset: tiles, learning_rat: 3}", r"did you mean `learning_rate`"),
+    ("name: x\nshared:\n  epochs: two\nruns:\n  - {dataset: tiles}", r"f:3: `epochs` is 'two'"),
+    ("name: x\nruns:\n  - {dataset: tiles, method: fulll}", r"f:3: `method` is 'fulll'.*'lora'"),
+    ("name: x\nruns:\n  - {dataset: tiles, lora_rank: 3}", r"f:3: `lora_rank` needs method: lora"),
+    ("name: x\nruns:\n  - {dataset: tiles, method: lora, freeze_layers: 3}", r"f:3: `freeze_layers` needs"),
+    ("name: x\nruns:\n  - {dataset: tiles, regularizer: apr}", r"belong together"),
+    (
+        "name: x\nruns:\n  - {dataset: tiles, method: linear_probe, regularizer: apr, regularizer_weight: 1}",
+        r"cannot change",
+    ),
+    ("name: x\nruns:\n  - {dataset: tiles, transfer: [tiles]}", r"names the target"),
+    ("name: x\nruns:\n  - {dataset: tiles, prompts: [a photo]}", r"\{class\} exactly once"),
+    ("name: x\nname: y\nruns: [{dataset: tiles}]", r"f:2: the key `name` stands twice"),
+    ("name: x\nruns:\n  - {dataset: tiles}\n  - {dataset: tiles}", r"f:4: this run stands already on line 3"),
+    ("name: x\nruns:\n  - {dataset: tiles, seed: 1, grid: {seed: [1, 2]}}", r"f:3: `seed` stands both"),
+    ("name: x\nruns:\n  - {dataset: tiles, grid: {seed: []}}", r"f:3: the grid of `seed` is empty"),
+    ("name: x\nruns: []", r"f:2: `runs`"),
+    ("name: ../x\nruns: [{dataset: tiles}]", r"f:1: `name`"),
+    ("name: x\nruns: [{dataset: ../../etc}]", r"`dataset` is '../../etc'"),
+    ("- a\n- b", r"f:1: a study file is a mapping"),
+    ("name: [", r"f:1: not valid YAML"),
+    ("a: &a [1]\nname: *a", r"aliases .* are not allowed"),
+    ("name: !!python/object/apply:os.system ['true']\nruns: [{dataset: tiles}]", r"not valid YAML"),
+    ("", r"a study file is a mapping"),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), MISTAKES)
+def test_a_mistake_is_answered_with_its_line_and_the_remedy(text: str, expected: str) -> None:
+    with pytest.raises(StudyError, match=re.compile(expected, re.DOTALL)):
+        parse_study(text, where="f")
+
+
+def test_rates_are_numbers_without_a_decimal_point() -> None:
+    study = parse_study("name: x\nruns:\n  - {dataset: tiles, learning_rate: 1e-5}", where="f")
+    assert study.runs[0].settings.learning_rate == 1e-5
+    assert study.runs[0].run_id == "tiles_full_lr1e-5_s42"
+
+
+def test_one_factor_scales_every_rate() -> None:
+    text = (
+        "name: x\nlearning_rate_scale: 30\nruns:\n  - {dataset: tiles, grid: {learning_rate: [1e-5, 2e-4]}}"
+    )
+    assert [r.settings.learning_rate for r in parse_study(text, where="f").runs] == [3e-4, 6e-3]
+
+
+def test_settings_of_a_dataset_and_of_a_run_take_precedence_in_this_order() -> None:
+    text = (
+        "name: x\nshared: {epochs: 1}\ndatasets: {tiles: {epochs: 2}}\n"
+        "runs:\n  - {dataset: digits}\n  - {dataset: tiles}\n  - {dataset: tiles, seed: 1, epochs: 3}\n"
+    )
+    assert [r.settings.epochs for r in parse_study(text, where="f").runs] == [1, 2, 3]
+
+
+def test_overrides_reach_every_run_and_one_dataset() -> None:
+    overrides = parse_overrides(["batch_size=16", "pets.epochs=2", "transfer=[objects]", "name=small"])
+    study = load_study("collapse-21", overrides=overrides, datasets={"eurosat": "tiles"})
+    assert study.name == "small"
+    assert {r.settings.batch_size for r in study.runs} == {16}
+    assert {r.settings.transfer for r in study.runs} == {("objects",)}
+    trained = [r.settings for r in study.runs if r.settings.method != "none"]
+    assert {(s.dataset, s.epochs) for s in trained} == {("tiles", 20), ("pets", 2)}
+
+
+@pytest.mark.parametrize(
+    ("pair", "expected"),
+    [
+        ("epochs", "key=value"),
+        ("epocs=3", "did you mean `epochs`"),
+        ("learning_rate=1e-3", "differ in `learning_rate`"),
+        ("epochs=-1", "--set: `epochs` is -1"),
+        ("pets.epocs=1", "did you mean `epochs`"),
+    ],
+)
+def test_an_impossible_override_is_refused(pair: str, expected: str) -> None:
+    with pytest.raises(StudyError, match=expected):
+        load_study("collapse-21", overrides=parse_overrides([pair]))
+
+
+def test_an_unknown_study_names_the_presets() -> None:
+    with pytest.raises(StudyError, match="Did you mean the preset collapse-21"):
+        load_study("colapse-21")
+
+
+def test_a_dataset_that_no_run_has_cannot_be_replaced() -> None:
+    with pytest.raises(StudyError, match=r"no run .* has this dataset"):
+        load_study("collapse-21", datasets={"imagenet": "tiles"})
+
+
+def test_selection_by_label_and_by_name() -> None:
+    study = load_study("collapse-21")
+    assert [r.settings.experiment for r in study.select(["A1"]).runs] == ["A1"] * 4
+    assert len(study.select(["E1_pets_none"]).runs) == 1
+    with pytest.raises(ValueError, match="no run is called 'A9'"):
+        study.select(["A9"])
+
+
+def test_lora_defaults_are_written_into_the_settings() -> None:
+    study = parse_study("name: x\nruns:\n  - {dataset: tiles, method: lora}", where="f")
+    settings = study.runs[0].settings
+    assert (settings.lora_rank, settings.lora_alpha, settings.lora_dropout) == (8, 16.0, 0.05)
+    assert (settings.lora_targets, settings.train_projection) == ("q,v", True)
+
+
+def test_settings_survive_json_and_their_hash_does_not_change() -> None:
+    for run in load_study("dose-response-84").runs:
+        again = type(run.settings).model_validate(run.settings.to_json())
+        assert again == run.settings
+        assert again.hash == run.settings.hash
+
+
+@given(st.text(max_size=300))
+def test_any_text_is_a_study_or_a_study_error(text: str) -> None:
+    try:
+        study = parse_study(text, where="f")
+    except StudyError:
+        return
+    assert isinstance(study, Study)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(
+                    ["name", "runs", "shared", "grid", "dataset", "method", "seed", "datasets", "epochs"]
+                ),
+                inner,
+            )
+        ),
+        max_leaves=12,
+    )
+)
+def test_any_structure_is_a_study_or_a_study_error(content: object) -> None:
+    import yaml
+
+    text = yaml.safe_dump(
+        {"name": "x", "runs": [{"dataset": "tiles"}], **(content if isinstance(content, dict) else {})}
+    )
+    try:
+        parse_study(text, where="f")
+    except StudyError:
+        return

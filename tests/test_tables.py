@@ -1,0 +1,81 @@
+"""The form of the tables: what is read as null, what is refused, and that equal tables are equal bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from attndrift.tables import SCHEMAS, TableError, Tables, conform, read_tables, transfer_sets, write_tables
+
+RUN = {"run_id": "a", "dataset": "eurosat", "method": "full", "seed": 1}
+
+
+def test_an_absent_column_is_read_as_null() -> None:
+    runs = Tables(pd.DataFrame([RUN])).runs
+    assert list(runs.columns) == [column.name for column in SCHEMAS["runs"]]
+    assert runs["test_accuracy"].isna().all()
+    assert runs["train_projection"].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"run_id": None}, "`run_id` is null in row 0"),
+        ({"test_accuracy": 97.2}, r"`test_accuracy`.*is 97.2 in row 0.*percent where 0..1 is meant"),
+        ({"seed": "one"}, "`seed` must be int"),
+        ({"seed": 1.5}, "`seed` must be int: not whole numbers"),
+        ({"dataset": 3}, "`dataset` must be string"),
+        ({"entropy_final": -1.0}, "outside 0.0"),
+        ({"transfer_cifar100_accuracy": 60.2}, "`transfer_cifar100_accuracy`"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_or_unit_is_named(change: dict[str, object], expected: str) -> None:
+    with pytest.raises(TableError, match=expected):
+        Tables(pd.DataFrame([RUN | change]))
+
+
+def test_a_missing_key_column_is_named() -> None:
+    with pytest.raises(TableError, match=r"`method`.* is missing"):
+        conform("runs", pd.DataFrame([{"run_id": "a", "dataset": "x", "seed": 1}]))
+
+
+def test_run_ids_are_unique_and_known() -> None:
+    with pytest.raises(TableError, match="more than once"):
+        Tables(pd.DataFrame([RUN, RUN]))
+    with pytest.raises(TableError, match="`b` is not in the table runs"):
+        Tables(pd.DataFrame([RUN]), history=pd.DataFrame([{"run_id": "b", "step": 0}]))
+
+
+def test_written_and_read_again(tmp_path: Path) -> None:
+    tables = Tables(
+        pd.DataFrame(
+            [RUN | {"test_accuracy": 0.9, "lora_rank": None, "transfer_cifar100_retention_pct": 41.0}]
+        ),
+        history=pd.DataFrame([{"run_id": "a", "step": 0, "entropy": 3.5}]),
+        layers=pd.DataFrame([{"run_id": "a", "step": 0, "layer": 1, "metric": "cka", "value": 1.0}]),
+        interpolation=pd.DataFrame([{"run_id": "a", "alpha": 0.5, "transfer_cifar100_accuracy": 0.4}]),
+    )
+    write_tables(tables, tmp_path)
+    again = read_tables(tmp_path)
+    for name in SCHEMAS:
+        pd.testing.assert_frame_equal(getattr(tables, name), getattr(again, name))
+    assert transfer_sets(again.runs) == ["cifar100"]
+    before = (tmp_path / "runs.parquet").read_bytes()
+    write_tables(again, tmp_path)
+    assert (tmp_path / "runs.parquet").read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(f"{name}.parquet" for name in SCHEMAS)
+
+
+def test_a_file_cut_short_is_named(tmp_path: Path) -> None:
+    write_tables(Tables(pd.DataFrame([RUN])), tmp_path)
+    path = tmp_path / "history.parquet"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(TableError, match=r"history.parquet: not a readable Parquet file"):
+        read_tables(tmp_path)
+
+
+def test_a_folder_without_tables_says_where_they_come_from(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match="attndrift collect"):
+        read_tables(tmp_path)
