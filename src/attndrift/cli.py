@@ -19,9 +19,7 @@ app = typer.Typer(
     add_completion=False,
 )
 
-StudyArgument = Annotated[
-    str, typer.Argument(help="A preset (see `attndrift list presets`) or a study file (YAML).")
-]
+StudyArgument = Annotated[str, typer.Argument(help="A preset (see `attndrift list presets`) or a study file (YAML).")]
 FolderArgument = Annotated[Path, typer.Argument(help="A study folder, or any folder that holds the tables.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Where to write.")]
@@ -56,14 +54,10 @@ def _root(
         raise typer.Exit
 
 
-@app.command(
-    epilog=_example("attndrift run collapse-21 --dataset pets=critters --set model=embedded --set epochs=3")
-)
+@app.command(epilog=_example("attndrift run collapse-21 --dataset pets=critters --set model=embedded --set epochs=3"))
 def run(
     study: StudyArgument,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Study folder; default: studies/NAME.")
-    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Study folder; default: studies/NAME.")] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="key=value for every run, or DATASET.key=value. Repeatable."),
@@ -78,9 +72,7 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the runs, their size and cost; run nothing.")
     ] = False,
-    keep: Annotated[
-        str | None, typer.Option("--keep", help="Checkpoints to keep: best, best+final or all.")
-    ] = None,
+    keep: Annotated[str | None, typer.Option("--keep", help="Checkpoints to keep: best, best+final or all.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print every evaluation.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -133,9 +125,7 @@ def _pairs(values: list[str], option: str) -> dict[str, str]:
 
 
 @app.command(epilog=_example("attndrift collect studies/collapse-21"))
-def collect(
-    folder: Annotated[Path, typer.Argument(help="A study folder.")], as_json: JsonOption = False
-) -> None:
+def collect(folder: Annotated[Path, typer.Argument(help="A study folder.")], as_json: JsonOption = False) -> None:
     """Write the tidy tables (Parquet) of a study from its run folders."""
     from attndrift.study.collect import collect as collect_study
 
@@ -154,9 +144,7 @@ def collect(
 @app.command("import", epilog=_example("attndrift import their-results/ --output imported"))
 def import_(
     tables: Annotated[Path, typer.Argument(help="A folder or file: Parquet, CSV or JSON lines.")],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for the tables; must not hold tables.")
-    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the tables; must not hold tables.")],
     rename: Annotated[
         list[str] | None, typer.Option("--rename", help="THEIRS=OURS: a column's name. Repeatable.")
     ] = None,
@@ -205,9 +193,7 @@ def _collect_if_study(folder: Path) -> None:
 
 @app.command("list", epilog=_example("attndrift list presets"))
 def list_(
-    what: Annotated[
-        str, typer.Argument(help="models, datasets, metrics, methods or presets; default: all.")
-    ] = "all",
+    what: Annotated[str, typer.Argument(help="models, datasets, metrics, methods or presets; default: all.")] = "all",
     as_json: JsonOption = False,
 ) -> None:
     """List what is known by name: models, datasets, metrics, methods and presets."""
@@ -225,9 +211,7 @@ def list_(
 
 
 @app.command(epilog=_example("attndrift show studies/demo/runs/E2_tiles_full_lr3e-4_s42"))
-def show(
-    run_folder: Annotated[Path, typer.Argument(help="The folder of a run.")], as_json: JsonOption = False
-) -> None:
+def show(run_folder: Annotated[Path, typer.Argument(help="The folder of a run.")], as_json: JsonOption = False) -> None:
     """Show one run: settings, outcome, drift and transfer."""
     from attndrift.show import describe_run, print_run
 

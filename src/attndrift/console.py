@@ -95,4 +95,4 @@ class StudyConsole:
             left = f", about {minutes:.0f} min left" if minutes >= 1 else ", under a minute left"
         note = f" ({detail})" if detail and status != "kept" else ""
         line = f"{_MARKS.get(status, '·')} {self._done:>3}/{self._total} {run.run_id}: {status}{escape(note)}"
-        self.console.print(line + f"  [dim]{elapsed / 60:.1f} min{left}[/]", highlight=False)
+        self.console.print(line + f"  [dim]{elapsed / 60:.1f} min{left}[/]", highlight=False, soft_wrap=True)

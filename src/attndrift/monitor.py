@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -104,8 +104,7 @@ class Drift:
         """One readable line."""
         change = self.change_pct["entropy"]
         parts = [
-            f"entropy {self.structure.mean('entropy'):.3f} nats"
-            + ("" if change is None else f" ({change:+.2f}%)"),
+            f"entropy {self.structure.mean('entropy'):.3f} nats" + ("" if change is None else f" ({change:+.2f}%)"),
             f"last block {float(self.layer_change_pct['entropy'][-1]):+.2f}%",
             f"CKA {float(self.cka.mean()):.3f}",
             f"embeddings {self.embedding_drift:.4f}",
@@ -139,12 +138,13 @@ def image_embeddings(model: nn.Module, pixel_values: Tensor) -> Tensor:
     A classifier of ours is asked for its ``embed``, a CLIP model for its image features (through its
     projection), any other vision transformer for its pooled output.
     """
-    if hasattr(model, "embed"):
-        return model.embed(pixel_values)
-    if hasattr(model, "get_image_features"):
-        output = model.get_image_features(pixel_values=pixel_values)
+    module: Any = model
+    if hasattr(module, "embed"):
+        return cast(Tensor, module.embed(pixel_values))
+    if hasattr(module, "get_image_features"):
+        output = module.get_image_features(pixel_values=pixel_values)
     else:
-        output = model(pixel_values=pixel_values)
+        output = module(pixel_values=pixel_values)
     if isinstance(output, Tensor):
         return output
     for name in ("image_embeds", "pooler_output"):
@@ -193,10 +193,7 @@ def compare_snapshots(
     projection_drift: float | None = None,
 ) -> Drift:
     """The drift from ``reference`` to ``current``. Both must have been taken on the same images."""
-    if (
-        reference.embeddings.shape != current.embeddings.shape
-        or reference.hidden.shape != current.hidden.shape
-    ):
+    if reference.embeddings.shape != current.embeddings.shape or reference.hidden.shape != current.hidden.shape:
         raise ValueError(
             f"the snapshots do not belong together: {tuple(reference.hidden.shape)} and "
             f"{tuple(current.hidden.shape)} hidden states (layers, images, width)"
@@ -324,9 +321,7 @@ class DriftCallback(TrainerCallback):
     def _due(self, step: int) -> bool:
         return step % self._steps == 0 if isinstance(self._steps, int) else step in self._steps
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Measure where a measurement is due."""
         if not self._due(state.global_step):
             return

@@ -55,9 +55,7 @@ def test_one_batch_equals_the_functions(observed) -> None:
         a = a.double()
         for name, function in (("entropy", entropy), ("erf95", erf), ("gini", gini)):
             np.testing.assert_allclose(summary.heads(name)[layer], function(a).mean(0), atol=1e-6)
-        np.testing.assert_allclose(
-            summary.head_diversity[layer], head_diversity(a.mean(0), per_head=True), atol=1e-6
-        )
+        np.testing.assert_allclose(summary.head_diversity[layer], head_diversity(a.mean(0), per_head=True), atol=1e-6)
         np.testing.assert_allclose(summary.cls_mass[layer], cls_mass[layer].double().mean(0), atol=1e-6)
     assert summary.images == IMAGES
     for metric in STRUCTURE_METRICS:
@@ -113,9 +111,7 @@ def test_layers_may_differ_in_patches() -> None:
     accumulator.update([a[2:] for a in attention])
     summary = accumulator.compute()
     np.testing.assert_allclose(summary.gini, torch.stack([gini(a).mean(0) for a in attention]), atol=1e-12)
-    expected = torch.stack(
-        [head_diversity((a / a.sum(-1, keepdim=True)).mean(0), per_head=True) for a in attention]
-    )
+    expected = torch.stack([head_diversity((a / a.sum(-1, keepdim=True)).mean(0), per_head=True) for a in attention])
     np.testing.assert_allclose(summary.head_diversity, expected, atol=1e-12)
 
 

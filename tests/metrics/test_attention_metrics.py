@@ -47,9 +47,7 @@ def reference_diversity(maps):
     maps = np.asarray(maps, np.float64)
     heads = len(maps)
     cosines = [
-        maps[i] @ maps[j] / (np.linalg.norm(maps[i]) * np.linalg.norm(maps[j]))
-        for i in range(heads)
-        for j in range(i)
+        maps[i] @ maps[j] / (np.linalg.norm(maps[i]) * np.linalg.norm(maps[j])) for i in range(heads) for j in range(i)
     ]
     return 1 - np.mean(cosines)
 
@@ -118,14 +116,10 @@ def test_against_references(dtype) -> None:
         assert got.dtype == dtype
         assert got.shape == (5, 3)
         expected = np.array([reference(row) for row in flat]).reshape(5, 3)
-        np.testing.assert_allclose(
-            got.double().numpy(), expected, atol=2e-6 if dtype == torch.float32 else 1e-12
-        )
+        np.testing.assert_allclose(got.double().numpy(), expected, atol=2e-6 if dtype == torch.float32 else 1e-12)
     diversity = head_diversity(rows)
     expected = np.array([reference_diversity(maps) for maps in rows.double().numpy()])
-    np.testing.assert_allclose(
-        diversity.double().numpy(), expected, atol=1e-6 if dtype == torch.float32 else 1e-12
-    )
+    np.testing.assert_allclose(diversity.double().numpy(), expected, atol=1e-6 if dtype == torch.float32 else 1e-12)
     torch.testing.assert_close(head_diversity(rows, per_head=True).mean(-1), diversity)
 
 
@@ -149,6 +143,10 @@ def test_erf_ties_are_exact() -> None:
         for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
             row = torch.full((n,), 1 / n, dtype=torch.float64).to(dtype)
             assert float(erf(row, p)) == pytest.approx(k / n, abs=1e-6), (n, p, dtype)
+    for n in range(2, 300):
+        for p in (0.05, 0.25, 0.5, 0.9, 0.95):
+            k = math.ceil(round(p * n, 9))
+            assert round(float(erf(torch.full((n,), 1 / n), p)) * n) == k, (n, p)
     # A real shortfall is not a tie.
     row = torch.tensor([0.95 - 1e-9, 0.05 + 1e-9], dtype=torch.float64)
     assert float(erf(row, 0.95)) == 1.0

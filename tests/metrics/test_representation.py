@@ -90,13 +90,9 @@ def test_the_cheaper_form_is_taken(monkeypatch) -> None:
 @given(st.integers(0, 1000), st.floats(0.01, 100), st.booleans())
 def test_rotation_scale_and_shift_do_not_matter(seed, factor, debiased) -> None:
     x, y = clouds(seed, 15, 6, 9)
-    rotation = torch.linalg.qr(
-        torch.randn(9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    )[0]
+    rotation = torch.linalg.qr(torch.randn(9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)))[0]
     value = linear_cka(x, y, debiased=debiased)
-    torch.testing.assert_close(
-        linear_cka(x, factor * y @ rotation + 5, debiased=debiased), value, rtol=0, atol=1e-9
-    )
+    torch.testing.assert_close(linear_cka(x, factor * y @ rotation + 5, debiased=debiased), value, rtol=0, atol=1e-9)
     torch.testing.assert_close(linear_cka(y, x, debiased=debiased), value, rtol=0, atol=1e-12)
     assert float(linear_cka(x, x, debiased=debiased)) == pytest.approx(1, abs=1e-12)
     assert -1 <= float(value) <= 1

@@ -34,9 +34,7 @@ def test_full_weights() -> None:
     expected = np.linalg.norm(moved) / np.linalg.norm(flat(before.values()))
     assert weight_drift(before, after) == pytest.approx(expected, rel=1e-12)
     assert weight_drift(before, before) == 0
-    assert weight_drift(before, {name: 2 * value for name, value in before.items()}) == pytest.approx(
-        1, rel=1e-12
-    )
+    assert weight_drift(before, {name: 2 * value for name, value in before.items()}) == pytest.approx(1, rel=1e-12)
 
 
 @pytest.mark.parametrize("scale", [2.0, -0.5, 0.0])
@@ -49,9 +47,7 @@ def test_low_rank_equals_merged(scale) -> None:
     adapted = {**before, "q.weight": q, "v.weight": v}
     assert weight_drift(before, adapted) == pytest.approx(weight_drift(before, merged), rel=1e-10)
     only = {"q.weight": q, "v.weight": v}
-    assert weight_drift(before, only, missing="unchanged") == pytest.approx(
-        weight_drift(before, merged), rel=1e-10
-    )
+    assert weight_drift(before, only, missing="unchanged") == pytest.approx(weight_drift(before, merged), rel=1e-10)
 
 
 def test_low_rank_beside_moved_full_weights() -> None:
@@ -85,14 +81,10 @@ def test_errors() -> None:
     after = dict(before)
     with pytest.raises(ValueError, match="pretrained: holds no parameters"):
         weight_drift({}, {})
-    with pytest.raises(
-        ValueError, match=r"adapted: 1 parameters of pretrained are missing, the first is `q\.weight`"
-    ):
+    with pytest.raises(ValueError, match=r"adapted: 1 parameters of pretrained are missing, the first is `q\.weight`"):
         weight_drift(before, {name: value for name, value in after.items() if name != "q.weight"})
     for missing in ("error", "unchanged"):
-        with pytest.raises(
-            ValueError, match=r"adapted: 1 names are not in pretrained, the first is `base\.q`"
-        ):
+        with pytest.raises(ValueError, match=r"adapted: 1 names are not in pretrained, the first is `base\.q`"):
             weight_drift(before, {**after, "base.q": torch.ones(2)}, missing=missing)
     with pytest.raises(ValueError, match=r"adapted: `v\.bias` has shape \(1,\), in pretrained \(6,\)"):
         weight_drift(before, {**after, "v.bias": torch.ones(1)})

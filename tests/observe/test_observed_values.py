@@ -1,4 +1,4 @@
-"""What is observed equals the eager maps, for every model class, mode and precision, and leaves outputs bit-equal."""
+"""What is observed equals the eager maps, for every model class, mode and precision."""
 
 from __future__ import annotations
 
@@ -92,9 +92,7 @@ def softmax_in_float64(queries, keys, heads):
 @pytest.mark.parametrize("mode", ["bfloat16", "float16", "autocast", "float64", "lora-bfloat16"])
 def test_other_precisions_equal_a_float64_softmax_of_the_same_q_and_k(tiny, pixels, mode, gradients) -> None:
     model = tiny.make("clip", mode.startswith("lora"))
-    dtype = {"float16": torch.float16, "float64": torch.float64, "autocast": torch.float32}.get(
-        mode, torch.bfloat16
-    )
+    dtype = {"float16": torch.float16, "float64": torch.float64, "autocast": torch.float32}.get(mode, torch.bfloat16)
     model = model.to(dtype)
     captured = captured_projections(tiny, model)
     with (
@@ -170,9 +168,7 @@ def test_feeds_the_accumulator(tiny, pixels) -> None:
             tiny.call(model, part)
             parts.update(observation.attention, observation.cls_mass)
     for metric in ("entropy", "erf95", "gini", "head_diversity", "cls_mass"):
-        torch.testing.assert_close(
-            whole.compute().heads(metric), parts.compute().heads(metric), rtol=0, atol=1e-6
-        )
+        torch.testing.assert_close(whole.compute().heads(metric), parts.compute().heads(metric), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("images", [None, 1, 2, 100])

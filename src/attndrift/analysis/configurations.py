@@ -243,6 +243,15 @@ def prepare(tables: Tables) -> Prepared:
         for row in runs[["run_id", "status"]].itertuples(index=False)
         if (reason := _reason(row.status)) is not None
     ]
+    outcome_columns = [m.name for m in outcomes(sets) if m.name in runs.columns]
+    outcome_columns += [f"{metric}_final" for metric in STRUCTURE_METRICS]
+    bare = runs[outcome_columns].isna().all(axis=1) & ~pretrained
+    listed = {item.run_id for item in excluded}
+    excluded += [
+        Excluded(run_id=str(name), status="finished", reason="no outcome is given")
+        for name in runs.loc[bare, "run_id"]
+        if name not in listed
+    ]
     order = runs.assign(rate=runs["learning_rate"].fillna(-1.0)).sort_values(
         ["model_name", "dataset", "variant", "key_rest", "rate", "seed", "data_seed", "run_id"], kind="stable"
     )

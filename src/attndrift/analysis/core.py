@@ -9,7 +9,13 @@ from attndrift.analysis.configurations import Prepared, evidence_label, prepare
 from attndrift.analysis.dynamics import dynamics_tables, epochs_from_steps, order_history
 from attndrift.analysis.grand import aggregate_table, grand_table, sweep_tables
 from attndrift.analysis.interpolation import interpolation_tables
-from attndrift.analysis.layers import baseline_tables, change_per_layer, layer_anova, layer_values, measured_steps
+from attndrift.analysis.layers import (
+    baseline_tables,
+    change_per_layer,
+    layer_anova,
+    layer_values,
+    measured_steps,
+)
 from attndrift.analysis.operating import best_validation_table, iso_accuracy_table, pareto_table
 from attndrift.analysis.pairs import changes_from_zero, compare_methods
 from attndrift.analysis.rates import rate_correlations
@@ -35,7 +41,9 @@ def analyze(tables: Tables, *, settings: AnalysisSettings | None = None) -> Anal
     history = order_history(prepared, tables.history)
     epoch = epochs_from_steps(history, prepared)
     if not len(history.frame):
-        notes.append("The table `history` is empty: no onset, no convergence, no prediction from the first epoch.")
+        notes.append(
+            "The table `history` is empty: no onset, no convergence, no prediction from the first epoch."
+        )
     steps = measured_steps(prepared, history, epoch)
     values = layer_values(prepared, tables.layers, steps, notes)
 
@@ -47,7 +55,11 @@ def analyze(tables: Tables, *, settings: AnalysisSettings | None = None) -> Anal
     per_layer = change_per_layer(prepared, values, notes)
     result[per_layer.name] = per_layer
     result |= dynamics_tables(prepared, history, epoch, settings, notes)
-    for table in (best_validation_table(prepared), iso_accuracy_table(prepared, settings), pareto_table(prepared)):
+    for table in (
+        best_validation_table(prepared),
+        iso_accuracy_table(prepared, settings),
+        pareto_table(prepared),
+    ):
         result[table.name] = table
     result |= interpolation_tables(prepared, tables.interpolation, settings, notes)
 
@@ -59,7 +71,16 @@ def analyze(tables: Tables, *, settings: AnalysisSettings | None = None) -> Anal
     chosen = selections(prepared, settings, notes)
     summary = _summary(prepared, tables, settings)
     evidence = claims.Evidence(
-        settings, result, changes, comparisons, rates, anova, signals, chosen, prepared.transfer, summary.n_seeds
+        settings,
+        result,
+        changes,
+        comparisons,
+        rates,
+        anova,
+        signals,
+        chosen,
+        prepared.transfer,
+        summary.n_seeds,
     )
     return Analysis(
         settings=settings,

@@ -58,7 +58,9 @@ class Evidence:
         unique = slug
         while unique in used:
             unique, number = f"{slug}-{number}", number + 1
-        self.found.append(Finding(id=unique, question=question, sentence=sentence, strength=strength, evidence=evidence))
+        self.found.append(
+            Finding(id=unique, question=question, sentence=sentence, strength=strength, evidence=evidence)
+        )
 
 
 def generate(evidence: Evidence) -> list[Finding]:
@@ -69,7 +71,11 @@ def generate(evidence: Evidence) -> list[Finding]:
 
 
 def judge(
-    n_configurations: int, n_cells: int, test: Test | None, interval: Interval | None, settings: AnalysisSettings
+    n_configurations: int,
+    n_cells: int,
+    test: Test | None,
+    interval: Interval | None,
+    settings: AnalysisSettings,
 ) -> Strength:
     """What a claim about a direction may be called."""
     if n_cells < 3:
@@ -101,7 +107,11 @@ def _p(value: float) -> str:
 
 def _interval(interval: Interval | None, digits: int = 2, scale: float = 1.0) -> str:
     if interval is None or interval.low is None or interval.high is None:
-        return f"no interval ({interval.reason})" if interval is not None and interval.reason else "no interval"
+        return (
+            f"no interval ({interval.reason})" if interval is not None and interval.reason else "no interval"
+        )
+    if interval.reason and interval.low == interval.high:
+        return f"no interval ({interval.reason})"
     low, high = _number(interval.low * scale, digits), _number(interval.high * scale, digits)
     return f"{interval.level:.0%} interval {low} to {high}, {interval.n} {interval.unit}s resampled"
 
@@ -130,8 +140,9 @@ def _closing(strength: Strength, supported: str, none: str, label: str) -> str:
         return f"{supported} ({label})."
     if strength == "no evidence":
         return f"There is no evidence for {none} ({label})."
+    label = label.removesuffix(": descriptive only")
     if strength == "descriptive":
-        return f"{label[0].upper()}{label[1:]}." if "descriptive" in label else f"Descriptive only ({label})."
+        return f"Descriptive only ({label})."
     return f"Too few runs to tell ({label})."
 
 
@@ -149,7 +160,12 @@ def _rq1(e: Evidence) -> None:
     entropy = [c for c in e.changes if c.measure == "entropy_change_pct"]
     last = {(c.method, c.model, c.protocol, c.scope): c for c in e.changes if c.measure == LAST_LAYER.name}
     if not entropy:
-        e.add("rq1 none", "RQ1", "No run carries a change of attention entropy, so RQ1 cannot be answered.", "too few")
+        e.add(
+            "rq1 none",
+            "RQ1",
+            "No run carries a change of attention entropy, so RQ1 cannot be answered.",
+            "too few",
+        )
     for c in entropy:
         beside = last.get((c.method, c.model, c.protocol, c.scope))
         test = c.configurations.tests[0]
@@ -162,7 +178,17 @@ def _rq1(e: Evidence) -> None:
                 f"{_capital(c.method)}{_where(c.model, c.protocol, entropy, c.scope)} left the attention entropy exactly "
                 f"unchanged in all {c.n_runs} runs ({c.label.removesuffix(': descriptive only')})."
             )
-            e.add(f"rq1 entropy {c.method} {c.scope} {c.model} {c.protocol}", "RQ1", sentence, "descriptive", effect=0.0, n_configurations=c.n_configurations, n_runs=c.n_runs, n_seeds=c.n_seeds, label=c.label)
+            e.add(
+                f"rq1 entropy {c.method} {c.scope} {c.model} {c.protocol}",
+                "RQ1",
+                sentence,
+                "descriptive",
+                effect=0.0,
+                n_configurations=c.n_configurations,
+                n_runs=c.n_runs,
+                n_seeds=c.n_seeds,
+                label=c.label,
+            )
             continue
         shown = (
             f", {_number(beside.configurations.mean)}% in the last block ({_interval(beside.interval)})"
@@ -221,8 +247,13 @@ def _layer_groups(e: Evidence, a: Anova) -> None:
         else:
             p = max(a.p_greenhouse_geisser, a.p_holm if a.p_holm is not None else 0.0)
             strength = "supported" if p < e.settings.alpha else "no evidence"
-    label = f"n = {a.n} configurations" + (": descriptive only" if strength in ("descriptive", "too few") else "")
-    closing = _closing(strength, "The change differs between the groups of blocks", "a difference between groups of blocks", label)
+    label = f"n = {a.n} configuration{'' if a.n == 1 else 's'}"
+    closing = _closing(
+        strength,
+        "The change differs between the groups of blocks",
+        "a difference between groups of blocks",
+        label,
+    )
     e.add(
         f"rq1 layers {a.method} {a.model} {a.protocol}",
         "RQ1",
@@ -251,7 +282,7 @@ def _rq2(e: Evidence) -> None:
     if not pairs:
         _unmatched(e)
     for c in pairs:
-        if c.scope != "all datasets":
+        if c.scope != "all datasets" or not _worth_telling(c):
             continue
         measure = names[c.measure]
         scale, digits = measure.scale, measure.digits if measure.digits is not None else 3
@@ -298,6 +329,12 @@ def _rq2(e: Evidence) -> None:
     _iso(e)
 
 
+def _worth_telling(c: Comparison) -> bool:
+    """Everything about full fine-tuning and about well-covered pairs; of the others entropy and retention."""
+    main = c.measure == "entropy_change_pct" or c.measure.endswith("_retention_pct")
+    return main or c.n_configurations >= 3 or c.first == "full"
+
+
 def _shown(value: float | None, scale: float, digits: int) -> str:
     return _number(None if value is None else value * scale, digits, signed=False)
 
@@ -311,14 +348,22 @@ def _unmatched(e: Evidence) -> None:
         if row["variant"] == "full" or str(row["variant"]).startswith("LoRA"):
             rates.setdefault(str(row["variant"]), set()).add(f"{row['learning_rate']:g}")
     if len(rates) > 1:
-        listed = "; ".join(f"{name} at {', '.join(sorted(values, key=float))}" for name, values in rates.items())
+        listed = "; ".join(
+            f"{name} at {', '.join(sorted(values, key=float))}" for name, values in rates.items()
+        )
         sentence = (
             "No two methods share a (dataset, settings, rate, seed) cell, so the effect of the method cannot be told from "
             f"that of the learning rate ({listed})."
         )
     else:
         sentence = "The tables hold no two methods on identical cells, so RQ2 cannot be answered."
-    e.add("rq2 unmatched", "RQ2", sentence, "too few", rates={name: sorted(v, key=float) for name, v in rates.items()})
+    e.add(
+        "rq2 unmatched",
+        "RQ2",
+        sentence,
+        "too few",
+        rates={name: sorted(v, key=float) for name, v in rates.items()},
+    )
 
 
 def _iso(e: Evidence) -> None:
@@ -326,26 +371,47 @@ def _iso(e: Evidence) -> None:
     for row in e.tables["iso_accuracy"].rows:
         if row["learning_rate"] is None or row["why"] == "setting":
             continue
-        key = (row["model_name"], row["protocol_name"], row["dataset"], row["conditions"], row["why"], row["target"])
+        key = (
+            row["model_name"],
+            row["protocol_name"],
+            row["dataset"],
+            row["conditions"],
+            row["why"],
+            row["target"],
+        )
         groups.setdefault(key, []).append(row)
     for (_, _, dataset, _, why, target), rows in groups.items():
-        named = [row for row in rows if f" {row['variant']} and " in f" {why}" or f"and {row['variant']} both" in why]
+        named = [
+            row
+            for row in rows
+            if f" {row['variant']} and " in f" {why}" or f"and {row['variant']} both" in why
+        ]
         if len(named) != 2 or "full" not in {row["variant"] for row in named}:
             continue
         for name in e.transfer_sets[:2]:
             column = f"transfer_{name}_retention_pct"
             if any(row.get(column) is None for row in named):
                 continue
-            told = " and ".join(f"{row['variant']} (rate {row['learning_rate']:.2g}) keeps {row[column]:.1f}%" for row in named)
+            told = " and ".join(
+                f"{row['variant']} (rate {row['learning_rate']:.2g}) keeps {row[column]:.1f}%"
+                for row in named
+            )
             seeds = min(int(row["n_seeds"]) for row in named)
-            note = "one seed: descriptive only" if seeds == 1 else "interpolated between configuration means: descriptive only"
+            note = (
+                "one seed: descriptive only"
+                if seeds == 1
+                else "interpolated between configuration means: descriptive only"
+            )
             e.add(
                 f"rq2 iso {dataset} {name} {' '.join(str(row['variant']) for row in named)}",
                 "RQ2",
                 f"At equal validation accuracy ({100 * target:.1f}%) on {dataset}, {told} of the zero-shot accuracy on {name} ({note}).",
                 "descriptive",
                 target=target,
-                points=[{"method": r["variant"], "learning_rate": r["learning_rate"], "retention_pct": r[column]} for r in named],
+                points=[
+                    {"method": r["variant"], "learning_rate": r["learning_rate"], "retention_pct": r[column]}
+                    for r in named
+                ],
                 n_seeds=seeds,
             )
 
@@ -353,7 +419,12 @@ def _iso(e: Evidence) -> None:
 def _rq3(e: Evidence) -> None:
     scored = [s for s in e.signals if s.scope == "all runs"]
     if not scored:
-        e.add("rq3 none", "RQ3", "No run carries a retention on a transfer set, so RQ3 cannot be answered.", "too few")
+        e.add(
+            "rq3 none",
+            "RQ3",
+            "No run carries a retention on a transfer set, so RQ3 cannot be answered.",
+            "too few",
+        )
         return
     for name in e.transfer_sets:
         for when in ("final", "first epoch"):
@@ -392,7 +463,12 @@ def _signal(e: Evidence, s: Signal, *, best: bool) -> None:
         f"({_interval(s.interval)}; {_test(test)}); {within}."
         + (" It is the strongest of the measured signals." if best else "")
         + " "
-        + _closing(strength, f"It predicts retention over all configurations{surprise}", "a monotone relation", s.label)
+        + _closing(
+            strength,
+            f"It predicts retention over all configurations{surprise}",
+            "a monotone relation",
+            s.label,
+        )
     )
     e.add(
         f"rq3 {s.transfer_set} {s.when} {s.signal}",
@@ -415,7 +491,9 @@ def _signal(e: Evidence, s: Signal, *, best: bool) -> None:
 
 
 def _warning(e: Evidence, here: list[Signal], name: str, when: str) -> None:
-    known = [s for s in here if s.roc_auc is not None and s.signal not in ("learning_rate", "validation_accuracy")]
+    known = [
+        s for s in here if s.roc_auc is not None and s.signal not in ("learning_rate", "validation_accuracy")
+    ]
     if not known:
         return
     best = max(known, key=lambda s: s.roc_auc or 0.0)
@@ -428,7 +506,7 @@ def _warning(e: Evidence, here: list[Signal], name: str, when: str) -> None:
     extra = (
         "The best of several signals was picked on the same runs, so its area is optimistic: descriptive only."
         if not few
-        else f"{_capital(best.label)}."
+        else f"Descriptive only ({best.label.removesuffix(': descriptive only')})."
     )
     e.add(
         f"rq3 {name} warning {when}",
@@ -451,14 +529,18 @@ def _selection(e: Evidence, s: Selection) -> None:
     if s.oracle_pct is None or s.n_runs < 2 or s.random_pct is None:
         return
     rules = {choice.rule.split(" ", 1)[1]: choice for choice in s.choices if choice.retention_pct is not None}
-    told = [f"{_SIGNAL_LABELS[name]} {rules[name].retention_pct:.1f}%" for name in ("embedding_drift", "weight_drift", "cka_mean", "abs_entropy_change") if name in rules]
+    told = [
+        f"{_SIGNAL_LABELS[name]} {rules[name].retention_pct:.1f}%"
+        for name in ("embedding_drift", "weight_drift", "cka_mean", "abs_entropy_change")
+        if name in rules
+    ]
     if not told:
         return
     where = _where(s.model, s.protocol, e.selections, "all datasets")
     e.add(
         f"rq3 {s.transfer_set} selection {s.dataset} {s.margin_points:g} {s.model} {s.protocol}",
         "RQ3",
-        f"Among the {s.n_runs} runs within {s.margin_points:g} points of the best validation accuracy on {s.dataset}{where}, the oracle "
+        f"Among the {s.n_runs} runs within {s.margin_points:g} point{'' if s.margin_points == 1 else 's'} of the best validation accuracy on {s.dataset}{where}, the oracle "
         f"keeps {s.oracle_pct:.1f}% on {s.transfer_set}, a random choice {s.random_pct:.1f}%; choosing by the smallest drift from the "
         f"pretrained model: {', '.join(told)}. One selection from one set of runs: descriptive only.",
         "descriptive",
@@ -502,7 +584,12 @@ def _accuracy(row: dict[str, Any]) -> str:
 def _rq4(e: Evidence) -> None:
     sweeps = _sweeps(e.tables["sweep_regularizer"])
     if not sweeps:
-        e.add("rq4 none", "RQ4", "No two runs differ in the regularizer alone, so RQ4 cannot be answered.", "too few")
+        e.add(
+            "rq4 none",
+            "RQ4",
+            "No two runs differ in the regularizer alone, so RQ4 cannot be answered.",
+            "too few",
+        )
     for label, rows in sweeps.items():
         known = [row for row in rows if row.get("entropy_change_pct") is not None]
         base = next((row for row in known if row["setting"] == "none"), None)
@@ -539,7 +626,9 @@ def _rq5(e: Evidence) -> None:
         spearman, pearson = r.configurations.spearman, r.configurations.pearson
         if spearman.statistic is None:
             continue
-        strength = judge(r.n_configurations, r.n_runs, spearman, r.configurations.spearman_interval, e.settings)
+        strength = judge(
+            r.n_configurations, r.n_runs, spearman, r.configurations.spearman_interval, e.settings
+        )
         measure = next(m for m in outcomes(e.transfer_sets) if m.name == r.measure)
         interval = r.configurations.spearman_interval
         cells = r.cells.spearman.statistic
@@ -605,7 +694,12 @@ def _rq5(e: Evidence) -> None:
                 n_configurations=len(known),
             )
     if not told and not ranges:
-        e.add("rq5 none", "RQ5", "No two runs differ in one hyperparameter alone, so RQ5 cannot be answered.", "too few")
+        e.add(
+            "rq5 none",
+            "RQ5",
+            "No two runs differ in one hyperparameter alone, so RQ5 cannot be answered.",
+            "too few",
+        )
     if len({word for _, word, _, _ in ranges}) > 1:
         widest: dict[str, tuple[float, str, str, int]] = {}
         for item in ranges:

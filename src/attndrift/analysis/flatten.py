@@ -29,14 +29,27 @@ def statistics_tables(analysis: Analysis) -> dict[str, Table]:
     rows: dict[str, tuple[str, list[dict[str, Any]], list[str]]] = {
         "findings": (
             "Findings",
-            [{"id": f.id, "question": f.question, "strength": f.strength, "sentence": f.sentence} for f in analysis.findings],
+            [
+                {"id": f.id, "question": f.question, "strength": f.strength, "sentence": f.sentence}
+                for f in analysis.findings
+            ],
             [],
         ),
         "changes": (
             "Structural changes against zero",
             [
                 {
-                    **_pick(c, "method", "model", "protocol", "scope", "measure", "n_configurations", "n_runs", "n_seeds"),
+                    **_pick(
+                        c,
+                        "method",
+                        "model",
+                        "protocol",
+                        "scope",
+                        "measure",
+                        "n_configurations",
+                        "n_runs",
+                        "n_seeds",
+                    ),
                     **_interval(c.interval),
                     **_difference(c.cells),
                     **_difference(c.configurations),
@@ -84,7 +97,16 @@ def statistics_tables(analysis: Analysis) -> dict[str, Table]:
                 {
                     **_pick(a, "method", "model", "protocol", "scope", "metric", "level", "n"),
                     **a.means,
-                    **_pick(a, "f", "df", "df_error", "p", "epsilon", "p_greenhouse_geisser", "partial_eta_squared"),
+                    **_pick(
+                        a,
+                        "f",
+                        "df",
+                        "df_error",
+                        "p",
+                        "epsilon",
+                        "p_greenhouse_geisser",
+                        "partial_eta_squared",
+                    ),
                     **_pick(a, "p_holm", "descriptive", "reason"),
                 }
                 for a in analysis.anova
@@ -136,7 +158,9 @@ def statistics_tables(analysis: Analysis) -> dict[str, Table]:
                     *[(c.rule, c.retention_pct, c.n_tied, c.reason) for c in s.choices],
                 ]
             ],
-            ["Random is the expected retention of an even draw; ties between runs give the mean of the tied runs."],
+            [
+                "Random is the expected retention of an even draw; ties between runs give the mean of the tied runs."
+            ],
         ),
     }
     return {name: _table(name, *content) for name, content in rows.items()}
@@ -176,5 +200,10 @@ def _difference(part: Difference) -> dict[str, Any]:
     }
     for test in part.tests:
         key = f"{level}_{test.name.lower().replace(' ', '_').replace('-', '_')}"
-        row |= {key: test.statistic, f"{key}_p": test.p, f"{key}_p_holm": test.p_holm, f"{key}_reason": test.reason}
+        row |= {
+            key: test.statistic,
+            f"{key}_p": test.p,
+            f"{key}_p_holm": test.p_holm,
+            f"{key}_reason": test.reason,
+        }
     return row

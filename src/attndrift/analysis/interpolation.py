@@ -29,17 +29,35 @@ def interpolation_tables(
     frame = interpolation[interpolation["run_id"].isin(prepared.every["run_id"])]
     frame = frame.sort_values(["run_id", "alpha"], kind="stable").reset_index(drop=True)
     frame = frame.merge(
-        prepared.every[["run_id", "configuration", "variant", "dataset", "learning_rate", "seed"]], on="run_id", how="left"
+        prepared.every[["run_id", "configuration", "variant", "dataset", "learning_rate", "seed"]],
+        on="run_id",
+        how="left",
     )
     for name in names:
         frame[f"transfer_{name}_retention_pct"] = _retention(frame, prepared, name, notes)
     columns = plain_columns(
-        ("run_id", "Run"), ("configuration", "Configuration"), ("alpha", "alpha"), ("dataset", "Dataset"), ("variant", "Method")
+        ("run_id", "Run"),
+        ("configuration", "Configuration"),
+        ("alpha", "alpha"),
+        ("dataset", "Dataset"),
+        ("variant", "Method"),
     )
     columns += [
         Column(name="test_accuracy", label="Test accuracy", unit="%", digits=2, scale=100.0),
-        *[Column(name=f"transfer_{n}_accuracy", label=f"{n} zero-shot accuracy", unit="%", digits=2, scale=100.0) for n in names],
-        *[Column(name=f"transfer_{n}_retention_pct", label=f"{n} retention", unit="%", digits=1) for n in names],
+        *[
+            Column(
+                name=f"transfer_{n}_accuracy",
+                label=f"{n} zero-shot accuracy",
+                unit="%",
+                digits=2,
+                scale=100.0,
+            )
+            for n in names
+        ],
+        *[
+            Column(name=f"transfer_{n}_retention_pct", label=f"{n} retention", unit="%", digits=1)
+            for n in names
+        ],
         Column(name="entropy_change_pct", label="Entropy change", unit="%", digits=2, signed=True),
         Column(name="cka_mean", label="CKA, mean over blocks", digits=3),
         Column(name="embedding_drift", label="Embedding drift", digits=3),
@@ -53,7 +71,10 @@ def interpolation_tables(
         rows=records(frame[[c.name for c in columns]]),
         notes=empty,
     )
-    return {"interpolation": sweeps, "interpolation_choice": _choices(prepared, frame, names, settings, list(empty))}
+    return {
+        "interpolation": sweeps,
+        "interpolation_choice": _choices(prepared, frame, names, settings, list(empty)),
+    }
 
 
 def _retention(frame: pd.DataFrame, prepared: Prepared, name: str, notes: list[str]) -> Floats:
@@ -90,7 +111,12 @@ class _Rule:
 
 RULES = (
     _Rule("cka", "cka_mean", "largest alpha with a mean CKA of at least the wanted share", False),
-    _Rule("embedding_drift", "embedding_drift", "largest alpha with an embedding drift of at most 1 - the wanted share", False),
+    _Rule(
+        "embedding_drift",
+        "embedding_drift",
+        "largest alpha with an embedding drift of at most 1 - the wanted share",
+        False,
+    ),
     _Rule(
         "calibrated embedding_drift",
         "embedding_drift",
@@ -126,7 +152,9 @@ def largest_alpha(alpha: Floats, keeps: Floats, wanted: float) -> float | None:
 def _choices(
     prepared: Prepared, frame: pd.DataFrame, names: list[str], settings: AnalysisSettings, notes: list[str]
 ) -> Table:
-    columns = plain_columns(("run_id", "Run"), ("configuration", "Configuration"), ("transfer_set", "Transfer set"))
+    columns = plain_columns(
+        ("run_id", "Run"), ("configuration", "Configuration"), ("transfer_set", "Transfer set")
+    )
     columns += [
         Column(name="wanted_pct", label="Wanted retention", unit="%", digits=0),
         *plain_columns(("rule", "Rule")),
@@ -174,7 +202,11 @@ def _choices(
         "of other configurations. Values between measured alphas are linear, none lies beyond them."
     )
     return Table(
-        name="interpolation_choice", title="The alpha that keeps a wanted retention", columns=columns, rows=rows, notes=notes
+        name="interpolation_choice",
+        title="The alpha that keeps a wanted retention",
+        columns=columns,
+        rows=rows,
+        notes=notes,
     )
 
 
@@ -215,7 +247,10 @@ def _calibration(
     if kept not in runs.columns:
         return f"no other run has a retention on {transfer_set}"
     own = prepared.every.loc[prepared.every["run_id"] == run_id]
-    other = runs[(runs["configuration"] != sweep["configuration"].iloc[0]) & (runs["model_name"] == own["model_name"].iloc[0])]
+    other = runs[
+        (runs["configuration"] != sweep["configuration"].iloc[0])
+        & (runs["model_name"] == own["model_name"].iloc[0])
+    ]
     other = other[other[column].notna() & other[kept].notna()]
     means = other.groupby("configuration", sort=True)[[column, kept]].mean()
     if len(means) < _CALIBRATION:

@@ -95,7 +95,11 @@ class _Wanted:
 
     def of(self, frame: pd.DataFrame) -> pd.DataFrame:
         codes, names = pd.factorize(frame["run_id"])
-        run = self.runs.get_indexer(pd.Index(names).astype(object))[codes] if len(codes) else np.zeros(0, np.intp)
+        run = (
+            self.runs.get_indexer(pd.Index(names).astype(object))[codes]
+            if len(codes)
+            else np.zeros(0, np.intp)
+        )
         frame, run = frame[run >= 0], run[run >= 0]
         if frame.empty:
             return frame

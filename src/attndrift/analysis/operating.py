@@ -8,7 +8,14 @@ import numpy as np
 import pandas as pd
 
 from attndrift.analysis.configurations import Prepared
-from attndrift.analysis.grand import aggregate, cells_of, plain_columns, records, single_seed_notes, sweep_measures
+from attndrift.analysis.grand import (
+    aggregate,
+    cells_of,
+    plain_columns,
+    records,
+    single_seed_notes,
+    sweep_measures,
+)
 from attndrift.analysis.measures import Measure, retention
 from attndrift.analysis.pairs import _pair_order
 from attndrift.analysis.result import Column, Table
@@ -53,11 +60,17 @@ def best_validation_table(prepared: Prepared) -> Table:
         notes.append("No validation accuracy is given: no operating point can be chosen.")
     else:
         if chooser == "test_accuracy":
-            notes.append("No validation accuracy is given: the choice was made on the test accuracy, so it is optimistic.")
+            notes.append(
+                "No validation accuracy is given: the choice was made on the test accuracy, so it is optimistic."
+            )
         known = frame[frame[chooser].notna()]
         parts = []
         for _, group in known.groupby(IDENTITY[:-1], sort=True):
-            best = group.sort_values([chooser, "learning_rate"], ascending=[False, True], kind="stable").iloc[:1].copy()
+            best = (
+                group.sort_values([chooser, "learning_rate"], ascending=[False, True], kind="stable")
+                .iloc[:1]
+                .copy()
+            )
             best["n_rates"] = group["learning_rate"].nunique()
             rates = group["learning_rate"].to_numpy(dtype=float)
             at = float(best["learning_rate"].iloc[0])
@@ -70,7 +83,13 @@ def best_validation_table(prepared: Prepared) -> Table:
         whole = pd.concat(parts, ignore_index=True)
         rows = records(whole[cells_of(columns)])
         notes += single_seed_notes(whole)
-    return Table(name="best_validation", title="Operating points of best validation accuracy", columns=columns, rows=rows, notes=notes)
+    return Table(
+        name="best_validation",
+        title="Operating points of best validation accuracy",
+        columns=columns,
+        rows=rows,
+        notes=notes,
+    )
 
 
 def crossings(x: Floats, y: Floats, target: float) -> list[float]:
@@ -94,7 +113,10 @@ def iso_accuracy_table(prepared: Prepared, settings: AnalysisSettings) -> Table:
     frame = _groups(prepared)
     carried = [m for m in prepared.measures if m.name != "best_val_accuracy"]
     columns = plain_columns(
-        ("model_name", "Model"), ("protocol_name", "Protocol"), ("dataset", "Dataset"), ("conditions", "Conditions")
+        ("model_name", "Model"),
+        ("protocol_name", "Protocol"),
+        ("dataset", "Dataset"),
+        ("conditions", "Conditions"),
     )
     columns += [
         Column(name="target", label="Validation accuracy", unit="%", digits=2, scale=100.0),
@@ -105,7 +127,9 @@ def iso_accuracy_table(prepared: Prepared, settings: AnalysisSettings) -> Table:
         Column(name="reason", label="Note"),
     ]
     accuracy = _accuracy_column(frame, "best_val_accuracy", "test_accuracy")
-    notes = ["Interpolated linearly in log10 rate between configuration means, never beyond the measured rates."]
+    notes = [
+        "Interpolated linearly in log10 rate between configuration means, never beyond the measured rates."
+    ]
     rows: list[dict[str, object]] = []
     if accuracy is None:
         notes.append("No accuracy is given.")
@@ -117,7 +141,8 @@ def iso_accuracy_table(prepared: Prepared, settings: AnalysisSettings) -> Table:
             ["model_name", "protocol_name", "dataset", "key_rest"], sort=True
         ):
             curves = {
-                str(v): part.sort_values("learning_rate", kind="stable") for v, part in group.groupby("variant", sort=True)
+                str(v): part.sort_values("learning_rate", kind="stable")
+                for v, part in group.groupby("variant", sort=True)
             }
             sweeps = [v for v in sorted(curves, key=_pair_order) if len(curves[v]) > 1]
             targets = {float(t): "setting" for t in settings.iso_accuracies}
@@ -141,7 +166,13 @@ def iso_accuracy_table(prepared: Prepared, settings: AnalysisSettings) -> Table:
                     )
     if not rows:
         notes.append("No method was run at two or more learning rates.")
-    return Table(name="iso_accuracy", title="Methods at equal validation accuracy", columns=columns, rows=rows, notes=notes)
+    return Table(
+        name="iso_accuracy",
+        title="Methods at equal validation accuracy",
+        columns=columns,
+        rows=rows,
+        notes=notes,
+    )
 
 
 def _at(curve: pd.DataFrame, accuracy: str, target: float, measures: list[Measure]) -> dict[str, object]:
@@ -158,7 +189,9 @@ def _at(curve: pd.DataFrame, accuracy: str, target: float, measures: list[Measur
     }
     if not found:
         place = "above" if target > y.max() else "below" if target < y.min() else "between"
-        row["reason"] = f"not reached: measured accuracies are {100 * y.min():.1f}-{100 * y.max():.1f}%, the target is {place}"
+        row["reason"] = (
+            f"not reached: measured accuracies are {100 * y.min():.1f}-{100 * y.max():.1f}%, the target is {place}"
+        )
         return row
     at = found[0]
     row["learning_rate"] = 10.0**at
@@ -231,8 +264,15 @@ def pareto_table(prepared: Prepared) -> Table:
                 retention_pct_sd=group[f"{column}_sd"],
             )
             # Means of equal numbers may differ by rounding; such points are equal.
-            front = on_front(np.round(part["accuracy"].to_numpy(float), 12), np.round(part["retention_pct"].to_numpy(float), 10))
-            parts.append(part.assign(pareto=front > 0).sort_values(["accuracy", "retention_pct"], ascending=False, kind="stable"))
+            front = on_front(
+                np.round(part["accuracy"].to_numpy(float), 12),
+                np.round(part["retention_pct"].to_numpy(float), 10),
+            )
+            parts.append(
+                part.assign(pareto=front > 0).sort_values(
+                    ["accuracy", "retention_pct"], ascending=False, kind="stable"
+                )
+            )
     if not parts:
         notes.append("No configuration has both an accuracy and a retention.")
         return Table(name="pareto", title="Accuracy and retention", columns=columns, rows=[], notes=notes)
@@ -242,4 +282,10 @@ def pareto_table(prepared: Prepared) -> Table:
             whole[extra] = np.nan
     notes.append("Configuration means; the front ignores their uncertainty.")
     notes += single_seed_notes(whole)
-    return Table(name="pareto", title="Accuracy and retention", columns=columns, rows=records(whole[cells_of(columns)]), notes=notes)
+    return Table(
+        name="pareto",
+        title="Accuracy and retention",
+        columns=columns,
+        rows=records(whole[cells_of(columns)]),
+        notes=notes,
+    )

@@ -33,10 +33,12 @@ class Column(Part):
     name: str
     label: str
     unit: str = ""
-    digits: int | None = Field(None, description="decimals when printed; null: four significant digits")
+    digits: int | None = Field(
+        default=None, description="decimals when printed; null: four significant digits"
+    )
     scale: float = 1.0
     signed: bool = False
-    sd: str | None = Field(None, description="name of the column that holds the standard deviation")
+    sd: str | None = Field(default=None, description="name of the column that holds the standard deviation")
 
 
 class Table(Part):
@@ -57,7 +59,7 @@ class Interval(Part):
     level: float
     resamples: int = 0
     unit: str = "configuration"
-    n: int = Field(0, description="units resampled")
+    n: int = Field(default=0, description="units resampled")
     reason: str | None = None
 
 
@@ -83,11 +85,11 @@ class Difference(Part):
     level: Level
     n: int = Field(description="cells or configurations")
     mean: float | None = None
-    sd: float | None = Field(None, description="sample standard deviation of the differences")
+    sd: float | None = Field(default=None, description="sample standard deviation of the differences")
     below_zero: int = 0
     above_zero: int = 0
-    d_z: float | None = Field(None, description="mean / sd of the paired differences")
-    cohen_d: float | None = Field(None, description="mean difference / pooled sd of the two sets")
+    d_z: float | None = Field(default=None, description="mean / sd of the paired differences")
+    cohen_d: float | None = Field(default=None, description="mean difference / pooled sd of the two sets")
     tests: list[Test] = Field(default_factory=list)
     descriptive: bool = True
     reason: str | None = None
@@ -179,7 +181,7 @@ class Anova(Part):
     df: float | None = None
     df_error: float | None = None
     p: float | None = None
-    epsilon: float | None = Field(None, description="Greenhouse-Geisser epsilon")
+    epsilon: float | None = Field(default=None, description="Greenhouse-Geisser epsilon")
     p_greenhouse_geisser: float | None = None
     partial_eta_squared: float | None = None
     p_holm: float | None = None
@@ -215,10 +217,12 @@ class Signal(Part):
     interval: Interval
     within_groups: list[GroupCorrelation] = Field(default_factory=list)
     n_groups: int = 0
-    within_mean: float | None = Field(None, description="mean of the signed group correlations")
-    within_mean_absolute: float | None = Field(None, description="mean of their absolute values")
+    within_mean: float | None = Field(default=None, description="mean of the signed group correlations")
+    within_mean_absolute: float | None = Field(default=None, description="mean of their absolute values")
     within_reason: str | None = None
-    roc_auc: float | None = Field(None, description="damaged runs told from the others, 0.5 is chance")
+    roc_auc: float | None = Field(
+        default=None, description="damaged runs told from the others, 0.5 is chance"
+    )
     roc_interval: Interval | None = None
     n_damaged: int = 0
     roc_reason: str | None = None

@@ -11,34 +11,45 @@ class AnalysisSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     bootstrap_resamples: int = Field(
-        2000, ge=100, description="resamples of every bootstrap (fewer where configurations are many; stated)"
+        default=2000,
+        ge=100,
+        description="resamples of every bootstrap (fewer where configurations are many; stated)",
     )
-    bootstrap_seed: int = Field(0, ge=0, description="seed of every bootstrap and permutation")
-    level: float = Field(0.95, gt=0.5, lt=1.0, description="coverage of the intervals")
-    alpha: float = Field(0.05, gt=0.0, lt=0.5, description="a Holm-corrected p below it supports a claim")
+    bootstrap_seed: int = Field(default=0, ge=0, description="seed of every bootstrap and permutation")
+    level: float = Field(default=0.95, gt=0.5, lt=1.0, description="coverage of the intervals")
+    alpha: float = Field(
+        default=0.05, gt=0.0, lt=0.5, description="a Holm-corrected p below it supports a claim"
+    )
     min_configurations: int = Field(
-        6, ge=2, description="claims that rest on fewer configurations are labelled descriptive"
+        default=6, ge=2, description="claims that rest on fewer configurations are labelled descriptive"
     )
     damaged_below_pct: float = Field(
-        50.0, gt=0.0, description="a run is damaged when its final retention (percent) is below this"
+        default=50.0, gt=0.0, description="a run is damaged when its final retention (percent) is below this"
     )
     collapse_onset_pct: float = Field(
-        -1.0, lt=0.0, description="collapse begins at the first evaluation with an entropy change this low"
+        default=-1.0,
+        lt=0.0,
+        description="collapse begins at the first evaluation with an entropy change this low",
     )
     convergence_points: float = Field(
-        1.0, ge=0.0, description="converged: first evaluation within so many points of validation accuracy"
+        default=1.0,
+        ge=0.0,
+        description="converged: first evaluation within so many points of validation accuracy",
     )
     selection_margins: tuple[float, ...] = Field(
-        (1.0, 2.0, 3.0, 5.0), description="selection among runs within so many points of the best validation"
+        default=(1.0, 2.0, 3.0, 5.0),
+        description="selection among runs within so many points of the best validation",
     )
     iso_accuracies: tuple[float, ...] = Field(
-        (0.8, 0.9, 0.95), description="validation accuracies (0..1) at which methods are compared"
+        default=(0.8, 0.9, 0.95), description="validation accuracies (0..1) at which methods are compared"
     )
     wanted_retentions_pct: tuple[float, ...] = Field(
-        (95.0, 90.0, 80.0), description="retentions (percent) that the interpolation is to keep"
+        default=(95.0, 90.0, 80.0), description="retentions (percent) that the interpolation is to keep"
     )
     max_method_pairs: int = Field(
-        10, ge=1, description="pairs of methods compared, those with most shared cells"
+        default=10, ge=1, description="pairs of methods compared, those with most shared cells"
     )
-    max_rate_groups: int = Field(40, ge=1, description="rate sweeps tested, those with most rates and runs")
-    max_sweeps: int = Field(40, ge=1, description="sweep tables of each kind, the largest ones")
+    max_rate_groups: int = Field(
+        default=40, ge=1, description="rate sweeps tested, those with most rates and runs"
+    )
+    max_sweeps: int = Field(default=40, ge=1, description="sweep tables of each kind, the largest ones")

@@ -231,7 +231,9 @@ def interval_of(
     tail = 100 * (1 - settings.level) / 2
     low, high = np.percentile(defined, [tail, 100 - tail])
     result.low, result.high, result.resamples = float(low), float(high), len(defined)
-    if len(defined) < len(draws):
+    if low == high:
+        result.reason = "every resample gives the same value, so resampling shows no uncertainty"
+    elif len(defined) < len(draws):
         result.reason = (
             f"{len(draws) - len(defined)} of {len(draws)} resamples were constant and are left out"
         )

@@ -34,9 +34,7 @@ def _type_name(feature: Any) -> str:
 
 def _present(column: str, role: str, features: Mapping[str, Any], where: str) -> str:
     if column not in features:
-        raise DataError(
-            f"{where}: no column `{column}` ({role}_column). The columns are {_described(features)}"
-        )
+        raise DataError(f"{where}: no column `{column}` ({role}_column). The columns are {_described(features)}")
     return column
 
 
@@ -53,9 +51,7 @@ def image_column(spec: DatasetSpec, features: Mapping[str, Any], where: str) -> 
     found = [name for name, feature in features.items() if _is_image(feature)]
     if len(found) != 1:
         what = f"{len(found)} columns hold images ({', '.join(found)})" if found else "no column holds images"
-        raise DataError(
-            f"{where}: {what}; name one as `image_column`. The columns are {_described(features)}"
-        )
+        raise DataError(f"{where}: {what}; name one as `image_column`. The columns are {_described(features)}")
     return found[0]
 
 
@@ -70,9 +66,7 @@ def label_column(spec: DatasetSpec, features: Mapping[str, Any], where: str) -> 
     found = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     if len(found) != 1:
         what = f"several columns hold class labels ({', '.join(found)})" if found else "no column `label`"
-        raise DataError(
-            f"{where}: {what}; name one as `label_column`. The columns are {_described(features)}"
-        )
+        raise DataError(f"{where}: {what}; name one as `label_column`. The columns are {_described(features)}")
     return found[0]
 
 
@@ -155,9 +149,7 @@ def labels_of(table: Any, column: str, classes: Sequence[str], where: str) -> ND
         index = {name: i for i, name in enumerate(classes)}
         unknown = sorted({value for value in read if value not in index})
         if unknown:
-            raise DataError(
-                f"{where}: labels in `{column}` that are no class of the training split: {some(unknown)}"
-            )
+            raise DataError(f"{where}: labels in `{column}` that are no class of the training split: {some(unknown)}")
         return np.asarray([index[value] for value in read], dtype=np.int64)
     try:
         labels = np.asarray(read)
@@ -165,8 +157,7 @@ def labels_of(table: Any, column: str, classes: Sequence[str], where: str) -> ND
             raise ValueError
     except (ValueError, TypeError):
         raise DataError(
-            f"{where}: column `{column}` holds {_type_name(table.features[column])}, "
-            "not one class label an image"
+            f"{where}: column `{column}` holds {_type_name(table.features[column])}, not one class label an image"
         ) from None
     labels = labels.astype(np.int64)
     if len(labels) and (labels.min() < 0 or labels.max() >= len(classes)):

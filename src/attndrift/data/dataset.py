@@ -46,9 +46,7 @@ class ImageSplit:
         class_names: tuple[str, ...],
     ) -> None:
         if not len(reader) == len(labels) == len(ids):
-            raise DataError(
-                f"{dataset}: split `{name}` has {len(reader)} images, {len(labels)} labels, {len(ids)} ids"
-            )
+            raise DataError(f"{dataset}: split `{name}` has {len(reader)} images, {len(labels)} labels, {len(ids)} ids")
         self.dataset, self.name, self.class_names = dataset, name, class_names
         self.labels, self.ids = labels, list(ids)
         self._reader = reader
@@ -60,9 +58,7 @@ class ImageSplit:
     def decode(self, index: int) -> Image.Image:
         """As ``split[index]``, for callers that decode many images inside ``quiet_decoding()``."""
         if not 0 <= index < len(self):
-            raise IndexError(
-                f"{self.dataset}: split `{self.name}` has images 0 to {len(self) - 1}, not {index}"
-            )
+            raise IndexError(f"{self.dataset}: split `{self.name}` has images 0 to {len(self) - 1}, not {index}")
         where = f"{self.dataset}/{self.ids[index]}"
         return decode_image(self._reader.raw(int(index), where), where)
 
@@ -158,9 +154,7 @@ class ImageDataset:
             reader, labels, ids = self._openers[name]()
             if len(labels) == 0:
                 raise DataError(f"{self.name}: the split `{name}` holds no images")
-            self._opened[name] = ImageSplit(
-                self.name, name, reader, labels, unique_ids(ids), self.class_names
-            )
+            self._opened[name] = ImageSplit(self.name, name, reader, labels, unique_ids(ids), self.class_names)
         return self._opened[name]
 
     @property

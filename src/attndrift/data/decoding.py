@@ -56,9 +56,7 @@ def _refuse_size(image: Image.Image) -> None:
 
 def _grey(values: NDArray[np.float64], full: float) -> Image.Image:
     if not np.isfinite(values).all() or values.min() < 0 or values.max() > full:
-        raise ValueError(
-            f"its values run from {values.min():g} to {values.max():g}; {full:g} is the largest allowed"
-        )
+        raise ValueError(f"its values run from {values.min():g} to {values.max():g}; {full:g} is the largest allowed")
     return Image.fromarray(np.round(values * (255.0 / full)).astype(np.uint8))
 
 

@@ -50,8 +50,8 @@ def normalization(processor: Any) -> NDArray[np.float32]:
     table = _run(processor, Image.fromarray(ramp), do_resize=False, do_center_crop=False, do_pad=False)
     if table.shape != (3, 1, 256):
         raise DataError(
-            f"{type(processor).__name__} turns an image of 1 x 256 pixels into {table.shape} without resizing "
-            "and cropping; pixels can be kept only for processors that normalise each channel value by value"
+            f"{type(processor).__name__} turns an image of 1 x 256 pixels into {table.shape} without "
+            "resizing and cropping; pixels can be kept only where each channel is normalised value by value"
         )
     return np.ascontiguousarray(table[:, 0, :], dtype=np.float32)
 
@@ -190,9 +190,9 @@ def _write_array(
                 _write_header(file, (len(chosen), *shape))
             if pixels.shape != shape:
                 raise DataError(
-                    f"{split.dataset}: the processor makes images of different sizes: {shape[1]} x {shape[2]} "
-                    f"of {first!r}, {pixels.shape[1]} x {pixels.shape[2]} of {split.ids[index]!r}. It must resize "
-                    "or crop to one size (`do_center_crop`)"
+                    f"{split.dataset}: the processor makes images of different sizes: "
+                    f"{shape[1]} x {shape[2]} of {first!r}, {pixels.shape[1]} x {pixels.shape[2]} of "
+                    f"{split.ids[index]!r}. It must resize or crop to one size (`do_center_crop`)"
                 )
             file.write(np.ascontiguousarray(pixels).tobytes())
         if progress is not None:

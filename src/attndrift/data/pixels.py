@@ -105,10 +105,8 @@ class PixelStore:
         """Images at ``positions``: (images, 3, height, width), uint8; those with ``flip`` are mirrored."""
         where = np.asarray(positions, dtype=np.int64).reshape(-1)
         if len(where) and (where.min() < 0 or where.max() >= len(self)):
-            raise IndexError(
-                f"positions run from {where.min()} to {where.max()}; the store has {len(self)} images"
-            )
-        rows = np.ascontiguousarray(self._rows(where))
+            raise IndexError(f"positions run from {where.min()} to {where.max()}; the store has {len(self)} images")
+        rows = np.asarray(self._rows(where))
         if flip is not None:
             mirrored = np.asarray(flip, dtype=bool).reshape(-1)
             if len(mirrored) != len(where):
@@ -123,9 +121,7 @@ class PixelStore:
     def normalize(self, batch: Tensor) -> Tensor:
         """8-bit images (images, 3, height, width) as the processor normalises them: float32, same device."""
         if batch.dtype != torch.uint8 or batch.ndim != 4 or batch.shape[1] != 3:
-            raise ValueError(
-                f"expected uint8 (images, 3, height, width), got {batch.dtype} {tuple(batch.shape)}"
-            )
+            raise ValueError(f"expected uint8 (images, 3, height, width), got {batch.dtype} {tuple(batch.shape)}")
         if batch.device.type == "cpu":
             values = batch.numpy()
             result = np.empty(values.shape, dtype=np.float32)

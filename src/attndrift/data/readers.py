@@ -188,9 +188,7 @@ def read_class_folders(
     names = [entry.name for entry in class_folders(folder)]
     strange = sorted(set(names) - set(classes))
     if strange:
-        raise DataError(
-            f"{where}: {folder} has folders that are no class of the training split: {some(strange)}"
-        )
+        raise DataError(f"{where}: {folder} has folders that are no class of the training split: {some(strange)}")
     paths: list[Path] = []
     labels: list[int] = []
     empty: list[str] = []

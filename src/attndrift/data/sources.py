@@ -54,8 +54,7 @@ def spec_of(source: str | DatasetSpec | Mapping[str, Any]) -> DatasetSpec:
     for key in given:
         if key not in _MAPPING_KEYS:
             raise DataError(
-                f"unknown dataset key `{key}`{near(str(key), _MAPPING_KEYS)} "
-                f"Allowed: {', '.join(_MAPPING_KEYS)}"
+                f"unknown dataset key `{key}`{near(str(key), _MAPPING_KEYS)} Allowed: {', '.join(_MAPPING_KEYS)}"
             )
     if "path" in given and "hub" in given:
         raise DataError("give `path` (a local folder) or `hub` (a hub name), not both")
@@ -83,11 +82,7 @@ def _elsewhere(name: str, given: Mapping[str, Any]) -> DatasetSpec:
 
 
 def _checked_names(names: Any, where: str) -> tuple[str, ...]:
-    if (
-        isinstance(names, str)
-        or not isinstance(names, Sequence)
-        or not all(isinstance(n, str) for n in names)
-    ):
+    if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(n, str) for n in names):
         raise DataError(f"{where}: `class_names` must be a list of names, in label order")
     return tuple(names)
 
@@ -138,9 +133,7 @@ def load_dataset(
     if spec.hub is None:
         raise DataError(f"{spec.name}: neither `path` nor `hub` says where the images are")
     tables = load_hub(spec.hub, config=spec.config, revision=spec.revision, cache_dir=cache, where=spec.name)
-    return _tables(
-        spec, tables, {"kind": "hub", "hub": spec.hub, "config": spec.config, "revision": spec.revision}
-    )
+    return _tables(spec, tables, {"kind": "hub", "hub": spec.hub, "config": spec.config, "revision": spec.revision})
 
 
 def _tables(spec: DatasetSpec, tables: Mapping[str, Any], source: Mapping[str, Any]) -> ImageDataset:
@@ -191,9 +184,7 @@ def _image_folder(spec: DatasetSpec, path: Path) -> ImageDataset:
     folders = {top.name: top for top in tops} if nested else {"train": path}
     train = spec.train_split or "train"
     if train not in folders:
-        raise DataError(
-            f"{spec.name}: no split `{train}` (train_split) in {path}. The splits are {', '.join(folders)}"
-        )
+        raise DataError(f"{spec.name}: no split `{train}` (train_split) in {path}. The splits are {', '.join(folders)}")
     found = [folder.name for folder in class_folders(folders[train])]
     if not found:
         raise DataError(f"{spec.name}: {folders[train]} holds no class folders")
@@ -226,9 +217,7 @@ def _drawn(spec: DatasetSpec) -> ImageDataset:
         "train": opener("train", _TRAIN_SEED, spec.train_size),
         "test": opener("test", _TEST_SEED, spec.test_size),
     }
-    return ImageDataset(
-        spec, drawn.class_names, splits, {"kind": "drawn", "seeds": [_TRAIN_SEED, _TEST_SEED]}
-    )
+    return ImageDataset(spec, drawn.class_names, splits, {"kind": "drawn", "seeds": [_TRAIN_SEED, _TEST_SEED]})
 
 
 def _digits(spec: DatasetSpec) -> ImageDataset:

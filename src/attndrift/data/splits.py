@@ -125,9 +125,7 @@ class _Ranked:
                 by_class[label].append(index)
         empty = [split.class_names[c] for c in range(self.classes) if not by_class[c]]
         if empty:
-            raise DataError(
-                f"{where}: classes without{' readable' if unreadable else ''} images: {some(empty)}"
-            )
+            raise DataError(f"{where}: classes without{' readable' if unreadable else ''} images: {some(empty)}")
         self.ranked = [np.asarray(sorted(members, key=self._key), dtype=np.int64) for members in by_class]
 
     def _key(self, index: int) -> bytes:
@@ -286,9 +284,7 @@ def make_splits(
         train.need(held_out, "the probe and validation")
         validation = train.part("validation", probe_counts, held_out)
     train_counts = np.full(train.classes, train_per_class or 1, dtype=np.int64)
-    train.need(
-        held_out + train_counts, "training" if protocol == "seed" else "probe, validation and training"
-    )
+    train.need(held_out + train_counts, "training" if protocol == "seed" else "probe, validation and training")
     start = held_out if train_per_class is None else train.counts - train_counts
     return Splits(
         dataset=dataset.name,

@@ -128,24 +128,18 @@ def find_vision_tower(model: nn.Module) -> VisionTower:
     if not isinstance(model, nn.Module):
         raise ObservationError(f"expected a torch.nn.Module to observe, got {type(model).__name__}")
     found: list[VisionTower] = []
-    inside: set[int] = set()
     for name, module in model.named_modules():
-        if id(module) in inside:
-            continue
         family = next((family for family in FAMILIES.values() if family.recognises(module)), None)
         if family is not None:
             found.append(VisionTower(family, module, name))
-            inside.update(map(id, module.modules()))
     if len(found) == 1:
         return found[0]
     if found:
         names = ", ".join(f"`{tower.name}` ({type(tower.module).__name__})" for tower in found)
         raise ObservationError(
-            f"{type(model).__name__} holds {len(found)} vision transformers: {names}; "
-            "pass the submodule that is meant"
+            f"{type(model).__name__} holds {len(found)} vision transformers: {names}; pass the submodule that is meant"
         )
     known = "; ".join(family.models for family in FAMILIES.values())
     raise ObservationError(
-        f"{type(model).__name__} holds no vision transformer that can be observed; "
-        f"those that can be are: {known}"
+        f"{type(model).__name__} holds no vision transformer that can be observed; those that can be are: {known}"
     )

@@ -54,9 +54,7 @@ class Observation:
         self._ready, self._state = False, state
         self._logits, self._hidden, self._maps, self._derived = [], [], None, {}
 
-    def _fill(
-        self, logits: list[Tensor], hidden: list[Tensor], maps: FullMaps | None, *, gradients: bool
-    ) -> None:
+    def _fill(self, logits: list[Tensor], hidden: list[Tensor], maps: FullMaps | None, *, gradients: bool) -> None:
         self._logits, self._hidden, self._maps = logits, hidden, maps
         self._gradients = gradients
         self._ready = True
@@ -108,10 +106,7 @@ class Observation:
         with torch.inference_mode(False), torch.set_grad_enabled(self._gradients):
             logs = [torch.log_softmax(logits[..., prefix:], -1) for logits in self._logits]
             attention = [log.exp() for log in logs]
-            mass = [
-                torch.exp(logits[..., :prefix].logsumexp(-1) - logits.logsumexp(-1))
-                for logits in self._logits
-            ]
+            mass = [torch.exp(logits[..., :prefix].logsumexp(-1) - logits.logsumexp(-1)) for logits in self._logits]
         with torch.no_grad():
             worst = torch.stack([(a.sum(-1) - 1).abs().amax().to(attention[0].device) for a in attention])
             deviations = worst.tolist()
@@ -131,9 +126,7 @@ class Observation:
         Needs ``observe(..., hidden=True)``; raises ObservationError without, and before the first forward.
         """
         if not self._hidden_asked:
-            raise ObservationError(
-                "hidden states were not observed; ask for them with observe(..., hidden=True)"
-            )
+            raise ObservationError("hidden states were not observed; ask for them with observe(..., hidden=True)")
         self._read()
         return list(self._hidden)
 
@@ -145,9 +138,7 @@ class Observation:
         each; raises ObservationError without, and before the first forward.
         """
         if not self._maps_asked:
-            raise ObservationError(
-                "full maps were not observed; ask for them with observe(..., full_maps=True)"
-            )
+            raise ObservationError("full maps were not observed; ask for them with observe(..., full_maps=True)")
         self._read()
         if self._maps is None:
             raise ObservationError("full maps are missing although they were asked for")

@@ -85,12 +85,17 @@ def _in_backward() -> bool:
     return bool(torch._C._current_graph_task_id() != -1)
 
 
+def _submodule(module: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        return None
+
+
 class _Recorder:
     """The hooks of one context, and what they have collected of the forward that is under way."""
 
-    def __init__(
-        self, tower: VisionTower, query: str, *, gradients: bool, hidden: bool, full_maps: bool
-    ) -> None:
+    def __init__(self, tower: VisionTower, query: str, *, gradients: bool, hidden: bool, full_maps: bool) -> None:
         self._family = tower.family
         self._tower = tower.module
         self._gradients, self._hidden_asked, self._maps_asked = gradients, hidden, full_maps
@@ -154,15 +159,13 @@ class _Recorder:
         self._grad_enabled = torch.is_grad_enabled()
         self.observation._clear("the last forward pass did not finish, so there is no attention to read")
         for name, attention, path, module in self._tapped:
-            if attention.get_submodule(path) is not module:
+            if _submodule(attention, path) is not module:
                 raise ObservationError(
                     f"{name}.{path}: was replaced after observing began (adapters added or removed?); "
                     "leave the context, change the model, and observe it again"
                 )
 
-    def _tap(
-        self, layer: int, attention: nn.Module, read: Any, module: nn.Module, args: Any, output: Any
-    ) -> None:
+    def _tap(self, layer: int, attention: nn.Module, read: Any, module: nn.Module, args: Any, output: Any) -> None:
         if not self._recording or _in_backward():
             return
         name = self.observation.layers[layer]
@@ -179,9 +182,7 @@ class _Recorder:
         query, keys = parts["query"], parts["key"]
         parts.clear()
         if self._logits[layer] is not None:
-            raise ObservationError(
-                f"{name}: ran twice in one forward pass; which run is meant cannot be told"
-            )
+            raise ObservationError(f"{name}: ran twice in one forward pass; which run is meant cannot be told")
         if keys.shape[-2] <= self._prefix:
             raise ObservationError(
                 f"{name}: saw {keys.shape[-2]} tokens, {self._prefix} of them no patches; no patch is left"

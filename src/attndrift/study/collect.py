@@ -39,9 +39,7 @@ def _history(folder: Path) -> Iterator[dict[str, Any]]:
             try:
                 yield json.loads(line)
             except json.JSONDecodeError as error:
-                raise StudyFolderError(
-                    f"{path}:{number}: not valid JSON; run the study again to repair it"
-                ) from error
+                raise StudyFolderError(f"{path}:{number}: not valid JSON; run the study again to repair it") from error
 
 
 def _layer_rows(
@@ -85,9 +83,7 @@ def gather(folder: Path, run_ids: Iterable[str] | None = None) -> tuple[Tables, 
     tables = Tables(
         runs=conform("runs", pd.DataFrame(rows, columns=columns)),
         history=conform("history", pd.DataFrame(history, columns=[column.name for column in HISTORY])),
-        layers=conform(
-            "layers", pd.DataFrame(layers, columns=["run_id", "step", "layer", "head", "metric", "value"])
-        ),
+        layers=conform("layers", pd.DataFrame(layers, columns=["run_id", "step", "layer", "head", "metric", "value"])),
         interpolation=conform("interpolation", pd.DataFrame(sweeps or {"run_id": [], "alpha": []})),
     )
     return tables, missing

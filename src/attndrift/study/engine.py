@@ -57,11 +57,7 @@ def prepare_folder(study: Study, folder: Path) -> None:
     is there has other settings, and where the folder holds something else.
     """
     path = folder / STUDY
-    if (
-        folder.exists()
-        and not path.exists()
-        and any(p for p in folder.iterdir() if not p.name.startswith("."))
-    ):
+    if folder.exists() and not path.exists() and any(p for p in folder.iterdir() if not p.name.startswith(".")):
         raise StudyFolderConflict(f"{folder}: not empty and not a study folder; choose another with --output")
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".study.lock"):
@@ -70,8 +66,7 @@ def prepare_folder(study: Study, folder: Path) -> None:
             content = read_json(path)
             if content["name"] != study.name:
                 raise StudyFolderConflict(
-                    f"{folder}: holds the study {content['name']!r}, not {study.name!r}; "
-                    "choose another with --output"
+                    f"{folder}: holds the study {content['name']!r}, not {study.name!r}; choose another with --output"
                 )
             known = content["runs"]
         for run in study.runs:
@@ -117,9 +112,7 @@ def _is_done(folder: Path) -> bool:
     return record is not None and record["status"] != "failed"
 
 
-def _run_one(
-    run: NamedRun, study: str, folder: Path, execute: Execute, reporter: StudyReporter
-) -> tuple[str, str]:
+def _run_one(run: NamedRun, study: str, folder: Path, execute: Execute, reporter: StudyReporter) -> tuple[str, str]:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", timeout=0):

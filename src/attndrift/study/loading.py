@@ -187,9 +187,7 @@ def _expand(file: _StudyFile, where: str, lines: Mapping[Place, int], overrides:
                 at = _line(lines, (*place, "grid", key))
                 raise StudyError(f"{where}{at}: `{key}` stands both in the run and in its grid")
             if not axis:
-                raise StudyError(
-                    f"{where}{_line(lines, (*place, 'grid', key))}: the grid of `{key}` is empty"
-                )
+                raise StudyError(f"{where}{_line(lines, (*place, 'grid', key))}: the grid of `{key}` is empty")
             if key in overrides and len(axis) > 1:
                 raise StudyError(
                     f"--set {key}: runs on line {_line(lines, place)[1:]} of {where} differ in `{key}`; "
@@ -215,9 +213,7 @@ def _expand(file: _StudyFile, where: str, lines: Mapping[Place, int], overrides:
                 raise StudyError(f"{where}{at}: {source}{_explain(first, RunSettings)}") from error
             if file.learning_rate_scale != 1.0:
                 settings = settings.model_copy(
-                    update={
-                        "learning_rate": float(f"{settings.learning_rate * file.learning_rate_scale:.12g}")
-                    }
+                    update={"learning_rate": float(f"{settings.learning_rate * file.learning_rate_scale:.12g}")}
                 )
             expanded.append((settings, place))
     return _named(file, expanded, where, lines)
@@ -333,9 +329,7 @@ def _replace_datasets(file: _StudyFile, names: Mapping[str, str], where: str) ->
 
     known = {str(file.shared.get("dataset"))} | set(file.datasets)
     for entry in file.runs:
-        known |= {str((entry.model_extra or {}).get("dataset"))} | {
-            str(v) for v in entry.grid.get("dataset", [])
-        }
+        known |= {str((entry.model_extra or {}).get("dataset"))} | {str(v) for v in entry.grid.get("dataset", [])}
     for old in names:
         if old not in known:
             raise StudyError(

@@ -169,25 +169,19 @@ def _plan_run(run_id: str, settings: RunSettings, sizes: _Sizes, rate: float) ->
     else:
         row.n_train = len(splits.train)
         micro = settings.batch_size // settings.gradient_accumulation
-        row.steps = (
-            math.ceil(math.ceil(row.n_train / micro) / settings.gradient_accumulation) * settings.epochs
-        )
+        row.steps = math.ceil(math.ceil(row.n_train / micro) / settings.gradient_accumulation) * settings.epochs
     if config is None:
         return row
     classes = None if isinstance(splits, str) else len(set(splits.test.labels.tolist()))
     if classes is not None:
-        row.trainable_parameters, row.total_parameters = count_parameters(
-            config, adaptation(settings), classes
-        )
+        row.trainable_parameters, row.total_parameters = count_parameters(config, adaptation(settings), classes)
     if isinstance(splits, str) or row.trainable_parameters is None:
         return row
     _estimate(row, settings, splits, sizes, config.vision_config, rate)
     return row
 
 
-def _estimate(
-    row: PlannedRun, settings: RunSettings, splits: Splits, sizes: _Sizes, vision: Any, rate: float
-) -> None:
+def _estimate(row: PlannedRun, settings: RunSettings, splits: Splits, sizes: _Sizes, vision: Any, rate: float) -> None:
     flops = forward_flops(vision)
     assert row.trainable_parameters is not None
     assert row.total_parameters is not None
@@ -197,21 +191,13 @@ def _estimate(
         factor += 2.0 / max(settings.epochs, 1)
     trained = factor * len(splits.train) * settings.epochs
     evaluations = settings.evaluations_per_epoch * settings.epochs * len(splits.probe)
-    validated = settings.epochs * (
-        len(splits.validation) + min(settings.track_size, sizes.transfer(settings))
-    )
-    tested = (
-        (0 if settings.method == "none" else len(splits.test))
-        + sizes.transfer(settings)
-        + 2 * len(splits.probe)
-    )
+    validated = settings.epochs * (len(splits.validation) + min(settings.track_size, sizes.transfer(settings)))
+    tested = (0 if settings.method == "none" else len(splits.test)) + sizes.transfer(settings) + 2 * len(splits.probe)
     row.seconds = flops * (trained + evaluations + validated + tested) / (_EFFICIENCY * rate)
     tokens = (vision.image_size // vision.patch_size) ** 2 + 1
     # About 14 activations of the width a token and block are kept for the backward pass.
     activations = 4.0 * settings.batch_size * tokens * vision.hidden_size * vision.num_hidden_layers * 14
-    evaluation = (
-        4.0 * settings.evaluation_batch_size * tokens * (vision.intermediate_size + 6 * vision.hidden_size)
-    )
+    evaluation = 4.0 * settings.evaluation_batch_size * tokens * (vision.intermediate_size + 6 * vision.hidden_size)
     trains_tower = settings.method in ("full", "lora")
     row.memory_bytes = (
         4.0 * 2 * row.total_parameters
@@ -268,11 +254,7 @@ def print_plan(study: Study, planned: Sequence[PlannedRun], console: Console | N
     disk = sum(row.disk_bytes or 0.0 for row in known)
     console.print(
         f"estimated on this machine: {_time(seconds)} in all, at most {_size(memory)} of memory, {_size(disk)} on disk"
-        + (
-            ""
-            if len(known) == len(planned)
-            else f" (for the {len(known)} runs whose model and images are at hand)"
-        )
+        + ("" if len(known) == len(planned) else f" (for the {len(known)} runs whose model and images are at hand)")
     )
     for note in dict.fromkeys(row.note for row in planned if row.note):
         console.print(f"[yellow]{note}[/]", highlight=False)

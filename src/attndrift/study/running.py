@@ -107,9 +107,7 @@ class _Run:
         self._phase("images")
         self.pretrained: Pretrained = self.workbench.pretrained(settings.model, self.device)
         self.target: Target = self.workbench.target(settings, self.pretrained)
-        self.transfer: list[TransferSet] = self.workbench.transfer_sets(
-            settings, self.target, self.pretrained
-        )
+        self.transfer: list[TransferSet] = self.workbench.transfer_sets(settings, self.target, self.pretrained)
         write_json(self.folder / "splits.json", self.target.splits.to_json())
         self._phase("the pretrained model")
         self.baseline: Snapshot = self.workbench.baseline(settings, self.target, self.pretrained)
@@ -128,7 +126,8 @@ class _Run:
         model = self.pretrained.clip
         row = {"step": 0, "epoch": 0.0, **drift.row(), "layers": drift.layers()}
         self._write_history([row])
-        transfer, details = {}, {}
+        transfer: dict[str, Any] = {}
+        details: dict[str, Any] = {}
         for item in self.transfer:
             before = self.workbench.pretrained_transfer(self.settings, item, self.pretrained)
             columns, detail = self._transfer_columns(item, before, before)
@@ -190,9 +189,7 @@ class _Run:
             monitor=monitor,
             validate=lambda: self._accuracy(model, "validation"),
             track=(lambda: self._track(track, model)) if track else None,
-            track_retention=(lambda value: track.retention(value, before.accuracy))
-            if track
-            else (lambda _: None),
+            track_retention=(lambda value: track.retention(value, before.accuracy)) if track else (lambda _: None),
             baseline=first | {"layers": zero.layers()},
             save_weights=lambda name: self._save(model, name),
             pretrained_entropy=self.baseline.structure.layers("entropy"),
@@ -209,9 +206,7 @@ class _Run:
         settings = self.settings
         if settings.keep != "best":
             self._save(model, "final")
-        selected = load_adapted(self.folder / "checkpoints" / "best", base=self.pretrained.copy()).to(
-            self.device
-        )
+        selected = load_adapted(self.folder / "checkpoints" / "best", base=self.pretrained.copy()).to(self.device)
         self._phase("test")
         if settings.protocol == "seed":
             # One split selects and reports: that is the protocol, and the report warns of it. Structure,
@@ -221,9 +216,7 @@ class _Run:
         else:
             values["test_accuracy"] = self._accuracy(selected, "test")
             measured = selected
-        snapshot = take_snapshot(
-            measured, self.target.probe_batches(settings.evaluation_batch_size), measured.embed
-        )
+        snapshot = take_snapshot(measured, self.target.probe_batches(settings.evaluation_batch_size), measured.embed)
         tower, projection = self._weight_drifts(measured)
         drift = compare_snapshots(self.baseline, snapshot, weight_drift=tower, projection_drift=projection)
         transfer, details = self._transfer(measured, drift)
@@ -256,9 +249,7 @@ class _Run:
             model,
             self.folder / "checkpoints" / name,
             base_source=self.settings.model,
-            probe_pixels=self.target.probe.fetch(
-                range(min(FINGERPRINT_IMAGES, len(self.target.splits.probe)))
-            ),
+            probe_pixels=self.target.probe.fetch(range(min(FINGERPRINT_IMAGES, len(self.target.splits.probe)))),
             pretrained=self.pretrained.clip,
             class_names=self.target.class_names,
         )
@@ -294,9 +285,7 @@ class _Run:
             details[item.name] = detail
         return columns, details
 
-    def _transfer_columns(
-        self, item: TransferSet, before: Any, after: Any
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _transfer_columns(self, item: TransferSet, before: Any, after: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         kept = item.retention(after.accuracy, before.accuracy)
         columns = {
             f"transfer_{item.name}_accuracy": after.accuracy,
@@ -305,8 +294,12 @@ class _Run:
             f"transfer_{item.name}_n": after.n,
         }
         detail = {"adapted": after.to_json(), "pretrained": before.to_json(), "retention_pct": kept}
-        correct = {"adapted": np.packbits(after.correct), "pretrained": np.packbits(before.correct)}
-        np.savez_compressed(self.folder / f"transfer_{item.name}.npz", n=np.int64(after.n), **correct)
+        np.savez_compressed(
+            self.folder / f"transfer_{item.name}.npz",
+            n=np.int64(after.n),
+            adapted=np.packbits(after.correct),
+            pretrained=np.packbits(before.correct),
+        )
         return columns, detail
 
     def _sizes(self, model: CLIPClassifier) -> dict[str, Any]:

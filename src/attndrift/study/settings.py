@@ -38,9 +38,7 @@ class DatasetSource(BaseModel):
     train_split: str | None = None
     test_split: str | None = None
     class_names: tuple[str, ...] | None = None
-    origin: str | None = Field(
-        None, description="source of the images; a target and a transfer set must not share it"
-    )
+    origin: str | None = Field(None, description="source of the images; a target and a transfer set must not share it")
 
     @model_validator(mode="after")
     def _one_source(self) -> DatasetSource:
@@ -57,9 +55,7 @@ class RunSettings(BaseModel):
     experiment: str | None = Field(None, pattern=NAME_PATTERN, description="label in the matrix: E2, A1, ...")
     model: str = Field("embedded", min_length=1, description="folder, hub name, `embedded`, or `config:NAME`")
     dataset: str = Field(pattern=NAME_PATTERN, description="fine-tuning target")
-    source: DatasetSource | None = Field(
-        None, description="where the target is, if it is not in the registry"
-    )
+    source: DatasetSource | None = Field(None, description="where the target is, if it is not in the registry")
     protocol: Protocol = "leak-free"
     method: Method = "full"
 
@@ -79,9 +75,7 @@ class RunSettings(BaseModel):
     lora_alpha: Annotated[float, Field(gt=0)] | None = Field(None, description="default: twice the rank")
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     lora_targets: LoraTargets | None = None
-    train_projection: bool | None = Field(
-        None, description="default: full and lora train it, last_block does not"
-    )
+    train_projection: bool | None = Field(None, description="default: full and lora train it, last_block does not")
     freeze_layers: Annotated[int, Field(ge=0)] = 0
     head_init: Literal["default", "text"] = "default"
 
@@ -101,16 +95,12 @@ class RunSettings(BaseModel):
 
     transfer: tuple[str, ...] = Field((), description="zero-shot sets, evaluated after the run")
     transfer_limit: Annotated[int, Field(ge=1)] | None = Field(None, description="images a set; default all")
-    track_size: Annotated[int, Field(ge=0)] = Field(
-        1000, description="images of the first set, at epoch ends"
-    )
+    track_size: Annotated[int, Field(ge=0)] = Field(1000, description="images of the first set, at epoch ends")
     prompts: tuple[str, ...] = Field(("a photo of a {class}.",), min_length=1)
 
     evaluations_per_epoch: Annotated[int, Field(ge=1, le=1000)] = 5
     evaluation_batch_size: Annotated[int, Field(ge=1)] = 200
-    checkpoints_per_epoch: Annotated[int, Field(ge=1, le=1000)] = Field(
-        1, description="resumable states an epoch"
-    )
+    checkpoints_per_epoch: Annotated[int, Field(ge=1, le=1000)] = Field(1, description="resumable states an epoch")
     map_images: Annotated[int, Field(ge=0, le=64)] = Field(8, description="probe images in maps.npz")
     keep: Literal["best", "best+final", "all"] = "best+final"
     threads: Annotated[int, Field(ge=1, le=1024)] = Field(2, description="CPU threads; they change sums")
@@ -171,9 +161,7 @@ class RunSettings(BaseModel):
         if (self.regularizer is None) != (self.regularizer_weight is None):
             raise ValueError("`regularizer` and `regularizer_weight` belong together: give both or neither")
         if self.regularizer is not None and self.method in ("linear_probe", "none"):
-            raise ValueError(
-                f"`regularizer` does nothing with method: {self.method}, whose attention cannot change"
-            )
+            raise ValueError(f"`regularizer` does nothing with method: {self.method}, whose attention cannot change")
         if self.batch_size % self.gradient_accumulation:
             raise ValueError("`batch_size` must be a multiple of `gradient_accumulation`")
         if self.method == "none":
@@ -181,9 +169,7 @@ class RunSettings(BaseModel):
         elif self.epochs == 0:
             raise ValueError("`epochs` must be at least 1; the untouched model is method: none")
         if self.dataset in self.transfer:
-            raise ValueError(
-                f"`transfer` names the target {self.dataset!r} itself: it would not be zero-shot"
-            )
+            raise ValueError(f"`transfer` names the target {self.dataset!r} itself: it would not be zero-shot")
         return self
 
     def to_json(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,7 @@ class TransferSet:
     part: SplitPart
     store: PixelStore
     text: TextFeatures
+    anchors: dict[int, Tensor] = field(default_factory=dict)
 
     def retention(self, accuracy: float, pretrained: float) -> float | None:
         """Percent of the pretrained accuracy; None where that is below twice chance."""
@@ -110,14 +111,18 @@ class TransferSet:
     ) -> ZeroShotResult:
         """Zero-shot accuracy of ``model`` on the first ``limit`` images (all by default)."""
         n = len(self.part) if limit is None else min(limit, len(self.part))
+        # The first batch, of the size that this evaluation makes it: another size may round differently.
+        size = min(settings.evaluation_batch_size, n)
+        if size not in self.anchors:
+            with evaluation_mode(pretrained.clip):
+                self.anchors[size] = pretrained.embed(self.store.fetch(range(size)).to(pretrained.device)).float().cpu()
         return evaluate_zero_shot(
             model,
             self.store,
             self.part.labels[:n],
-            self.dataset.class_names,
             text_features=self.text,
-            templates=settings.prompts,
             batch_size=settings.evaluation_batch_size,
+            pretrained_embeddings=self.anchors[size],
             weight_drift=weight_drift,
             preprocessing=pretrained.preprocessing,
             dataset=self.dataset.name,
@@ -150,9 +155,7 @@ class Workbench:
             keys = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "image_mean", "image_std")
             described = image_processor.to_dict()
             preprocessing = {key: described.get(key) for key in keys}
-            return Pretrained(
-                source, clip, tokenizer, image_processor, describe(source), preprocessing, device
-            )
+            return Pretrained(source, clip, tokenizer, image_processor, describe(source, clip), preprocessing, device)
 
         return self._once(("pretrained", source, str(device)), make)
 
@@ -181,26 +184,20 @@ class Workbench:
     def _dataset(self, name: str, settings: RunSettings) -> ImageDataset:
         if name == settings.dataset and settings.source is not None:
             given = {k: v for k, v in settings.source.model_dump().items() if v is not None}
-            return self._once(
-                ("dataset", name, settings.source), lambda: load_dataset({"name": name, **given})
-            )
+            return self._once(("dataset", name, settings.source), lambda: load_dataset({"name": name, **given}))
         return self._once(("dataset", name), lambda: load_dataset(name))
 
     def _store(self, dataset: ImageDataset, part: SplitPart, pretrained: Pretrained) -> PixelStore:
         split = dataset.split(part.split)
         return PixelStore.open(split, pretrained.image_processor, indices=part.indices, cache_dir=self.cache)
 
-    def transfer_sets(
-        self, settings: RunSettings, target: Target, pretrained: Pretrained
-    ) -> list[TransferSet]:
+    def transfer_sets(self, settings: RunSettings, target: Target, pretrained: Pretrained) -> list[TransferSet]:
         """The run's transfer sets. Raises where one shares its source with the target."""
         return [self._transfer_set(name, settings, target, pretrained) for name in settings.transfer]
 
-    def _transfer_set(
-        self, name: str, settings: RunSettings, target: Target, pretrained: Pretrained
-    ) -> TransferSet:
+    def _transfer_set(self, name: str, settings: RunSettings, target: Target, pretrained: Pretrained) -> TransferSet:
         dataset = self._dataset(name, settings)
-        refuse_same_origin(target.dataset, dataset)
+        refuse_same_origin(target.dataset, [dataset])
 
         def make() -> TransferSet:
             part, _ = evaluation_part(
@@ -232,17 +229,13 @@ class Workbench:
         )
         return self._once(key, make)
 
-    def _text(
-        self, pretrained: Pretrained, class_names: Sequence[str], prompts: tuple[str, ...]
-    ) -> TextFeatures:
+    def _text(self, pretrained: Pretrained, class_names: Sequence[str], prompts: tuple[str, ...]) -> TextFeatures:
         return self._once(
             ("text", pretrained.source, tuple(class_names), prompts),
             lambda: TextFeatures.of(pretrained.clip, pretrained.tokenizer, class_names, prompts),
         )
 
-    def text_features(
-        self, settings: RunSettings, pretrained: Pretrained, class_names: Sequence[str]
-    ) -> Tensor:
+    def text_features(self, settings: RunSettings, pretrained: Pretrained, class_names: Sequence[str]) -> Tensor:
         """Normalised text features of class names, (classes, dimensions)."""
         return self._text(pretrained, class_names, settings.prompts).features
 

@@ -15,17 +15,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
-from attndrift.data.order import Pixels, TrainingImages, training_loader
+from attndrift.data.order import EpochBatchSampler, Pixels, TrainingImages, training_loader
 from attndrift.files import read_json, write_text
 from attndrift.monitor import DivergedError, Drift, DriftCallback, DriftMonitor, evaluation_mode
 from attndrift.observe import observe
@@ -131,6 +131,7 @@ class _RunTrainer(Trainer):
         self.plan, self.progress = plan, progress
         self.images = TrainingImages(plan.images, plan.labels, settings.seed, flip=settings.flip)
         self.loader = training_loader(self.images, settings.batch_size // settings.gradient_accumulation)
+        self.sampler = cast(EpochBatchSampler, self.loader.batch_sampler)
         self.floor: EntropyFloor | None = None
         self.preservation: AttentionPreservation | None = None
         if settings.regularizer == "entropy_floor":
@@ -144,7 +145,7 @@ class _RunTrainer(Trainer):
         return self.loader
 
     def start_epoch(self, epoch: int) -> None:
-        self.loader.batch_sampler.set_epoch(epoch)
+        self.sampler.set_epoch(epoch)
         self.images.set_epoch(epoch)
 
     def compute_loss(
@@ -205,9 +206,7 @@ class _RunTrainer(Trainer):
         trained = self._trained()
         if set(stored) != set(trained):
             differing = sorted(set(stored) ^ set(trained))[:3]
-            raise ValueError(
-                f"{resume_from_checkpoint}: its weights are of another run ({', '.join(differing)}, ...)"
-            )
+            raise ValueError(f"{resume_from_checkpoint}: its weights are of another run ({', '.join(differing)}, ...)")
         with torch.no_grad():
             for name, parameter in trained.items():
                 parameter.copy_(stored[name])
@@ -220,9 +219,7 @@ class _RunCallback(TrainerCallback):
         self.trainer, self.plan, self.folder, self.reporter = trainer, plan, folder, reporter
         self.steps_per_epoch = math.ceil(len(trainer.loader) / plan.settings.gradient_accumulation)
         self.total = self.steps_per_epoch * plan.settings.epochs
-        self.save_steps = _spread(
-            self.steps_per_epoch, plan.settings.checkpoints_per_epoch, plan.settings.epochs
-        )
+        self.save_steps = _spread(self.steps_per_epoch, plan.settings.checkpoints_per_epoch, plan.settings.epochs)
         self._pending: dict[str, Any] | None = None
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -251,9 +248,7 @@ class _RunCallback(TrainerCallback):
             text = f"step {step}/{self.total}: {self._line}"
             if step % self.steps_per_epoch == 0:
                 text += self._end_of_epoch(step // self.steps_per_epoch, row)
-            self.trainer.log(
-                {k: row[k] for k in ("train_loss", "train_accuracy", "val_accuracy") if k in row}
-            )
+            self.trainer.log({k: row[k] for k in ("train_loss", "train_accuracy", "val_accuracy") if k in row})
             self.trainer.progress.history.append(row)
             with (self.folder / "history.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
@@ -341,11 +336,10 @@ def fit(model: nn.Module, plan: TrainingPlan, folder: Path, reporter: Reporter) 
     )
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     fused = plan.device.type in ("cpu", "cuda")
-    optimizer = torch.optim.AdamW(
-        trained, settings.learning_rate, weight_decay=settings.weight_decay, fused=fused
-    )
+    optimizer = torch.optim.AdamW(trained, settings.learning_rate, weight_decay=settings.weight_decay, fused=fused)
     progress = Progress()
     trainer = _RunTrainer(model=model, args=arguments, optimizers=(optimizer, None))
+    trainer.remove_callback(PrinterCallback)  # a study has its own log
     trainer.setup(plan, progress)
     state = resume.newest(folder / "resume", reporter.say)
     if state is not None:
@@ -357,9 +351,7 @@ def fit(model: nn.Module, plan: TrainingPlan, folder: Path, reporter: Reporter) 
         progress.history.append(plan.baseline)
     write_text(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in progress.history))
     callback = _RunCallback(trainer, plan, folder, reporter)
-    drift = DriftCallback(
-        plan.monitor, evaluation_steps(settings, len(plan.labels)), on_drift=callback.on_drift
-    )
+    drift = DriftCallback(plan.monitor, evaluation_steps(settings, len(plan.labels)), on_drift=callback.on_drift)
     drift.attach(trainer)
     trainer.add_callback(callback)
     with _tensorboard(folder / "tensorboard") as board:
@@ -380,9 +372,7 @@ def _result(
     status: str, progress: Progress, trainer: _RunTrainer, problem: str | None = None, step: int | None = None
 ) -> FitResult:
     active = trainer.floor.active_fraction if trainer.floor is not None else None
-    return FitResult(
-        status, progress.history, progress.best_accuracy, progress.selected_epoch, active, problem, step
-    )
+    return FitResult(status, progress.history, progress.best_accuracy, progress.selected_epoch, active, problem, step)
 
 
 @contextmanager

@@ -1,0 +1,213 @@
+"""Checkpoints that prove what they hold: the trained tensors, and a fingerprint of what the model made of images.
+
+A loaded model must reproduce the embeddings that were recorded when it was saved. A model whose
+adapters did not load embeds like the pretrained one, and raises here instead of being evaluated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import CLIPModel
+
+from attndrift.files import new_folder, read_json, sha256, write_json
+from attndrift.models.classifier import CLIPClassifier
+from attndrift.models.drift import projection_drift, weight_drift
+from attndrift.models.load import load_clip, state_hash
+from attndrift.models.methods import AdaptationSettings, adapt, check_adapter_places
+from attndrift.monitor import evaluation_mode, image_embeddings
+
+DESCRIPTION = "checkpoint.json"
+WEIGHTS = "model.safetensors"
+FINGERPRINT = "fingerprint.safetensors"
+ADAPTER = "adapter"
+TOLERANCE = 1e-5
+MERGED_TOLERANCE = 1e-4
+"""Merging adds B A to W in float32 and rounds once more (measured: 1e-6 of the scale)."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is damaged or does not fit; the message names file and tensor."""
+
+
+class FingerprintError(CheckpointError):
+    """A loaded model that is not the one that was saved."""
+
+
+def _embeddings(model: nn.Module, pixels: Tensor) -> Tensor:
+    device = next(model.parameters()).device
+    with evaluation_mode(model):
+        return image_embeddings(model, pixels.to(device)).float().cpu()
+
+
+def _plain_trained(model: CLIPClassifier) -> dict[str, Tensor]:
+    return {
+        name: p.detach().cpu().contiguous()
+        for name, p in model.named_parameters()
+        if p.requires_grad and ".lora_" not in name
+    }
+
+
+def save_adapted(
+    model: CLIPClassifier,
+    folder: Path,
+    *,
+    base_source: str,
+    probe_pixels: Tensor,
+    pretrained: CLIPModel,
+    class_names: Sequence[str],
+    extra: dict[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint, whole or not at all; an older one at ``folder`` is replaced.
+
+    Args:
+        base_source: what :func:`load_clip` loads the backbone from.
+        probe_pixels: a few normalised images (images, 3, height, width) for the fingerprint.
+        pretrained: the untouched backbone.
+        class_names: in the order of the classifier's outputs.
+    """
+    settings = model.settings
+    if not isinstance(settings, AdaptationSettings):
+        raise TypeError("the model was not made by attndrift.models.adapt: it does not know how it was adapted")
+    backbone: Any = model.clip
+    fingerprint = {
+        "pixels": probe_pixels.float().cpu().contiguous(),
+        "embeddings": _embeddings(model, probe_pixels),
+        "pretrained_embeddings": _embeddings(pretrained, probe_pixels),
+    }
+    with new_folder(folder) as target:
+        save_file(_plain_trained(model), target / WEIGHTS)
+        save_file(fingerprint, target / FINGERPRINT)
+        if settings.method == "lora":
+            # The form that peft itself loads, on top of the same CLIPModel.
+            backbone.save_pretrained(target / ADAPTER, safe_serialization=True)
+            (target / ADAPTER / "README.md").unlink(missing_ok=True)
+        files = sorted(p for p in target.rglob("*") if p.is_file())
+        write_json(
+            target / DESCRIPTION,
+            {
+                "format": 1,
+                "base": {"source": base_source, "weights_sha256": state_hash(pretrained)},
+                "settings": dataclasses.asdict(settings),
+                "class_names": list(class_names),
+                "drift": {
+                    "weight": weight_drift(model, pretrained),
+                    "projection": projection_drift(model, pretrained),
+                },
+                "files": {str(p.relative_to(target)): sha256(p) for p in files},
+                **(extra or {}),
+            },
+        )
+
+
+def load_adapted(folder: Path, *, base: CLIPModel | None = None, merged: bool = False) -> CLIPClassifier:
+    """Load a checkpoint and prove that it is the model that was saved.
+
+    Args:
+        base: the backbone, unchanged (it is changed in place); None loads the recorded source.
+        merged: add the adapters to the weights and remove them.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, the backbone is another one, a tensor found no place.
+        FingerprintError: the loaded model does not embed the recorded images as the saved one did, or has
+            drifted in its weights and embeds exactly as the pretrained one.
+    """
+    folder = Path(folder)
+    if not (folder / DESCRIPTION).is_file():
+        raise CheckpointError(f"{folder}: not a checkpoint (no {DESCRIPTION})")
+    description = read_json(folder / DESCRIPTION)
+    for name, expected in description["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{folder}: {name} is missing")
+        if sha256(path) != expected:
+            raise CheckpointError(f"{folder}: {name} does not have its recorded checksum; it is damaged or was changed")
+    clip = base if base is not None else load_clip(description["base"]["source"])
+    if state_hash(clip) != description["base"]["weights_sha256"]:
+        raise CheckpointError(
+            f"{folder}: was trained from other weights than the backbone given ({description['base']['source']})"
+        )
+    settings = AdaptationSettings(**description["settings"])
+    blank = dataclasses.replace(settings, head_init="default")
+    model = adapt(clip, blank, len(description["class_names"]), 0)
+    model.settings = settings
+    _place(model, folder, settings)
+    if merged and settings.method == "lora":
+        model.clip = model.clip.merge_and_unload()
+    model.eval()
+    check_fingerprint(model, folder, tolerance=MERGED_TOLERANCE if merged else TOLERANCE)
+    return model
+
+
+def _place(model: CLIPClassifier, folder: Path, settings: AdaptationSettings) -> None:
+    try:
+        stored = load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{folder / WEIGHTS}: cannot be read: {error}") from error
+    wanted = {n: p for n, p in model.named_parameters() if p.requires_grad and ".lora_" not in n}
+    _same_names(set(stored), set(wanted), folder / WEIGHTS)
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            if stored[name].shape != parameter.shape:
+                raise CheckpointError(f"{folder / WEIGHTS}: {name} has another shape than the model's")
+            parameter.copy_(stored[name])
+    if settings.method == "lora":
+        load_adapter(model.clip, folder / ADAPTER)
+
+
+def _same_names(stored: set[str], wanted: set[str], where: Path) -> None:
+    if stored != wanted:
+        missing, unexpected = sorted(wanted - stored), sorted(stored - wanted)
+        detail = f"missing {missing[0]}" if missing else f"unexpected {unexpected[0]}"
+        raise CheckpointError(
+            f"{where}: {len(missing)} tensors are missing and {len(unexpected)} have no place in the model ({detail})"
+        )
+
+
+def load_adapter(peft_model: nn.Module, folder: Path) -> None:
+    """Put the adapter in ``folder`` into ``peft_model``, every tensor or none.
+
+    ``peft`` warns where keys do not match and goes on with adapters that do nothing; this raises
+    :class:`CheckpointError`, for a missing tensor, one without a place, and one in the text tower.
+    """
+    path = folder / "adapter_model.safetensors"
+    try:
+        stored = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+    _same_names(set(stored), set(get_peft_model_state_dict(peft_model)), path)
+    set_peft_model_state_dict(peft_model, stored)
+    try:
+        check_adapter_places(peft_model)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def check_fingerprint(model: CLIPClassifier, folder: Path, *, tolerance: float = TOLERANCE) -> None:
+    """Raise :class:`FingerprintError` unless ``model`` embeds the recorded images as the saved model did."""
+    recorded = load_file(folder / FINGERPRINT)
+    now = _embeddings(model, recorded["pixels"])
+    scale = float(recorded["embeddings"].abs().max())
+    difference = float((now - recorded["embeddings"]).abs().max()) / max(scale, 1e-30)
+    if not difference <= tolerance:
+        same = torch.allclose(now, recorded["pretrained_embeddings"], rtol=0, atol=tolerance * scale)
+        hint = " It embeds them as the pretrained model does: what was trained did not load." if same else ""
+        raise FingerprintError(
+            f"{folder}: the loaded model embeds the recorded images differently from the saved one "
+            f"(by {difference:.2g} of the largest value; allowed {tolerance:.0e}).{hint}"
+        )
+    drift = read_json(folder / DESCRIPTION)["drift"]
+    moved = (drift["weight"] or 0.0) + (drift["projection"] or 0.0)
+    if moved > 0 and torch.equal(now, recorded["pretrained_embeddings"]):
+        raise FingerprintError(
+            f"{folder}: weights have drifted by {moved:.3g}, yet the embeddings are exactly the pretrained ones; "
+            "what was trained does not take part in the forward pass"
+        )

@@ -1,0 +1,42 @@
+"""Weight drift of an adapted CLIP: full weights and LoRA updates on one scale, without merging."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from transformers import CLIPModel
+
+from attndrift.metrics import LowRankUpdate
+from attndrift.metrics import weight_drift as relative_distance
+from attndrift.models.classifier import CLIPClassifier
+
+
+def _values(module: nn.Module) -> dict[str, Tensor | LowRankUpdate]:
+    """Parameters under their plain names; a weight with an active adapter as its update."""
+    values: dict[str, Tensor | LowRankUpdate] = {}
+    for name, parameter in module.named_parameters():
+        if ".lora_" not in name:
+            values[name.replace(".base_layer.", ".")] = parameter.detach()
+    for name, layer in module.named_modules():
+        if not hasattr(layer, "lora_A"):
+            continue
+        active = [adapter for adapter in layer.active_adapters if adapter in layer.lora_A]
+        if len(active) != 1 or layer.merged or layer.disable_adapters:
+            if layer.merged:
+                continue
+            raise ValueError(f"{name}: {len(active)} active adapters; drift is measured with exactly one")
+        adapter = active[0]
+        a, b = layer.lora_A[adapter].weight.detach(), layer.lora_B[adapter].weight.detach()
+        values[f"{name}.weight"] = LowRankUpdate(a, b, float(layer.scaling[adapter]))
+    return values
+
+
+def weight_drift(classifier: CLIPClassifier, pretrained: CLIPModel) -> float:
+    """norm(dW) / norm(W0) over the vision transformer: embeddings, blocks and layer norms, not the projection."""
+    before = {name: value.detach() for name, value in pretrained.vision_model.named_parameters()}
+    return float(relative_distance(before, _values(classifier.backbone.vision_model)))
+
+
+def projection_drift(classifier: CLIPClassifier, pretrained: CLIPModel) -> float:
+    """norm(dW) / norm(W0) of the visual projection."""
+    before = {"weight": pretrained.visual_projection.weight.detach()}
+    return float(relative_distance(before, {"weight": classifier.backbone.visual_projection.weight.detach()}))

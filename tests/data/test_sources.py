@@ -1,0 +1,449 @@
+"""Datasets from image folders, tables, drawings and the hub."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from huggingface_hub import constants
+from made_data import Table, encoded, in_memory, picture
+from PIL import Image
+
+from attndrift.data import (
+    DataError,
+    DatasetUnavailable,
+    UnreadableImageError,
+    hub,
+    load_dataset,
+    refuse_same_origin,
+)
+from attndrift.data.readers import TableReader
+from attndrift.data.registry import DATASETS
+from attndrift.data.sources import describe, find_local, spec_of
+
+NAMES = ["cat", "big_dog"]
+
+
+def features(**more: object) -> datasets.Features:
+    return datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES), **more})
+
+
+def rows(number: int, **more: list[object]) -> dict[str, list[object]]:
+    return {"image": [picture(i) for i in range(number)], "label": [i % 2 for i in range(number)], **more}
+
+
+# Image folders
+
+
+def test_an_image_folder(image_folder: Path) -> None:
+    dataset = load_dataset({"name": "zoo", "path": str(image_folder)})
+    assert dataset.class_names == ("big dog", "cat", "owl")
+    assert (dataset.train_split, dataset.test_split) == ("train", "test")
+    split = dataset.split("train")
+    assert len(split) == 24
+    assert split.labels.dtype == np.int64
+    assert split.labels.tolist() == sorted(split.labels.tolist())
+    assert split.ids[0] == "big_dog/0.png"
+    with Image.open(image_folder / "train" / split.ids[5]) as image:
+        np.testing.assert_array_equal(np.asarray(split[5]), np.asarray(image))
+    assert dataset.source["kind"] == "image folder"
+
+
+def test_one_level_of_folders_is_a_training_split_without_a_test(image_folder: Path) -> None:
+    dataset = load_dataset({"path": str(image_folder / "train"), "name": "zoo"})
+    assert dataset.splits == ("train",)
+    assert len(dataset.train) == 24
+    with pytest.raises(DataError, match=r"no held-out split.*`test_split`"):
+        _ = dataset.test
+
+
+def test_a_missing_split_names_those_there_are(image_folder: Path) -> None:
+    with pytest.raises(DataError, match=r"no split `valid` \(test_split\)\. The splits are test, train"):
+        load_dataset({"name": "zoo", "path": str(image_folder), "test_split": "valid"})
+    (image_folder / "train").rename(image_folder / "training")
+    with pytest.raises(DataError, match=r"no split `train`.*test, training"):
+        load_dataset({"name": "zoo", "path": str(image_folder)})
+
+
+def test_a_class_without_images_is_named(image_folder: Path) -> None:
+    for file in (image_folder / "test" / "owl").iterdir():
+        file.rename(file.with_suffix(".txt"))
+    with pytest.raises(DataError, match=r"classes without images in .*: owl"):
+        _ = load_dataset({"name": "zoo", "path": str(image_folder)}).test
+
+
+def test_a_held_out_class_that_is_not_trained_is_named(image_folder: Path) -> None:
+    (image_folder / "test" / "owl").rename(image_folder / "test" / "elk")
+    with pytest.raises(DataError, match=r"no class of the training split: elk"):
+        _ = load_dataset({"name": "zoo", "path": str(image_folder)}).test
+
+
+def test_hidden_files_are_left_out_and_nested_ones_found(image_folder: Path) -> None:
+    (image_folder / "train" / "cat" / ".thumb.png").write_bytes(b"x")
+    (image_folder / "train" / ".cache").mkdir()
+    deeper = image_folder / "train" / "cat" / "more"
+    deeper.mkdir()
+    picture(99).save(deeper / "X.PNG")
+    split = load_dataset({"name": "zoo", "path": str(image_folder)}).train
+    assert "cat/more/X.PNG" in split.ids
+    assert len(split) == 25
+
+
+def test_class_names_replace_those_of_the_folders(image_folder: Path) -> None:
+    source = {"name": "zoo", "path": str(image_folder), "class_names": ["hound", "puss", "owl"]}
+    dataset = load_dataset(source)
+    assert dataset.class_names == ("hound", "puss", "owl")
+    assert dataset.source["class_names_in_data"] == ["big_dog", "cat", "owl"]
+    with pytest.raises(DataError, match=r"2 names; the data have 3 classes \(big_dog, cat, owl\)"):
+        load_dataset({**source, "class_names": ["a", "b"]})
+
+
+def test_an_unreadable_image_is_named_when_asked_for_and_listed(image_folder: Path) -> None:
+    damaged = image_folder / "train" / "cat" / "3.png"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    split = load_dataset({"name": "zoo", "path": str(image_folder)}).train
+    index = split.ids.index("cat/3.png")
+    with pytest.raises(UnreadableImageError, match=r"zoo/cat/3\.png"):
+        split[index]
+    assert list(split.unreadable()) == [index]
+
+
+def test_an_index_out_of_range(image_folder: Path) -> None:
+    split = load_dataset({"name": "zoo", "path": str(image_folder)}).train
+    for index in (-1, 24):
+        with pytest.raises(IndexError, match="0 to 23"):
+            split[index]
+
+
+def test_the_fingerprint_sees_pixels_and_names(image_folder: Path) -> None:
+    source = {"name": "zoo", "path": str(image_folder)}
+    before = load_dataset(source).fingerprint
+    assert load_dataset(source).fingerprint == before
+    picture(12345).save(image_folder / "test" / "owl" / "0.png")
+    changed = load_dataset(source).fingerprint
+    assert changed != before
+    (image_folder / "test" / "owl" / "0.png").rename(image_folder / "test" / "owl" / "00.png")
+    assert load_dataset(source).fingerprint not in (before, changed)
+
+
+# Tables
+
+
+def test_a_table_folder(table_folder: Table) -> None:
+    path = table_folder({"train": rows(6), "test": rows(4)}, features())
+    dataset = load_dataset({"name": "t", "path": str(path)})
+    assert dataset.class_names == ("cat", "big dog")
+    assert dataset.train.ids[:2] == ["train:0", "train:1"]
+    assert dataset.train.labels.tolist() == [0, 1, 0, 1, 0, 1]
+    np.testing.assert_array_equal(np.asarray(dataset.test[3]), np.asarray(picture(3)))
+    assert dataset.source["image_column"] == "image"
+
+
+def test_ids_come_from_their_column_and_are_made_unique(table_folder: Table) -> None:
+    spec = features(image_id=datasets.Value("string"))
+    path = table_folder({"train": rows(4, image_id=["a", "b", "a", "a"]), "test": rows(2, image_id=["x", "y"])}, spec)
+    assert load_dataset({"name": "t", "path": str(path)}).train.ids == ["a", "b", "a#2", "a#3"]
+
+
+def test_columns_by_mapping(table_folder: Table) -> None:
+    spec = datasets.Features(
+        {
+            "img": datasets.Image(),
+            "thumb": datasets.Image(),
+            "fine": datasets.ClassLabel(names=NAMES),
+            "coarse": datasets.ClassLabel(names=["x"]),
+            "key": datasets.Value("int64"),
+        }
+    )
+    one = {
+        "img": [picture(i) for i in range(4)],
+        "thumb": [picture(9)] * 4,
+        "fine": [0, 1, 1, 0],
+        "coarse": [0] * 4,
+        "key": [7, 8, 9, 10],
+    }
+    path = str(table_folder({"fit": one, "held": one}, spec))
+    names = {"image_column": "img", "label_column": "fine", "id_column": "key"}
+    splits = {"train_split": "fit", "test_split": "held"}
+    dataset = load_dataset({"name": "t", "path": path, **names, **splits})
+    assert dataset.train.ids == ["7", "8", "9", "10"]
+    assert dataset.train.labels.tolist() == [0, 1, 1, 0]
+    with pytest.raises(DataError, match=r"2 columns hold images \(img, thumb\); name one as `image_column`"):
+        load_dataset({"name": "t", "path": path, **splits, "label_column": "fine"})
+    with pytest.raises(DataError, match=r"several columns hold class labels \(fine, coarse\)"):
+        load_dataset({"name": "t", "path": path, **splits, "image_column": "img"})
+    for role, wrong in (("image_column", "pic"), ("label_column", "y"), ("id_column", "uid")):
+        with pytest.raises(DataError, match=rf"no column `{wrong}` \({role}\).*`img` \(image\).*`key` \(int64\)"):
+            load_dataset({"name": "t", "path": path, **splits, **names, role: wrong})
+    with pytest.raises(DataError, match=r"column `key` holds int64, not images"):
+        load_dataset({"name": "t", "path": path, **splits, **names, "image_column": "key"})
+    with pytest.raises(DataError, match=r"no split `train`.*The splits are fit, held"):
+        load_dataset({"name": "t", "path": path, **names})
+
+
+def test_text_labels_become_classes_in_order(table_folder: Table) -> None:
+    spec = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    images = [picture(i) for i in range(3)]
+    path = table_folder({"train": {"image": images, "label": ["b", "a", "b"]},
+                         "test": {"image": images, "label": ["a", "b", "a"]}}, spec)  # fmt: skip
+    dataset = load_dataset({"name": "t", "path": str(path)})
+    assert dataset.class_names == ("a", "b")
+    assert dataset.train.labels.tolist() == [1, 0, 1]
+
+
+def test_bare_numbers_need_names_and_must_fit_them(table_folder: Table) -> None:
+    spec = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    images = [picture(i) for i in range(3)]
+    path = str(table_folder({"train": {"image": images, "label": [0, 1, 2]},
+                             "test": {"image": images, "label": [0, 1, 0]}}, spec))  # fmt: skip
+    with pytest.raises(DataError, match="`class_names`"):
+        load_dataset({"name": "t", "path": path})
+    with pytest.raises(DataError, match="run from 0 to 2, but there are 2 class names"):
+        _ = load_dataset({"name": "t", "path": path, "class_names": ["a", "b"]}).train
+    assert load_dataset({"name": "t", "path": path, "class_names": ["a", "b", "c"]}).train.labels.max() == 2
+
+
+def test_missing_labels_are_counted(table_folder: Table) -> None:
+    broken = rows(4)
+    broken["label"] = [0, None, 1, -1]
+    path = table_folder({"train": broken, "test": rows(2)}, features())
+    with pytest.raises(DataError, match="2 of 4 images have no label"):
+        _ = load_dataset({"name": "t", "path": str(path)}).train
+
+
+def test_a_row_without_an_image_is_unreadable(table_folder: Table) -> None:
+    holes = rows(4)
+    holes["image"][2] = None
+    path = table_folder({"train": holes, "test": rows(2)}, features())
+    split = load_dataset({"name": "t", "path": str(path)}).train
+    with pytest.raises(UnreadableImageError, match=r"t/train:2.*no image in this row"):
+        split[2]
+    assert list(split.unreadable()) == [2]
+
+
+def test_damaged_bytes_in_a_table(table_folder: Table) -> None:
+    holes = rows(3)
+    holes["image"][1] = {"bytes": encoded(picture(1))[:90], "path": None}
+    path = table_folder({"train": holes, "test": rows(2)}, features())
+    assert list(load_dataset({"name": "t", "path": str(path)}).train.unreadable()) == [1]
+
+
+def test_images_as_plain_bytes(table_folder: Table) -> None:
+    spec = datasets.Features({"jpg": datasets.Value("binary"), "label": datasets.ClassLabel(names=NAMES)})
+    one = {"jpg": [encoded(picture(i)) for i in range(2)], "label": [0, 1]}
+    split = load_dataset({"name": "t", "path": str(table_folder({"train": one, "test": one}, spec))}).train
+    np.testing.assert_array_equal(np.asarray(split[1]), np.asarray(picture(1)))
+    assert len(split.fingerprint) == 64
+
+
+@pytest.mark.parametrize("place", [0, 50_000, 99_999])
+def test_the_digest_of_a_table_sees_both_ends_of_a_large_image_and_its_length(place: int) -> None:
+    def digest(content: bytes) -> str:
+        spec = datasets.Features({"image": datasets.Value("binary")})
+        return TableReader(datasets.Dataset.from_dict({"image": [content]}, features=spec), "image").digest()
+
+    content = bytearray(100_000)
+    before = digest(bytes(content))
+    content[place] = 1
+    assert (digest(bytes(content)) != before) == (place != 50_000)  # the middle of a large image is not read
+    assert digest(bytes(99_999)) != before
+
+
+def test_an_address_is_not_fetched() -> None:
+    table = datasets.Dataset.from_dict(
+        {"image": [{"bytes": None, "path": "https://example.invalid/a.png"}]},
+        features=datasets.Features({"image": datasets.Image()}),
+    )
+    reader = TableReader(table, "image")
+    with pytest.raises(UnreadableImageError, match="only the address"):
+        reader.raw(0, "one")
+    assert len(reader.digest()) == 64
+
+
+def test_a_damaged_table_is_an_error_that_names_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "bad" / "data").mkdir(parents=True)
+    (tmp_path / "bad" / "data" / "train-0.parquet").write_bytes(b"PAR1 nothing")
+    with pytest.raises(DataError, match=r"bad cannot be read as a dataset: .*Parquet"):
+        load_dataset({"name": "t", "path": str(tmp_path / "bad")})
+
+
+def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="cannot be read as a dataset"):
+        load_dataset({"name": "t", "path": str(tmp_path / "empty")})
+
+
+# Descriptions
+
+
+def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"absent does not exist \(`path`\)"):
+        load_dataset({"name": "t", "path": str(tmp_path / "absent")})
+
+
+def test_wrong_keys_and_both_places() -> None:
+    with pytest.raises(DataError, match="unknown dataset key `image_colum`; did you mean `image_column`"):
+        load_dataset({"name": "t", "path": ".", "image_colum": "x"})
+    with pytest.raises(DataError, match="not both"):
+        spec_of({"path": "a", "hub": "b"})
+    with pytest.raises(DataError, match="must be a list of names"):
+        spec_of({"path": "a", "class_names": "cat"})
+
+
+def test_a_registered_name_with_a_place_of_its_own_keeps_origin_and_columns() -> None:
+    spec = spec_of({"name": "cifar100", "path": "x", "hub": None})
+    assert (spec.origin, spec.label_column, spec.hub) == ("cifar-100", "fine_label", None)
+    assert spec_of({"name": "mine", "hub": "uoft-cs/cifar100"}).origin == "cifar-100"
+
+
+def test_the_data_folder_goes_before_the_hub(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image_folder.rename(tmp_path / "pets")
+    monkeypatch.setattr(hub, "_reachable", lambda: pytest.fail("asked the hub"))
+    assert load_dataset("pets", data_dir=tmp_path).origin == "oxford-iiit-pet"
+    monkeypatch.setenv("ATTNDRIFT_DATA", str(tmp_path))
+    assert describe("pets") == str(tmp_path / "pets")
+    assert len(load_dataset("pets").train) == 24
+    assert find_local(DATASETS["eurosat"]) is None
+    with pytest.raises(DataError, match=r"does not exist \(data_dir\)"):
+        load_dataset("pets", data_dir=tmp_path / "absent")
+    monkeypatch.setenv("ATTNDRIFT_DATA", str(tmp_path / "absent"))
+    with pytest.raises(DataError, match=r"does not exist \(ATTNDRIFT_DATA\)"):
+        load_dataset("pets")
+
+
+# The hub
+
+
+def test_a_hub_out_of_reach_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "_reachable", lambda: False)
+    before = constants.HF_HUB_OFFLINE
+    with pytest.raises(DatasetUnavailable, match=r"pets: the hub is out of reach.*ATTNDRIFT_DATA"):
+        load_dataset("pets")
+    assert constants.HF_HUB_OFFLINE == before == datasets.config.HF_HUB_OFFLINE
+
+
+def test_an_unreachable_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    class Session:
+        def head(self, address: str, timeout: float) -> None:
+            asked.append(timeout)
+            raise OSError("no route")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.get_session", Session)
+    with pytest.raises(DatasetUnavailable):
+        load_dataset("cifar10")
+    assert asked == [hub.REACH_TIMEOUT]
+
+
+def test_a_hub_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, dict[str, object]]] = []
+
+    def fake(place: str, **options: object) -> datasets.DatasetDict:
+        calls.append((place, options))
+        return datasets.DatasetDict(
+            {split: datasets.Dataset.from_dict(rows(4), features=features()) for split in ("train", "test")}
+        )
+
+    monkeypatch.setattr(hub, "_reachable", lambda: True)
+    monkeypatch.setattr(datasets, "load_dataset", fake)
+    dataset = load_dataset({"name": "mine", "hub": "some/one", "revision": "abc"})
+    assert calls == [("some/one", {"name": None, "revision": "abc"})]
+    assert dataset.origin == "hub:some/one"
+    assert dataset.source["revision"] == "abc"
+    assert len(dataset.test) == 4
+
+
+# Drawn sets and digits
+
+
+@pytest.fixture
+def fake_drawings(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fake:
+        name = "tiles"
+        class_names = ("red_one", "green", "blue")
+
+        def label(self, seed: int, index: int) -> int:
+            return index % 3
+
+        def draw(self, seed: int, index: int) -> np.ndarray:
+            return np.full((64, 64, 3), 10 * seed + index % 100, dtype=np.uint8)
+
+    module = types.ModuleType("attndrift.data.procedural")
+    module.DRAWN = {"tiles": Fake()}  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "attndrift.data.procedural", module)
+
+
+@pytest.mark.usefixtures("fake_drawings")
+def test_a_drawn_set() -> None:
+    dataset = load_dataset("tiles")
+    assert (len(dataset.train), len(dataset.test)) == (2000, 1000)
+    assert dataset.class_names == ("red one", "green", "blue")
+    assert dataset.train.labels[:4].tolist() == [0, 1, 2, 0]
+    assert np.asarray(dataset.train[3])[0, 0, 0] != np.asarray(dataset.test[3])[0, 0, 0]
+    small = load_dataset({"name": "tiles", "train_size": 9, "test_size": 6})
+    assert (len(small.train), len(small.test)) == (9, 6)
+    with pytest.raises(DataError, match="`train_size` is 2"):
+        load_dataset({"name": "tiles", "train_size": 2})
+
+
+def test_digits() -> None:
+    dataset = load_dataset("digits")
+    assert len(dataset.train) + len(dataset.test) == 1797
+    assert set(dataset.train.ids).isdisjoint(dataset.test.ids)
+    assert set(dataset.test.labels.tolist()) == set(range(10))
+    image = np.asarray(dataset.train[0])
+    assert image.shape == (8, 8, 3)
+    assert max(np.asarray(dataset.train[i]).max() for i in range(10)) == 255
+    assert dataset.class_names[dataset.train.labels[0]] == "zero"
+
+
+# One source, twice
+
+
+def test_a_transfer_set_of_the_targets_source_is_refused(image_folder: Path) -> None:
+    digits = load_dataset("digits")
+    zoo = load_dataset({"name": "zoo", "path": str(image_folder)})
+    refuse_same_origin(digits, [zoo])
+    with pytest.raises(DataError, match=r"'again' and the target 'zoo' are drawn from one source"):
+        refuse_same_origin(zoo, [digits, load_dataset({"name": "again", "path": str(image_folder)})])
+
+
+def test_the_same_images_under_another_origin_are_refused() -> None:
+    target, copy = (in_memory({"train": [3, 3], "test": [2, 2]}, name=name) for name in ("a", "b"))
+    other = in_memory({"train": [3, 4], "test": [1, 2]}, name="c")
+    assert target.origin != copy.origin
+    refuse_same_origin(target, [other])
+    with pytest.raises(DataError, match="the same images"):
+        refuse_same_origin(target, [other, copy])
+
+
+# The real ones
+
+
+@pytest.mark.data
+def test_eurosat(data_folder: Path, tmp_path: Path) -> None:
+    dataset = load_dataset("eurosat", data_dir=data_folder, cache_dir=tmp_path)
+    assert len(dataset.train) + len(dataset.test) == 27_000
+    assert len(dataset.class_names) == 10
+    assert "annual crop land" in dataset.class_names
+    assert dataset.train[0].size == (64, 64)
+    assert dataset.train[0].mode == "RGB"
+    assert len(set(dataset.train.ids) | set(dataset.test.ids)) == 27_000
+
+
+@pytest.mark.data
+def test_cifar100(data_folder: Path, tmp_path: Path) -> None:
+    dataset = load_dataset("cifar100", data_dir=data_folder, cache_dir=tmp_path)
+    assert (dataset.source["image_column"], dataset.source["label_column"]) == ("img", "fine_label")
+    assert (len(dataset.train), len(dataset.test), len(dataset.class_names)) == (50_000, 10_000, 100)
+    assert "aquarium fish" in dataset.class_names
+    assert len(set(dataset.test.ids)) == 10_000
+    assert dataset.test[0].size == (32, 32)

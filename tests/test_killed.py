@@ -1,0 +1,122 @@
+"""A real process, really killed: the study that goes on ends in the tables of one that was not disturbed.
+
+Runs on the CPU, in a process of its own, on drawn images and a tiny CLIP made from a config.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from attndrift.tables import read_tables
+
+STUDY = """
+name: killed
+shared:
+  model: {model}
+  dataset: digits
+  protocol: leak-free
+  train_per_class: 8
+  validation_per_class: 2
+  probe_size: 20
+  test_limit: 20
+  epochs: 2
+  batch_size: 8
+  learning_rate: 1e-3
+  transfer: [objects]
+  transfer_limit: 100
+  track_size: 100
+  evaluations_per_epoch: 2
+  checkpoints_per_epoch: 5
+  map_images: 2
+  threads: 1
+runs:
+  - {{method: none}}
+  - {{method: full}}
+  - {{method: lora, lora_rank: 4}}
+  - {{method: full, regularizer: apr, regularizer_weight: 0.1}}
+  - {{method: full, regularizer: entropy_floor, regularizer_weight: 0.1, gradient_accumulation: 2}}
+"""
+
+
+def _start(study: Path, folder: Path, cache: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "attndrift.cli", "run", str(study), "--output", str(folder)]
+    environment = os.environ | {"ATTNDRIFT_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+
+
+def _finish(study: Path, folder: Path, cache: Path) -> str:
+    process = _start(study, folder, cache)
+    output = process.communicate(timeout=500)[0].decode()
+    assert process.returncode == 0, output
+    return output
+
+
+def _progress(folder: Path) -> tuple[int, int]:
+    """Finished runs, and lines of history: neither ever falls."""
+    records = len(list(folder.glob("runs/*/record.json")))
+    states = [int(p.name.removeprefix("step-")) for p in folder.glob("runs/*/resume/step-*")]
+    return records, max(states, default=0)
+
+
+def _kill_and_compare(tiny_clip: Path, tmp_path: Path, kills: int, seed: int) -> None:
+    study = tmp_path / "study.yaml"
+    study.write_text(STUDY.format(model=tiny_clip))
+    cache = tmp_path / "cache"
+    started = time.monotonic()
+    _finish(study, tmp_path / "undisturbed", cache)
+    duration = time.monotonic() - started
+    moments = random.Random(seed)
+    disturbed = tmp_path / "disturbed"
+    finished = 0
+    struck = 0
+    while struck < kills:
+        process = _start(study, disturbed, cache)
+        # Most of the time goes into starting; a kill after that strikes while a run is under way.
+        deadline = time.monotonic() + moments.uniform(0.35, 0.95) * duration
+        while time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.01)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            struck += 1
+        process.communicate()
+        records, _ = _progress(disturbed)
+        assert records >= finished, "a finished run was lost"
+        finished = records
+        if finished == 5:
+            # Done before all kills were spent: begin another study with what is left of them.
+            _compare(tmp_path / "undisturbed", disturbed, study, cache)
+            disturbed, finished = tmp_path / f"disturbed-{struck}", 0
+    _compare(tmp_path / "undisturbed", disturbed, study, cache)
+
+
+def _compare(undisturbed: Path, disturbed: Path, study: Path, cache: Path) -> None:
+    _finish(study, disturbed, cache)
+    for name in ("runs", "history", "layers"):
+        expected = (undisturbed / f"{name}.parquet").read_bytes()
+        assert (disturbed / f"{name}.parquet").read_bytes() == expected, f"{name} differs"
+    for weights in undisturbed.glob("runs/*/checkpoints/**/*.safetensors"):
+        again = disturbed / weights.relative_to(undisturbed)
+        assert again.read_bytes() == weights.read_bytes(), weights.name
+    runs = read_tables(disturbed).runs
+    assert runs["status"].tolist() == ["finished"] * 5
+    assert not list(disturbed.glob("runs/*/resume/step-*")), "resumable states are removed when a run is done"
+
+
+def test_a_study_killed_twice_ends_in_the_same_tables(tiny_clip: Path, tmp_path: Path) -> None:
+    _kill_and_compare(tiny_clip, tmp_path, kills=2, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_study_killed_at_ten_random_moments_ends_in_the_same_tables(tiny_clip: Path, tmp_path: Path) -> None:
+    _kill_and_compare(tiny_clip, tmp_path, kills=10, seed=1)
