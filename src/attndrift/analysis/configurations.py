@@ -8,6 +8,7 @@ rate; its runs differ in nothing but their seeds. A *cell* is one (conditions, r
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,25 +91,27 @@ def _targets(value: Any) -> str:
     return ",".join(sorted(set(found), key=lambda part: (order.get(part, 9), part)))
 
 
-def _method_label(row: Any) -> str:
-    method = str(row.method)
+def method_label(keys: Mapping[str, str]) -> str:
+    """The method in words; ``keys`` holds the columns of METHOD_COLUMNS as text, blank where they do not apply."""
+    method = keys["method"]
+    rank, alpha, targets = keys["lora_rank"], keys["lora_alpha"], keys["lora_targets"]
     words = {"linear_probe": "linear probe", "last_block": "last block", "none": "pretrained"}
     label = words.get(method, "LoRA" if method == "lora" else method)
-    if row.lora_rank:
-        label += f" r={row.lora_rank}"
-        if row.lora_alpha and float(row.lora_alpha) != 2 * float(row.lora_rank):
-            label += f" alpha={row.lora_alpha}"
-        if row.lora_targets and row.lora_targets != "q,v":
-            label += f" on {row.lora_targets}"
-    if method in ("full", "lora") and row.train_projection == "False":
+    if rank:
+        label += f" r={rank}"
+    if alpha and (not rank or float(alpha) != 2 * float(rank)):
+        label += f" alpha={alpha}"
+    if targets not in ("", "q,v"):
+        label += f" on {targets}"
+    if method in ("full", "lora") and keys["train_projection"] == "False":
         label += ", frozen projection"
-    if method in ("last_block", "linear_probe") and row.train_projection == "True":
+    if method in ("last_block", "linear_probe") and keys["train_projection"] == "True":
         label += " + projection"
-    if row.freeze_layers not in ("", "0"):
-        label += f", {row.freeze_layers} blocks frozen"
-    if row.regularizer:
-        name = {"apr": "APR", "entropy_floor": "entropy floor"}.get(row.regularizer, row.regularizer)
-        label += f" + {name}" + (f" {row.regularizer_weight}" if row.regularizer_weight else "")
+    if keys["freeze_layers"]:
+        label += f", {keys['freeze_layers']} block{'' if keys['freeze_layers'] == '1' else 's'} frozen"
+    if keys["regularizer"]:
+        name = {"apr": "APR", "entropy_floor": "entropy floor"}.get(keys["regularizer"], keys["regularizer"])
+        label += f" + {name}" + (f" {keys['regularizer_weight']}" if keys["regularizer_weight"] else "")
     return label
 
 
@@ -133,9 +136,7 @@ def _keys(runs: pd.DataFrame) -> pd.DataFrame:
     keys["lora_alpha"] = keys["lora_alpha"].where(keys["lora_alpha"] != "", default)
     keys.loc[lora & (keys["lora_targets"] == ""), "lora_targets"] = "q,v"
     keys.loc[keys["freeze_layers"] == "0", "freeze_layers"] = ""
-    weightless = keys["regularizer"].str.lower().isin(["", "none"]) | keys["regularizer_weight"].isin(
-        ["", "0"]
-    )
+    weightless = keys["regularizer"].str.lower().isin(["", "none"]) | keys["regularizer_weight"].isin(["", "0"])
     keys.loc[weightless, ["regularizer", "regularizer_weight"]] = ""
     # Absent means the method's default: the projection is trained, except by these two.
     never = keys["method"].isin(["last_block", "linear_probe", "none"])
@@ -154,17 +155,11 @@ def _drop_wobbling(runs: pd.DataFrame, keys: pd.DataFrame, notes: list[str]) -> 
         rest = [c for c in keys.columns if c != column]
         with_it = keys.groupby(list(keys.columns), sort=False).ngroup()
         without = keys.groupby(rest, sort=False).ngroup()
-        if (
-            with_it.nunique() == len(keys)
-            and without.nunique() < 0.75 * len(keys)
-            and keys[column].nunique() > 1
-        ):
+        if with_it.nunique() == len(keys) and without.nunique() < 0.75 * len(keys) and keys[column].nunique() > 1:
             values = pd.to_numeric(runs[column], errors="coerce")
             if values.max() <= 1.1 * values.min():
                 keys[column] = ""
-                notes.append(
-                    f"`{column}` differs a little from run to run and is not told apart as a setting."
-                )
+                notes.append(f"`{column}` differs a little from run to run and is not told apart as a setting.")
 
 
 def _derive_changes(runs: pd.DataFrame, notes: list[str]) -> None:
@@ -211,7 +206,10 @@ def prepare(tables: Tables) -> Prepared:
     runs["variant"] = ""
     method_keys = keys[list(METHOD_COLUMNS)]
     distinct = method_keys.drop_duplicates()
-    labels = {tuple(row): _method_label(row) for row in distinct.itertuples(index=False)}
+    labels = {
+        row: method_label(dict(zip(METHOD_COLUMNS, row, strict=True)))
+        for row in distinct.itertuples(index=False, name=None)
+    }
     runs["variant"] = pd.Series(
         [labels[row] for row in method_keys.itertuples(index=False, name=None)],
         index=runs.index,
@@ -222,13 +220,8 @@ def prepare(tables: Tables) -> Prepared:
     runs["key_rest"] = _conditions(keys)
     runs["model_name"] = runs["key_model"].where(runs["key_model"] != "", NOT_GIVEN)
     runs["protocol_name"] = runs["key_protocol"].where(runs["key_protocol"] != "", NOT_GIVEN)
-    # The pretrained row belongs to no protocol.
-    runs["rate_text"] = runs["learning_rate"].map(
-        {v: format_rate(v) for v in runs["learning_rate"].dropna().unique()}
-    )
-    runs["rate_text"] = (
-        runs["rate_text"].astype(object).where(runs["learning_rate"].notna(), "rate not given")
-    )
+    runs["rate_text"] = runs["learning_rate"].map({v: format_rate(v) for v in runs["learning_rate"].dropna().unique()})
+    runs["rate_text"] = runs["rate_text"].astype(object).where(runs["learning_rate"].notna(), "rate not given")
     pretrained = runs["method"] == "none"
     name = runs["dataset"].astype(object) + " · " + runs["variant"]
     name = name.where(pretrained, name + " · " + runs["rate_text"])
@@ -237,9 +230,7 @@ def prepare(tables: Tables) -> Prepared:
     runs["conditions"] = keys[[*CONDITION_COLUMNS, "learning_rate"]].agg("|".join, axis=1)
 
     excluded = [
-        Excluded(
-            run_id=str(row.run_id), status=None if pd.isna(row.status) else str(row.status), reason=reason
-        )
+        Excluded(run_id=str(row.run_id), status=None if pd.isna(row.status) else str(row.status), reason=reason)
         for row in runs[["run_id", "status"]].itertuples(index=False)
         if (reason := _reason(row.status)) is not None
     ]
@@ -293,11 +284,8 @@ def _conditions(keys: pd.DataFrame) -> pd.Series:
         if column == "model":
             varies = pd.Series(keys[column].nunique() > 1, index=keys.index)
         else:
-            counts = keys[adapted].groupby(["dataset", "model"])[column].nunique()
-            varies = pd.Series(
-                [counts.get(pair, 0) > 1 for pair in zip(keys["dataset"], keys["model"], strict=True)],
-                index=keys.index,
-            )
+            counts = keys[adapted].groupby(["dataset", "model"])[column].transform("nunique")
+            varies = (counts > 1).reindex(keys.index, fill_value=False)
         texts = {v: template.format(v or NOT_GIVEN) for v in keys[column].unique()}
         shown = varies & (adapted | (column == "model"))
         parts.append(np.where(shown, keys[column].map(texts), ""))

@@ -41,9 +41,7 @@ def analyze(tables: Tables, *, settings: AnalysisSettings | None = None) -> Anal
     history = order_history(prepared, tables.history)
     epoch = epochs_from_steps(history, prepared)
     if not len(history.frame):
-        notes.append(
-            "The table `history` is empty: no onset, no convergence, no prediction from the first epoch."
-        )
+        notes.append("The table `history` is empty: no onset, no convergence, no prediction from the first epoch.")
     steps = measured_steps(prepared, history, epoch)
     values = layer_values(prepared, tables.layers, steps, notes)
 

@@ -131,9 +131,7 @@ def dynamics_tables(
     frame = frame[adapted]
     table_notes: list[str] = []
     if not (tracked[adapted] >= 0).any():
-        table_notes.append(
-            "The history holds no entropy change after step 0: the onset of collapse is unknown."
-        )
+        table_notes.append("The history holds no entropy change after step 0: the onset of collapse is unknown.")
     if not (validated[adapted] >= 0).any():
         table_notes.append("The history holds no validation accuracy: convergence is unknown.")
     notes += table_notes

@@ -107,9 +107,7 @@ def _p(value: float) -> str:
 
 def _interval(interval: Interval | None, digits: int = 2, scale: float = 1.0) -> str:
     if interval is None or interval.low is None or interval.high is None:
-        return (
-            f"no interval ({interval.reason})" if interval is not None and interval.reason else "no interval"
-        )
+        return f"no interval ({interval.reason})" if interval is not None and interval.reason else "no interval"
     if interval.reason and interval.low == interval.high:
         return f"no interval ({interval.reason})"
     low, high = _number(interval.low * scale, digits), _number(interval.high * scale, digits)
@@ -348,9 +346,7 @@ def _unmatched(e: Evidence) -> None:
         if row["variant"] == "full" or str(row["variant"]).startswith("LoRA"):
             rates.setdefault(str(row["variant"]), set()).add(f"{row['learning_rate']:g}")
     if len(rates) > 1:
-        listed = "; ".join(
-            f"{name} at {', '.join(sorted(values, key=float))}" for name, values in rates.items()
-        )
+        listed = "; ".join(f"{name} at {', '.join(sorted(values, key=float))}" for name, values in rates.items())
         sentence = (
             "No two methods share a (dataset, settings, rate, seed) cell, so the effect of the method cannot be told from "
             f"that of the learning rate ({listed})."
@@ -381,11 +377,7 @@ def _iso(e: Evidence) -> None:
         )
         groups.setdefault(key, []).append(row)
     for (_, _, dataset, _, why, target), rows in groups.items():
-        named = [
-            row
-            for row in rows
-            if f" {row['variant']} and " in f" {why}" or f"and {row['variant']} both" in why
-        ]
+        named = [row for row in rows if f" {row['variant']} and " in f" {why}" or f"and {row['variant']} both" in why]
         if len(named) != 2 or "full" not in {row["variant"] for row in named}:
             continue
         for name in e.transfer_sets[:2]:
@@ -393,8 +385,7 @@ def _iso(e: Evidence) -> None:
             if any(row.get(column) is None for row in named):
                 continue
             told = " and ".join(
-                f"{row['variant']} (rate {row['learning_rate']:.2g}) keeps {row[column]:.1f}%"
-                for row in named
+                f"{row['variant']} (rate {row['learning_rate']:.2g}) keeps {row[column]:.1f}%" for row in named
             )
             seeds = min(int(row["n_seeds"]) for row in named)
             note = (
@@ -491,9 +482,7 @@ def _signal(e: Evidence, s: Signal, *, best: bool) -> None:
 
 
 def _warning(e: Evidence, here: list[Signal], name: str, when: str) -> None:
-    known = [
-        s for s in here if s.roc_auc is not None and s.signal not in ("learning_rate", "validation_accuracy")
-    ]
+    known = [s for s in here if s.roc_auc is not None and s.signal not in ("learning_rate", "validation_accuracy")]
     if not known:
         return
     best = max(known, key=lambda s: s.roc_auc or 0.0)
@@ -626,9 +615,7 @@ def _rq5(e: Evidence) -> None:
         spearman, pearson = r.configurations.spearman, r.configurations.pearson
         if spearman.statistic is None:
             continue
-        strength = judge(
-            r.n_configurations, r.n_runs, spearman, r.configurations.spearman_interval, e.settings
-        )
+        strength = judge(r.n_configurations, r.n_runs, spearman, r.configurations.spearman_interval, e.settings)
         measure = next(m for m in outcomes(e.transfer_sets) if m.name == r.measure)
         interval = r.configurations.spearman_interval
         cells = r.cells.spearman.statistic

@@ -158,9 +158,7 @@ def statistics_tables(analysis: Analysis) -> dict[str, Table]:
                     *[(c.rule, c.retention_pct, c.n_tied, c.reason) for c in s.choices],
                 ]
             ],
-            [
-                "Random is the expected retention of an even draw; ties between runs give the mean of the tied runs."
-            ],
+            ["Random is the expected retention of an even draw; ties between runs give the mean of the tied runs."],
         ),
     }
     return {name: _table(name, *content) for name, content in rows.items()}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from attndrift.analysis.configurations import CONFIGURATION_COLUMNS, Prepared
+from attndrift.analysis.configurations import CONFIGURATION_COLUMNS, METHOD_COLUMNS, Prepared, method_label
 from attndrift.analysis.measures import CHANGES, LAST_LAYER, Measure
 from attndrift.analysis.result import Column, Table, number
 from attndrift.analysis.settings import AnalysisSettings
@@ -62,8 +62,8 @@ def seed_note(n_seeds: int) -> str:
 
 
 def grand_table(prepared: Prepared) -> Table:
-    """A row a run, the excluded ones too (their numbers stay, their status says why they are not analysed)."""
-    every, measures = prepared.every, [m for m in prepared.measures]
+    """A row a run; the excluded ones keep their numbers, their status says why they are not analysed."""
+    every, measures = prepared.every, list(prepared.measures)
     extra = [
         Measure(f"{metric}_{end}", f"{metric} {word}", "", 3)
         for metric in STRUCTURE_METRICS
@@ -114,9 +114,7 @@ def records(frame: pd.DataFrame) -> list[dict[str, object]]:
                 for v, missing in zip(values.tolist(), values.isna().tolist(), strict=True)
             ]
     names = list(columns)
-    return (
-        [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)] if names else []
-    )
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)] if names else []
 
 
 def _plain(value: object) -> object:
@@ -197,45 +195,39 @@ def sweep_tables(prepared: Prepared, settings: AnalysisSettings) -> dict[str, Ta
     return result
 
 
-def sweep_groups(runs: pd.DataFrame, sweep: Sweep) -> list[tuple[pd.DataFrame, str]]:
-    """Groups of runs equal in everything but the setting, with at least two values of it, the largest first."""
+def sweep_groups(runs: pd.DataFrame, sweep: Sweep, limit: int) -> tuple[list[tuple[pd.DataFrame, str]], int]:
+    """Groups of runs equal in everything but the setting: the ``limit`` largest with a label, and how many exist.
+
+    Those with the most values of the setting come first; two values are the least.
+    """
     if sweep.methods is not None:
         runs = runs[runs["method"].isin(sweep.methods)]
     if runs.empty:
-        return []
+        return [], 0
     varying = {sweep.setting, *sweep.tied}
-    # Freezing sweeps of the projection: unknown and default were made equal before.
     fixed = [f"key_{c}" for c in CONFIGURATION_COLUMNS if c not in varying]
-    found: list[tuple[int, int, pd.DataFrame, str]] = []
     keys = [f"key_{c}" for c in (sweep.setting, *sweep.tied)]
-    for place, (_, group) in enumerate(runs.groupby(fixed, sort=False)):
-        values = len(group[keys].drop_duplicates())
-        if sweep.name == "regularizer" and not (group["key_regularizer"] == "").any() and values < 2:
-            continue
-        if values >= 2:
-            found.append((-values, place, group, _shared_label(group, sweep)))
-    found.sort(key=lambda item: item[:2])
-    return [(group, label) for _, _, group, label in found]
+    code = runs.groupby(fixed, sort=False).ngroup().to_numpy()
+    setting = runs.groupby(keys, sort=False).ngroup().to_numpy()
+    pairs = np.unique(np.column_stack([code, setting]), axis=0)
+    values = np.bincount(pairs[:, 0])
+    size = np.bincount(code)
+    swept = np.flatnonzero(values >= 2)
+    swept = swept[np.lexsort((swept, -size[swept], -values[swept]))]
+    shown = [runs[code == place] for place in swept[:limit]]
+    return [(group, _shared_label(group, sweep)) for group in shown], len(swept)
 
 
 def _shared_label(group: pd.DataFrame, sweep: Sweep) -> str:
     first = group.iloc[0]
-    parts = [str(first["dataset"])]
-    if sweep.name == "rate":
-        parts.append(str(first["variant"]))
-    else:
-        parts.append(
-            {"full": "full", "lora": "LoRA"}.get(str(first["method"]), str(first["method"]).replace("_", " "))
-        )
-        if sweep.name not in ("rank", "regularizer", "freezing", "targets", "projection"):
-            parts[-1] = str(first["variant"])
-        elif first["key_lora_rank"] and sweep.name != "rank":
-            parts[-1] += f" r={first['key_lora_rank']}"
-        if sweep.name != "rate":
-            parts.append(str(first["rate_text"]))
-    if first["key_rest"] and sweep.name != "weight_decay":
-        parts.append(str(first["key_rest"]))
-    return " · ".join(parts)
+    shared = {c: "" if c in (sweep.setting, *sweep.tied) else str(first[f"key_{c}"]) for c in METHOD_COLUMNS}
+    parts = [str(first["dataset"]), method_label(shared)]
+    if sweep.name != "rate":
+        parts.append(str(first["rate_text"]))
+    rest = [part for part in str(first["key_rest"]).split(", ") if part]
+    if sweep.name == "weight_decay":
+        rest = [part for part in rest if not part.startswith("weight decay")]
+    return " · ".join([*parts, *([", ".join(rest)] if rest else [])])
 
 
 def setting_values(group: pd.DataFrame, sweep: Sweep) -> pd.Series:
@@ -253,12 +245,12 @@ def setting_values(group: pd.DataFrame, sweep: Sweep) -> pd.Series:
 
 
 def _sweep_table(prepared: Prepared, sweep: Sweep, settings: AnalysisSettings) -> Table:
-    groups = sweep_groups(prepared.adapted, sweep)
+    groups, existing = sweep_groups(prepared.adapted, sweep, settings.max_sweeps)
     notes: list[str] = []
-    if len(groups) > settings.max_sweeps:
-        notes.append(f"The {settings.max_sweeps} largest of {len(groups)} sweeps are shown.")
+    if existing > len(groups):
+        notes.append(f"The {len(groups)} largest of {existing} sweeps are shown.")
     parts: list[pd.DataFrame] = []
-    for group, label in groups[: settings.max_sweeps]:
+    for group, label in groups:
         frame = aggregate(
             group,
             prepared.measures,
@@ -316,9 +308,7 @@ def _order(first: pd.DataFrame, sweep: Sweep) -> pd.Series:
 def _mark_preserving(frame: pd.DataFrame) -> pd.DataFrame:
     size = frame[CHANGES[0].name].abs()
     best = size.min()
-    frame["preserves_best"] = [
-        number(v) is not None and bool(np.isclose(v, best, rtol=0, atol=1e-12)) for v in size
-    ]
+    frame["preserves_best"] = [number(v) is not None and bool(np.isclose(v, best, rtol=0, atol=1e-12)) for v in size]
     return frame
 
 

@@ -54,10 +54,7 @@ def interpolation_tables(
             )
             for n in names
         ],
-        *[
-            Column(name=f"transfer_{n}_retention_pct", label=f"{n} retention", unit="%", digits=1)
-            for n in names
-        ],
+        *[Column(name=f"transfer_{n}_retention_pct", label=f"{n} retention", unit="%", digits=1) for n in names],
         Column(name="entropy_change_pct", label="Entropy change", unit="%", digits=2, signed=True),
         Column(name="cka_mean", label="CKA, mean over blocks", digits=3),
         Column(name="embedding_drift", label="Embedding drift", digits=3),
@@ -152,9 +149,7 @@ def largest_alpha(alpha: Floats, keeps: Floats, wanted: float) -> float | None:
 def _choices(
     prepared: Prepared, frame: pd.DataFrame, names: list[str], settings: AnalysisSettings, notes: list[str]
 ) -> Table:
-    columns = plain_columns(
-        ("run_id", "Run"), ("configuration", "Configuration"), ("transfer_set", "Transfer set")
-    )
+    columns = plain_columns(("run_id", "Run"), ("configuration", "Configuration"), ("transfer_set", "Transfer set"))
     columns += [
         Column(name="wanted_pct", label="Wanted retention", unit="%", digits=0),
         *plain_columns(("rule", "Rule")),
@@ -248,8 +243,7 @@ def _calibration(
         return f"no other run has a retention on {transfer_set}"
     own = prepared.every.loc[prepared.every["run_id"] == run_id]
     other = runs[
-        (runs["configuration"] != sweep["configuration"].iloc[0])
-        & (runs["model_name"] == own["model_name"].iloc[0])
+        (runs["configuration"] != sweep["configuration"].iloc[0]) & (runs["model_name"] == own["model_name"].iloc[0])
     ]
     other = other[other[column].notna() & other[kept].notna()]
     means = other.groupby("configuration", sort=True)[[column, kept]].mean()

@@ -143,9 +143,7 @@ def change_per_layer(prepared: Prepared, values: LayerValues, notes: list[str]) 
     else:
         table_notes.append("The table `layers` holds no layer means at two steps of any adapted run.")
         notes.append(table_notes[-1])
-    return Table(
-        name="change_per_layer", title="Change per layer", columns=columns, rows=rows, notes=table_notes
-    )
+    return Table(name="change_per_layer", title="Change per layer", columns=columns, rows=rows, notes=table_notes)
 
 
 def thirds(layers: int) -> list[NDArray[np.intp]]:
@@ -153,9 +151,7 @@ def thirds(layers: int) -> list[NDArray[np.intp]]:
     return [part.astype(np.intp) for part in np.array_split(np.arange(layers), 3)]
 
 
-def layer_anova(
-    prepared: Prepared, values: LayerValues, settings: AnalysisSettings, notes: list[str]
-) -> list[Anova]:
+def layer_anova(prepared: Prepared, values: LayerValues, settings: AnalysisSettings, notes: list[str]) -> list[Anova]:
     """ANOVA of the change over layer groups: the unit is the run (or the configuration), layers repeat."""
     result: list[Anova] = []
     if values.layers < 3:
@@ -185,9 +181,7 @@ def layer_anova(
     groups.sort(key=lambda g: (-len(g[4]), *g[:4]))
     limit = 4 * settings.max_method_pairs
     if len(groups) > limit:
-        notes.append(
-            f"The ANOVA over layer groups covers the {limit} largest of {len(groups)} groups of runs."
-        )
+        notes.append(f"The ANOVA over layer groups covers the {limit} largest of {len(groups)} groups of runs.")
     for model, protocol, scope, variant, index in sorted(groups[:limit], key=lambda g: g[:4]):
         depths = depth_of_run[index]
         depth = int(depths.max()) if len(depths) else 0
@@ -211,9 +205,7 @@ def layer_anova(
                     metric=metric,
                     level=level,  # type: ignore[arg-type]
                     n=len(subjects),
-                    blocks={
-                        name: [int(b) + 1 for b in block] for name, block in zip(GROUPS, blocks, strict=True)
-                    },
+                    blocks={name: [int(b) + 1 for b in block] for name, block in zip(GROUPS, blocks, strict=True)},
                     means={name: number(v) for name, v in zip(GROUPS, subjects.mean(axis=0), strict=True)},
                     descriptive=level == "cells" or len(subjects) < settings.min_configurations,
                 )
@@ -269,9 +261,7 @@ def baseline_tables(
             mean = float(column.mean()) if len(column) else (float(present.mean()) if len(present) else None)
             if mean is None:
                 continue
-            head_values = (
-                heads[heads["metric"] == metric]["value"].to_numpy(dtype=float) if len(heads) else np.zeros(0)
-            )
+            head_values = heads[heads["metric"] == metric]["value"].to_numpy(dtype=float) if len(heads) else np.zeros(0)
             summary.append(
                 {
                     "model_name": str(model),
@@ -300,9 +290,7 @@ def baseline_tables(
             if len(heads)
             else []
         )
-    table_notes = [
-        "The sample standard deviation is over layers (over layers and heads where heads are given)."
-    ]
+    table_notes = ["The sample standard deviation is over layers (over layers and heads where heads are given)."]
     if not summary:
         table_notes.append("No run carries baseline values.")
         notes.append("There is no pretrained baseline in the tables.")
@@ -365,9 +353,7 @@ def _first_heads(heads: pd.DataFrame, used: pd.DataFrame) -> pd.DataFrame:
     return heads.iloc[:0]
 
 
-def _layer_rows(
-    model: str, dataset: str, means: dict[str, Floats], heads: pd.DataFrame
-) -> list[dict[str, object]]:
+def _layer_rows(model: str, dataset: str, means: dict[str, Floats], heads: pd.DataFrame) -> list[dict[str, object]]:
     depth = max((len(v) for v in means.values()), default=0)
     spread = heads.groupby(["metric", "layer"])["value"].agg(["std", "count"]) if len(heads) else None
     rows: list[dict[str, object]] = []
@@ -379,9 +365,7 @@ def _layer_rows(
             row[metric] = number(value[place])
             key = (metric, place + 1)
             known = spread is not None and key in spread.index
-            row[f"{metric}_sd_heads"] = (
-                number(spread.loc[key, "std"]) if spread is not None and known else None
-            )
+            row[f"{metric}_sd_heads"] = number(spread.loc[key, "std"]) if spread is not None and known else None
             if spread is not None and known:
                 row["n_heads"] = int(spread.loc[key, "count"])
         rows.append(row)

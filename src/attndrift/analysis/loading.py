@@ -55,9 +55,7 @@ def _needed(file: pq.ParquetFile, tables: Tables, heads: bool) -> pd.DataFrame:
     prepared = prepare(tables)
     history = order_history(prepared, tables.history)
     limits = measured_steps(prepared, history, epochs_from_steps(history, prepared))
-    wanted = _Wanted(
-        pd.Index(prepared.runs["run_id"].astype(object)), limits, *_baseline_runs(prepared), heads=heads
-    )
+    wanted = _Wanted(pd.Index(prepared.runs["run_id"].astype(object)), limits, *_baseline_runs(prepared), heads=heads)
     columns = ["run_id", "step", "layer", "metric", "value"] + (["head"] if heads else [])
     kept = file.schema_arrow.empty_table().select(columns).to_pandas()
     waiting: list[pd.DataFrame] = []
@@ -95,11 +93,7 @@ class _Wanted:
 
     def of(self, frame: pd.DataFrame) -> pd.DataFrame:
         codes, names = pd.factorize(frame["run_id"])
-        run = (
-            self.runs.get_indexer(pd.Index(names).astype(object))[codes]
-            if len(codes)
-            else np.zeros(0, np.intp)
-        )
+        run = self.runs.get_indexer(pd.Index(names).astype(object))[codes] if len(codes) else np.zeros(0, np.intp)
         frame, run = frame[run >= 0], run[run >= 0]
         if frame.empty:
             return frame

@@ -34,8 +34,7 @@ class Measure:
 
 
 CHANGES = tuple(
-    Measure(f"{metric}_change_pct", f"{LABELS[metric]} change", "%", 2, signed=True)
-    for metric in STRUCTURE_METRICS
+    Measure(f"{metric}_change_pct", f"{LABELS[metric]} change", "%", 2, signed=True) for metric in STRUCTURE_METRICS
 )
 LAST_LAYER = Measure("entropy_last_layer_change_pct", "Entropy change, last block", "%", 2, signed=True)
 ACCURACIES = (
@@ -58,9 +57,7 @@ def retention(transfer_set: str) -> Measure:
 
 def transfer_measures(transfer_set: str) -> tuple[Measure, ...]:
     return (
-        Measure(
-            f"transfer_{transfer_set}_accuracy", f"{transfer_set} zero-shot accuracy", "fraction", 2, 100.0
-        ),
+        Measure(f"transfer_{transfer_set}_accuracy", f"{transfer_set} zero-shot accuracy", "fraction", 2, 100.0),
         retention(transfer_set),
     )
 
@@ -97,9 +94,7 @@ def _signals() -> tuple[SignalSource, ...]:
         sign = -1 if stem.startswith("gini") else 1
         found.append(SignalSource(stem, measure.label, measure.name, False, sign))
         found.append(SignalSource(f"abs_{stem}", f"|{measure.label}|", measure.name, True, -1))
-    found += [
-        SignalSource(m.name, m.label, m.name, False, 1 if m.name.startswith("cka") else -1) for m in DRIFTS
-    ]
+    found += [SignalSource(m.name, m.label, m.name, False, 1 if m.name.startswith("cka") else -1) for m in DRIFTS]
     found.append(
         SignalSource(
             "transfer_track_retention",

@@ -66,11 +66,7 @@ def best_validation_table(prepared: Prepared) -> Table:
         known = frame[frame[chooser].notna()]
         parts = []
         for _, group in known.groupby(IDENTITY[:-1], sort=True):
-            best = (
-                group.sort_values([chooser, "learning_rate"], ascending=[False, True], kind="stable")
-                .iloc[:1]
-                .copy()
-            )
+            best = group.sort_values([chooser, "learning_rate"], ascending=[False, True], kind="stable").iloc[:1].copy()
             best["n_rates"] = group["learning_rate"].nunique()
             rates = group["learning_rate"].to_numpy(dtype=float)
             at = float(best["learning_rate"].iloc[0])
@@ -127,9 +123,7 @@ def iso_accuracy_table(prepared: Prepared, settings: AnalysisSettings) -> Table:
         Column(name="reason", label="Note"),
     ]
     accuracy = _accuracy_column(frame, "best_val_accuracy", "test_accuracy")
-    notes = [
-        "Interpolated linearly in log10 rate between configuration means, never beyond the measured rates."
-    ]
+    notes = ["Interpolated linearly in log10 rate between configuration means, never beyond the measured rates."]
     rows: list[dict[str, object]] = []
     if accuracy is None:
         notes.append("No accuracy is given.")
@@ -269,9 +263,7 @@ def pareto_table(prepared: Prepared) -> Table:
                 np.round(part["retention_pct"].to_numpy(float), 10),
             )
             parts.append(
-                part.assign(pareto=front > 0).sort_values(
-                    ["accuracy", "retention_pct"], ascending=False, kind="stable"
-                )
+                part.assign(pareto=front > 0).sort_values(["accuracy", "retention_pct"], ascending=False, kind="stable")
             )
     if not parts:
         notes.append("No configuration has both an accuracy and a retention.")

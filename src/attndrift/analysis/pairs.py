@@ -82,9 +82,7 @@ def compare_methods(prepared: Prepared, settings: AnalysisSettings, notes: list[
             f"shared cells first; {left} further pairs are not (max_method_pairs)."
         )
     if not candidates:
-        notes.append(
-            "No two methods share a (dataset, settings, rate, seed) cell: no paired comparison is possible."
-        )
+        notes.append("No two methods share a (dataset, settings, rate, seed) cell: no paired comparison is possible.")
     for pair in candidates[: settings.max_method_pairs]:
         cells = held[pair.model, pair.protocol]
         merged = cells[cells["variant"] == pair.first].merge(
@@ -123,9 +121,7 @@ def _shared(cells: pd.DataFrame) -> dict[tuple[str, str], int]:
     pairs = cells[["conditions", "replicate", "variant"]].drop_duplicates()
     codes, names = pd.factorize(pairs["variant"], sort=True)
     cell = pairs.groupby(["conditions", "replicate"], sort=False).ngroup().to_numpy()
-    held = sparse.csr_array(
-        (np.ones(len(pairs)), (cell, codes)), shape=(int(cell.max(initial=-1)) + 1, len(names))
-    )
+    held = sparse.csr_array((np.ones(len(pairs)), (cell, codes)), shape=(int(cell.max(initial=-1)) + 1, len(names)))
     common = sparse.triu(held.T @ held, k=1).tocoo()
     result: dict[tuple[str, str], int] = {}
     for i, j, count in zip(*common.coords, common.data, strict=True):
@@ -199,9 +195,7 @@ def changes_from_zero(prepared: Prepared, settings: AnalysisSettings, notes: lis
     groups.sort(key=lambda g: (-len(g[4]), *g[:4]))
     limit = 4 * settings.max_method_pairs
     if len(groups) > limit:
-        notes.append(
-            f"Changes against zero are tested for the {limit} largest of {len(groups)} groups of runs."
-        )
+        notes.append(f"Changes against zero are tested for the {limit} largest of {len(groups)} groups of runs.")
     result: list[Change] = []
     for model, protocol, variant, scope, runs in sorted(
         groups[:limit], key=lambda g: (g[0], g[1], _pair_order(g[2]), g[3] != ALL_DATASETS, g[3])

@@ -11,18 +11,14 @@ from attndrift.analysis.settings import AnalysisSettings
 from attndrift.analysis.statistics import correlate
 
 
-def rate_correlations(
-    prepared: Prepared, settings: AnalysisSettings, notes: list[str]
-) -> list[RateCorrelation]:
+def rate_correlations(prepared: Prepared, settings: AnalysisSettings, notes: list[str]) -> list[RateCorrelation]:
     """Pearson and Spearman of every measure, on cells and on configuration means."""
     runs = prepared.adapted
     usable = runs[runs["learning_rate"] > 0]
     groups = [g for g in sweep_groups(usable, SWEEPS[0]) if g[0]["key_learning_rate"].nunique() >= 3]
     groups.sort(key=lambda g: (-g[0]["key_learning_rate"].nunique(), -len(g[0])))
     if not groups:
-        notes.append(
-            "No method was run at three or more learning rates with all else equal: no rate correlation."
-        )
+        notes.append("No method was run at three or more learning rates with all else equal: no rate correlation.")
     if len(groups) > settings.max_rate_groups:
         notes.append(
             f"{settings.max_rate_groups} of {len(groups)} rate sweeps are tested, those with most rates and runs."

@@ -33,9 +33,7 @@ class Column(Part):
     name: str
     label: str
     unit: str = ""
-    digits: int | None = Field(
-        default=None, description="decimals when printed; null: four significant digits"
-    )
+    digits: int | None = Field(default=None, description="decimals when printed; null: four significant digits")
     scale: float = 1.0
     signed: bool = False
     sd: str | None = Field(default=None, description="name of the column that holds the standard deviation")
@@ -220,9 +218,7 @@ class Signal(Part):
     within_mean: float | None = Field(default=None, description="mean of the signed group correlations")
     within_mean_absolute: float | None = Field(default=None, description="mean of their absolute values")
     within_reason: str | None = None
-    roc_auc: float | None = Field(
-        default=None, description="damaged runs told from the others, 0.5 is chance"
-    )
+    roc_auc: float | None = Field(default=None, description="damaged runs told from the others, 0.5 is chance")
     roc_interval: Interval | None = None
     n_damaged: int = 0
     roc_reason: str | None = None
@@ -235,9 +231,7 @@ class Choice(Part):
     rule: str
     retention_pct: float | None = None
     n_tied: int = 0
-    run_ids: list[str] = Field(
-        default_factory=list, description="the chosen run, several where tied (20 at most)"
-    )
+    run_ids: list[str] = Field(default_factory=list, description="the chosen run, several where tied (20 at most)")
     reason: str | None = None
 
 
@@ -366,8 +360,7 @@ def read_analysis(path: str | Path) -> Analysis:
     found = content.get("schema_version") if isinstance(content, dict) else None
     if found != SCHEMA_VERSION:
         raise ValueError(
-            f"{file}: schema_version is {found!r}, this version reads {SCHEMA_VERSION!r}; "
-            "run `attndrift analyze` again"
+            f"{file}: schema_version is {found!r}, this version reads {SCHEMA_VERSION!r}; run `attndrift analyze` again"
         )
     return Analysis.model_validate(content)
 

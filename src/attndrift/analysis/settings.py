@@ -17,9 +17,7 @@ class AnalysisSettings(BaseModel):
     )
     bootstrap_seed: int = Field(default=0, ge=0, description="seed of every bootstrap and permutation")
     level: float = Field(default=0.95, gt=0.5, lt=1.0, description="coverage of the intervals")
-    alpha: float = Field(
-        default=0.05, gt=0.0, lt=0.5, description="a Holm-corrected p below it supports a claim"
-    )
+    alpha: float = Field(default=0.05, gt=0.0, lt=0.5, description="a Holm-corrected p below it supports a claim")
     min_configurations: int = Field(
         default=6, ge=2, description="claims that rest on fewer configurations are labelled descriptive"
     )
@@ -49,7 +47,5 @@ class AnalysisSettings(BaseModel):
     max_method_pairs: int = Field(
         default=10, ge=1, description="pairs of methods compared, those with most shared cells"
     )
-    max_rate_groups: int = Field(
-        default=40, ge=1, description="rate sweeps tested, those with most rates and runs"
-    )
+    max_rate_groups: int = Field(default=40, ge=1, description="rate sweeps tested, those with most rates and runs")
     max_sweeps: int = Field(default=40, ge=1, description="sweep tables of each kind, the largest ones")

@@ -57,9 +57,7 @@ def signal_scores(
                     rows = scope.rows[np.isfinite(values[scope.rows])]
                     if len(rows) < 3:
                         continue
-                    result.append(
-                        _score(prepared, settings, name, scope, when, source, rows, values[rows], kept[rows])
-                    )
+                    result.append(_score(prepared, settings, name, scope, when, source, rows, values[rows], kept[rows]))
     if not prepared.transfer:
         notes.append("There is no transfer set: nothing can be said about which signal predicts retention.")
     for when in ("final", "first epoch"):
@@ -80,8 +78,7 @@ def _scopes(runs: pd.DataFrame, usable: NDArray[np.bool_]) -> list[_Scope]:
         names = sorted(set(values[every]))
         if len(names) > 1:
             result += [
-                _Scope(f"{column.removesuffix('_name')} {name}", every[values[every] == name])
-                for name in names[:6]
+                _Scope(f"{column.removesuffix('_name')} {name}", every[values[every] == name]) for name in names[:6]
             ]
     return result
 
@@ -190,9 +187,7 @@ def _early_warning(
     result.n_damaged = int(damaged.sum())
     if not damaged.any() or damaged.all():
         word = "every" if damaged.all() else "no"
-        result.roc_reason = (
-            f"{word} run ends below {settings.damaged_below_pct:g}% retention: nothing to tell apart"
-        )
+        result.roc_reason = f"{word} run ends below {settings.damaged_below_pct:g}% retention: nothing to tell apart"
         return
     score = -source.expected_sign * signal
     result.roc_auc = roc_auc(score, damaged)
@@ -202,9 +197,7 @@ def _early_warning(
     indices = draw(settings, n, "roc", *identity, width=max(1, len(signal) // n))
     b = resamples(settings, n, max(1, len(signal) // n))
     rows = np.repeat(np.arange(b), n)
-    weights = (
-        np.bincount(rows * n + indices.ravel(), minlength=b * n).reshape(b, n)[:, codes].astype(np.float64)
-    )
+    weights = np.bincount(rows * n + indices.ravel(), minlength=b * n).reshape(b, n)[:, codes].astype(np.float64)
     result.roc_interval = interval_of(roc_auc_draws(score, damaged, weights), settings, n, minimum=4)
 
 
@@ -214,9 +207,7 @@ def selections(prepared: Prepared, settings: AnalysisSettings, notes: list[str])
     adapted = prepared.adapted
     for name in prepared.transfer:
         column = retention(name).name
-        for (model, protocol, dataset), group in adapted.groupby(
-            ["model_name", "protocol_name", "dataset"], sort=True
-        ):
+        for (model, protocol, dataset), group in adapted.groupby(["model_name", "protocol_name", "dataset"], sort=True):
             usable = group[group[column].notna() & group["best_val_accuracy"].notna()]
             for margin in settings.selection_margins:
                 entry = Selection(

@@ -81,9 +81,7 @@ def _orders(n: int) -> NDArray[np.intp]:
     return np.array(list(itertools.permutations(range(n))), dtype=np.intp)
 
 
-def spearman(
-    x: Floats, y: Floats, names: tuple[str, str] = ("x", "y"), *, exact_to: int = _EXACT_SPEARMAN
-) -> Test:
+def spearman(x: Floats, y: Floats, names: tuple[str, str] = ("x", "y"), *, exact_to: int = _EXACT_SPEARMAN) -> Test:
     """Spearman's rho; p from all permutations up to n = 8, from t above it.
 
     The t approximation gives p near 0 for any perfect order, which three points reach by chance once
@@ -174,14 +172,8 @@ def _wilcoxon(values: Floats) -> Test:
     if reason:
         return Test(name="Wilcoxon", n=n, reason=reason)
     result = _quiet(stats.wilcoxon, values)
-    note = (
-        f"p cannot fall below {2 / 2**nonzero:.3g} with {nonzero} non-zero differences"
-        if nonzero < 6
-        else None
-    )
-    return Test(
-        name="Wilcoxon", statistic=number(result.statistic), p=number(result.pvalue), n=n, reason=note
-    )
+    note = f"p cannot fall below {2 / 2**nonzero:.3g} with {nonzero} non-zero differences" if nonzero < 6 else None
+    return Test(name="Wilcoxon", statistic=number(result.statistic), p=number(result.pvalue), n=n, reason=note)
 
 
 def _welch(first: Floats, second: Floats) -> Test:
@@ -234,9 +226,7 @@ def interval_of(
     if low == high:
         result.reason = "every resample gives the same value, so resampling shows no uncertainty"
     elif len(defined) < len(draws):
-        result.reason = (
-            f"{len(draws) - len(defined)} of {len(draws)} resamples were constant and are left out"
-        )
+        result.reason = f"{len(draws) - len(defined)} of {len(draws)} resamples were constant and are left out"
     return result
 
 

@@ -176,9 +176,7 @@ def _history(runs: pd.DataFrame, evaluations: int) -> pd.DataFrame:
     return pd.DataFrame(frame)
 
 
-def _layers(
-    runs: pd.DataFrame, layers: int, heads: int, last: int, generator: np.random.Generator
-) -> pd.DataFrame:
+def _layers(runs: pd.DataFrame, layers: int, heads: int, last: int, generator: np.random.Generator) -> pd.DataFrame:
     """Layer means: later layers change more; noise differs between runs."""
     if layers == 0:
         return pd.DataFrame({"run_id": [], "step": [], "layer": [], "metric": [], "value": []})

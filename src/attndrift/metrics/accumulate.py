@@ -142,9 +142,7 @@ class StructureAccumulator:
         for layer, tensor in enumerate(attention):
             if not isinstance(tensor, Tensor) or tensor.ndim != 3 or 0 in tensor.shape:
                 got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
-                raise ValueError(
-                    f"attention: layer {layer + 1} must have shape (images, heads, patches), got {got}"
-                )
+                raise ValueError(f"attention: layer {layer + 1} must have shape (images, heads, patches), got {got}")
             if tensor.shape[:2] != attention[0].shape[:2]:
                 raise ValueError(
                     f"attention: layer {layer + 1} has (images, heads) {tuple(tensor.shape[:2])}, "
@@ -160,9 +158,7 @@ class StructureAccumulator:
             )
         return shapes
 
-    def _validate_mass(
-        self, cls_mass: Sequence[Tensor] | None, attention: Sequence[Tensor]
-    ) -> list[Tensor] | None:
+    def _validate_mass(self, cls_mass: Sequence[Tensor] | None, attention: Sequence[Tensor]) -> list[Tensor] | None:
         if self._shape is not None and (cls_mass is None) != (self._mass is None):
             raise ValueError("cls_mass: give it with every batch or with none")
         if cls_mass is None:

@@ -71,9 +71,7 @@ def normalise(attention: Tensor, name: str = "attention", *, check: bool = True)
     return values / values.sum(-1, keepdim=True)
 
 
-def entropy(
-    attention: Tensor, *, base: float | None = None, normalized: bool = False, check: bool = True
-) -> Tensor:
+def entropy(attention: Tensor, *, base: float | None = None, normalized: bool = False, check: bool = True) -> Tensor:
     """Shannon entropy of attention, H = -sum_j a_j ln a_j, with 0 ln 0 = 0.
 
     Args:

@@ -168,9 +168,7 @@ def embedding_drift(pretrained: Tensor, adapted: Tensor) -> Tensor:
     """
     z0, z = _matrix(pretrained, "pretrained"), _matrix(adapted, "adapted")
     if z0.shape != z.shape:
-        raise ValueError(
-            f"adapted: has shape {tuple(z.shape)} and pretrained {tuple(z0.shape)}; they must be equal"
-        )
+        raise ValueError(f"adapted: has shape {tuple(z.shape)} and pretrained {tuple(z0.shape)}; they must be equal")
     units = []
     for name, values in (("pretrained", z0), ("adapted", z)):
         norms = values.norm(dim=1, keepdim=True)

@@ -97,9 +97,7 @@ def weight_drift(
             continue
         after = adapted[name]
         if tuple(after.shape) != tuple(before.shape):
-            raise ValueError(
-                f"adapted: `{name}` has shape {tuple(after.shape)}, in pretrained {tuple(before.shape)}"
-            )
+            raise ValueError(f"adapted: `{name}` has shape {tuple(after.shape)}, in pretrained {tuple(before.shape)}")
         if isinstance(after, LowRankUpdate):
             change = after.squared_norm()
         else:

@@ -1,0 +1,69 @@
+"""Where models come from, and what is refused before a single byte is unpickled."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import ViTConfig, ViTModel
+
+from attndrift.models.load import ModelError, describe, load_clip, load_config, load_processor
+
+
+class _Bomb:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (_explode, ("unpickled",))
+
+
+def _explode(message: str) -> None:
+    raise AssertionError(message)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt"])
+def test_pickled_weights_are_refused_unread(tiny_clip: Path, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "pickled"
+    shutil.copytree(tiny_clip, folder)
+    (folder / "model.safetensors").unlink()
+    torch.save(_Bomb(), folder / name)
+    with pytest.raises(ModelError, match=r"no \.safetensors file.*Convert them"):
+        load_clip(folder)
+
+
+def test_another_architecture_is_named(tmp_path: Path) -> None:
+    ViTModel(ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+                       image_size=28, patch_size=7)).save_pretrained(tmp_path)  # fmt: skip
+    with pytest.raises(ModelError, match="a ViT model, not a CLIP model"):
+        load_clip(tmp_path)
+
+
+def test_what_is_not_there_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModelError, match="no config is called"):
+        load_clip("config:vit-huge")
+    with pytest.raises(ModelError, match="not a model folder"):
+        load_clip(tmp_path)
+
+
+def test_a_hub_name_out_of_reach_says_so() -> None:
+    with pytest.raises(ModelError, match="not to be had from the hub"):
+        load_config("nobody/such-a-model")
+
+
+def test_a_float16_file_loads_as_float32(tiny_clip: Path, tmp_path: Path) -> None:
+    load_clip(tiny_clip, dtype=torch.float16).save_pretrained(tmp_path)
+    assert {p.dtype for p in load_clip(tmp_path).parameters()} == {torch.float32}
+
+
+def test_equal_weights_have_equal_descriptions(tiny_clip: Path) -> None:
+    first, second = (load_clip(source) for source in (tiny_clip, "config:tiny"))
+    assert describe("a", first)["weights_sha256"] == describe("b", second)["weights_sha256"]
+    with torch.no_grad():
+        next(second.parameters()).add_(1e-3)
+    assert describe("a", first)["weights_sha256"] != describe("b", second)["weights_sha256"]
+
+
+def test_the_processor_comes_without_torchvision(tiny_clip: Path) -> None:
+    tokenizer, image_processor = load_processor(tiny_clip)
+    assert image_processor.crop_size["height"] == 28
+    assert tokenizer(["a cat"])["input_ids"][0][0] == tokenizer.bos_token_id

@@ -1,0 +1,135 @@
+"""What each method trains: exact counts at full size, and bit-equal frozen parts after a step."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import CLIPModel
+
+from attndrift.models import METHODS, AdaptationSettings, adapt, check_adapter_places, count_parameters, load_clip
+from attndrift.models.load import load_config
+
+# A row a case: settings, and the trainable parameters of ViT-B/32 with 10 classes.
+COUNTS = [
+    (AdaptationSettings("full"), 87_854_346),
+    (AdaptationSettings("lora", lora_rank=4), 545_802),
+    (AdaptationSettings("lora", lora_rank=8), 693_258),
+    (AdaptationSettings("lora", lora_rank=16), 988_170),
+    (AdaptationSettings("lora", lora_rank=8, lora_targets="q,k,v,out"), 988_170),
+    (AdaptationSettings("lora", lora_rank=8, train_projection=False), 300_042),
+    (AdaptationSettings("last_block"), 7_094_538),
+    (AdaptationSettings("last_block", train_projection=True), 7_487_754),
+    (AdaptationSettings("linear_probe"), 5_130),
+    (AdaptationSettings("full", freeze_layers=3), 66_590_730),
+    (AdaptationSettings("full", freeze_layers=6), 45_327_114),
+    (AdaptationSettings("full", freeze_layers=9), 24_063_498),
+    (AdaptationSettings("none"), 0),
+]
+
+
+@pytest.mark.parametrize(("settings", "trainable"), COUNTS, ids=lambda v: getattr(v, "method", None))
+def test_trainable_parameters_of_vit_b32_are_exact(settings: AdaptationSettings, trainable: int) -> None:
+    counted, total = count_parameters(load_config("config:vit-base-patch32"), settings, 10)
+    assert counted == trainable
+    adapters = 300_042 - 5_130 if settings.method == "lora" and settings.lora_rank == 8 else None
+    if settings.method != "lora":
+        assert total == 151_277_313 + 5_130
+    elif adapters is not None and settings.lora_targets == "q,v":
+        assert total == 151_277_313 + 5_130 + adapters
+
+
+CASES = [settings for settings, _ in COUNTS if settings.freeze_layers in (0, 3) and settings.lora_rank == 8]
+
+
+@pytest.mark.parametrize(
+    "settings", CASES, ids=lambda s: f"{s.method}-{s.lora_targets}-{s.train_projection}-{s.freeze_layers}"
+)
+def test_a_step_moves_what_is_trained_and_nothing_else(settings: AdaptationSettings) -> None:
+    if settings.freeze_layers:
+        settings = AdaptationSettings("full", freeze_layers=2)
+    clip = load_clip("config:tiny")
+    pixels = torch.randn(4, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        untouched = clip.get_image_features(pixel_values=pixels).pooler_output
+    model = adapt(copy.deepcopy(clip), settings, 5, seed=3)
+    with torch.no_grad():
+        assert torch.equal(model.eval().embed(pixels), untouched), "adapting changes nothing before the first step"
+    trained = [p for p in model.parameters() if p.requires_grad]
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    if not trained:
+        assert settings.method == "none"
+        return
+    optimizer = torch.optim.AdamW(trained, lr=1e-2)
+    for _ in range(2):  # LoRA's B is zero at first, so A gets its first gradient in the second step
+        optimizer.zero_grad()
+        model.train()(pixel_values=pixels, labels=torch.tensor([0, 1, 2, 3])).loss.backward()
+        optimizer.step()
+    for name, parameter in model.named_parameters():
+        moved = not torch.equal(parameter.detach(), before[name])
+        assert moved == parameter.requires_grad, name
+        if "text_model" in name or "logit_scale" in name:
+            assert not parameter.requires_grad, name
+
+
+def test_the_case_table_holds_every_method() -> None:
+    assert {settings.method for settings, _ in COUNTS} == set(METHODS)
+
+
+def test_initialisation_comes_from_the_seed_alone() -> None:
+    def weights(seed: int, noise: int) -> torch.Tensor:
+        torch.manual_seed(noise)
+        model = adapt(load_clip("config:tiny"), AdaptationSettings("lora"), 5, seed)
+        adapters = [p.flatten() for n, p in model.named_parameters() if "lora_A" in n]
+        return torch.cat([model.classifier.weight.flatten(), *adapters]).detach()
+
+    assert torch.equal(weights(1, 10), weights(1, 20))
+    assert not torch.equal(weights(1, 10), weights(2, 10))
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    adapt(load_clip("config:tiny"), AdaptationSettings("lora"), 5, 1)
+    assert torch.equal(torch.rand(3), expected), "the global generator is left alone"
+
+
+def test_a_classifier_may_start_from_text() -> None:
+    clip = load_clip("config:tiny")
+    text = torch.nn.functional.normalize(torch.randn(5, 32), dim=-1)
+    model = adapt(clip, AdaptationSettings("full", head_init="text"), 5, 0, text_features=text)
+    torch.testing.assert_close(model.classifier.weight, text * clip.logit_scale.exp())
+    with pytest.raises(ValueError, match="head_init"):
+        adapt(load_clip("config:tiny"), AdaptationSettings("full", head_init="text"), 5, 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (AdaptationSettings("fulll"), "method is 'fulll'; choose from full, lora"),
+        (AdaptationSettings("lora", freeze_layers=3), "freeze_layers is 3"),
+        (AdaptationSettings("full", freeze_layers=4), "the model has 3 blocks"),
+        (AdaptationSettings("linear_probe", train_projection=True), "train_projection"),
+        (AdaptationSettings("lora", lora_targets="k"), "lora_targets is 'k'"),
+        (AdaptationSettings("lora", lora_rank=0), "lora_rank is 0"),
+    ],
+)
+def test_impossible_settings_are_named(settings: AdaptationSettings, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        adapt(load_clip("config:tiny"), settings, 5, 0)
+
+
+def test_target_modules_by_name_reach_into_the_text_tower_and_are_refused() -> None:
+    """The trap that the pattern in `lora` avoids: both towers have a q_proj."""
+    from peft import LoraConfig, get_peft_model
+
+    careless = get_peft_model(load_clip("config:tiny"), LoraConfig(target_modules=["q_proj", "v_proj"]))
+    assert any("text_model" in name for name, p in careless.named_parameters() if p.requires_grad)
+    with pytest.raises(ValueError, match=r"outside the vision tower, for instance .*text_model"):
+        check_adapter_places(careless)
+    with pytest.raises(ValueError, match="no adapter"):
+        check_adapter_places(load_clip("config:tiny"))
+
+
+def test_a_loaded_folder_is_a_clip_model(tiny_clip: Path) -> None:
+    assert isinstance(load_clip(tiny_clip), CLIPModel)
