@@ -80,9 +80,7 @@ def sources(args: argparse.Namespace) -> tuple[list[pictures.Pictures], list[pic
         f"objects-{args.objects}",
         lambda: pictures.draw_objects(args.objects, pictures.OBJECT_TRAIN_SEED),
     )
-    watched = _kept(
-        args, "objects-held-out", lambda: pictures.draw_objects(500, pictures.OBJECT_HELD_OUT_SEED)
-    )
+    watched = _kept(args, "objects-held-out", lambda: pictures.draw_objects(500, pictures.OBJECT_HELD_OUT_SEED))
     out = pictures.held_out(len(cifar))
     return (
         [cifar.part((~out).nonzero().flatten()), drawn],

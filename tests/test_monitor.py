@@ -122,9 +122,7 @@ def _train(
     return {name: value.clone() for name, value in model.state_dict().items()}, trainer
 
 
-def test_a_users_own_trainer_logs_drift_and_trains_as_without(
-    clip: CLIPModel, images: Tensor, tmp_path: Path
-) -> None:
+def test_a_users_own_trainer_logs_drift_and_trains_as_without(clip: CLIPModel, images: Tensor, tmp_path: Path) -> None:
     without, _ = _train(clip, images, tmp_path / "a", None)
     observed, trainer = _train(clip, images, tmp_path / "b", 2)
     for name, value in without.items():

@@ -50,9 +50,7 @@ def test_run_ids_are_unique_and_known() -> None:
 
 def test_written_and_read_again(tmp_path: Path) -> None:
     tables = Tables(
-        pd.DataFrame(
-            [RUN | {"test_accuracy": 0.9, "lora_rank": None, "transfer_cifar100_retention_pct": 41.0}]
-        ),
+        pd.DataFrame([RUN | {"test_accuracy": 0.9, "lora_rank": None, "transfer_cifar100_retention_pct": 41.0}]),
         history=pd.DataFrame([{"run_id": "a", "step": 0, "entropy": 3.5}]),
         layers=pd.DataFrame([{"run_id": "a", "step": 0, "layer": 1, "metric": "cka", "value": 1.0}]),
         interpolation=pd.DataFrame([{"run_id": "a", "alpha": 0.5, "transfer_cifar100_accuracy": 0.4}]),

@@ -63,7 +63,10 @@ def export(work: Path, folder: Path) -> None:
     tokenizer.save_pretrained(partial)
     folder.mkdir(parents=True, exist_ok=True)
     for file in sorted(partial.iterdir()):
+        file.chmod(0o644)
         file.replace(folder / file.name)
     partial.rmdir()
     size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-    print(f"{folder}: step {record['step']}, {record['seconds'] / 60:.1f} minutes, {size / 1e6:.2f} MB", file=sys.stderr)
+    print(
+        f"{folder}: step {record['step']}, {record['seconds'] / 60:.1f} minutes, {size / 1e6:.2f} MB", file=sys.stderr
+    )

@@ -26,6 +26,7 @@ def build(tokenizer: CLIPTokenizer, *, width: int = 128, depth: int = 8, heads: 
             "num_hidden_layers": 2,
             "num_attention_heads": 4,
             "max_position_embeddings": tokenizer.model_max_length,
+            "projection_dim": 128,
             "hidden_act": "gelu",
             **special,
         },
@@ -34,6 +35,7 @@ def build(tokenizer: CLIPTokenizer, *, width: int = 128, depth: int = 8, heads: 
             "intermediate_size": 4 * width,
             "num_hidden_layers": depth,
             "num_attention_heads": heads,
+            "projection_dim": 128,
             "image_size": PATCH * GRID,
             "patch_size": PATCH,
             "hidden_act": "gelu",
@@ -74,9 +76,9 @@ def initialise(model: CLIPModel, sample: torch.Tensor, generator: torch.Generato
     frequencies = 10 ** (-torch.arange(width // 4) * 4 / width)
     line = torch.arange(GRID)[:, None] * frequencies
     waves = torch.cat([line.sin(), line.cos()], dim=1)
-    grid = torch.cat(
-        [waves[:, None].expand(GRID, GRID, -1), waves[None].expand(GRID, GRID, -1)], dim=-1
-    ).reshape(GRID * GRID, -1)
+    grid = torch.cat([waves[:, None].expand(GRID, GRID, -1), waves[None].expand(GRID, GRID, -1)], dim=-1).reshape(
+        GRID * GRID, -1
+    )
     vision.embeddings.position_embedding.weight[1:].copy_(0.5 * grid)
 
     for layer in vision.encoder.layers:

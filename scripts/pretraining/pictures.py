@@ -88,15 +88,11 @@ def normalise(pixels: torch.Tensor) -> torch.Tensor:
 
 def plain(images: torch.Tensor) -> torch.Tensor:
     """uint8 (n, 3, s, s) to the network's (n, 3, 56, 56) without augmentation."""
-    resized = F.interpolate(
-        images.float(), size=(SIDE, SIDE), mode="bilinear", align_corners=False, antialias=True
-    )
+    resized = F.interpolate(images.float(), size=(SIDE, SIDE), mode="bilinear", align_corners=False, antialias=True)
     return normalise(resized.round().clamp(0, 255) / 255)
 
 
-def augment(
-    images: torch.Tensor, generator: torch.Generator, *, smallest: float, jitter: float = 0.4
-) -> torch.Tensor:
+def augment(images: torch.Tensor, generator: torch.Generator, *, smallest: float, jitter: float = 0.4) -> torch.Tensor:
     """Random crop of ``smallest`` to all of the area, flip, brightness, contrast and saturation.
 
     No change of hue: colours are words of the captions. (n, 3, s, s) uint8 to (n, 3, 56, 56) float32.
@@ -114,9 +110,7 @@ def augment(
     theta[:, 0, 0], theta[:, 1, 1] = wide * flip, high
     theta[:, 0, 2], theta[:, 1, 2] = uniform(-1, 1) * (1 - wide), uniform(-1, 1) * (1 - high)
     grid = F.affine_grid(theta, [count, 3, SIDE, SIDE], align_corners=False)
-    pixels = F.grid_sample(
-        images.float().div_(255), grid, mode="bilinear", padding_mode="border", align_corners=False
-    )
+    pixels = F.grid_sample(images.float().div_(255), grid, mode="bilinear", padding_mode="border", align_corners=False)
     grey = pixels.mean(dim=1, keepdim=True)
     saturation = uniform(1 - jitter, 1 + jitter).view(-1, 1, 1, 1)
     pixels = grey + (pixels - grey) * saturation

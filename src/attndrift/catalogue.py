@@ -39,8 +39,7 @@ def catalogue() -> dict[str, list[dict[str, Any]]]:
             for name, method in METHODS.items()
         ],
         "presets": [
-            {"name": name, "runs": len(study.runs), "what": study.description}
-            for name, study in presets.items()
+            {"name": name, "runs": len(study.runs), "what": study.description} for name, study in presets.items()
         ],
     }
 

@@ -68,9 +68,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{path}: not valid JSON ({error}); the file was cut short or changed by hand"
-        ) from error
+        raise ValueError(f"{path}: not valid JSON ({error}); the file was cut short or changed by hand") from error
 
 
 def sha256(path: Path) -> str:

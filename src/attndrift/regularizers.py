@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 
-def attention_preservation_loss(
-    log_attention: Sequence[Tensor], reference: Sequence[Tensor] | Tensor
-) -> Tensor:
+def attention_preservation_loss(log_attention: Sequence[Tensor], reference: Sequence[Tensor] | Tensor) -> Tensor:
     """KL(current || pretrained) in nats, averaged over images, heads and layers.
 
     Args:
@@ -88,9 +86,7 @@ class EntropyFloor:
 
     name = "entropy_floor"
 
-    def __init__(
-        self, weight: float, pretrained_entropy: Sequence[float] | Tensor, fraction: float = 0.7
-    ) -> None:
+    def __init__(self, weight: float, pretrained_entropy: Sequence[float] | Tensor, fraction: float = 0.7) -> None:
         if weight < 0:
             raise ValueError(f"weight is {weight}; it must be at least 0")
         if not 0 < fraction <= 1:

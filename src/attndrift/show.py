@@ -31,9 +31,7 @@ def describe_run(folder: Path) -> dict[str, Any]:
     if (folder / SETTINGS).is_file():
         states = sorted(p.name for p in (folder / "resume").glob("step-*"))
         return {**read_json(folder / SETTINGS), "status": "unfinished", "resumable_states": states}
-    raise ValueError(
-        f"{folder}: not the folder of a run (no {SETTINGS}, no {RECORD}); they are in STUDY/runs/"
-    )
+    raise ValueError(f"{folder}: not the folder of a run (no {SETTINGS}, no {RECORD}); they are in STUDY/runs/")
 
 
 def print_run(described: dict[str, Any], console: Console | None = None) -> None:

@@ -113,10 +113,7 @@ HISTORY = (
     _fraction("erf95", "mean over layers"),
     _fraction("gini", "mean over layers"),
     Column("head_diversity", "float", "mean over layers", 0.0, 2.0),
-    *(
-        Column(f"{metric}_change_pct", "float", f"change of {metric}, percent")
-        for metric in STRUCTURE_METRICS
-    ),
+    *(Column(f"{metric}_change_pct", "float", f"change of {metric}, percent") for metric in STRUCTURE_METRICS),
     Column("entropy_last_layer_change_pct", "float", "change of the last block's entropy, percent"),
     _fraction("cka_mean", "linear CKA, mean over blocks"),
     _fraction("cka_last", "linear CKA of the last block"),
@@ -158,6 +155,8 @@ _TRANSFER = {
     "retention_pct": ("float", 0.0, None, "100 x adapted / pretrained"),
     "n": ("int", 0.0, None, "images"),
 }
+TRANSFER_FIELDS = tuple(_TRANSFER)
+"""What the columns ``transfer_SET_...`` end in."""
 _TRANSFER_PATTERN = re.compile(r"^transfer_(?P<set>.+)_(?P<field>accuracy|pretrained|retention_pct|n)$")
 
 
@@ -209,9 +208,7 @@ def conform(table: str, frame: pd.DataFrame, *, where: str | None = None) -> pd.
         if column.name not in frame.columns:
             if column.required:
                 raise TableError(f"{where}: the column `{column.name}` ({column.meaning}) is missing")
-            result[column.name] = pd.Series(
-                [None] * len(frame), index=frame.index, dtype=_DTYPES[column.kind]
-            )
+            result[column.name] = pd.Series([None] * len(frame), index=frame.index, dtype=_DTYPES[column.kind])
             continue
         result[column.name] = _typed(column, frame[column.name], where)
     for name in frame.columns:
@@ -239,9 +236,7 @@ def _typed(column: Column, values: Any, where: str) -> Any:
     present = typed.dropna()
     if column.required and len(present) < len(typed):
         first = int(typed.isna().to_numpy().argmax())
-        raise TableError(
-            f"{where}: column `{column.name}` is null in row {first}; it must be given in every row"
-        )
+        raise TableError(f"{where}: column `{column.name}` is null in row {first}; it must be given in every row")
     if column.kind in ("int", "float") and len(present):
         # Rounding may carry a cosine or a CKA a hair over its bound; a percentage is far over it.
         slack = 1e-6
@@ -265,13 +260,9 @@ class Tables:
     """The tables of one study. ``history``, ``layers`` and ``interpolation`` may be empty."""
 
     runs: pd.DataFrame
-    history: pd.DataFrame = field(
-        default_factory=lambda: conform("history", pd.DataFrame({"run_id": [], "step": []}))
-    )
+    history: pd.DataFrame = field(default_factory=lambda: conform("history", pd.DataFrame({"run_id": [], "step": []})))
     layers: pd.DataFrame = field(
-        default_factory=lambda: conform(
-            "layers", pd.DataFrame({"run_id": [], "step": [], "layer": [], "metric": []})
-        )
+        default_factory=lambda: conform("layers", pd.DataFrame({"run_id": [], "step": [], "layer": [], "metric": []}))
     )
     interpolation: pd.DataFrame = field(
         default_factory=lambda: conform("interpolation", pd.DataFrame({"run_id": [], "alpha": []}))
@@ -282,9 +273,7 @@ class Tables:
             setattr(self, name, conform(name, getattr(self, name)))
         duplicated = self.runs["run_id"].duplicated()
         if duplicated.any():
-            raise TableError(
-                f"table runs: run_id `{self.runs['run_id'][duplicated].iloc[0]}` appears more than once"
-            )
+            raise TableError(f"table runs: run_id `{self.runs['run_id'][duplicated].iloc[0]}` appears more than once")
         known = set(self.runs["run_id"])
         for name in ("history", "layers", "interpolation"):
             strangers = set(getattr(self, name)["run_id"]) - known

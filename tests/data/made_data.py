@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from attndrift.data.dataset import ImageDataset
+from attndrift.data.pixel_cache import kept_pixels
 from attndrift.data.readers import DrawnReader
 from attndrift.data.registry import DatasetSpec
 
@@ -45,3 +47,22 @@ def in_memory(counts: dict[str, list[int]], *, shuffle: int = 0, name: str = "ma
     spec = DatasetSpec(name=name, origin=name)
     classes = [f"class {c}" for c in range(len(counts["train"]))]
     return ImageDataset(spec, classes, {split: opener(split) for split in counts}, {})
+
+
+class PlainProcessor:
+    """As much of an image processor as keeping pixels needs, without the import of its library."""
+
+    def to_dict(self) -> dict[str, object]:
+        return {}
+
+    def __call__(self, image: Image.Image, **options: object) -> dict[str, list[np.ndarray]]:
+        time.sleep(0.01)
+        return {"pixel_values": [np.asarray(image).transpose(2, 0, 1)]}
+
+
+def keep_in_process(folder: str) -> tuple[bool, int]:
+    """Keep the pixels of a small split below ``folder``: whether they were made here, and their sum."""
+    made: list[int] = []
+    split = in_memory({"train": [20, 20], "test": [1, 1]}).train
+    pixels = kept_pixels(split, PlainProcessor(), np.arange(40), Path(folder), lambda done, total: made.append(done))
+    return bool(made), int(pixels.sum())

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made_data import in_memory, picture
+from made_data import in_memory, keep_in_process, picture
 from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
 
 from attndrift.data import DataError, PixelStore, load_dataset, make_splits, pixel_cache
@@ -104,7 +104,7 @@ def test_pixels_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not torch.equal(other_scale.fetch([0]), first.fetch([0]))  # normalising is not in the file
 
 
-@pytest.mark.parametrize("change", ["size", "resample", "pixels", "indices"])
+@pytest.mark.parametrize("change", ["size", "resample", "pixels", "fewer", "others"])
 def test_whatever_changes_the_pixels_makes_another_file(change: str, tmp_path: Path) -> None:
     split, processor, indices = in_memory(COUNTS).train, small_processor(), None
     PixelStore.open(split, processor, cache_dir=tmp_path)
@@ -114,8 +114,10 @@ def test_whatever_changes_the_pixels_makes_another_file(change: str, tmp_path: P
         processor = small_processor(resample=0)
     elif change == "pixels":
         split = in_memory(COUNTS, shuffle=1).train
-    else:
+    elif change == "fewer":
         indices = range(10)
+    else:
+        indices = list(reversed(range(11)))
     PixelStore.open(split, processor, indices=indices, cache_dir=tmp_path)
     assert len(list((tmp_path / "pixels").glob("*.npy"))) == 2
 
@@ -157,17 +159,13 @@ def test_what_a_killed_process_left_is_written_over(tmp_path: Path) -> None:
     assert file.read_bytes() == expected
 
 
-def _open_in_process(folder: str) -> int:
-    store = PixelStore.open(in_memory(COUNTS).train, small_processor(), cache_dir=folder)
-    return int(store.pixels.sum())
-
-
 def test_two_processes_make_one_file(tmp_path: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(2) as pool:
-        sums = pool.map(_open_in_process, [str(tmp_path)] * 2, chunksize=1)
+        results = pool.map(keep_in_process, [str(tmp_path)] * 2, chunksize=1)
         pool.close()
         pool.join()
-    assert sums[0] == sums[1] == _open_in_process(str(tmp_path))
+    assert sorted(made for made, _ in results) == [False, True]
+    assert results[0][1] == results[1][1] == keep_in_process(str(tmp_path))[1]
     assert sorted(p.suffix for p in (tmp_path / "pixels").iterdir()) == [".json", ".lock", ".npy"]
 
 

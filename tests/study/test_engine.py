@@ -131,9 +131,7 @@ def test_equal_studies_collect_to_equal_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         run_study(_study(), tmp_path / name, Executor(), _console())
     for table in ("runs", "history", "layers"):
-        assert (tmp_path / "a" / f"{table}.parquet").read_bytes() == (
-            tmp_path / "b" / f"{table}.parquet"
-        ).read_bytes()
+        assert (tmp_path / "a" / f"{table}.parquet").read_bytes() == (tmp_path / "b" / f"{table}.parquet").read_bytes()
 
 
 def test_a_history_that_was_damaged_is_named(tmp_path: Path) -> None:

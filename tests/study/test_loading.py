@@ -37,9 +37,7 @@ def test_collapse_21_is_the_matrix_of_the_seed_report() -> None:
     assert sorted(s.learning_rate for s in ours) == [1e-6, 5e-6, 5e-5, 1e-4]
     assert [s.lora_targets for s in by_name.values() if s.experiment == "A2"] == ["q,k,v,out"]
     assert sorted(s.freeze_layers for s in by_name.values() if s.experiment == "A3") == [3, 6, 9]
-    regularized = {
-        (s.experiment, s.regularizer, s.regularizer_weight) for s in by_name.values() if s.regularizer
-    }
+    regularized = {(s.experiment, s.regularizer, s.regularizer_weight) for s in by_name.values() if s.regularizer}
     assert regularized == {
         ("R1", "apr", 0.01), ("R1", "apr", 0.1), ("R1", "apr", 1.0),
         ("R2", "entropy_floor", 0.01), ("R2", "entropy_floor", 0.1),
@@ -49,9 +47,7 @@ def test_collapse_21_is_the_matrix_of_the_seed_report() -> None:
 
 def test_matched_rate_80_crosses_method_dataset_rate_and_seed() -> None:
     study = load_study("matched-rate-80")
-    cells = {
-        (r.settings.method, r.settings.dataset, r.settings.learning_rate, r.settings.seed) for r in study.runs
-    }
+    cells = {(r.settings.method, r.settings.dataset, r.settings.learning_rate, r.settings.seed) for r in study.runs}
     assert len(study.runs) == len(cells) == 80
     assert {c[0] for c in cells} == {"full", "lora"}
     assert {c[2] for c in cells} == {1e-6, 5e-6, 1e-5, 5e-5}
@@ -130,9 +126,7 @@ def test_rates_are_numbers_without_a_decimal_point() -> None:
 
 
 def test_one_factor_scales_every_rate() -> None:
-    text = (
-        "name: x\nlearning_rate_scale: 30\nruns:\n  - {dataset: tiles, grid: {learning_rate: [1e-5, 2e-4]}}"
-    )
+    text = "name: x\nlearning_rate_scale: 30\nruns:\n  - {dataset: tiles, grid: {learning_rate: [1e-5, 2e-4]}}"
     assert [r.settings.learning_rate for r in parse_study(text, where="f").runs] == [3e-4, 6e-3]
 
 
@@ -216,9 +210,7 @@ def test_any_text_is_a_study_or_a_study_error(text: str) -> None:
         lambda inner: (
             st.lists(inner, max_size=3)
             | st.dictionaries(
-                st.sampled_from(
-                    ["name", "runs", "shared", "grid", "dataset", "method", "seed", "datasets", "epochs"]
-                ),
+                st.sampled_from(["name", "runs", "shared", "grid", "dataset", "method", "seed", "datasets", "epochs"]),
                 inner,
             )
         ),

@@ -40,7 +40,7 @@ def analyze(tables: Tables, *, settings: AnalysisSettings | None = None) -> Anal
         notes.append("There is no finished adapted run: only the baseline can be described.")
     history = order_history(prepared, tables.history)
     epoch = epochs_from_steps(history, prepared)
-    if not len(history.frame):
+    if not len(history):
         notes.append("The table `history` is empty: no onset, no convergence, no prediction from the first epoch.")
     steps = measured_steps(prepared, history, epoch)
     values = layer_values(prepared, tables.layers, steps, notes)

@@ -22,11 +22,16 @@ class History:
     """Evaluations of the analysed runs, ordered by run (a row number of ``prepared.runs``) and step."""
 
     frame: pd.DataFrame
+    order: NDArray[np.intp]
     run: NDArray[np.intp]
     n_runs: int
 
+    def __len__(self) -> int:
+        return len(self.order)
+
     def values(self, column: str) -> Floats:
-        return self.frame[column].to_numpy(dtype=float)
+        """One column, ordered; a copy, so that the whole table is never copied."""
+        return self.frame[column].to_numpy(dtype=float)[self.order]
 
     def first(self, mask: NDArray[np.bool_]) -> NDArray[np.intp]:
         """Row of the first evaluation of each run where ``mask`` holds; -1 where it never does."""
@@ -60,7 +65,7 @@ def order_history(prepared: Prepared, history: pd.DataFrame) -> History:
     step = history["step"].to_numpy(dtype=np.int64)
     rows = np.lexsort((step, run))
     rows = rows[run[rows] >= 0]
-    return History(history.iloc[rows].reset_index(drop=True), run[rows].astype(np.intp), len(prepared.runs))
+    return History(history, rows, run[rows].astype(np.intp), len(prepared.runs))
 
 
 def epochs_from_steps(history: History, prepared: Prepared) -> Floats:

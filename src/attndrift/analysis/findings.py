@@ -431,9 +431,9 @@ def _rq3(e: Evidence) -> None:
             for s in told:
                 _signal(e, s, best=s is best)
             _warning(e, here, name, when)
-        for s in e.selections:
-            if s.transfer_set == name:
-                _selection(e, s)
+        for selection in e.selections:
+            if selection.transfer_set == name:
+                _selection(e, selection)
 
 
 def _signal(e: Evidence, s: Signal, *, best: bool) -> None:

@@ -36,11 +36,10 @@ def cell(column: Column, row: dict[str, Any]) -> str:
     spread = row.get(column.sd) if column.sd else None
     if value is None or spread is None:
         return text
-    plain = column.model_copy(update={"signed": False})
-    return f"{text} ± {_print(spread, plain)}"
+    return f"{text} ± {_print(spread, column, signed=False)}"
 
 
-def _print(value: Any, column: Column) -> str:
+def _print(value: Any, column: Column, *, signed: bool = True) -> str:
     if value is None:
         return _NULL
     if isinstance(value, bool):
@@ -53,7 +52,7 @@ def _print(value: Any, column: Column) -> str:
             return _NULL
         if column.digits is None:
             return f"{scaled:.4g}"
-        text = f"{scaled:{'+' if column.signed else ''}.{column.digits}f}"
+        text = f"{scaled:{'+' if column.signed and signed else ''}.{column.digits}f}"
         # A rounded minus zero says that there was a decrease; there was none to speak of.
         return text.replace("-", "", 1) if float(text) == 0 and text.startswith("-") else text
     return str(value)

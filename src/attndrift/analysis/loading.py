@@ -21,7 +21,7 @@ from attndrift.analysis.configurations import Prepared, prepare
 from attndrift.analysis.dynamics import epochs_from_steps, order_history
 from attndrift.analysis.layers import measured_steps
 from attndrift.analysis.statistics import Floats
-from attndrift.tables import STRUCTURE_METRICS, TableError, Tables, read_tables
+from attndrift.tables import STRUCTURE_METRICS, TableError, Tables, conform, read_tables
 
 _METRICS = (*STRUCTURE_METRICS, "cka", "cls_mass")
 
@@ -34,6 +34,7 @@ def load_tables(folder: str | os.PathLike[str]) -> Tables:
     """
     root = Path(folder)
     tables = read_tables(root, names=("runs", "history", "interpolation"))
+    pa.default_memory_pool().release_unused()
     path = root / "layers.parquet"
     if not path.is_file():
         return tables
@@ -48,7 +49,12 @@ def load_tables(folder: str | os.PathLike[str]) -> Tables:
         raise TableError(
             f"{path}: not a readable Parquet file ({error}); write it again with `attndrift collect`"
         ) from error
-    return Tables(tables.runs, tables.history, frame, tables.interpolation)
+    # Assigned, not passed to a new Tables, which would check (and copy) the long history once more.
+    tables.layers = conform("layers", frame, where=str(path))
+    strangers = set(tables.layers["run_id"]) - set(tables.runs["run_id"])
+    if strangers:
+        raise TableError(f"{path}: run_id `{min(strangers)}` is not in the table runs")
+    return tables
 
 
 def _needed(file: pq.ParquetFile, tables: Tables, heads: bool) -> pd.DataFrame:

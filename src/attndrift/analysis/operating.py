@@ -64,19 +64,19 @@ def best_validation_table(prepared: Prepared) -> Table:
                 "No validation accuracy is given: the choice was made on the test accuracy, so it is optimistic."
             )
         known = frame[frame[chooser].notna()]
-        parts = []
-        for _, group in known.groupby(IDENTITY[:-1], sort=True):
-            best = group.sort_values([chooser, "learning_rate"], ascending=[False, True], kind="stable").iloc[:1].copy()
-            best["n_rates"] = group["learning_rate"].nunique()
-            rates = group["learning_rate"].to_numpy(dtype=float)
-            at = float(best["learning_rate"].iloc[0])
-            edge = len(rates) > 1 and at in (rates.min(), rates.max())
-            note = [str(best["note"].iloc[0])] if best["note"].iloc[0] else []
-            note += ["at the edge of the rates tried"] if edge else []
-            note += ["one rate tried"] if len(rates) == 1 else []
-            best["note"] = "; ".join(note)
-            parts.append(best)
-        whole = pd.concat(parts, ignore_index=True)
+        groups = known.groupby(IDENTITY[:-1], sort=False)["learning_rate"]
+        known = known.assign(
+            n_rates=groups.transform("nunique"), lowest=groups.transform("min"), highest=groups.transform("max")
+        )
+        best = known.sort_values(
+            [*IDENTITY[:-1], chooser, "learning_rate"], ascending=[True] * 5 + [False, True], kind="stable"
+        )
+        whole = best.drop_duplicates(IDENTITY[:-1]).reset_index(drop=True)
+        edge = (whole["learning_rate"] == whole["lowest"]) | (whole["learning_rate"] == whole["highest"])
+        remark = np.where(edge & (whole["n_rates"] > 1), "at the edge of the rates tried", "")
+        remark = np.where(whole["n_rates"] <= 1, "one rate tried", remark)
+        pairs = zip(whole["note"], remark, strict=True)
+        whole["note"] = ["; ".join(str(part) for part in pair if part) for pair in pairs]
         rows = records(whole[cells_of(columns)])
         notes += single_seed_notes(whole)
     return Table(
@@ -130,7 +130,7 @@ def iso_accuracy_table(prepared: Prepared, settings: AnalysisSettings) -> Table:
     else:
         if accuracy == "test_accuracy":
             notes.append("No validation accuracy is given: methods are matched on test accuracy.")
-        known = frame[frame[accuracy].notna() & (frame["learning_rate"] > 0)]
+        known = _longest(frame[frame[accuracy].notna() & (frame["learning_rate"] > 0)], settings, notes)
         for (model, protocol, dataset, rest), group in known.groupby(
             ["model_name", "protocol_name", "dataset", "key_rest"], sort=True
         ):
@@ -167,6 +167,18 @@ def iso_accuracy_table(prepared: Prepared, settings: AnalysisSettings) -> Table:
         rows=rows,
         notes=notes,
     )
+
+
+def _longest(frame: pd.DataFrame, settings: AnalysisSettings, notes: list[str]) -> pd.DataFrame:
+    """The rows of the rate sweeps with most rates, as many sweeps as the settings allow."""
+    code = frame.groupby(IDENTITY[:-1], sort=False).ngroup().to_numpy()
+    size = np.bincount(code) if len(code) else np.zeros(0, dtype=np.intp)
+    swept = np.flatnonzero(size > 1)
+    if len(swept) <= settings.max_rate_groups:
+        return frame
+    notes.append(f"{settings.max_rate_groups} of {len(swept)} rate sweeps are shown, those with most rates.")
+    kept = swept[np.argsort(-size[swept], kind="stable")][: settings.max_rate_groups]
+    return frame[np.isin(code, kept)]
 
 
 def _at(curve: pd.DataFrame, accuracy: str, target: float, measures: list[Measure]) -> dict[str, object]:

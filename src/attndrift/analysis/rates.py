@@ -15,16 +15,16 @@ def rate_correlations(prepared: Prepared, settings: AnalysisSettings, notes: lis
     """Pearson and Spearman of every measure, on cells and on configuration means."""
     runs = prepared.adapted
     usable = runs[runs["learning_rate"] > 0]
-    groups = [g for g in sweep_groups(usable, SWEEPS[0]) if g[0]["key_learning_rate"].nunique() >= 3]
-    groups.sort(key=lambda g: (-g[0]["key_learning_rate"].nunique(), -len(g[0])))
+    groups, existing = sweep_groups(usable, SWEEPS[0], settings.max_rate_groups)
+    groups = [g for g in groups if g[0]["key_learning_rate"].nunique() >= 3]
     if not groups:
         notes.append("No method was run at three or more learning rates with all else equal: no rate correlation.")
-    if len(groups) > settings.max_rate_groups:
+    if existing > settings.max_rate_groups:
         notes.append(
-            f"{settings.max_rate_groups} of {len(groups)} rate sweeps are tested, those with most rates and runs."
+            f"{settings.max_rate_groups} of {existing} rate sweeps are tested, those with most rates and runs."
         )
     result: list[RateCorrelation] = []
-    for group, label in groups[: settings.max_rate_groups]:
+    for group, label in groups:
         first = group.iloc[0]
         columns = [m.name for m in prepared.measures]
         means = configuration_means(group, [*columns, "learning_rate"])

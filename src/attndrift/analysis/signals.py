@@ -12,7 +12,7 @@ from scipy import stats
 from attndrift.analysis.configurations import Prepared, evidence_label
 from attndrift.analysis.dynamics import History, first_epoch_rows
 from attndrift.analysis.measures import SIGNALS, SignalSource, retention
-from attndrift.analysis.result import Choice, GroupCorrelation, Selection, Signal, Test, family, number
+from attndrift.analysis.result import Choice, GroupCorrelation, Selection, Signal, family, number
 from attndrift.analysis.settings import AnalysisSettings
 from attndrift.analysis.statistics import (
     Floats,
@@ -28,6 +28,7 @@ from attndrift.analysis.statistics import (
 
 ALL_RUNS = "all runs"
 _LISTED = 20
+_GROUPS_LISTED = 60
 
 
 @dataclass
@@ -156,22 +157,35 @@ def _within_groups(result: Signal, runs: pd.DataFrame, signal: Floats, kept: Flo
     keys = ["dataset", "variant"]
     if runs["model_name"].nunique() > 1:
         keys = ["model_name", *keys]
-    groups = runs.groupby(keys, sort=True).indices
-    for key, places in groups.items():
-        parts = [str(part) for part in key]
-        entry = GroupCorrelation(dataset=" · ".join(parts[:-1]), method=parts[-1], n=len(places))
-        found: Test = spearman(signal[places], kept[places], ("the signal", "the retention"), exact_to=0)
-        entry.rho, entry.reason = found.statistic, found.reason if found.statistic is None else None
-        result.within_groups.append(entry)
-    known = [g.rho for g in result.within_groups if g.rho is not None]
+    groups = runs.groupby(keys, sort=True)
+    code = groups.ngroup().to_numpy()
+    size = np.bincount(code)
+    ranks = pd.DataFrame({"signal": signal, "kept": kept}).groupby(code).rank()
+    centred = ranks - ranks.groupby(code).transform("mean")
+    a, b = centred["signal"].to_numpy(), centred["kept"].to_numpy()
+    spread_a, spread_b = np.bincount(code, weights=a * a), np.bincount(code, weights=b * b)
+    defined = (size >= 3) & (spread_a > 1e-9) & (spread_b > 1e-9)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rho = np.clip(np.bincount(code, weights=a * b) / np.sqrt(spread_a * spread_b), -1.0, 1.0)
+    known = rho[defined]
     result.n_groups = len(known)
-    if known:
+    if len(known):
         result.within_mean = float(np.mean(known))
         result.within_mean_absolute = float(np.mean(np.abs(known)))
     else:
         result.within_reason = "no group has three runs in which signal and retention both vary"
-    if len(result.within_groups) > 60:
-        result.within_groups = result.within_groups[:60]
+    names = runs.iloc[np.unique(code, return_index=True)[1]][keys].astype(str).to_numpy()
+    for place in range(min(len(size), _GROUPS_LISTED)):
+        entry = GroupCorrelation(
+            dataset=" · ".join(names[place][:-1]), method=str(names[place][-1]), n=int(size[place])
+        )
+        if defined[place]:
+            entry.rho = float(rho[place])
+        elif size[place] < 3:
+            entry.reason = f"n = {size[place]}: a correlation needs at least 3 points"
+        else:
+            entry.reason = "the signal is constant" if spread_a[place] <= 1e-9 else "the retention is constant"
+        result.within_groups.append(entry)
 
 
 def _early_warning(

@@ -31,7 +31,7 @@ from attndrift.observe import observe
 from attndrift.study import record as records
 from attndrift.study.settings import NamedRun, RunSettings
 from attndrift.study.workbench import Pretrained, Target, TransferSet, Workbench
-from attndrift.tables import STRUCTURE_METRICS
+from attndrift.tables import STRUCTURE_METRICS, TRANSFER_FIELDS
 from attndrift.training import FitResult, TrainingPlan, fit, resume
 from attndrift.training.fit import precision_of, predict
 
@@ -107,7 +107,9 @@ class _Run:
         self._phase("images")
         self.pretrained: Pretrained = self.workbench.pretrained(settings.model, self.device)
         self.target: Target = self.workbench.target(settings, self.pretrained)
-        self.transfer: list[TransferSet] = self.workbench.transfer_sets(settings, self.target, self.pretrained)
+        self.transfer, self.absent = self.workbench.transfer_sets(settings, self.target, self.pretrained)
+        for name, reason in self.absent.items():
+            self.reporter.say(f"transfer set {name} is left out: {reason}")
         write_json(self.folder / "splits.json", self.target.splits.to_json())
         self._phase("the pretrained model")
         self.baseline: Snapshot = self.workbench.baseline(settings, self.target, self.pretrained)
@@ -293,7 +295,13 @@ class _Run:
             f"transfer_{item.name}_retention_pct": kept,
             f"transfer_{item.name}_n": after.n,
         }
-        detail = {"adapted": after.to_json(), "pretrained": before.to_json(), "retention_pct": kept}
+        detail = {
+            "adapted": after.to_json(),
+            "pretrained": before.to_json(),
+            "retention_pct": kept,
+            "hash": item.part.hash,
+            "skipped": item.skipped,
+        }
         np.savez_compressed(
             self.folder / f"transfer_{item.name}.npz",
             n=np.int64(after.n),
@@ -357,6 +365,7 @@ class _Run:
             "regularizer_weight": settings.regularizer_weight,
             "status": status,
             **values,
+            **{f"transfer_{name}_{field}": None for name in self.absent for field in TRANSFER_FIELDS},
         }
         width = self.baseline.hidden.shape[-1]
         images = self.baseline.hidden.shape[1]
@@ -382,7 +391,7 @@ class _Run:
 
     def _nulls(self, row: dict[str, Any]) -> dict[str, str]:
         """Why a value that a reader would expect is null."""
-        reasons = {}
+        reasons = {f"transfer_{name}_accuracy": reason for name, reason in self.absent.items()}
         for item in self.transfer:
             if f"transfer_{item.name}_accuracy" in row and row[f"transfer_{item.name}_retention_pct"] is None:
                 reasons[f"transfer_{item.name}_retention_pct"] = (

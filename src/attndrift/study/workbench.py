@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import CLIPModel
 
 from attndrift.data import (
+    DatasetUnavailable,
     ImageDataset,
     PixelStore,
     SplitPart,
@@ -94,6 +95,7 @@ class TransferSet:
     part: SplitPart
     store: PixelStore
     text: TextFeatures
+    skipped: dict[str, str] = field(default_factory=dict)
     anchors: dict[int, Tensor] = field(default_factory=dict)
 
     def retention(self, accuracy: float, pretrained: float) -> float | None:
@@ -191,16 +193,27 @@ class Workbench:
         split = dataset.split(part.split)
         return PixelStore.open(split, pretrained.image_processor, indices=part.indices, cache_dir=self.cache)
 
-    def transfer_sets(self, settings: RunSettings, target: Target, pretrained: Pretrained) -> list[TransferSet]:
-        """The run's transfer sets. Raises where one shares its source with the target."""
-        return [self._transfer_set(name, settings, target, pretrained) for name in settings.transfer]
+    def transfer_sets(
+        self, settings: RunSettings, target: Target, pretrained: Pretrained
+    ) -> tuple[list[TransferSet], dict[str, str]]:
+        """The run's transfer sets, and those that are out of reach with the reason.
+
+        Raises for an unknown name, and where a set shares its source with the target.
+        """
+        found, absent = [], {}
+        for name in settings.transfer:
+            try:
+                found.append(self._transfer_set(name, settings, target, pretrained))
+            except DatasetUnavailable as error:
+                absent[name] = str(error)
+        return found, absent
 
     def _transfer_set(self, name: str, settings: RunSettings, target: Target, pretrained: Pretrained) -> TransferSet:
         dataset = self._dataset(name, settings)
         refuse_same_origin(target.dataset, [dataset])
 
         def make() -> TransferSet:
-            part, _ = evaluation_part(
+            part, skipped = evaluation_part(
                 dataset,
                 limit=settings.transfer_limit,
                 data_seed=settings.data_seed,
@@ -217,7 +230,7 @@ class Workbench:
             )
             store = self._store(dataset, part, pretrained)
             text = self._text(pretrained, dataset.class_names, settings.prompts)
-            return TransferSet(name, dataset, part, store, text)
+            return TransferSet(name, dataset, part, store, text, skipped)
 
         key = (
             "transfer",

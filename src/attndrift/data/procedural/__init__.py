@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 from attndrift.data.procedural.canvas import DrawnSet
+from attndrift.data.procedural.critters import CRITTERS
 from attndrift.data.procedural.objects import OBJECTS
+from attndrift.data.procedural.tiles import TILES
 
-DRAWN: Final[dict[str, DrawnSet]] = {drawn.name: drawn for drawn in (OBJECTS,)}
+DRAWN: Final[dict[str, DrawnSet]] = {drawn.name: drawn for drawn in (OBJECTS, TILES, CRITTERS)}
 """The drawn sets by name."""
 
 __all__ = ["DRAWN", "DrawnSet"]
