@@ -17,7 +17,7 @@ from attndrift.data.procedural import DRAWN, DrawnSet
 
 COLUMNS = 10
 # Grain makes true-colour PNGs large; a palette keeps each sheet below 400 kB.
-COLOURS = 128
+COLOURS = 256
 
 
 def sheet(drawn: DrawnSet, seed: int) -> Image.Image:
