@@ -46,7 +46,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--export", type=Path, default=None, help="write the model folder and stop")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2, help="workers of one thread, a share of each batch each")
-    parser.add_argument("--batch", type=int, default=512, help="images a step; a quarter are objects")
+    parser.add_argument("--batch", type=int, default=512, help="images a step")
+    parser.add_argument("--object-share", type=float, default=0.25, help="share of `objects` in a batch")
     parser.add_argument("--objects", type=int, default=20_000, help="pictures of `objects` to draw")
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--optimiser", choices=("muon", "adamw"), default="muon")
@@ -240,7 +241,7 @@ def train(rank: int, args: argparse.Namespace) -> None:
         state, record = read_checkpoint(args.work)
         trainer.load(state, record["step"])
         step, spent = record["step"], record["seconds"]
-    objects = args.batch // 4
+    objects = round(args.batch * args.object_share)
     orders = [
         Order(args.seed, len(training[0]), args.batch - objects),
         Order(args.seed + 1, len(training[1]), objects),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ _TEMPLATES = (
     "the {}.",
     "{}",
 )
-# What other prompts are made of: the tokenizer should know these words whole, the network never sees them.
+# Words of other prompts count among the merges too; the network never sees them.
 _OTHER_WORDS = (
     "a centered satellite photo of the {}, annual crop land, forest, brushland or shrubland, highway or road,"
     " industrial buildings or commercial buildings, pasture land, permanent crop land, residential buildings or"
@@ -88,8 +89,6 @@ def train_tokenizer(names: Iterable[str], *, merges: int = 1400) -> CLIPTokenize
             show_progress=False,
         ),
     )
-    import json
-
     learned = json.loads(learner.to_str())["model"]["merges"][:merges]
     pairs = [tuple(pair) if not isinstance(pair, str) else tuple(pair.split(" ")) for pair in learned]
     tokens = [*alphabet, *(letter + "</w>" for letter in alphabet)]

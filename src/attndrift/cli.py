@@ -25,6 +25,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for progra
 OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Where to write.")]
 
 EXIT_PROBLEM = 1
+TOP_FINDINGS = 5
 EXIT_INTERRUPTED = 130
 
 
@@ -96,14 +97,8 @@ def run(
         else:
             print_plan(chosen, planned)
         return
-    from attndrift.console import StudyConsole
-    from attndrift.study.engine import run_study
-    from attndrift.study.running import Executor
-
     folder = output or Path("studies") / chosen.name
-    reporter = StudyConsole(verbose=verbose)
-    with Executor(reporter) as execute, reporter.progress:
-        outcome = run_study(chosen, folder, execute, reporter)
+    outcome = _run_study(chosen, folder, verbose=verbose)
     if as_json:
         _print_json({"folder": str(folder), "runs": outcome.statuses})
     else:
@@ -112,6 +107,40 @@ def run(
     if outcome.count("failed"):
         names = [name for name, status in outcome.statuses.items() if status == "failed"]
         _fail(f"{len(names)} runs failed ({', '.join(names[:3])}); see log.txt in {folder / 'runs'}")
+
+
+def _run_study(study: Any, folder: Path, *, verbose: bool) -> Any:
+    from attndrift.console import StudyConsole
+    from attndrift.study.engine import run_study
+    from attndrift.study.running import Executor
+
+    reporter = StudyConsole(verbose=verbose)
+    with Executor() as execute, reporter.progress:
+        return run_study(study, folder, execute, reporter)
+
+
+@app.command(epilog=_example("attndrift demo"))
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Study folder.")] = Path("studies/demo"),
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="A run's name or its label (E2, A1, ...). Repeatable.")
+    ] = None,
+) -> None:
+    """Run the 21 runs on the small embedded model and drawn images, then analyse them. No network needed."""
+    from attndrift.study.loading import load_study
+
+    study = load_study("demo")
+    outcome = _run_study(study.select(only) if only else study, output, verbose=False)
+    analysis = _analysis(output)
+    analysis.write(output)
+    typer.echo(f"\nTables, statistics and runs: {output}")
+    typer.echo(
+        f"  {output / 'tables' / 'runs.md'}: one row a run\n\nWhat the numbers say (n, interval and correction stated):"
+    )
+    for finding in analysis.findings[:TOP_FINDINGS]:
+        typer.echo(f"  - {finding.sentence}")
+    if outcome.count("failed"):
+        _fail(f"{outcome.count('failed')} runs failed; see log.txt in {output / 'runs'}")
 
 
 def _pairs(values: list[str], option: str) -> dict[str, str]:

@@ -64,7 +64,7 @@ RUNS = """
 def _run(text: str, folder: Path, cache: Path, *, workbench: Workbench | None = None) -> tuple[StudyOutcome, Tables]:
     study = parse_study(text, where="study")
     console = StudyConsole(console=Console(file=io.StringIO()))
-    with Executor(console, workbench or Workbench(cache)) as execute:
+    with Executor(workbench or Workbench(cache)) as execute:
         outcome = run_study(study, folder, execute, console)
     return outcome, read_tables(folder)
 

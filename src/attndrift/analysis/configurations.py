@@ -230,9 +230,9 @@ def prepare(tables: Tables) -> Prepared:
     runs["conditions"] = keys[[*CONDITION_COLUMNS, "learning_rate"]].agg("|".join, axis=1)
 
     excluded = [
-        Excluded(run_id=str(row.run_id), status=None if pd.isna(row.status) else str(row.status), reason=reason)
-        for row in runs[["run_id", "status"]].itertuples(index=False)
-        if (reason := _reason(row.status)) is not None
+        Excluded(run_id=str(run_id), status=str(status), reason=reason)
+        for run_id, status in zip(runs["run_id"].tolist(), runs["status"].tolist(), strict=True)
+        if (reason := _reason(status)) is not None
     ]
     outcome_columns = [m.name for m in outcomes(sets) if m.name in runs.columns]
     outcome_columns += [f"{metric}_final" for metric in STRUCTURE_METRICS]
@@ -255,14 +255,14 @@ def prepare(tables: Tables) -> Prepared:
         )
     _count_duplicates(kept, notes)
     measures = [m for m in outcomes(sets) if m.name in kept.columns and kept[m.name].notna().any()]
-    missing = [m.name for m in outcomes(sets) if m not in measures]
-    if missing:
-        notes.append("Not measured in any analysed run: " + ", ".join(f"`{name}`" for name in missing) + ".")
-    for name in sets:
-        accuracy, kept_pct = f"transfer_{name}_accuracy", f"transfer_{name}_retention_pct"
+    absent = [f"`{m.name}`" for m in outcomes(sets) if m not in measures]
+    if absent:
+        notes.append(f"Not measured in any analysed run: {', '.join(absent)}.")
+    for transfer_set in sets:
+        accuracy, kept_pct = f"transfer_{transfer_set}_accuracy", f"transfer_{transfer_set}_retention_pct"
         if kept_pct in kept.columns and kept[kept_pct].isna().all() and kept[accuracy].notna().any():
             notes.append(
-                f"Retention on `{name}` is null in every run although accuracies are given: it is not derived here, "
+                f"Retention on `{transfer_set}` is null in every run although accuracies are given: it is not derived here, "
                 "because it is meaningless where the pretrained accuracy is below twice chance."
             )
     return Prepared(kept, every, sets, measures, excluded, notes)
@@ -322,6 +322,4 @@ def evidence_label(n_configurations: int, n_seeds: int, minimum: int) -> str:
     noun = "configuration" if n_configurations == 1 else "configurations"
     seeds = "one seed" if n_seeds == 1 else f"{n_seeds} seeds"
     text = f"n = {n_configurations} {noun}, {seeds}"
-    if n_configurations < minimum:
-        return f"{text}: descriptive only"
-    return f"{text}: one run each, no spread between seeds is known" if n_seeds == 1 else text
+    return f"{text}: descriptive only" if n_configurations < minimum or n_seeds == 1 else text

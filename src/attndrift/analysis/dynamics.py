@@ -141,8 +141,10 @@ def dynamics_tables(
         table_notes.append("The history holds no validation accuracy: convergence is unknown.")
     notes += table_notes
     table_notes.append(
-        f"Collapse begins at the first evaluation with an entropy change of {settings.collapse_onset_pct:g}% or lower; "
-        f"converged is the first evaluation within {settings.convergence_points:g} points of the best (final) validation "
+        f"Collapse begins at the first evaluation with an entropy change of {settings.collapse_onset_pct:g}% or "
+        f"lower; "
+        f"converged is the first evaluation within {settings.convergence_points:g} points of the best (final) "
+        f"validation "
         "accuracy. Both are resolved no finer than the evaluations."
     )
     per_run = plain_columns(

@@ -22,7 +22,8 @@ def statistics_tables(analysis: Analysis) -> dict[str, Table]:
     """One table a kind of statistic, named as the fields of the analysis are."""
     seed = analysis.settings.bootstrap_seed
     bootstrap = (
-        f"Intervals: percentile bootstrap that resamples configurations, level {analysis.settings.level:g}, seed {seed}. "
+        f"Intervals: percentile bootstrap that resamples configurations, level {analysis.settings.level:g}, "
+        f"seed {seed}. "
         f"Rows with fewer than {analysis.settings.min_configurations} configurations are descriptive."
     )
     holm = "p (Holm) is corrected within the family named in analysis.json."

@@ -153,7 +153,7 @@ def aggregate_table(prepared: Prepared) -> Table:
         ("n_runs", "Runs"),
         ("n_seeds", "Seeds"),
     )
-    columns += sweep_measures(prepared.measures) + [Column(name="note", label="Note")]
+    columns += [*sweep_measures(prepared.measures), Column(name="note", label="Note")]
     return Table(
         name="configurations",
         title="Configurations: mean ± sample standard deviation over seeds",

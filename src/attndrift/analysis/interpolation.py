@@ -193,7 +193,8 @@ def _choices(
                     )
     notes += [f"Rule `{rule.name}`: {rule.meaning}." for rule in RULES]
     notes.append(
-        "No rule sees a label of the transfer set for the run in question; the calibrated ones use the measured retention "
+        "No rule sees a label of the transfer set for the run in question; the calibrated ones use the measured "
+        "retention "
         "of other configurations. Values between measured alphas are linear, none lies beyond them."
     )
     return Table(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ from attndrift.analysis.configurations import Prepared
 from attndrift.analysis.dynamics import EPOCH_SLACK, History
 from attndrift.analysis.grand import plain_columns, records
 from attndrift.analysis.measures import LABELS
-from attndrift.analysis.pairs import ALL_DATASETS
+from attndrift.analysis.pairs import ALL_DATASETS, MOST_DATASETS
 from attndrift.analysis.result import Anova, Column, Table, family, number
 from attndrift.analysis.settings import AnalysisSettings
 from attndrift.analysis.statistics import Floats, repeated_measures_anova
@@ -92,7 +93,8 @@ def layer_values(prepared: Prepared, layers: pd.DataFrame, steps: Floats, notes:
     if off.any():
         name = prepared.runs["run_id"].iloc[int(np.flatnonzero(off)[0])]
         notes.append(
-            f"In {int(off.sum())} runs (first: `{name}`) the table `layers` has no row at the selected step; the last one "
+            f"In {int(off.sum())} runs (first: `{name}`) the table `layers` has no row at the selected step; "
+            f"the last one "
             "before it is used."
         )
     return LayerValues(dict(zip(wanted, first, strict=True)), dict(zip(wanted, final, strict=True)), depth)
@@ -167,7 +169,7 @@ def layer_anova(prepared: Prepared, values: LayerValues, settings: AnalysisSetti
     ):
         index = part.index.to_numpy(dtype=np.intp)
         groups.append((str(model), str(protocol), ALL_DATASETS, str(variant), index))
-        if part["dataset"].nunique() > 1:
+        if 1 < part["dataset"].nunique() <= MOST_DATASETS:
             for dataset, inner in part.groupby("dataset", sort=True):
                 groups.append(
                     (
@@ -355,18 +357,18 @@ def _first_heads(heads: pd.DataFrame, used: pd.DataFrame) -> pd.DataFrame:
 
 def _layer_rows(model: str, dataset: str, means: dict[str, Floats], heads: pd.DataFrame) -> list[dict[str, object]]:
     depth = max((len(v) for v in means.values()), default=0)
-    spread = heads.groupby(["metric", "layer"])["value"].agg(["std", "count"]) if len(heads) else None
+    groups = heads.groupby(["metric", "layer"])["value"]
+    spread: dict[Any, float] = groups.std(ddof=1).to_dict()
+    counts: dict[Any, int] = groups.size().to_dict()
     rows: list[dict[str, object]] = []
     for place in range(depth):
         if not any(np.isfinite(v[place]) for v in means.values()):
             continue
-        row: dict[str, object] = {"model_name": model, "dataset": dataset, "layer": place + 1, "n_heads": 0}
+        row: dict[str, Any] = {"model_name": model, "dataset": dataset, "layer": place + 1, "n_heads": 0}
         for metric, value in means.items():
             row[metric] = number(value[place])
             key = (metric, place + 1)
-            known = spread is not None and key in spread.index
-            row[f"{metric}_sd_heads"] = number(spread.loc[key, "std"]) if spread is not None and known else None
-            if spread is not None and known:
-                row["n_heads"] = int(spread.loc[key, "count"])
+            row[f"{metric}_sd_heads"] = number(spread.get(key))
+            row["n_heads"] = max(int(counts.get(key, 0)), row["n_heads"])
         rows.append(row)
     return rows

@@ -84,7 +84,8 @@ def _baseline_runs(prepared: Prepared) -> tuple[NDArray[np.intp], NDArray[np.int
     has = np.zeros(int(group.max(initial=-1)) + 1, dtype=bool)
     has[group[pretrained]] = True
     rank = np.arange(len(runs), dtype=np.intp)
-    return group, np.where(pretrained | ~has[group], rank, -1)
+    rank[~(pretrained | ~has[group])] = -1
+    return group.astype(np.intp), rank
 
 
 @dataclass(frozen=True)

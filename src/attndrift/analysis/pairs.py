@@ -21,6 +21,8 @@ from attndrift.analysis.settings import AnalysisSettings
 from attndrift.analysis.statistics import Floats, cluster_means, difference, draw, interval_of
 
 ALL_DATASETS = "all datasets"
+MOST_DATASETS = 8
+"""With more datasets than this, tests are made over all of them alone."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ def compare_methods(prepared: Prepared, settings: AnalysisSettings, notes: list[
             f"{settings.max_method_pairs} pairs of methods are compared, full against plain LoRA and those with most "
             f"shared cells first; {left} further pairs are not (max_method_pairs)."
         )
+    if prepared.adapted["dataset"].nunique() > MOST_DATASETS:
+        notes.append(f"With more than {MOST_DATASETS} datasets, methods are tested over all of them, not one by one.")
     if not candidates:
         notes.append("No two methods share a (dataset, settings, rate, seed) cell: no paired comparison is possible.")
     for pair in candidates[: settings.max_method_pairs]:
@@ -90,7 +94,7 @@ def compare_methods(prepared: Prepared, settings: AnalysisSettings, notes: list[
         )
         result += _compare(pair, ALL_DATASETS, merged, prepared.measures, settings)
         datasets = sorted(merged["dataset_1"].unique())
-        if len(datasets) > 1:
+        if 1 < len(datasets) <= MOST_DATASETS:
             for dataset in datasets:
                 part = merged[merged["dataset_1"] == dataset]
                 result += _compare(pair, str(dataset), part, prepared.measures, settings)
@@ -189,7 +193,7 @@ def changes_from_zero(prepared: Prepared, settings: AnalysisSettings, notes: lis
         ["model_name", "protocol_name", "variant"], sort=True
     ):
         groups.append((str(model), str(protocol), str(variant), ALL_DATASETS, runs))
-        if runs["dataset"].nunique() > 1:
+        if 1 < runs["dataset"].nunique() <= MOST_DATASETS:
             for dataset, part in runs.groupby("dataset", sort=True):
                 groups.append((str(model), str(protocol), str(variant), str(dataset), part))
     groups.sort(key=lambda g: (-len(g[4]), *g[:4]))

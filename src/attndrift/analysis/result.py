@@ -58,6 +58,7 @@ class Interval(Part):
     resamples: int = 0
     unit: str = "configuration"
     n: int = Field(default=0, description="units resampled")
+    method: str = "percentile bootstrap"
     reason: str | None = None
 
 

@@ -7,28 +7,28 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
 
 from attndrift.analysis.configurations import Prepared, evidence_label
 from attndrift.analysis.dynamics import History, first_epoch_rows
 from attndrift.analysis.measures import SIGNALS, SignalSource, retention
-from attndrift.analysis.result import Choice, GroupCorrelation, Selection, Signal, family, number
+from attndrift.analysis.result import Choice, GroupCorrelation, Interval, Selection, Signal, family, number
 from attndrift.analysis.settings import AnalysisSettings
 from attndrift.analysis.statistics import (
     Floats,
     draw,
     interval_of,
     is_constant,
-    resamples,
     roc_auc,
     roc_auc_draws,
-    rowwise_correlation,
+    run_weights,
     spearman,
+    spearman_interval,
 )
 
 ALL_RUNS = "all runs"
 _LISTED = 20
 _GROUPS_LISTED = 60
+_LARGE = 2000
 
 
 @dataclass
@@ -124,14 +124,11 @@ def _score(
     names = (f"`{source.name}`", "the retention")
     by_configuration = spearman(mean_signal, mean_kept, names)
     identity = ("signal", transfer_set, scope.name, when, source.name)
-    indices = draw(settings, n, *identity)
     if by_configuration.statistic is None:
         interval = interval_of(np.zeros(0), settings, 0)
         interval.n, interval.reason = n, by_configuration.reason
     else:
-        a = stats.rankdata(mean_signal[indices], axis=1)[..., None]
-        b = stats.rankdata(mean_kept[indices], axis=1)[..., None]
-        interval = interval_of(rowwise_correlation(a, b)[:, 0], settings, n, minimum=4)
+        interval = spearman_interval(mean_signal, mean_kept, settings, *identity)
     n_seeds = int(runs["replicate"].nunique())
     result = Signal(
         transfer_set=transfer_set,
@@ -208,11 +205,15 @@ def _early_warning(
     n = int(codes.max()) + 1
     if is_constant(signal):
         result.roc_reason = "the signal is constant"
+    if result.scope != ALL_RUNS and len(signal) > _LARGE:
+        result.roc_interval = Interval(
+            level=settings.level, n=n, reason=f"not drawn for a part of more than {_LARGE} runs"
+        )
+        return
     indices = draw(settings, n, "roc", *identity, width=max(1, len(signal) // n))
-    b = resamples(settings, n, max(1, len(signal) // n))
-    rows = np.repeat(np.arange(b), n)
-    weights = np.bincount(rows * n + indices.ravel(), minlength=b * n).reshape(b, n)[:, codes].astype(np.float64)
-    result.roc_interval = interval_of(roc_auc_draws(score, damaged, weights), settings, n, minimum=4)
+    result.roc_interval = interval_of(
+        roc_auc_draws(score, damaged, run_weights(indices, codes)), settings, n, minimum=4
+    )
 
 
 def selections(prepared: Prepared, settings: AnalysisSettings, notes: list[str]) -> list[Selection]:

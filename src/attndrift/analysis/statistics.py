@@ -25,6 +25,7 @@ Floats = NDArray[np.float64]
 MINIMUM_PAIRS = 3
 _EXACT_SPEARMAN = 8
 _EXACT_WILCOXON = 13
+_RANKED_ANEW = 500
 _ELEMENTS = 1_000_000
 
 
@@ -257,9 +258,7 @@ def cluster_means(sums: Floats, counts: Floats, indices: NDArray[np.intp]) -> Fl
 
     Returns (resamples, measures), NaN where a resample holds no value.
     """
-    n = sums.shape[0]
-    rows = np.repeat(np.arange(len(indices)), indices.shape[1])
-    weights = np.bincount(rows * n + indices.ravel(), minlength=len(indices) * n).reshape(len(indices), n)
+    weights = _counts(indices, sums.shape[0])
     total, count = weights @ sums, weights @ counts
     return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
 
@@ -309,6 +308,42 @@ def correlate(
             rowwise_correlation(a[..., None], b[..., None])[:, 0], settings, n, minimum=4
         )
     return result
+
+
+def spearman_interval(x: Floats, y: Floats, settings: AnalysisSettings, *names: str) -> Interval:
+    """Bootstrap interval of Spearman's rho over configurations; ranks are taken anew in every resample.
+
+    Above 500 configurations the ranks of the whole sample are kept, which changes nothing visible there
+    and saves sorting every resample.
+    """
+    n = len(x)
+    indices = draw(settings, n, *names)
+    if n <= _RANKED_ANEW:
+        a = stats.rankdata(x[indices], axis=1)[..., None]
+        b = stats.rankdata(y[indices], axis=1)[..., None]
+        return interval_of(rowwise_correlation(a, b)[:, 0], settings, n, minimum=4)
+    a, b = stats.rankdata(x), stats.rankdata(y)
+    a, b = a - a.mean(), b - b.mean()
+    weights = _counts(indices, n)
+    means = weights @ np.column_stack([a, b, a * a, b * b, a * b]) / n
+    covariance = means[:, 4] - means[:, 0] * means[:, 1]
+    spread = (means[:, 2] - means[:, 0] ** 2) * (means[:, 3] - means[:, 1] ** 2)
+    draws = np.divide(covariance, np.sqrt(spread), out=np.full(len(spread), np.nan), where=spread > 0)
+    result = interval_of(draws, settings, n, minimum=4)
+    result.method = "percentile bootstrap, ranks of the whole sample"
+    return result
+
+
+def _counts(indices: NDArray[np.intp], n: int) -> Floats:
+    """How often each of ``n`` units occurs in each resample: (resamples, n)."""
+    rows = np.repeat(np.arange(len(indices)), indices.shape[1])
+    counts = np.bincount(rows * n + indices.ravel(), minlength=len(indices) * n)
+    return counts.reshape(len(indices), n).astype(np.float64)
+
+
+def run_weights(indices: NDArray[np.intp], codes: NDArray[np.intp]) -> Floats:
+    """Weights of runs whose configurations ``codes`` were resampled: (resamples, runs)."""
+    return _counts(indices, int(codes.max()) + 1)[:, codes]
 
 
 def roc_auc(score: Floats, damaged: NDArray[np.bool_]) -> float | None:

@@ -281,7 +281,7 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
         if not separator:
             raise StudyError(f"--set {pair}: write it as key=value")
         key = key.strip()
-        if key != "name" and "." not in key and key not in RunSettings.model_fields:
+        if key not in ("name", "learning_rate_scale") and "." not in key and key not in RunSettings.model_fields:
             raise StudyError(f"--set {pair}: {_allowed(RunSettings, key)}")
         try:
             values[key] = yaml.load(text, Loader=_Loader)
@@ -299,8 +299,8 @@ def parse_study(
 ) -> Study:
     """Read a study from YAML text.
 
-    ``overrides``: settings for every run (``name`` renames the study; ``DATASET.key`` concerns the runs
-    on one dataset). ``datasets``: targets to replace by others, ``{"pets": "critters"}``.
+    ``overrides``: settings for every run (``name`` renames the study, ``learning_rate_scale`` multiplies
+    its rates; ``DATASET.key`` concerns the runs on one dataset). ``datasets``: targets to replace by others, ``{"pets": "critters"}``.
     """
     content, lines = _parse(text, where)
     try:
@@ -311,6 +311,11 @@ def parse_study(
     overrides = dict(overrides or {})
     if "name" in overrides:
         file.name = str(overrides.pop("name"))
+    if "learning_rate_scale" in overrides:
+        scale = overrides.pop("learning_rate_scale")
+        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not scale > 0:
+            raise StudyError(f"--set learning_rate_scale: {scale!r} is not a number above 0")
+        file.learning_rate_scale = float(scale)
     _replace_datasets(file, datasets or {}, where)
     for key in [k for k in overrides if "." in k]:
         dataset, _, field = key.partition(".")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from attndrift import metrics
 from attndrift.files import new_folder, write_json, write_text
@@ -66,14 +67,19 @@ def device_of(settings: RunSettings) -> torch.device:
 class Executor:
     """Runs the runs of a study in this process; they share one workbench. A context manager."""
 
-    def __init__(self, console: Any = None, workbench: Workbench | None = None) -> None:
+    def __init__(self, workbench: Workbench | None = None) -> None:
         self.workbench = workbench or Workbench()
-        self._console = console
+        self._bars = True
 
     def __enter__(self) -> Executor:
+        # A study has its own progress; a bar for each file of weights would break its lines.
+        self._bars = is_progress_bar_enabled()
+        disable_progress_bar()
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._bars:
+            enable_progress_bar()
         self.workbench.close()
 
     def __call__(self, run: NamedRun, folder: Path, reporter: Any) -> dict[str, Any]:

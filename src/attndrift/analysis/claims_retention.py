@@ -1,0 +1,164 @@
+"""RQ3: what goes with the loss of zero-shot transfer, and what warns of it."""
+
+from __future__ import annotations
+
+from attndrift.analysis.measures import SIGNALS
+from attndrift.analysis.result import Selection, Signal, Strength
+from attndrift.analysis.wording import (
+    Evidence,
+    capital,
+    closing,
+    interval_text,
+    judge,
+    number_text,
+    test_text,
+    told,
+    where_text,
+)
+
+_SIGNAL_LABELS = {source.name: source.label[0].lower() + source.label[1:] for source in SIGNALS} | {
+    "cka_mean": "mean CKA",
+    "cka_last": "CKA of the last block",
+    "cka_debiased_mean": "debiased mean CKA",
+}
+_TOLD_SIGNALS = ("abs_entropy_change", "entropy_change", "embedding_drift", "weight_drift", "cka_mean")
+
+
+def retention_claims(e: Evidence) -> None:
+    scored = [s for s in e.signals if s.scope == "all runs"]
+    if not scored:
+        e.add(
+            "rq3 none",
+            "RQ3",
+            "No run carries a retention on a transfer set, so RQ3 cannot be answered.",
+            "too few",
+        )
+        return
+    for name in e.transfer_sets:
+        for when in ("final", "first epoch"):
+            here = [s for s in scored if s.transfer_set == name and s.when == when]
+            known = [s for s in here if s.spearman_configurations.statistic is not None]
+            if not known:
+                continue
+            measured = [s for s in known if s.signal not in ("learning_rate", "validation_accuracy")]
+            best = max(measured, key=lambda s: abs(s.spearman_configurations.statistic or 0.0), default=None)
+            told = [s for s in known if s.signal in _TOLD_SIGNALS]
+            if best is not None and best not in told:
+                told.insert(0, best)
+            for s in told:
+                _signal(e, s, best=s is best)
+            _warning(e, here, name, when)
+        for selection in e.selections:
+            if selection.transfer_set == name:
+                _selection(e, selection)
+
+
+def _signal(e: Evidence, s: Signal, *, best: bool) -> None:
+    test = s.spearman_configurations
+    strength = judge(s.n_configurations, s.n_runs, s.n_seeds, test, s.interval, e.settings)
+    rho = test.statistic or 0.0
+    agrees = rho * s.expected_sign > 0
+    within = (
+        f"within {s.n_groups} dataset x method groups it averages {number_text(s.within_mean)} (absolute "
+        f"{number_text(s.within_mean_absolute, signed=False)})"
+        if s.within_mean is not None
+        else f"within dataset x method groups it is not defined ({s.within_reason})"
+    )
+    moment = "after the first epoch " if s.when == "first epoch" else ""
+    surprise = "" if agrees or strength != "supported" else ", with the sign opposite to its meaning"
+    sentence = (
+        f"{capital(_SIGNAL_LABELS[s.signal])} {moment}ranks the runs by their {s.transfer_set} retention with "
+        f"Spearman rho = "
+        f"{number_text(s.spearman_runs.statistic)} over {s.n_runs} runs and {number_text(rho)} over "
+        f"{s.n_configurations} configurations "
+        f"({interval_text(s.interval)}; {test_text(test)}); {within}."
+        + (" It is the strongest of the measured signals." if best else "")
+        + " "
+        + closing(
+            strength,
+            f"It predicts retention over all configurations{surprise}",
+            "a monotone relation",
+            s.label,
+        )
+    )
+    e.add(
+        f"rq3 {s.transfer_set} {s.when} {s.signal}",
+        "RQ3",
+        sentence,
+        strength,
+        effect=rho,
+        spearman_runs=s.spearman_runs.statistic,
+        within_mean=s.within_mean,
+        within_mean_absolute=s.within_mean_absolute,
+        n_groups=s.n_groups,
+        best=best,
+        n_runs=s.n_runs,
+        n_configurations=s.n_configurations,
+        n_seeds=s.n_seeds,
+        interval=s.interval.model_dump(),
+        test=told(test),
+        label=s.label,
+    )
+
+
+def _warning(e: Evidence, here: list[Signal], name: str, when: str) -> None:
+    known = [s for s in here if s.roc_auc is not None and s.signal not in ("learning_rate", "validation_accuracy")]
+    if not known:
+        return
+    best = max(known, key=lambda s: s.roc_auc or 0.0)
+    interval = best.roc_interval
+    low = None if interval is None else interval.low
+    few = best.n_configurations < e.settings.min_configurations
+    clear = low is not None and low > 0.5
+    strength: Strength = "descriptive"
+    moment = "at the end" if when == "final" else "after the first epoch"
+    extra = (
+        "The best of several signals was picked on the same runs, so its area is optimistic: descriptive only."
+        if not few
+        else f"Descriptive only ({best.label.removesuffix(': descriptive only')})."
+    )
+    e.add(
+        f"rq3 {name} warning {when}",
+        "RQ3",
+        f"Of {len(known)} signals measured {moment}, {_SIGNAL_LABELS[best.signal]} tells the {best.n_damaged} "
+        f"of {best.n_runs} runs "
+        f"that end below {e.settings.damaged_below_pct:g}% {name} retention apart best: ROC area {best.roc_auc:.2f} "
+        f"({interval_text(interval)}; {'above' if clear else 'not clearly above'} chance, 0.5). {extra}",
+        strength,
+        effect=best.roc_auc,
+        signal=best.signal,
+        n_damaged=best.n_damaged,
+        n_runs=best.n_runs,
+        n_configurations=best.n_configurations,
+        interval=interval.model_dump() if interval else None,
+        label=best.label,
+    )
+
+
+def _selection(e: Evidence, s: Selection) -> None:
+    if s.oracle_pct is None or s.n_runs < 2 or s.random_pct is None:
+        return
+    rules = {choice.rule.split(" ", 1)[1]: choice for choice in s.choices if choice.retention_pct is not None}
+    told = [
+        f"{_SIGNAL_LABELS[name]} {rules[name].retention_pct:.1f}%"
+        for name in ("embedding_drift", "weight_drift", "cka_mean", "abs_entropy_change")
+        if name in rules
+    ]
+    if not told:
+        return
+    where = where_text(s.model, s.protocol, e.selections, "all datasets")
+    e.add(
+        f"rq3 {s.transfer_set} selection {s.dataset} {s.margin_points:g} {s.model} {s.protocol}",
+        "RQ3",
+        f"Among the {s.n_runs} runs within {s.margin_points:g} point{'' if s.margin_points == 1 else 's'} of "
+        f"the best validation accuracy on {s.dataset}{where}, the oracle "
+        f"keeps {s.oracle_pct:.1f}% on {s.transfer_set}, a random choice {s.random_pct:.1f}%; choosing by the "
+        f"smallest drift from the "
+        f"pretrained model: {', '.join(told)}. One selection from one set of runs: descriptive only.",
+        "descriptive",
+        oracle_pct=s.oracle_pct,
+        random_pct=s.random_pct,
+        choices={name: choice.retention_pct for name, choice in rules.items()},
+        margin_points=s.margin_points,
+        n_runs=s.n_runs,
+    )

@@ -1,0 +1,268 @@
+"""The published values: the 39 reference records, and the tables of the seed report."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from attndrift.analysis import Analysis, analyze
+from attndrift.tables import Tables
+
+sys.path.insert(0, str(Path(__file__).parent))
+from reference_records import convert, read_records, reference_folder
+from seed_report import EXPERIMENTS, PRINTED_CHANGES, seed_report_tables
+
+
+@pytest.fixture(scope="module")
+def reference() -> Analysis:
+    return analyze(convert(read_records(reference_folder())))
+
+
+# method, rate, test accuracy, sd, entropy change, sd, last block, retention, sd, weight drift, embedding drift, CKA
+PUBLISHED = """
+full|3e-6|96.81|0.07|+1.53|0.25|+3.39|55.0|4.3|0.0022|0.632|0.844
+full|1e-5|97.19|0.33|+0.99|0.17|+1.24|41.2|2.3|0.0042|0.726|0.802
+full|3e-5|95.98|1.36|+0.06|0.21|-2.39|22.3|4.5|0.0083|0.730|0.762
+full|1e-4|94.02|0.43|-2.34|0.40|-7.75|3.7|0.6|0.0222|0.731|0.731
+last block + projection|1e-5|88.57|0.57|-0.05|0.01|-0.67|97.1|0.3|0.0040|0.513|0.981
+last block + projection|1e-4|94.38|0.48|-0.39|0.04|-4.86|83.8|2.2|0.0109|0.718|0.952
+linear probe|1e-3|85.11|0.23|+0.00|0.00|+0.00|100.0|0.0|0.0000|0.000|1.000
+LoRA r=8|3e-6|45.54|0.80|+0.01|0.02|+0.00|99.6|0.4|0.0003|0.007|0.999
+LoRA r=8|1e-5|78.83|1.54|+0.16|0.07|+0.37|98.2|0.7|0.0010|0.074|0.970
+LoRA r=8|3e-5|91.73|0.19|+0.71|0.08|+2.04|94.5|0.4|0.0024|0.325|0.927
+LoRA r=8|1e-4|95.16|0.44|+0.98|0.03|+1.71|86.4|1.1|0.0042|0.530|0.900
+LoRA r=8, frozen projection|1e-5|22.63|5.69|+0.05|0.10|+0.25|98.6|0.4|0.0010|0.033|0.983
+LoRA r=8, frozen projection|1e-4|92.67|0.17|+1.39|0.30|+3.23|76.6|2.6|0.0063|0.458|0.885
+"""
+
+
+def row_of(analysis: Analysis, variant: str, rate: float) -> dict[str, Any]:
+    rows = [
+        row
+        for row in analysis.tables["configurations"].rows
+        if row["variant"] == variant and row["learning_rate"] == pytest.approx(rate)
+    ]
+    assert len(rows) == 1
+    return rows[0]
+
+
+@pytest.mark.parametrize("line", PUBLISHED.strip().splitlines(), ids=lambda line: "|".join(line.split("|")[:2]))
+def test_the_reference_table(reference: Analysis, line: str) -> None:
+    variant, rate, *printed = line.split("|")
+    row = row_of(reference, variant, float(rate))
+    assert row["n_seeds"] == row["n_runs"] == 3
+    got = [
+        f"{100 * row['test_accuracy']:.2f}",
+        f"{100 * row['test_accuracy_sd']:.2f}",
+        f"{row['entropy_change_pct']:+.2f}",
+        f"{row['entropy_change_pct_sd']:.2f}",
+        f"{row['entropy_last_layer_change_pct']:+.2f}",
+        f"{row['transfer_cifar100_retention_pct']:.1f}",
+        f"{row['transfer_cifar100_retention_pct_sd']:.1f}",
+        f"{row['weight_drift']:.4f}",
+        f"{row['embedding_drift']:.3f}",
+        f"{row['cka_mean']:.3f}",
+    ]
+    assert got == printed
+
+
+def test_the_paired_comparison_on_cells(reference: Analysis) -> None:
+    found = {
+        c.measure: c
+        for c in reference.comparisons
+        if (c.first, c.second, c.scope) == ("full", "LoRA r=8", "all datasets")
+    }
+    entropy, kept, cka = (found[name] for name in ("entropy_change_pct", "transfer_cifar100_retention_pct", "cka_mean"))
+    assert entropy.n_cells == 12
+    assert entropy.n_configurations == 4
+    paired = entropy.cells.tests[0]
+    assert paired.name == "paired t"
+    assert f"{entropy.cells.mean:.3f}" == "-0.406"
+    assert f"{paired.p:.2f}" == "0.49"
+    assert f"{entropy.cells.d_z:.2f}" == "-0.21"
+    assert f"{kept.cells.mean:.1f}" == "-64.2"
+    assert f"{kept.cells.d_z:.2f}" == "-4.14"
+    assert f"{cka.cells.mean:.3f}" == "-0.164"
+    assert entropy.configurations.descriptive
+    assert "descriptive" in entropy.label
+
+
+@pytest.mark.parametrize(
+    ("method", "measure", "rho"),
+    [
+        ("full", "entropy_change_pct", "-0.972"),
+        ("LoRA r=8", "entropy_change_pct", "+0.972"),
+        ("full", "transfer_cifar100_retention_pct", "-0.972"),
+        ("LoRA r=8", "transfer_cifar100_retention_pct", "-0.972"),
+    ],
+)
+def test_spearman_against_the_rate(reference: Analysis, method: str, measure: str, rho: str) -> None:
+    (found,) = [r for r in reference.rate_correlations if (r.method, r.measure) == (method, measure)]
+    assert f"{found.cells.spearman.statistic:+.3f}" == rho
+    # On the four configuration means the order is perfect, and means little: p cannot be below 2/4!.
+    assert abs(found.configurations.spearman.statistic or 0) == pytest.approx(1)
+    assert found.configurations.spearman.p == pytest.approx(2 / 24)
+
+
+def test_the_pareto_front(reference: Analysis) -> None:
+    front = {
+        (row["variant"], row["learning_rate"])
+        for row in reference.tables["pareto"].rows
+        if row["pareto"] and row["transfer_set"] == "cifar100"
+    }
+    assert front == {
+        ("full", 1e-5),
+        ("full", 3e-6),
+        ("LoRA r=8", 1e-4),
+        ("LoRA r=8", 3e-5),
+        ("last block + projection", 1e-5),
+        ("linear probe", 1e-3),
+    }
+
+
+def test_the_selection_rules(reference: Analysis) -> None:
+    (found,) = [s for s in reference.selections if (s.transfer_set, s.margin_points) == ("cifar100", 2.0)]
+    assert found.n_runs == 8
+    rules = {choice.rule: choice.retention_pct for choice in found.choices}
+    got = [found.oracle_pct, found.random_pct]
+    got += [
+        rules[name]
+        for name in ("lowest embedding_drift", "lowest weight_drift", "highest cka_mean", "lowest abs_entropy_change")
+    ]
+    assert [f"{value:.1f}" for value in got] == ["58.1", "41.2", "56.9", "56.9", "50.1", "24.0"]
+
+
+def test_the_interpolation_sweep(reference: Analysis) -> None:
+    rows = reference.tables["interpolation"].rows
+    assert [row["alpha"] for row in rows] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    kept = [row["transfer_cifar100_retention_pct"] for row in rows]
+    assert kept == pytest.approx([100.0, 98.9075493233, 90.4777433559, 71.9223870863, 45.3448556987])
+    choices = {(row["wanted_pct"], row["rule"]): row for row in reference.tables["interpolation_choice"].rows}
+    best = choices[90.0, "cka"]["best_alpha"]
+    share = (90.4777433559 - 90) / (90.4777433559 - 71.9223870863)
+    assert best == pytest.approx(0.5 + 0.25 * share)
+    by_cka = 0.25 + 0.25 * (0.9468358556 - 0.9) / (0.9468358556 - 0.8760523399)
+    assert choices[90.0, "cka"]["alpha"] == pytest.approx(by_cka)
+    assert choices[90.0, "cka"]["kept"]
+    # The sweep's own training is no fourth run of its configuration.
+    assert [item.run_id for item in reference.data.excluded] == ["INT_eurosat_full_ft_lr1e-5_seed7"]
+
+
+def test_change_per_layer_agrees_with_the_records(reference: Analysis) -> None:
+    records = [r for r in read_records(reference_folder()) if "sweep" not in r]
+    mine = [r for r in records if (r["config"]["method"], r["config"]["lr"]) == ("full_ft", 1e-4)]
+    expected = np.mean([r["final"]["delta_entropy_per_layer_pct"] for r in mine], axis=0)
+    (row,) = [
+        row
+        for row in reference.tables["change_per_layer"].rows
+        if (row["variant"], row["learning_rate"], row["metric"]) == ("full", 1e-4, "entropy")
+    ]
+    assert [row[f"layer_{place}"] for place in range(1, 13)] == pytest.approx(expected.tolist())
+
+
+def test_convergence_agrees_with_the_records(reference: Analysis) -> None:
+    rows = {row["run_id"]: row for row in reference.tables["dynamics_runs"].rows}
+    for record in read_records(reference_folder()):
+        if "sweep" in record:
+            continue
+        accuracies = [entry["val_acc"] for entry in record["history"]]
+        first = next(place for place, a in enumerate(accuracies, 1) if a >= max(accuracies) - 0.01 - 1e-9)
+        assert rows[record["run_id"]]["converged_epoch_best"] == first
+        changes = [entry["delta_entropy_pct"] for entry in record["history"]]
+        onset = next((place for place, c in enumerate(changes, 1) if c <= -1), None)
+        assert rows[record["run_id"]]["onset_epoch"] == onset
+
+
+def interval(value: float) -> tuple[float, float]:
+    return value - 0.0005, value + 0.0005
+
+
+@pytest.mark.parametrize("metric", ["entropy", "erf95", "gini", "head_diversity"])
+def test_printed_changes_lie_within_their_rounded_inputs(metric: str) -> None:
+    for name, printed in PRINTED_CHANGES[metric].items():
+        before, after = EXPERIMENTS[name][metric]
+        (b_low, b_high), (a_low, a_high) = interval(before), interval(after)
+        low, high = 100 * (a_low / b_high - 1), 100 * (a_high / b_low - 1)
+        assert low - 0.005 <= printed <= high + 0.005, (name, metric, low, printed, high)
+
+
+@pytest.fixture(scope="module")
+def seed_report() -> Analysis:
+    return analyze(Tables(runs=seed_report_tables()))
+
+
+def test_the_rate_sweep_of_the_seed_report(seed_report: Analysis) -> None:
+    (found,) = [r for r in seed_report.rate_correlations if r.measure == "entropy_change_pct"]
+    for level in (found.cells, found.configurations):
+        assert f"{level.pearson.statistic:.3f}" == "-0.893"
+        assert f"{level.pearson.p:.3f}" == "0.041"
+        assert level.spearman.statistic == pytest.approx(-1.0)
+    assert found.configurations.spearman.p == pytest.approx(2 / 120)
+    assert found.rates == [1e-6, 5e-6, 1e-5, 5e-5, 1e-4]
+    assert found.label == "n = 5 configurations, one seed: descriptive only"
+
+
+def test_the_sweeps_of_the_seed_report_are_found_by_their_columns(seed_report: Analysis) -> None:
+    def settings(name: str) -> list[list[str]]:
+        groups: dict[str, list[str]] = {}
+        for row in seed_report.tables[f"sweep_{name}"].rows:
+            groups.setdefault(row["sweep"], []).append(row["setting"])
+        return list(groups.values())
+
+    assert settings("rate") == [["1e-6", "5e-6", "1e-5", "5e-5", "1e-4"]]
+    assert settings("rank") == [["4", "8", "16"]]
+    assert settings("freezing") == [["0", "3", "6", "9"]]
+    assert settings("targets") == [["q,v", "q,k,v,out"]]
+    assert settings("weight_decay") == [["0", "0.01", "0.1"]]
+    assert settings("regularizer") == [
+        ["none", "apr 0.01", "apr 0.1", "apr 1", "entropy_floor 0.01", "entropy_floor 0.1"]
+    ]
+
+
+def test_preserving_means_a_change_near_zero(seed_report: Analysis) -> None:
+    rows = {row["setting"]: row for row in seed_report.tables["sweep_regularizer"].rows}
+    assert [name for name, row in rows.items() if row["preserves_best"]] == ["apr 1"]
+    (claim,) = [f for f in seed_report.findings if f.question == "RQ4" and f.evidence["nearest_to_zero"] == "apr 1"]
+    assert claim.evidence["nearer_than_none"] == ["apr 1"]
+    assert "nearer to 0 than without it at 1 of 3 weights" in claim.sentence
+    assert "one seed: descriptive only" in claim.sentence
+
+
+def test_one_seed_supports_nothing(seed_report: Analysis) -> None:
+    assert {f.strength for f in seed_report.findings} <= {"descriptive", "too few"}
+    assert seed_report.data.single_seed
+    assert all("one seed" in str(row["note"]) for row in seed_report.tables["configurations"].rows)
+
+
+def test_method_and_rate_of_the_seed_report_cannot_be_told_apart(seed_report: Analysis) -> None:
+    (claim,) = [f for f in seed_report.findings if f.id == "rq2-unmatched"]
+    assert "full at 1e-06" in claim.sentence
+    assert "LoRA r=8 at 0.0001" in claim.sentence or "LoRA r=8 at 1e-04" in claim.sentence
+
+
+def test_published_baseline_from_its_layers() -> None:
+    layers = {
+        "entropy": [3.676, 3.828, 3.852, 3.696, 3.712, 3.694, 3.578, 3.658, 3.671, 3.643, 3.609, 3.580],
+        "erf95": [0.813, 0.915, 0.928, 0.851, 0.873, 0.872, 0.817, 0.861, 0.876, 0.865, 0.842, 0.836],
+        "gini": [0.263, 0.174, 0.149, 0.289, 0.280, 0.313, 0.396, 0.351, 0.341, 0.359, 0.391, 0.405],
+        "head_diversity": [0.169, 0.022, 0.024, 0.183, 0.144, 0.062, 0.140, 0.041, 0.023, 0.030, 0.026, 0.038],
+    }
+    frame = pd.DataFrame(
+        [
+            {"run_id": "E1", "step": 0, "layer": place, "metric": metric, "value": value}
+            for metric, values in layers.items()
+            for place, value in enumerate(values, 1)
+        ]
+    )
+    runs = pd.DataFrame([{"run_id": "E1", "dataset": "eurosat", "method": "none", "seed": 42}])
+    rows = {row["metric"]: row for row in analyze(Tables(runs=runs, layers=frame)).tables["baseline"].rows}
+    printed = {"entropy": 3.683, "erf95": 0.862, "gini": 0.309, "head_diversity": 0.075}
+    for metric, value in printed.items():
+        assert f"{rows[metric]['mean']:.3f}" == f"{value:.3f}"
+        assert rows[metric]["sd_layers"] == pytest.approx(np.std(layers[metric], ddof=1))
+        assert rows[metric]["n_layers"] == 12
