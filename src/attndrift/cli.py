@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -115,8 +116,12 @@ def _run_study(study: Any, folder: Path, *, verbose: bool) -> Any:
     from attndrift.study.running import Executor
 
     reporter = StudyConsole(verbose=verbose)
-    with Executor() as execute, reporter.progress:
-        return run_study(study, folder, execute, reporter)
+    try:
+        with Executor() as execute, reporter.progress:
+            return run_study(study, folder, execute, reporter)
+    except KeyboardInterrupt:
+        typer.secho("\nattndrift: stopped; the same command goes on where this one was", err=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 @app.command(epilog=_example("attndrift demo"))
@@ -184,9 +189,9 @@ def import_(
 
     report = import_tables(tables, output, rename=_pairs(rename or [], "--rename"))
     if as_json:
-        _print_json(report.to_json())
+        _print_json(dataclasses.asdict(report))
     else:
-        typer.echo(report.text())
+        typer.echo(str(report))
 
 
 @app.command(epilog=_example("attndrift analyze studies/collapse-21"))
@@ -252,33 +257,17 @@ def show(run_folder: Annotated[Path, typer.Argument(help="The folder of a run.")
 
 
 def main() -> None:
-    """Entry point: known errors are one line, not a traceback."""
+    """Entry point: known errors are one line, not a traceback (ATTNDRIFT_TRACEBACK=1 shows it)."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Transformers reports its own progress and advice; a study has its own.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        app(standalone_mode=False)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
-    except typer.Abort:
-        sys.exit(EXIT_INTERRUPTED)
-    except KeyboardInterrupt:
-        typer.secho("\nattndrift: stopped; run the same command to go on", err=True)
-        sys.exit(EXIT_INTERRUPTED)
-    except Exception as error:
-        sys.exit(_report(error))
-
-
-def _report(error: Exception) -> int:
-    import click
-
-    if isinstance(error, click.ClickException):
-        error.show()
-        return error.exit_code
-    if os.environ.get("ATTNDRIFT_TRACEBACK") or not isinstance(error, (ValueError, OSError)):
-        raise error
-    typer.secho(f"attndrift: {error}", fg=typer.colors.RED, err=True)
-    return EXIT_PROBLEM
+        app()
+    except (ValueError, OSError) as error:
+        if os.environ.get("ATTNDRIFT_TRACEBACK"):
+            raise
+        typer.secho(f"attndrift: {error}", fg=typer.colors.RED, err=True)
+        sys.exit(EXIT_PROBLEM)
 
 
 if __name__ == "__main__":

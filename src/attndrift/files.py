@@ -53,6 +53,8 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
+    if isinstance(value, Path):
+        return str(value)
     if hasattr(value, "item") and not isinstance(value, (str, bytes, int, float)):
         return plain(value.item())
     return value

@@ -239,10 +239,27 @@ def test_one_seed_supports_nothing(seed_report: Analysis) -> None:
     assert all("one seed" in str(row["note"]) for row in seed_report.tables["configurations"].rows)
 
 
-def test_method_and_rate_of_the_seed_report_cannot_be_told_apart(seed_report: Analysis) -> None:
-    (claim,) = [f for f in seed_report.findings if f.id == "rq2-unmatched"]
-    assert "full at 1e-06" in claim.sentence
-    assert "LoRA r=8 at 0.0001" in claim.sentence or "LoRA r=8 at 1e-04" in claim.sentence
+def test_the_seed_report_has_one_matched_cell_of_full_and_lora(seed_report: Analysis) -> None:
+    """E5 ran at 1e-4, and so did one of A1: one cell, which no sentence may rest on."""
+    (found,) = [
+        c
+        for c in seed_report.comparisons
+        if (c.first, c.second, c.measure) == ("full", "LoRA r=8", "entropy_change_pct")
+    ]
+    assert found.n_cells == 1
+    assert found.cells.mean == pytest.approx(-10.40 - 0.58)
+    assert all(test.p is None and test.reason for test in found.cells.tests)
+    (claim,) = [f for f in seed_report.findings if f.id.startswith("rq2-full-lora-r-8-entropy-change-pct")]
+    assert claim.strength == "too few"
+
+
+def test_methods_without_a_shared_cell_are_not_compared() -> None:
+    runs = seed_report_tables()
+    result = analyze(Tables(runs=runs[runs["run_id"].isin(["E2", "E3", "E4", "E5", "E6", "E7"])]))
+    (claim,) = [f for f in result.findings if f.id == "rq2-unmatched"]
+    assert "full at 1e-05" in claim.sentence
+    assert "LoRA r=8 at 0.0001" in claim.sentence
+    assert claim.strength == "too few"
 
 
 def test_published_baseline_from_its_layers() -> None:

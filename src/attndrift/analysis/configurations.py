@@ -262,8 +262,8 @@ def prepare(tables: Tables) -> Prepared:
         accuracy, kept_pct = f"transfer_{transfer_set}_accuracy", f"transfer_{transfer_set}_retention_pct"
         if kept_pct in kept.columns and kept[kept_pct].isna().all() and kept[accuracy].notna().any():
             notes.append(
-                f"Retention on `{transfer_set}` is null in every run although accuracies are given: it is not derived here, "
-                "because it is meaningless where the pretrained accuracy is below twice chance."
+                f"Retention on `{transfer_set}` is null in every run although accuracies are given: it is not "
+                "derived here, because it is meaningless where the pretrained accuracy is below twice chance."
             )
     return Prepared(kept, every, sets, measures, excluded, notes)
 

@@ -1,22 +1,12 @@
 """Backbones, adaptation methods and checkpoints."""
 
-from attndrift.models.checkpoint import (
-    CheckpointError,
-    FingerprintError,
-    load_adapted,
-    load_adapter,
-    save_adapted,
-)
+from attndrift.models.adapters import check_adapter_places, check_adapters_loaded, load_adapter
+from attndrift.models.checkpoint import load_adapted, save_adapted
 from attndrift.models.classifier import CLIPClassifier
-from attndrift.models.drift import projection_drift, weight_drift
-from attndrift.models.load import ModelError, describe, load_clip, load_config, load_processor
-from attndrift.models.methods import (
-    METHODS,
-    AdaptationSettings,
-    adapt,
-    check_adapter_places,
-    count_parameters,
-)
+from attndrift.models.drift import projection_drift, state_for_drift, weight_drift
+from attndrift.models.errors import CheckpointError, FingerprintError, ModelError
+from attndrift.models.load import describe, load_clip, load_config, load_processor
+from attndrift.models.methods import METHODS, AdaptationSettings, adapt, count_parameters
 
 __all__ = [
     "METHODS",
@@ -27,6 +17,7 @@ __all__ = [
     "ModelError",
     "adapt",
     "check_adapter_places",
+    "check_adapters_loaded",
     "count_parameters",
     "describe",
     "load_adapted",
@@ -36,5 +27,6 @@ __all__ = [
     "load_processor",
     "projection_drift",
     "save_adapted",
+    "state_for_drift",
     "weight_drift",
 ]

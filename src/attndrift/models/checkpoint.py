@@ -6,46 +6,47 @@ adapters did not load embeds like the pretrained one, and raises here instead of
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPModel
 
 from attndrift.files import new_folder, read_json, sha256, write_json
+from attndrift.models.adapters import load_adapter, read_tensors, same_names
 from attndrift.models.classifier import CLIPClassifier
 from attndrift.models.drift import projection_drift, weight_drift
+from attndrift.models.errors import CheckpointError, FingerprintError
 from attndrift.models.load import load_clip, state_hash
-from attndrift.models.methods import AdaptationSettings, adapt, check_adapter_places
+from attndrift.models.methods import AdaptationSettings, adapt
 from attndrift.monitor import evaluation_mode, image_embeddings
 
 DESCRIPTION = "checkpoint.json"
 WEIGHTS = "model.safetensors"
 FINGERPRINT = "fingerprint.safetensors"
 ADAPTER = "adapter"
+FORMAT = 1
+_FIELDS = {"format", "base", "settings", "class_names", "drift", "files"}
 TOLERANCE = 1e-5
 MERGED_TOLERANCE = 1e-4
 """Merging adds B A to W in float32 and rounds once more (measured: 1e-6 of the scale)."""
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that is damaged or does not fit; the message names file and tensor."""
-
-
-class FingerprintError(CheckpointError):
-    """A loaded model that is not the one that was saved."""
-
-
 def _embeddings(model: nn.Module, pixels: Tensor) -> Tensor:
-    device = next(model.parameters()).device
-    with evaluation_mode(model):
-        return image_embeddings(model, pixels.to(device)).float().cpu()
+    """Embeddings as the CPU makes them in float32.
+
+    Accelerators convolve in reduced precision by default, so that a fingerprint taken on one would not
+    be reproduced to 1e-5 on a CPU.
+    """
+    if any(p.device.type != "cpu" or p.dtype != torch.float32 for p in model.parameters()):
+        model = copy.deepcopy(model).to("cpu", torch.float32)
+    with evaluation_mode(model), torch.autocast("cpu", enabled=False):
+        return image_embeddings(model, pixels.float().cpu()).float()
 
 
 def _plain_trained(model: CLIPClassifier) -> dict[str, Tensor]:
@@ -73,28 +74,43 @@ def save_adapted(
         probe_pixels: a few normalised images (images, 3, height, width) for the fingerprint.
         pretrained: the untouched backbone.
         class_names: in the order of the classifier's outputs.
+        extra: more for ``checkpoint.json``, plain values.
+
+    Raises:
+        ValueError: class names that are not as many as the classes, or ``extra`` with a reserved name.
+        CheckpointError: the embeddings are not finite; nothing is written.
     """
     settings = model.settings
     if not isinstance(settings, AdaptationSettings):
         raise TypeError("the model was not made by attndrift.models.adapt: it does not know how it was adapted")
+    if len(class_names) != model.classifier.out_features:
+        raise ValueError(
+            f"class_names: {len(class_names)} names for a classifier of {model.classifier.out_features} classes"
+        )
+    clash = sorted(set(extra or {}) & _FIELDS)
+    if clash:
+        raise ValueError(f"extra: {clash[0]!r} is a field of every checkpoint; choose another name")
     backbone: Any = model.clip
     fingerprint = {
         "pixels": probe_pixels.float().cpu().contiguous(),
         "embeddings": _embeddings(model, probe_pixels),
         "pretrained_embeddings": _embeddings(pretrained, probe_pixels),
     }
+    if not all(bool(torch.isfinite(value).all()) for value in fingerprint.values()):
+        raise CheckpointError(f"{folder}: not saved: the model's embeddings, or the images given, are not finite")
     with new_folder(folder) as target:
         save_file(_plain_trained(model), target / WEIGHTS)
         save_file(fingerprint, target / FINGERPRINT)
         if settings.method == "lora":
-            # The form that peft itself loads, on top of the same CLIPModel.
-            backbone.save_pretrained(target / ADAPTER, safe_serialization=True)
+            # The form that peft itself loads, on top of the same CLIPModel. Asked to judge the
+            # vocabulary by itself, it would look the backbone up on the hub at every checkpoint.
+            backbone.save_pretrained(target / ADAPTER, safe_serialization=True, save_embedding_layers=False)
             (target / ADAPTER / "README.md").unlink(missing_ok=True)
         files = sorted(p for p in target.rglob("*") if p.is_file())
         write_json(
             target / DESCRIPTION,
             {
-                "format": 1,
+                "format": FORMAT,
                 "base": {"source": base_source, "weights_sha256": state_hash(pretrained)},
                 "settings": dataclasses.asdict(settings),
                 "class_names": list(class_names),
@@ -123,37 +139,53 @@ def load_adapted(folder: Path, *, base: CLIPModel | None = None, merged: bool = 
     folder = Path(folder)
     if not (folder / DESCRIPTION).is_file():
         raise CheckpointError(f"{folder}: not a checkpoint (no {DESCRIPTION})")
-    description = read_json(folder / DESCRIPTION)
+    description = _description(folder)
     for name, expected in description["files"].items():
         path = folder / name
         if not path.is_file():
             raise CheckpointError(f"{folder}: {name} is missing")
         if sha256(path) != expected:
             raise CheckpointError(f"{folder}: {name} does not have its recorded checksum; it is damaged or was changed")
+    try:
+        settings = AdaptationSettings(**description["settings"])
+    except TypeError as error:
+        raise CheckpointError(f"{folder / DESCRIPTION}: settings that this version does not know: {error}") from error
     clip = base if base is not None else load_clip(description["base"]["source"])
     if state_hash(clip) != description["base"]["weights_sha256"]:
         raise CheckpointError(
             f"{folder}: was trained from other weights than the backbone given ({description['base']['source']})"
         )
-    settings = AdaptationSettings(**description["settings"])
     blank = dataclasses.replace(settings, head_init="default")
     model = adapt(clip, blank, len(description["class_names"]), 0)
     model.settings = settings
     _place(model, folder, settings)
     if merged and settings.method == "lora":
-        model.clip = model.clip.merge_and_unload()
+        adapted: Any = model.clip
+        model.clip = adapted.merge_and_unload()
     model.eval()
     check_fingerprint(model, folder, tolerance=MERGED_TOLERANCE if merged else TOLERANCE)
     return model
 
 
+def _description(folder: Path) -> dict[str, Any]:
+    description: dict[str, Any] = read_json(folder / DESCRIPTION)
+    absent = sorted(_FIELDS - set(description))
+    if absent:
+        raise CheckpointError(f"{folder / DESCRIPTION}: the field {absent[0]!r} is missing")
+    if description["format"] != FORMAT:
+        raise CheckpointError(
+            f"{folder / DESCRIPTION}: format {description['format']}; this version of attndrift reads format {FORMAT}"
+        )
+    unsealed = sorted({WEIGHTS, FINGERPRINT} - set(description["files"]))
+    if unsealed:
+        raise CheckpointError(f"{folder / DESCRIPTION}: no checksum of {unsealed[0]}")
+    return description
+
+
 def _place(model: CLIPClassifier, folder: Path, settings: AdaptationSettings) -> None:
-    try:
-        stored = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{folder / WEIGHTS}: cannot be read: {error}") from error
+    stored = read_tensors(folder / WEIGHTS)
     wanted = {n: p for n, p in model.named_parameters() if p.requires_grad and ".lora_" not in n}
-    _same_names(set(stored), set(wanted), folder / WEIGHTS)
+    same_names(set(stored), set(wanted), folder / WEIGHTS)
     with torch.no_grad():
         for name, parameter in wanted.items():
             if stored[name].shape != parameter.shape:
@@ -163,37 +195,9 @@ def _place(model: CLIPClassifier, folder: Path, settings: AdaptationSettings) ->
         load_adapter(model.clip, folder / ADAPTER)
 
 
-def _same_names(stored: set[str], wanted: set[str], where: Path) -> None:
-    if stored != wanted:
-        missing, unexpected = sorted(wanted - stored), sorted(stored - wanted)
-        detail = f"missing {missing[0]}" if missing else f"unexpected {unexpected[0]}"
-        raise CheckpointError(
-            f"{where}: {len(missing)} tensors are missing and {len(unexpected)} have no place in the model ({detail})"
-        )
-
-
-def load_adapter(peft_model: nn.Module, folder: Path) -> None:
-    """Put the adapter in ``folder`` into ``peft_model``, every tensor or none.
-
-    ``peft`` warns where keys do not match and goes on with adapters that do nothing; this raises
-    :class:`CheckpointError`, for a missing tensor, one without a place, and one in the text tower.
-    """
-    path = folder / "adapter_model.safetensors"
-    try:
-        stored = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from error
-    _same_names(set(stored), set(get_peft_model_state_dict(peft_model)), path)
-    set_peft_model_state_dict(peft_model, stored)
-    try:
-        check_adapter_places(peft_model)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-
-
 def check_fingerprint(model: CLIPClassifier, folder: Path, *, tolerance: float = TOLERANCE) -> None:
     """Raise :class:`FingerprintError` unless ``model`` embeds the recorded images as the saved model did."""
-    recorded = load_file(folder / FINGERPRINT)
+    recorded = read_tensors(folder / FINGERPRINT)
     now = _embeddings(model, recorded["pixels"])
     scale = float(recorded["embeddings"].abs().max())
     difference = float((now - recorded["embeddings"]).abs().max()) / max(scale, 1e-30)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -55,10 +57,18 @@ class CLIPClassifier(nn.Module):
         return ImageClassifierOutput(loss=loss, logits=logits)
 
 
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw on the CPU from ``seed`` alone; the global generator is put back afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would also seed the accelerators, which are not put back.
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
 def new_classifier(width: int, classes: int, seed: int) -> nn.Linear:
     """A linear layer with its default initialisation, from ``seed`` alone: the global generator is not touched."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return nn.Linear(width, classes)
 
 

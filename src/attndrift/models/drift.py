@@ -19,10 +19,12 @@ def _values(module: nn.Module) -> dict[str, Tensor | LowRankUpdate]:
     for name, layer in module.named_modules():
         if not hasattr(layer, "lora_A"):
             continue
+        if layer.merged:
+            continue  # its weight already holds the update
         active = [adapter for adapter in layer.active_adapters if adapter in layer.lora_A]
-        if len(active) != 1 or layer.merged or layer.disable_adapters:
-            if layer.merged:
-                continue
+        if layer.disable_adapters:
+            raise ValueError(f"{name}: its adapters are disabled; enable them before drift is measured")
+        if len(active) != 1:
             raise ValueError(f"{name}: {len(active)} active adapters; drift is measured with exactly one")
         adapter = active[0]
         a, b = layer.lora_A[adapter].weight.detach(), layer.lora_B[adapter].weight.detach()
@@ -30,10 +32,21 @@ def _values(module: nn.Module) -> dict[str, Tensor | LowRankUpdate]:
     return values
 
 
+def state_for_drift(
+    classifier: CLIPClassifier, pretrained: CLIPModel
+) -> tuple[dict[str, Tensor], dict[str, Tensor | LowRankUpdate]]:
+    """Parameters of the vision transformer by name, pretrained and adapted, for ``metrics.weight_drift``.
+
+    Embeddings, layer norms and blocks; the projection is apart (:func:`projection_drift`). A weight under
+    an adapter is given as its :class:`~attndrift.metrics.LowRankUpdate`.
+    """
+    before = {name: value.detach() for name, value in pretrained.vision_model.named_parameters()}
+    return before, _values(classifier.backbone.vision_model)
+
+
 def weight_drift(classifier: CLIPClassifier, pretrained: CLIPModel) -> float:
     """norm(dW) / norm(W0) over the vision transformer: embeddings, blocks and layer norms, not the projection."""
-    before = {name: value.detach() for name, value in pretrained.vision_model.named_parameters()}
-    return float(relative_distance(before, _values(classifier.backbone.vision_model)))
+    return float(relative_distance(*state_for_drift(classifier, pretrained)))
 
 
 def projection_drift(classifier: CLIPClassifier, pretrained: CLIPModel) -> float:

@@ -6,114 +6,63 @@ Weights come as ``safetensors`` and nothing is ever unpickled; code of a hub rep
 from __future__ import annotations
 
 import hashlib
-import string
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
-from tokenizers import models as tokenizer_models
-from transformers import AutoConfig, AutoTokenizer, CLIPConfig, CLIPModel, PreTrainedTokenizerFast
+from huggingface_hub import try_to_load_from_cache
+from transformers import AutoConfig, AutoTokenizer, CLIPConfig, CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.utils.hub import extract_commit_hash
+
+from attndrift.files import sha256
+from attndrift.models.errors import ModelError
+from attndrift.models.from_config import CONFIG_PREFIX, config_of, processor_for, random_clip
 
 EMBEDDED = Path(__file__).parent / "embedded"
-CONFIG_PREFIX = "config:"
-_RANDOM_SEED = 0
-
-
-class ModelError(ValueError):
-    """A model that cannot be loaded; the message says why and what to do."""
-
-
-def _tiny(image_size: int = 28, patch_size: int = 7, width: int = 32, layers: int = 3, heads: int = 4) -> CLIPConfig:
-    characters = len(_alphabet())
-    return CLIPConfig(
-        text_config={
-            "hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2, "num_attention_heads": heads,
-            "vocab_size": characters, "max_position_embeddings": 77, "bos_token_id": 1, "eos_token_id": 3,
-            "pad_token_id": 0,
-        },
-        vision_config={
-            "hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": layers,
-            "num_attention_heads": heads, "image_size": image_size, "patch_size": patch_size,
-        },
-        projection_dim=width,
-    )  # fmt: skip
-
-
-def _vit(patch: int, size: int = 224, *, large: bool = False) -> CLIPConfig:
-    vision: dict[str, Any] = {"patch_size": patch, "image_size": size}
-    text: dict[str, Any] = {}
-    if large:
-        vision |= {
-            "hidden_size": 1024,
-            "intermediate_size": 4096,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 16,
-        }
-        text = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
-    return CLIPConfig(vision_config=vision, text_config=text, projection_dim=768 if large else 512)
-
-
-CONFIGS = {
-    "tiny": _tiny,
-    "small": lambda: _tiny(image_size=56, patch_size=8, width=128, layers=8, heads=4),
-    "vit-base-patch32": lambda: _vit(32),
-    "vit-base-patch16": lambda: _vit(16),
-    "vit-large-patch14": lambda: _vit(14, large=True),
-    "vit-large-patch14-336": lambda: _vit(14, 336, large=True),
-}
-"""Models made from a config, with random weights: for size, speed and tests, where no weights can be had."""
-
-
-def _alphabet() -> list[str]:
-    return ["<pad>", "<bos>", "<unk>", "<eos>", *string.ascii_lowercase, *string.digits, *" .,-'()/&"]
-
-
-def character_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of single characters, for models made from a config."""
-    vocabulary = {token: index for index, token in enumerate(_alphabet())}
-    tokenizer = Tokenizer(tokenizer_models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<bos> $A <eos>", special_tokens=[("<bos>", 1), ("<eos>", 3)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>",
-        model_max_length=77,
-    )  # fmt: skip
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_CONVERT = "CLIPModel.from_pretrained({what}, use_safetensors=False).save_pretrained({folder})"
 
 
 def _resolve(source: str | Path) -> str:
-    if str(source) == "embedded":
-        if not (EMBEDDED / "config.json").is_file():
-            raise ModelError(
-                "`embedded`: this installation holds no embedded model; use `config:small`, a folder or a hub name"
-            )
-        return str(EMBEDDED)
-    return str(source)
+    if str(source) != "embedded":
+        return str(source)
+    if not (EMBEDDED / "config.json").is_file():
+        raise ModelError(
+            "`embedded`: this installation holds no embedded model; use `config:small`, a folder or a hub name"
+        )
+    return str(EMBEDDED)
 
 
-def _from_config(source: str) -> CLIPConfig | None:
-    if not source.startswith(CONFIG_PREFIX):
-        return None
-    name = source.removeprefix(CONFIG_PREFIX)
-    if name not in CONFIGS:
-        raise ModelError(f"{source}: no config is called {name!r}; choose from {', '.join(CONFIGS)}")
-    return CONFIGS[name]()
+def _refuse_what_cannot_be(source: str) -> None:
+    """Raise for what is plainly no model, before a hub is asked (and asked again for half a minute)."""
+    path = Path(source)
+    if path.is_file():
+        raise ModelError(f"{source}: a file; give the folder that holds config.json and model.safetensors")
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"{source}: not a model folder: it holds no config.json")
+        return
+    # A hub name is NAME or OWNER/NAME, nothing else.
+    parts = source.split("/")
+    if path.is_absolute() or len(parts) > 2 or "\\" in source or source[:1] in (".", "~", ""):
+        raise ModelError(f"{source}: not a folder here, and no hub name has this form")
 
 
 def load_config(source: str | Path) -> CLIPConfig:
     """The configuration of a CLIP model, without its weights. Raises :class:`ModelError`."""
-    made = _from_config(str(source))
+    made = config_of(str(source))
     if made is not None:
         return made
     name = _resolve(source)
+    _refuse_what_cannot_be(name)
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except Exception as error:
-        raise ModelError(_unavailable(str(source), error)) from error
+    except (OSError, ValueError) as error:
+        raise ModelError(_unavailable(str(source), name, error)) from error
     if not isinstance(config, CLIPConfig):
         raise ModelError(
             f"{source}: a {type(config).__name__.removesuffix('Config')} model, not a CLIP model with both towers; "
@@ -122,10 +71,12 @@ def load_config(source: str | Path) -> CLIPConfig:
     return config
 
 
-def _unavailable(source: str, error: Exception) -> str:
+def _unavailable(source: str, name: str, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-    if Path(source).is_dir():
+    if Path(name).is_dir():
         return f"{source}: not a model folder: {reason}"
+    if "valid model identifier" in reason:
+        return f"{source}: neither a folder here nor a model on the hub ({reason}). Check the name"
     return (
         f"{source}: not a folder here, and not to be had from the hub ({reason}). Check the name and the network, "
         "or download the model once and give its folder"
@@ -134,59 +85,91 @@ def _unavailable(source: str, error: Exception) -> str:
 
 def _refuse_pickles(source: str) -> None:
     folder = Path(source)
-    if not folder.is_dir() or any(folder.glob("*.safetensors")):
+    if not folder.is_dir():
         return
-    pickles = sorted(p.name for suffix in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(suffix))
+    if (folder / "model.safetensors").is_file() or (folder / "model.safetensors.index.json").is_file():
+        return
+    pickles = sorted(p.name for suffix in _PICKLES for p in folder.glob(suffix))
     if pickles:
         raise ModelError(
-            f"{source}: holds {pickles[0]} but no .safetensors file. Pickled weights can run code when they are read, "
-            "so they are refused. Convert them where you trust them: "
-            "CLIPModel.from_pretrained(folder, use_safetensors=False).save_pretrained(new_folder)"
+            f"{source}: holds {pickles[0]} but no .safetensors file with the model's weights. Pickled weights can run "
+            "code when they are read, so they are refused. Convert them where you trust them: "
+            + _CONVERT.format(what="folder", folder="new_folder")
         )
+    raise ModelError(f"{source}: not a model folder: it holds no model.safetensors")
+
+
+@contextmanager
+def _no_conversion() -> Iterator[None]:
+    # Without this, `transformers` has the hub convert pickled weights and loads what comes back.
+    name = "DISABLE_SAFETENSORS_CONVERSION"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def load_clip(source: str | Path, *, dtype: torch.dtype = torch.float32) -> CLIPModel:
     """A CLIP model in evaluation mode, with its own fused attention (sdpa).
 
     Args:
-        source: ``embedded``, ``config:NAME`` (random weights), a local folder, or a hub name.
+        source: ``embedded``, ``config:NAME`` or ``config:PATH`` (random weights, the same ones every
+            time), a local folder, or a hub name.
         dtype: of the weights; a float16 file loads as float32 by default.
 
-    Raises :class:`ModelError` for what is not there, not CLIP, or has no ``safetensors``.
+    Raises :class:`ModelError` for what is not there, is not CLIP, has no ``safetensors``, or whose file
+    does not hold every weight: ``transformers`` would fill in random ones and go on.
     """
-    made = _from_config(str(source))
+    made = config_of(str(source))
     if made is not None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_RANDOM_SEED)
-            return CLIPModel._from_config(made, dtype=dtype, attn_implementation="sdpa").eval()
+        return random_clip(made, dtype)
     name = _resolve(source)
-    _refuse_pickles(name)
     load_config(source)
+    _refuse_pickles(name)
     try:
-        model = CLIPModel.from_pretrained(
-            name, dtype=dtype, use_safetensors=True, trust_remote_code=False, attn_implementation="sdpa"
-        )
+        with _no_conversion():
+            model, report = CLIPModel.from_pretrained(
+                name,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                attn_implementation="sdpa",
+                output_loading_info=True,
+            )
+    # SafetensorError of a damaged file is an Exception of its own; a wrong shape is a RuntimeError.
     except Exception as error:
-        if "safetensors" in str(error):
+        if "safetensors" in str(error) and not Path(name).is_dir():
             raise ModelError(
-                f"{source}: has no safetensors weights. Convert them where you trust them: CLIPModel.from_pretrained"
-                "(name, use_safetensors=False).save_pretrained(folder), and give that folder"
+                f"{source}: has no safetensors weights. Convert them where you trust them: "
+                + _CONVERT.format(what="name", folder="folder")
+                + ", and give that folder"
             ) from error
-        raise ModelError(_unavailable(str(source), error)) from error
+        raise ModelError(_unavailable(str(source), name, error)) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"{source}: its weights lack {len(missing)} of the model's tensors, for instance {missing[0]}; they would "
+            "be random. Give a folder saved with save_pretrained from the whole CLIPModel"
+        )
     return model.eval()
 
 
 def load_processor(source: str | Path) -> tuple[Any, CLIPImageProcessorPil]:
     """The tokenizer and the image processor of a model. Raises :class:`ModelError`."""
-    made = _from_config(str(source))
+    made = config_of(str(source))
     if made is not None:
-        size = made.vision_config.image_size
-        processor = CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
-        return character_tokenizer(), processor
+        return processor_for(made)
     name = _resolve(source)
+    _refuse_what_cannot_be(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         return tokenizer, CLIPImageProcessorPil.from_pretrained(name)
+    # Each tokenizer backend has errors of its own.
     except Exception as error:
         raise ModelError(f"{source}: its tokenizer or image processor cannot be loaded: {error}") from error
 
@@ -196,14 +179,31 @@ def state_hash(model: torch.nn.Module) -> str:
     total = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         total.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        total.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        total.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return total.hexdigest()
 
 
-def describe(source: str | Path, model: CLIPModel) -> dict[str, Any]:
-    """What a record says of a backbone: where it came from, and the hash of its weights."""
-    described: dict[str, Any] = {"source": str(source), "weights_sha256": state_hash(model)}
-    revision = getattr(model.config, "_commit_hash", None)
+def describe(source: str | Path, model: CLIPModel | None = None) -> dict[str, Any]:
+    """What a record says of a backbone: where it came from, and the hashes of its weights.
+
+    Returns ``source``; ``weights_sha256``, of the weights in memory, where ``model`` is given; ``files``,
+    SHA-256 by file name, for a local folder; ``revision``, the commit, for a model of a hub.
+    Raises :class:`ModelError` for a source that is not there.
+    """
+    described: dict[str, Any] = {"source": str(source)}
+    if model is not None:
+        described["weights_sha256"] = state_hash(model)
+    if str(source).startswith(CONFIG_PREFIX):
+        return described
+    folder = Path(_resolve(source))
+    if folder.is_dir():
+        described["files"] = {path.name: sha256(path) for path in sorted(folder.glob("*.safetensors"))}
+        return described
+    if model is None:
+        load_config(source)
+    # Configs no longer carry their commit; the cache that they were loaded from does.
+    cached = try_to_load_from_cache(str(source), "config.json")
+    revision = extract_commit_hash(cached, None) if isinstance(cached, str) else None
     if revision:
         described["revision"] = revision
     return described

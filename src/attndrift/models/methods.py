@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import re
+import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel
 
-from attndrift.models.classifier import CLIPClassifier, classifier_from_text, new_classifier, unwrap
+from attndrift.models.adapters import adapter_names, check_adapter_places
+from attndrift.models.classifier import CLIPClassifier, classifier_from_text, new_classifier, seeded, unwrap
+from attndrift.models.load import load_config
 
 LORA_TARGETS = {"q,v": ("q_proj", "v_proj"), "q,k,v,out": ("q_proj", "k_proj", "v_proj", "out_proj")}
 
@@ -63,10 +65,7 @@ def _linear_probe(clip: CLIPModel, settings: AdaptationSettings, seed: int) -> n
 def _full(clip: CLIPModel, settings: AdaptationSettings, seed: int) -> nn.Module:
     """Visual encoder, projection and classifier are trained, the first ``freeze_layers`` blocks excepted."""
     clip.vision_model.requires_grad_(True)
-    blocks = clip.vision_model.encoder.layers
-    if settings.freeze_layers > len(blocks):
-        raise ValueError(f"freeze_layers is {settings.freeze_layers}; the model has {len(blocks)} blocks")
-    for block in blocks[: settings.freeze_layers]:
+    for block in clip.vision_model.encoder.layers[: settings.freeze_layers]:
         block.requires_grad_(False)
     return clip
 
@@ -80,11 +79,7 @@ def _last_block(clip: CLIPModel, settings: AdaptationSettings, seed: int) -> nn.
 
 def _lora(clip: CLIPModel, settings: AdaptationSettings, seed: int) -> nn.Module:
     """Low-rank adapters in the vision tower's attention, projection and classifier are trained."""
-    names = LORA_TARGETS.get(settings.lora_targets)
-    if names is None:
-        raise ValueError(f"lora_targets is {settings.lora_targets!r}; choose from {', '.join(LORA_TARGETS)}")
-    if settings.lora_rank < 1:
-        raise ValueError(f"lora_rank is {settings.lora_rank}; it must be at least 1")
+    names = LORA_TARGETS[settings.lora_targets]
     # A list of names would adapt the text tower too: its projections have the same names.
     pattern = rf"vision_model\.encoder\.layers\.\d+\.self_attn\.({'|'.join(names)})"
     config = LoraConfig(
@@ -94,14 +89,10 @@ def _lora(clip: CLIPModel, settings: AdaptationSettings, seed: int) -> nn.Module
         target_modules=pattern,
         bias="none",
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        with warnings.catch_warnings():
-            # peft asks transformers under a name that it is about to drop; nothing to do with the adapters.
-            warnings.filterwarnings(
-                "ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning
-            )
-            adapted = get_peft_model(clip, config)
+    with seeded(seed), warnings.catch_warnings():
+        # peft asks transformers under a name that it is about to drop; nothing to do with the adapters.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        adapted = get_peft_model(clip, config)
     check_adapter_places(adapted)
     return adapted
 
@@ -133,6 +124,16 @@ def adapt(
     Raises ``ValueError`` naming the setting that is impossible.
     """
     _check(settings, n_classes)
+    if not isinstance(clip, CLIPModel):
+        raise ValueError(
+            f"clip is a {type(clip).__name__}; give a CLIPModel with both towers, as load_clip returns it, "
+            "without adapters around it"
+        )
+    if adapter_names(clip):
+        raise ValueError("clip already carries adapters; give the bare CLIPModel, or merge them first")
+    blocks = len(clip.vision_model.encoder.layers)
+    if settings.freeze_layers > blocks:
+        raise ValueError(f"freeze_layers is {settings.freeze_layers}; the model has {blocks} blocks")
     clip.requires_grad_(False)
     adapted = METHODS[settings.method](clip, settings, seed)
     backbone = unwrap(adapted)
@@ -156,41 +157,32 @@ def _check(settings: AdaptationSettings, n_classes: int) -> None:
         raise ValueError(f"freeze_layers is {settings.freeze_layers}; it belongs to method full and is at least 0")
     if settings.train_projection and settings.method in ("linear_probe", "none"):
         raise ValueError(f"train_projection is true; method {settings.method} does not train the projection")
+    if settings.method == "lora":
+        _check_adapters(settings)
     if settings.head_init not in ("default", "text"):
         raise ValueError(f"head_init is {settings.head_init!r}; choose from default, text")
 
 
-def adapter_names(model: nn.Module) -> list[str]:
-    """Names of all LoRA parameters in ``model``."""
-    return [name for name, _ in model.named_parameters() if ".lora_" in name]
+def _check_adapters(settings: AdaptationSettings) -> None:
+    if settings.lora_targets not in LORA_TARGETS:
+        allowed = ", ".join(f"{name!r}" for name in LORA_TARGETS)
+        raise ValueError(f"lora_targets is {settings.lora_targets!r}; choose from {allowed}")
+    if settings.lora_rank < 1:
+        raise ValueError(f"lora_rank is {settings.lora_rank}; it must be at least 1")
+    if not 0 < settings.alpha < math.inf:
+        raise ValueError(f"lora_alpha is {settings.lora_alpha}; it must be above 0: adapters of scale 0 do nothing")
+    if not 0 <= settings.lora_dropout < 1:
+        raise ValueError(f"lora_dropout is {settings.lora_dropout}; it must be at least 0 and below 1")
 
 
-def check_adapter_places(model: nn.Module) -> None:
-    """Raise ``ValueError`` where adapters sit outside the vision tower, or where there are none."""
-    names = adapter_names(model)
-    if not names:
-        raise ValueError("no adapter was placed in the vision tower: none of its modules matches the targets")
-    outside = [name for name in names if not re.search(r"\bvision_model\.", name)]
-    if outside:
-        raise ValueError(
-            f"{len(outside)} adapter parameters sit outside the vision tower, for instance {outside[0]}; "
-            "give target modules as a pattern that names vision_model"
-        )
+def count_parameters(config: CLIPConfig | str | Path, settings: AdaptationSettings, n_classes: int) -> tuple[int, int]:
+    """Trainable and total parameters, without making or loading any weights.
 
-
-def count_parameters(config: CLIPConfig, settings: AdaptationSettings, n_classes: int) -> tuple[int, int]:
-    """Trainable and total parameters, without making any weights."""
+    ``config``: a configuration, or a source that :func:`~attndrift.models.load_config` takes.
+    """
+    if not isinstance(config, CLIPConfig):
+        config = load_config(config)
     with torch.device("meta"):
-        model = adapt(
-            CLIPModel(config),
-            settings if settings.head_init == "default" else _default_head(settings),
-            n_classes,
-            0,
-        )
+        model = adapt(CLIPModel(config), replace(settings, head_init="default"), n_classes, 0)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return trainable, sum(p.numel() for p in model.parameters())
-
-
-def _default_head(settings: AdaptationSettings) -> AdaptationSettings:
-    values: dict[str, Any] = settings.__dict__ | {"head_init": "default"}
-    return AdaptationSettings(**values)

@@ -300,7 +300,8 @@ def parse_study(
     """Read a study from YAML text.
 
     ``overrides``: settings for every run (``name`` renames the study, ``learning_rate_scale`` multiplies
-    its rates; ``DATASET.key`` concerns the runs on one dataset). ``datasets``: targets to replace by others, ``{"pets": "critters"}``.
+    its rates; ``DATASET.key`` concerns the runs on one dataset). ``datasets``: targets to replace by
+    others, ``{"pets": "critters"}``.
     """
     content, lines = _parse(text, where)
     try:

@@ -1,0 +1,401 @@
+"""The analysis as a whole: order, seeds, and everything that may be missing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attndrift.analysis import Analysis, AnalysisSettings, analyze, load_tables, read_analysis
+from attndrift.analysis.interpolation import largest_alpha
+from attndrift.analysis.operating import crossings, on_front
+from attndrift.analysis.synthetic import synthetic_tables
+from attndrift.tables import Tables, write_tables
+
+QUICK = AnalysisSettings(bootstrap_resamples=200)
+
+
+def tables(**options: Any) -> Tables:
+    return synthetic_tables(**({"evaluations": 4, "layers": 6} | options))
+
+
+@pytest.fixture(scope="module")
+def usual() -> Tables:
+    return tables()
+
+
+@pytest.fixture(scope="module")
+def result(usual: Tables) -> Analysis:
+    return analyze(usual, settings=QUICK)
+
+
+def shuffled(frame: pd.DataFrame, seed: int) -> pd.DataFrame:
+    return frame.sample(frac=1, random_state=seed).reset_index(drop=True)
+
+
+def test_the_order_of_rows_and_columns_does_not_matter(usual: Tables, result: Analysis) -> None:
+    other = Tables(
+        runs=shuffled(usual.runs, 1)[list(reversed(usual.runs.columns))],
+        history=shuffled(usual.history, 2),
+        layers=shuffled(usual.layers, 3),
+    )
+    assert analyze(other, settings=QUICK).to_json() == result.to_json()
+
+
+def test_only_the_bootstrap_seed_moves_the_intervals(usual: Tables, result: Analysis) -> None:
+    assert analyze(usual, settings=QUICK).to_json() == result.to_json()
+    other = analyze(usual, settings=QUICK.model_copy(update={"bootstrap_seed": 7}))
+    assert [c.interval.low for c in other.comparisons] != [c.interval.low for c in result.comparisons]
+    assert [c.cells for c in other.comparisons] == [c.cells for c in result.comparisons]
+
+
+def test_the_input_is_left_alone(usual: Tables) -> None:
+    before = [frame.copy() for frame in (usual.runs, usual.history, usual.layers)]
+    analyze(usual, settings=QUICK)
+    for old, new in zip(before, (usual.runs, usual.history, usual.layers), strict=True):
+        pd.testing.assert_frame_equal(old, new)
+
+
+def test_written_and_read_again(result: Analysis, tmp_path: Path) -> None:
+    paths = result.write(tmp_path)
+    assert read_analysis(tmp_path) == result
+    assert {path.suffix for path in paths} == {".json", ".csv", ".md", ".tex"}
+    again = {path: path.read_bytes() for path in paths}
+    result.write(tmp_path)
+    assert {path: path.read_bytes() for path in paths} == again
+    json.loads((tmp_path / "analysis.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    frame = pd.read_csv(tmp_path / "tables" / "configurations.csv")
+    assert len(frame) == len(result.tables["configurations"].rows)
+    assert frame["test_accuracy"].dropna().max() <= 1
+
+
+def test_tables_of_an_earlier_analysis_go_and_strangers_stay(result: Analysis, tmp_path: Path) -> None:
+    more = result.model_copy(deep=True)
+    more.tables["old"] = more.tables["pareto"].model_copy(update={"name": "old"})
+    more.write(tmp_path)
+    (tmp_path / "tables" / "mine.csv").write_text("x\n")
+    result.write(tmp_path)
+    assert not (tmp_path / "tables" / "old.csv").exists()
+    assert (tmp_path / "tables" / "mine.csv").exists()
+
+
+def test_another_schema_version_is_refused(result: Analysis, tmp_path: Path) -> None:
+    content = json.loads(result.to_json()) | {"schema_version": "0.1"}
+    (tmp_path / "analysis.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"0\.1"):
+        read_analysis(tmp_path)
+    with pytest.raises(FileNotFoundError, match="attndrift analyze"):
+        read_analysis(tmp_path / "nowhere")
+
+
+def test_from_parquet_with_all_of_layers_equals_the_cut_down_reading(tmp_path: Path) -> None:
+    given_tables = tables(heads=3, seeds=2)
+    middle = given_tables.layers.assign(step=50, value=given_tables.layers["value"] * 3)
+    layers = pd.concat([given_tables.layers, middle[middle["run_id"].str.contains("full")]], ignore_index=True)
+    whole = Tables(runs=given_tables.runs, history=given_tables.history, layers=shuffled(layers, 0))
+    write_tables(whole, tmp_path)
+    cut = load_tables(tmp_path)
+    assert 0 < len(cut.layers) < len(whole.layers)
+    mine, theirs = (json.loads(analyze(t, settings=QUICK).to_json()) for t in (cut, whole))
+    assert mine["data"].pop("n_layer_rows") < theirs["data"].pop("n_layer_rows")
+    assert mine == theirs
+    assert mine["tables"]["baseline_heads"]["rows"]
+
+
+def everything_null_has_a_reason(result: Analysis) -> None:
+    for c in [*result.comparisons, *result.changes]:
+        for level in (c.cells, c.configurations):
+            assert all(test.p is not None or test.reason for test in level.tests)
+        assert c.interval.low is not None or c.interval.reason
+    for r in result.rate_correlations:
+        for level in (r.cells, r.configurations):
+            assert level.pearson.p is not None or level.pearson.reason
+            assert level.spearman.p is not None or level.spearman.reason
+    for s in result.signals:
+        assert s.spearman_runs.p is not None or s.spearman_runs.reason
+        assert s.roc_auc is not None or s.roc_reason
+        assert s.within_mean is not None or s.within_reason
+    for a in result.anova:
+        assert a.p is not None or a.reason
+    for table in result.tables.values():
+        assert table.rows or table.notes, table.name
+    for question in ("RQ1", "RQ2", "RQ3", "RQ4", "RQ5"):
+        assert any(f.question == question for f in result.findings)
+    assert len({f.id for f in result.findings}) == len(result.findings)
+    for f in result.findings:
+        assert "nan" not in f.sentence.lower().split()
+        assert "None" not in f.sentence
+
+
+def no_runs() -> Tables:
+    return Tables(runs=pd.DataFrame({"run_id": [], "dataset": [], "method": [], "seed": []}))
+
+
+def bare() -> Tables:
+    return Tables(
+        runs=pd.DataFrame({"run_id": ["a", "b"], "dataset": ["d", "d"], "method": ["full", "lora"], "seed": [0, 0]})
+    )
+
+
+def with_runs(**changes: Any) -> Tables:
+    made = tables()
+    runs = made.runs.copy()
+    for column, value in changes.items():
+        runs[column] = value(runs) if callable(value) else value
+    return Tables(runs=runs, history=made.history, layers=made.layers)
+
+
+def some_null(runs: pd.DataFrame) -> pd.Series:
+    return runs["cka_mean"].where(np.arange(len(runs)) % 3 != 0)
+
+
+CASES = {
+    "no runs": no_runs,
+    "bare": bare,
+    "one run": lambda: tables(methods=("full",), datasets=("eurosat",), rates=1, seeds=1, baseline=False),
+    "one seed": lambda: tables(seeds=1),
+    "one dataset": lambda: tables(datasets=("eurosat",)),
+    "one method": lambda: tables(methods=("full",)),
+    "one rate": lambda: tables(rates=1),
+    "two rates": lambda: tables(rates=2),
+    "two layers": lambda: tables(layers=2),
+    "seven layers": lambda: tables(layers=7),
+    "no layers": lambda: tables(layers=0),
+    "one evaluation": lambda: tables(evaluations=1),
+    "no transfer": lambda: tables(transfer=()),
+    "two transfer sets": lambda: tables(transfer=("cifar100", "cifar10")),
+    "only baselines": lambda: with_only_baselines(),
+    "all diverged": lambda: with_runs(status="diverged"),
+    "constant retention": lambda: with_runs(transfer_cifar100_retention_pct=100.0),
+    "constant everything": lambda: with_runs(
+        entropy_change_pct=0.0, cka_mean=1.0, best_val_accuracy=0.5, test_accuracy=0.5, embedding_drift=0.0
+    ),
+    "null signal in some": lambda: with_runs(cka_mean=some_null),
+    "null rates": lambda: with_runs(learning_rate=None),
+    "null validation": lambda: with_runs(best_val_accuracy=None),
+    "null test accuracy": lambda: with_runs(test_accuracy=None),
+    "null retention": lambda: with_runs(transfer_cifar100_retention_pct=None),
+    "null structure": lambda: with_runs(
+        **{
+            f"{m}_{e}": None
+            for m in ("entropy", "erf95", "gini", "head_diversity")
+            for e in ("change_pct", "baseline", "final")
+        }
+    ),
+    "ties": lambda: with_runs(
+        best_val_accuracy=lambda r: r["best_val_accuracy"].round(1),
+        entropy_change_pct=lambda r: r["entropy_change_pct"].round(0),
+    ),
+}
+
+
+def with_only_baselines() -> Tables:
+    made = tables()
+    runs = made.runs[made.runs["method"] == "none"]
+    return Tables(runs=runs, layers=made.layers[made.layers["run_id"].isin(runs["run_id"])])
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_nothing_missing_is_a_crash_or_a_silence(case: str, tmp_path: Path) -> None:
+    found = analyze(CASES[case](), settings=QUICK)
+    everything_null_has_a_reason(found)
+    found.write(tmp_path)
+    assert read_analysis(tmp_path) == found
+
+
+def test_history_and_layers_may_be_absent(usual: Tables) -> None:
+    found = analyze(Tables(runs=usual.runs), settings=QUICK)
+    everything_null_has_a_reason(found)
+    assert any("`history` is empty" in note for note in found.notes)
+    assert not [s for s in found.signals if s.when == "first epoch"]
+
+
+def test_diverged_runs_are_listed_and_left_out(usual: Tables, result: Analysis) -> None:
+    runs = usual.runs.copy()
+    lost = runs.index[(runs["method"] == "full") & (runs["seed"] == 0)]
+    runs.loc[lost, "status"] = "diverged"
+    runs.loc[lost, "entropy_change_pct"] = -99.0
+    found = analyze(Tables(runs=runs, history=usual.history, layers=usual.layers), settings=QUICK)
+    assert {item.run_id for item in found.data.excluded} == set(runs.loc[lost, "run_id"])
+    assert {row["run_id"] for row in found.tables["runs"].rows} == {row["run_id"] for row in result.tables["runs"].rows}
+    (entropy,) = [c for c in found.comparisons if (c.measure, c.scope) == ("entropy_change_pct", "all datasets")]
+    assert entropy.n_cells == 2 * 4 * 2
+    assert abs(entropy.first_mean or 0) < 20
+    rows = [row for row in found.tables["configurations"].rows if row["variant"] == "full"]
+    assert {row["n_runs"] for row in rows} == {2}
+
+
+def test_pairs_are_identical_cells(usual: Tables, result: Analysis) -> None:
+    runs = usual.runs[usual.runs["method"] != "none"]
+    keys = ["dataset", "learning_rate", "seed"]
+    a = runs[runs["method"] == "full"].set_index(keys)["entropy_change_pct"]
+    b = runs[runs["method"] == "lora"].set_index(keys)["entropy_change_pct"]
+    d = (a - b).dropna()
+    (found,) = [c for c in result.comparisons if (c.measure, c.scope) == ("entropy_change_pct", "all datasets")]
+    assert found.n_cells == len(d) == 24
+    assert found.cells.mean == pytest.approx(d.mean())
+    assert found.cells.sd == pytest.approx(d.std())
+    means = d.groupby(["dataset", "learning_rate"]).mean()
+    assert found.n_configurations == len(means) == 8
+    assert found.configurations.sd == pytest.approx(means.std())
+    assert not found.configurations.descriptive
+
+
+def test_runs_that_differ_in_another_setting_are_no_pair(usual: Tables) -> None:
+    runs = usual.runs.copy()
+    runs.loc[runs["method"] == "lora", "batch_size"] = 64
+    found = analyze(Tables(runs=runs), settings=QUICK)
+    assert found.comparisons == []
+    assert any(f.id == "rq2-unmatched" for f in found.findings)
+
+
+def test_a_large_effect_is_supported_and_noise_is_not() -> None:
+    made = tables(datasets=("a", "b"), rates=4, seeds=5)
+    runs = made.runs.copy()
+    noise = np.random.default_rng(0).standard_normal(len(runs))
+    runs["entropy_change_pct"] = noise
+    runs["transfer_cifar100_retention_pct"] = np.where(runs["method"] == "full", 20.0, 90.0) + noise
+    found = analyze(Tables(runs=runs), settings=QUICK)
+    strengths = {f.id: f.strength for f in found.findings if f.question == "RQ2"}
+    entropy = next(v for k, v in strengths.items() if "entropy-change-pct" in k)
+    kept = next(v for k, v in strengths.items() if "retention" in k)
+    assert (entropy, kept) == ("no evidence", "supported")
+    sentence = next(f.sentence for f in found.findings if f.question == "RQ2" and "retention" in f.id)
+    assert "in 40 of 40 cells" in sentence
+    assert "Holm" in sentence
+
+
+def test_one_seed_is_never_supported() -> None:
+    found = analyze(tables(seeds=1, rates=6), settings=QUICK)
+    assert "supported" not in {f.strength for f in found.findings}
+    assert found.data.single_seed
+
+
+def test_signals_against_pandas(usual: Tables) -> None:
+    result = analyze(usual, settings=QUICK.model_copy(update={"damaged_below_pct": 80.0}))
+    runs = usual.runs[usual.runs["method"] != "none"]
+    kept = runs["transfer_cifar100_retention_pct"]
+    (found,) = [s for s in result.signals if (s.scope, s.when, s.signal) == ("all runs", "final", "abs_entropy_change")]
+    assert found.spearman_runs.statistic == pytest.approx(
+        runs["entropy_change_pct"].abs().corr(kept, method="spearman")
+    )
+    groups = [
+        part["entropy_change_pct"].abs().corr(part["transfer_cifar100_retention_pct"], method="spearman")
+        for _, part in runs.groupby(["dataset", "method"])
+    ]
+    assert found.within_mean == pytest.approx(np.mean(groups))
+    assert found.within_mean_absolute == pytest.approx(np.mean(np.abs(groups)))
+    damaged = kept < 80
+    score = runs["entropy_change_pct"].abs()
+    pairs = [(a > b) + (a == b) / 2 for a in score[damaged] for b in score[~damaged]]
+    assert pairs
+    assert found.roc_auc == pytest.approx(np.mean(pairs))
+    assert found.n_damaged == damaged.sum()
+
+
+def test_selection_rules_share_ties() -> None:
+    runs = pd.DataFrame(
+        {
+            "run_id": list("abcd"),
+            "dataset": "d",
+            "method": "full",
+            "seed": range(4),
+            "best_val_accuracy": [0.90, 0.89, 0.88, 0.80],
+            "embedding_drift": [0.5, 0.1, 0.1, 0.0],
+            "transfer_s_retention_pct": [10.0, 30.0, 50.0, 99.0],
+        }
+    )
+    found = {s.margin_points: s for s in analyze(Tables(runs=runs), settings=QUICK).selections}
+    two = found[2.0]
+    assert (two.n_runs, two.oracle_pct, two.random_pct) == (3, 50.0, 30.0)
+    (choice,) = [c for c in two.choices if c.rule == "lowest embedding_drift"]
+    assert (choice.n_tied, choice.retention_pct, choice.run_ids) == (2, 40.0, ["b", "c"])
+    assert choice.reason is not None
+
+
+def test_retention_is_never_invented(usual: Tables) -> None:
+    """Null retention beside accuracies means: pretrained too close to chance. It stays null."""
+    runs = usual.runs.assign(transfer_cifar100_retention_pct=None)
+    found = analyze(Tables(runs=runs), settings=QUICK)
+    assert not found.signals
+    assert any("below twice chance" in note for note in found.notes)
+
+
+def test_contradicting_changes_are_named(usual: Tables) -> None:
+    runs = usual.runs.copy()
+    runs.loc[runs["run_id"] == "pets_full_1e-05_1", "gini_change_pct"] += 5
+    notes = analyze(Tables(runs=runs), settings=QUICK).notes
+    assert any("pets_full_1e-05_1" in note and "contradicts" in note for note in notes)
+
+
+def test_blocks_that_do_not_divide_by_three_are_stated() -> None:
+    found = analyze(tables(layers=7), settings=QUICK)
+    assert found.anova[0].blocks == {"early": [1, 2, 3], "middle": [4, 5], "late": [6, 7]}
+
+
+def test_onset_and_convergence(usual: Tables) -> None:
+    runs = usual.runs[usual.runs["run_id"] == "pets_full_1e-05_1"]
+    history = pd.DataFrame(
+        {
+            "run_id": "pets_full_1e-05_1",
+            "step": [0, 10, 20, 30, 40],
+            "epoch": [0, 1, 2, 3, 4],
+            "entropy_change_pct": [0.0, -0.9, -1.0, -0.2, -3.0],
+            "val_accuracy": [None, 0.5, 0.893, 0.90, 0.88],
+        }
+    )
+    (row,) = analyze(Tables(runs=runs, history=history), settings=QUICK).tables["dynamics_runs"].rows
+    assert (row["onset_step"], row["onset_epoch"], row["collapsed"]) == (20, 2, True)
+    assert (row["converged_epoch_best"], row["converged_epoch_final"]) == (2, 2)
+    assert (row["best_val_accuracy"], row["final_val_accuracy"]) == (0.90, 0.88)
+
+
+points = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=15)
+
+
+@settings(max_examples=100, deadline=None)
+@given(points)
+def test_front_is_what_nothing_dominates(items: list[tuple[int, int]]) -> None:
+    a, b = (np.array(column, dtype=float) for column in zip(*items, strict=True))
+    slow = [not any((x >= p and y >= q) and (x > p or y > q) for x, y in items) for p, q in items]
+    assert (on_front(a, b) > 0).tolist() == slow
+
+
+def test_equal_accuracy_is_interpolated_and_never_beyond() -> None:
+    x, y = np.array([-6.0, -5.0, -4.0]), np.array([0.5, 0.9, 0.7])
+    assert crossings(x, y, 0.8) == pytest.approx([-5.25, -4.5])
+    assert crossings(x, y, 0.9) == [-5.0]
+    assert crossings(x, y, 0.95) == []
+    assert crossings(x, y, 0.4) == []
+
+
+def test_alpha_keeps_all_the_way() -> None:
+    alpha = np.array([0.0, 0.25, 0.5, 0.75, 1.0])
+    assert largest_alpha(alpha, np.array([100, 95, 80, 97, 60.0]), 90) == pytest.approx(0.25 + 0.25 * 5 / 15)
+    assert largest_alpha(alpha, np.array([100, 99, 98, 97, 96.0]), 90) == 1.0
+    assert largest_alpha(alpha, np.array([80, 99, 98, 97, 96.0]), 90) is None
+    assert largest_alpha(alpha, np.full(5, np.nan), 90) is None
+
+
+def test_spellings_of_one_setting_are_one_configuration(usual: Tables) -> None:
+    runs = usual.runs[usual.runs["method"] == "lora"].copy()
+    first = runs["seed"] == 0
+    runs["lora_targets"] = np.where(first, "['q_proj', 'v_proj']", "v,q")
+    runs["lora_alpha"] = runs["lora_alpha"].where(first)
+    runs["learning_rate"] = runs["learning_rate"] * np.where(first, 1 + 1e-12, 1.0)
+    runs["freeze_layers"] = pd.array(np.where(first, 0, -1), dtype="Int64").astype("Int64")
+    runs.loc[runs["freeze_layers"] == -1, "freeze_layers"] = pd.NA
+    found = analyze(Tables(runs=runs), settings=QUICK)
+    assert {row["n_seeds"] for row in found.tables["configurations"].rows} == {3}
+    assert found.data.methods == ["LoRA r=8"]
+
+
+def test_unknown_settings_are_errors() -> None:
+    with pytest.raises(ValueError, match="bootstrap_resample"):
+        AnalysisSettings(bootstrap_resample=10)  # type: ignore[call-arg]

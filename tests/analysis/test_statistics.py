@@ -1,0 +1,261 @@
+"""The statistics against plain numpy, against other implementations and against closed forms."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from statsmodels.stats.anova import AnovaRM
+from statsmodels.stats.multitest import multipletests
+
+from attndrift.analysis import AnalysisSettings
+from attndrift.analysis import statistics as own
+from attndrift.analysis.result import Test, family
+
+SETTINGS = AnalysisSettings(bootstrap_resamples=400)
+floats = st.floats(-100, 100).map(lambda v: round(v, 2))
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    return np.array([np.sum(values < v) + (np.sum(values == v) + 1) / 2 for v in values])
+
+
+def slow_pearson(x: np.ndarray, y: np.ndarray) -> float:
+    x, y = x - x.mean(), y - y.mean()
+    return float(np.sum(x * y) / math.sqrt(np.sum(x * x) * np.sum(y * y)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(floats, floats), min_size=3, max_size=7))
+def test_spearman_is_pearson_of_ranks_with_exact_p(pairs: list[tuple[float, float]]) -> None:
+    x, y = (np.array(column) for column in zip(*pairs, strict=True))
+    found = own.spearman(x, y)
+    if len(set(x)) == 1 or len(set(y)) == 1:
+        assert found.statistic is None
+        assert found.reason is not None
+        assert "constant" in found.reason
+        return
+    rho = slow_pearson(ranks(x), ranks(y))
+    assert found.statistic == pytest.approx(rho, abs=1e-12)
+    every = [slow_pearson(ranks(x), ranks(y)[list(order)]) for order in itertools.permutations(range(len(x)))]
+    assert found.p == pytest.approx(np.mean(np.abs(every) >= abs(rho) - 1e-9))
+
+
+@pytest.mark.parametrize("n", [9, 12, 30])
+def test_spearman_above_eight_points_is_scipys(n: int) -> None:
+    generator = np.random.default_rng(n)
+    x, y = np.repeat(np.arange(n / 3), 3)[:n], generator.standard_normal(n)
+    expected = stats.spearmanr(x, y)
+    found = own.spearman(x, y)
+    assert found.statistic == pytest.approx(expected.statistic)
+    assert found.p == pytest.approx(expected.pvalue)
+
+
+def test_a_perfect_order_gets_no_p_of_zero() -> None:
+    assert own.spearman(np.arange(5.0), np.arange(5.0)).p == pytest.approx(2 / math.factorial(5))
+    assert own.spearman(np.arange(10.0), np.arange(10.0)).p == pytest.approx(2 / math.factorial(10))
+    tied = np.repeat(np.arange(3.0), 3)
+    assert own.spearman(tied, tied).p == pytest.approx(2 * 6**3 / math.factorial(9))
+    line = own.pearson(np.arange(4.0), 2 * np.arange(4.0) + 1)
+    assert line.statistic == pytest.approx(1)
+    assert line.p is None
+    assert line.reason is not None
+
+
+def test_pearson_is_the_textbook_formula() -> None:
+    generator = np.random.default_rng(0)
+    x, y = generator.standard_normal((2, 11))
+    found = own.pearson(x, y)
+    r = slow_pearson(x, y)
+    assert found.statistic == pytest.approx(r)
+    assert found.p == pytest.approx(2 * stats.t.sf(abs(r) * math.sqrt(9 / (1 - r * r)), 9))
+
+
+def test_differences_are_the_textbook_formulas() -> None:
+    generator = np.random.default_rng(1)
+    first, second = generator.standard_normal(9), generator.standard_normal(9) + 0.7
+    found = own.difference("cells", first, second, first - second)
+    d = first - second
+    sd = math.sqrt(np.sum((d - d.mean()) ** 2) / 8)
+    assert found.mean == pytest.approx(d.mean())
+    assert found.sd == pytest.approx(sd)
+    assert found.d_z == pytest.approx(d.mean() / sd)
+    pooled = math.sqrt((first.var(ddof=1) + second.var(ddof=1)) / 2)
+    assert found.cohen_d == pytest.approx((first.mean() - second.mean()) / pooled)
+    paired, wilcoxon, welch, mann_whitney = found.tests
+    t = d.mean() / (sd / 3)
+    assert paired.statistic == pytest.approx(t)
+    assert paired.p == pytest.approx(2 * stats.t.sf(abs(t), 8))
+    one, two = first.var(ddof=1) / 9, second.var(ddof=1) / 9
+    t = (first.mean() - second.mean()) / math.sqrt(one + two)
+    df = (one + two) ** 2 / (one**2 / 8 + two**2 / 8)
+    assert welch.statistic == pytest.approx(t)
+    assert welch.p == pytest.approx(2 * stats.t.sf(abs(t), df))
+    assert mann_whitney.statistic == np.sum(first[:, None] > second[None, :])
+    assert wilcoxon.p == pytest.approx(stats.wilcoxon(d).pvalue)
+    assert (found.below_zero, found.above_zero) == (np.sum(d < 0), np.sum(d > 0))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(-4, 4), min_size=3, max_size=8))
+def test_wilcoxon_with_ties_and_zeros_tries_every_sign(values: list[int]) -> None:
+    d = np.array(values, dtype=float)
+    found = own.difference("cells", None, None, d).tests[1]
+    d = d[d != 0]
+    if not len(d):
+        assert found.p is None
+        assert found.reason is not None
+        assert "zero" in found.reason
+        return
+    r = ranks(np.abs(d))
+    above = float(np.sum(r[d > 0]))
+    every = np.array([np.dot(signs, r) for signs in itertools.product((0, 1), repeat=len(d))])
+    assert found.p == pytest.approx(np.mean(np.abs(every - r.sum() / 2) >= abs(above - r.sum() / 2) - 1e-9))
+    assert found.statistic == min(above, float(r.sum()) - above)
+
+
+@pytest.mark.parametrize("n", [8, 20, 60])
+def test_wilcoxon_without_ties_is_scipys(n: int) -> None:
+    d = np.random.default_rng(n).standard_normal(n) + 0.2
+    found = own.difference("cells", None, None, d).tests[1]
+    assert found.p == pytest.approx(stats.wilcoxon(d).pvalue)
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [1.0, 2.0]])
+def test_too_few_differences_have_no_p(values: list[float]) -> None:
+    d = np.array(values)
+    found = own.difference("configurations", d, d * 0, d)
+    assert found.n == len(values)
+    assert found.reason is not None
+    assert all(test.p is None and test.reason for test in found.tests)
+
+
+def test_equal_differences_have_no_p_and_no_effect_size() -> None:
+    d = np.full(5, 0.3)
+    found = own.difference("cells", d + 1, np.ones(5), d)
+    assert found.sd == 0
+    assert found.d_z is None
+    assert found.cohen_d is None
+    assert found.reason is not None
+    assert found.tests[0].p is None
+    assert own.difference("cells", None, None, np.zeros(4)).tests[1].p is None
+
+
+@pytest.mark.parametrize(("subjects", "conditions"), [(3, 3), (12, 3), (7, 4)])
+def test_anova_is_statsmodels(subjects: int, conditions: int) -> None:
+    values = np.random.default_rng(subjects).standard_normal((subjects, conditions)) + np.arange(conditions) / 2
+    frame = pd.DataFrame(
+        [(s, c, values[s, c]) for s in range(subjects) for c in range(conditions)], columns=["s", "c", "v"]
+    )
+    table = AnovaRM(frame, "v", "s", within=["c"]).fit().anova_table
+    found = own.repeated_measures_anova(values)
+    assert found["f"] == pytest.approx(table["F Value"].iloc[0])
+    assert found["p"] == pytest.approx(table["Pr > F"].iloc[0])
+    assert (found["df"], found["df_error"]) == (table["Num DF"].iloc[0], table["Den DF"].iloc[0])
+    assert 1 / (conditions - 1) <= found["epsilon"] <= 1
+    assert found["p_greenhouse_geisser"] >= found["p"] or found["f"] < 1
+
+
+def test_anova_of_two_conditions_is_the_squared_paired_t() -> None:
+    values = np.random.default_rng(3).standard_normal((6, 2))
+    found = own.repeated_measures_anova(values)
+    t = stats.ttest_rel(values[:, 0], values[:, 1])
+    assert found["f"] == pytest.approx(t.statistic**2)
+    assert found["p"] == pytest.approx(t.pvalue)
+    assert found["epsilon"] == pytest.approx(1)
+
+
+def test_anova_names_what_makes_it_impossible() -> None:
+    with pytest.raises(ValueError, match="n = 2"):
+        own.repeated_measures_anova(np.zeros((2, 3)))
+    with pytest.raises(ValueError, match="no error variance"):
+        own.repeated_measures_anova(np.tile([1.0, 2.0, 3.0], (5, 1)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=2, max_size=12))
+def test_roc_area_counts_pairs(items: list[tuple[int, bool]]) -> None:
+    score = np.array([float(item[0]) for item in items])
+    damaged = np.array([item[1] for item in items])
+    found = own.roc_auc(score, damaged)
+    if damaged.all() or not damaged.any():
+        assert found is None
+        return
+    pairs = [(a > b) + (a == b) / 2 for a in score[damaged] for b in score[~damaged]]
+    assert found == pytest.approx(np.mean(pairs))
+    weights = np.ones((1, len(score)))
+    assert own.roc_auc_draws(score, damaged, weights)[0] == pytest.approx(found)
+    twice = np.random.default_rng(0).integers(0, 3, (4, len(score))).astype(float)
+    for row, area in zip(twice, own.roc_auc_draws(score, damaged, twice), strict=True):
+        repeated = np.repeat(np.arange(len(score)), row.astype(int))
+        again = own.roc_auc(score[repeated], damaged[repeated])
+        assert (again is None and np.isnan(area)) or area == pytest.approx(again)
+
+
+def test_bootstrap_resamples_configurations_and_not_runs() -> None:
+    """Nine runs of three configurations: the spread comes from the three means, whatever the runs do."""
+    sums, counts = np.array([[3.0], [30.0], [300.0]]), np.full((3, 1), 3.0)
+    indices = own.draw(SETTINGS, 3, "test")
+    draws = own.cluster_means(sums, counts, indices)[:, 0]
+    assert set(np.round(draws, 9)) <= {
+        round(float(np.mean(pick)), 9) for pick in itertools.product([1.0, 10.0, 100.0], repeat=3)
+    }
+    expected = np.array([1.0, 10.0, 100.0])[indices].mean(axis=1)
+    assert draws == pytest.approx(expected)
+    found = own.interval_of(draws, SETTINGS, 3)
+    assert found.unit == "configuration"
+    assert (found.low, found.high) == tuple(np.percentile(expected, [2.5, 97.5]))
+
+
+def test_equal_seeds_and_names_give_equal_draws() -> None:
+    assert np.array_equal(own.draw(SETTINGS, 5, "a", "b"), own.draw(SETTINGS, 5, "a", "b"))
+    assert not np.array_equal(own.draw(SETTINGS, 5, "a", "b"), own.draw(SETTINGS, 5, "a", "c"))
+    other = AnalysisSettings(bootstrap_resamples=400, bootstrap_seed=1)
+    assert not np.array_equal(own.draw(SETTINGS, 5, "a"), own.draw(other, 5, "a"))
+
+
+def test_interval_says_why_there_is_none() -> None:
+    few = own.interval_of(np.ones(10), SETTINGS, 2)
+    assert few.low is None
+    assert few.reason is not None
+    assert "needs at least" in few.reason
+    undefined = own.interval_of(np.full(10, np.nan), SETTINGS, 5)
+    assert undefined.low is None
+    same = own.interval_of(np.ones(10), SETTINGS, 5)
+    assert same.reason is not None
+    assert "same value" in same.reason
+
+
+def test_spearman_interval_with_kept_ranks_is_near_the_one_with_new_ranks() -> None:
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal(501)
+    y = x + generator.standard_normal(501)
+    kept = own.spearman_interval(x, y, AnalysisSettings(), "a")
+    anew = own.spearman_interval(x[:500], y[:500], AnalysisSettings(), "a")
+    assert kept.method != anew.method
+    assert kept.low == pytest.approx(anew.low, abs=0.02)
+    assert kept.high == pytest.approx(anew.high, abs=0.02)
+
+
+def test_holm_is_the_step_down_rule() -> None:
+    p = [0.01, 0.04, 0.03, 0.005]
+    tests = [Test(name="t", p=value) for value in p]
+    nothing = Test(name="t", reason="n = 2")
+    family([*tests, nothing], "four")
+    order = np.argsort(p)
+    expected = np.empty(4)
+    running = 0.0
+    for place, index in enumerate(order):
+        running = max(running, min(1.0, (4 - place) * p[index]))
+        expected[index] = running
+    assert [test.p_holm for test in tests] == pytest.approx(expected.tolist())
+    assert [test.p_holm for test in tests] == pytest.approx(multipletests(p, method="holm")[1].tolist())
+    assert {test.family_size for test in tests} == {4}
+    assert nothing.p_holm is None
+    assert nothing.family is None

@@ -1,0 +1,153 @@
+"""The command line: what it prints, how it exits, and that asking for help costs nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from attndrift.cli import app
+
+runner = CliRunner()
+
+STUDY = """
+name: small
+shared:
+  model: {model}
+  dataset: digits
+  train_per_class: 4
+  validation_per_class: 2
+  probe_size: 10
+  test_limit: 20
+  epochs: 1
+  batch_size: 20
+  transfer: [objects]
+  transfer_limit: 100
+  threads: 1
+runs:
+  - {{experiment: E1, method: none}}
+  - {{experiment: E2, method: full}}
+"""
+
+
+def _attndrift(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "attndrift.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture
+def study(tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ATTNDRIFT_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "small.yaml"
+    path.write_text(STUDY.format(model=tiny_clip))
+    return path
+
+
+COMMANDS = ["run", "collect", "import", "analyze", "demo", "list", "show"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    result = runner.invoke(app, [command, "--help"])
+    assert result.exit_code == 0
+    assert "Example:" in result.output
+    assert f"attndrift {command}" in result.output
+
+
+def test_every_command_is_listed_here() -> None:
+    assert {command.name for command in app.registered_commands if command.name} | {"demo"} >= {"import", "list"}
+    names = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    assert names == set(COMMANDS)
+
+
+def test_help_and_import_load_no_heavy_library() -> None:
+    code = (
+        "import sys, attndrift, attndrift.cli;"
+        "heavy = {'torch', 'transformers', 'pandas', 'numpy', 'scipy', 'matplotlib'} & set(sys.modules);"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_study_runs_collects_analyses_and_is_shown(study: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    ran = _attndrift("run", str(study), "--output", str(folder), "--json")
+    assert ran.returncode == 0, ran.stderr
+    assert set(json.loads(ran.stdout)["runs"].values()) == {"finished"}
+    assert {"runs.parquet", "history.parquet", "layers.parquet"} <= {p.name for p in folder.iterdir()}
+    again = _attndrift("run", str(study), "--output", str(folder), "--json")
+    assert set(json.loads(again.stdout)["runs"].values()) == {"kept"}
+    changed = _attndrift("run", str(study), "--output", str(folder), "--set", "epochs=2")
+    assert changed.returncode == 1
+    assert "`epochs` was 1, now 2" in changed.stderr
+    assert "Traceback" not in changed.stderr
+    analysed = runner.invoke(app, ["analyze", str(folder)])
+    assert analysed.exit_code == 0, analysed.output
+    assert (folder / "analysis.json").is_file()
+    shown = runner.invoke(app, ["show", str(next((folder / "runs").glob("E2_*"))), "--json"])
+    assert json.loads(shown.output)["row"]["status"] == "finished"
+    collected = runner.invoke(app, ["collect", str(folder), "--json"])
+    assert json.loads(collected.output) | {"history": 0, "layers": 0} == {
+        "runs": 2, "history": 0, "layers": 0, "without_record": [],
+    }  # fmt: skip
+
+
+def test_the_dry_run_counts_and_estimates_and_writes_nothing(study: Path, tmp_path: Path) -> None:
+    before = set(tmp_path.iterdir())
+    result = runner.invoke(app, ["run", str(study), "--dry-run", "--json"])
+    assert result.exit_code == 0, result.output
+    baseline, full = json.loads(result.output)
+    assert (full["n_train"], full["steps"]) == (40, 2)
+    assert full["trainable_parameters"] > 0
+    assert baseline["trainable_parameters"] == 0
+    assert full["seconds"] > 0
+    assert full["memory_bytes"] > 0
+    assert full["disk_bytes"] > 0
+    printed = runner.invoke(app, ["run", str(study), "--dry-run"])
+    assert "E2_digits_full_lr1e-5_s42" in printed.output.replace("\n", "")
+    assert "estimated on this machine" in printed.output
+    assert set(tmp_path.iterdir()) <= before | {tmp_path / "cache"}
+
+
+def test_only_and_limit_choose_runs(study: Path) -> None:
+    only = json.loads(runner.invoke(app, ["run", str(study), "--dry-run", "--json", "--only", "E2"]).output)
+    assert [row["experiment"] for row in only] == ["E2"]
+    limited = json.loads(runner.invoke(app, ["run", str(study), "--dry-run", "--json", "--limit", "1"]).output)
+    assert [row["experiment"] for row in limited] == ["E1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["run", "colapse-21"], "Did you mean the preset collapse-21?"),
+        (["run", "collapse-21", "--set", "epochs"], "key=value"),
+        (["run", "collapse-21", "--dataset", "pets"], "OLD=NEW"),
+        (["run", "collapse-21", "--only", "E99"], "no run is called 'E99'"),
+        (["collect", "."], "not a study folder"),
+        (["show", "."], "not the folder of a run"),
+        (["analyze", "."], "no runs.parquet here"),
+        (["list", "nothing"], "choose from models, datasets"),
+        (["run", "collapse-21", "--limit", "0"], "--limit"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_not_zero(arguments: list[str], expected: str) -> None:
+    result = _attndrift(*arguments)
+    assert result.returncode != 0
+    assert expected in result.stderr.replace("\n", " ")
+    assert "Traceback" not in result.stderr
+
+
+def test_everything_with_a_name_is_listed() -> None:
+    found = json.loads(_attndrift("list", "--json").stdout)
+    assert {"models", "datasets", "metrics", "methods", "presets"} == set(found)
+    assert {"eurosat", "pets", "cifar10", "cifar100", "objects", "tiles", "critters", "digits"} <= {
+        row["name"] for row in found["datasets"]
+    }
+    runs = {row["name"]: row["runs"] for row in found["presets"]}
+    assert runs["collapse-21"] == 23
+    assert (runs["matched-rate-80"], runs["dose-response-84"]) == (80, 84)
