@@ -42,7 +42,6 @@ format: $(STAMP) ## Put the code into shape
 
 bench: $(STAMP) ## Measure the cost of observing, as ratios
 	$(BIN)/attndrift bench capture
-	$(BIN)/attndrift bench analysis
 
 clean: ## Remove the environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -11,7 +11,7 @@ from torch import Tensor
 from attndrift.models import AdaptationSettings, adapt, load_clip, load_processor
 from attndrift.models.drift import weight_drift
 from attndrift.monitor import DriftMonitor, take_snapshot
-from attndrift.observe import observe
+from attndrift.observing import observe
 from attndrift.regularizers import AttentionPreservation, EntropyFloor
 from attndrift.transfer import TextFeatures, evaluate_zero_shot
 

@@ -256,6 +256,26 @@ def show(run_folder: Annotated[Path, typer.Argument(help="The folder of a run.")
         print_run(described)
 
 
+@app.command(epilog=_example("attndrift bench capture --pairs 15 --json"))
+def bench(
+    what: Annotated[str, typer.Argument(help="capture: what observing costs.")] = "capture",
+    model: Annotated[str, typer.Option("--model", help="The model to observe.")] = "config:vit-base-patch32",
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images a forward pass.")] = 32,
+    pairs: Annotated[int, typer.Option("--pairs", min=3, help="Interleaved pairs; medians are over these.")] = 7,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure costs as ratios against a named alternative, in one run."""
+    if what != "capture":
+        _fail(f"there is no bench {what!r}; choose from capture")
+    from attndrift.bench import capture, print_result, result
+
+    found = result(what, capture(model=model, batch=batch, pairs=pairs))
+    if as_json:
+        _print_json(found)
+    else:
+        print_result(found)
+
+
 def main() -> None:
     """Entry point: known errors are one line, not a traceback (ATTNDRIFT_TRACEBACK=1 shows it)."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from attndrift import metrics
 from attndrift.metrics import StructureAccumulator, StructureSummary
-from attndrift.observe import find_vision_tower, observe
+from attndrift.observing import find_vision_tower, observe
 from attndrift.tables import STRUCTURE_METRICS
 
 if TYPE_CHECKING:

@@ -143,8 +143,12 @@ def bare() -> Tables:
     )
 
 
+def small(**options: Any) -> Tables:
+    return tables(**({"rates": 3, "seeds": 2, "layers": 4} | options))
+
+
 def with_runs(**changes: Any) -> Tables:
-    made = tables()
+    made = small()
     runs = made.runs.copy()
     for column, value in changes.items():
         runs[column] = value(runs) if callable(value) else value
@@ -158,18 +162,18 @@ def some_null(runs: pd.DataFrame) -> pd.Series:
 CASES = {
     "no runs": no_runs,
     "bare": bare,
-    "one run": lambda: tables(methods=("full",), datasets=("eurosat",), rates=1, seeds=1, baseline=False),
-    "one seed": lambda: tables(seeds=1),
-    "one dataset": lambda: tables(datasets=("eurosat",)),
-    "one method": lambda: tables(methods=("full",)),
-    "one rate": lambda: tables(rates=1),
-    "two rates": lambda: tables(rates=2),
-    "two layers": lambda: tables(layers=2),
-    "seven layers": lambda: tables(layers=7),
-    "no layers": lambda: tables(layers=0),
-    "one evaluation": lambda: tables(evaluations=1),
-    "no transfer": lambda: tables(transfer=()),
-    "two transfer sets": lambda: tables(transfer=("cifar100", "cifar10")),
+    "one run": lambda: small(methods=("full",), datasets=("eurosat",), rates=1, seeds=1, baseline=False),
+    "one seed": lambda: small(seeds=1),
+    "one dataset": lambda: small(datasets=("eurosat",)),
+    "one method": lambda: small(methods=("full",)),
+    "one rate": lambda: small(rates=1),
+    "two rates": lambda: small(rates=2),
+    "two layers": lambda: small(layers=2),
+    "seven layers": lambda: small(layers=7),
+    "no layers": lambda: small(layers=0),
+    "one evaluation": lambda: small(evaluations=1),
+    "no transfer": lambda: small(transfer=()),
+    "two transfer sets": lambda: small(transfer=("cifar100", "cifar10")),
     "only baselines": lambda: with_only_baselines(),
     "all diverged": lambda: with_runs(status="diverged"),
     "constant retention": lambda: with_runs(transfer_cifar100_retention_pct=100.0),
@@ -196,7 +200,7 @@ CASES = {
 
 
 def with_only_baselines() -> Tables:
-    made = tables()
+    made = small()
     runs = made.runs[made.runs["method"] == "none"]
     return Tables(runs=runs, layers=made.layers[made.layers["run_id"].isin(runs["run_id"])])
 

@@ -13,7 +13,7 @@ from transformers import CLIPVisionModel, Trainer, TrainingArguments
 
 from attndrift.models import AdaptationSettings, adapt, count_parameters, load_clip, load_config
 from attndrift.models.classifier import seeded
-from attndrift.observe import observe
+from attndrift.observing import observe
 
 
 class _Images(Dataset[dict[str, torch.Tensor]]):

@@ -120,7 +120,8 @@ def setting_claims(e: Evidence) -> None:
             high = max(known, key=lambda row: row["entropy_change_pct"])
             spread = high["entropy_change_pct"] - low["entropy_change_pct"]
             ranges.append((spread, word, label, min(int(row["n_seeds"]) for row in known)))
-            if kind == "rate":
+            if kind == "rate" and len(known) > 2:
+                # Three rates and more are tested above.
                 continue
             seeds = seeds_text(known)
             e.add(

@@ -227,7 +227,8 @@ def prepare(tables: Tables) -> Prepared:
     name = name.where(pretrained, name + " · " + runs["rate_text"])
     runs["configuration"] = name.where(runs["key_rest"] == "", name + " · " + runs["key_rest"])
     runs["replicate"] = _text(runs["seed"]) + "/" + _text(runs["data_seed"])
-    runs["conditions"] = keys[[*CONDITION_COLUMNS, "learning_rate"]].agg("|".join, axis=1)
+    parts = [keys[column].tolist() for column in (*CONDITION_COLUMNS, "learning_rate")]
+    runs["conditions"] = pd.Series(["|".join(row) for row in zip(*parts, strict=True)], index=runs.index, dtype=object)
 
     excluded = [
         Excluded(run_id=str(run_id), status=str(status), reason=reason)

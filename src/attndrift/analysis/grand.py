@@ -83,7 +83,7 @@ def grand_table(prepared: Prepared) -> Table:
     frame = every[names + [m.name for m in measures] + [m.name for m in extra]]
     columns += [m.column() for m in (*measures, *extra)]
     columns = [c for c in columns if frame[c.name].notna().any()]
-    notes = []
+    notes = [] if len(every) else ["There are no runs."]
     seeds = prepared.adapted["replicate"].nunique()
     if seeds == 1:
         notes.append("One seed: no row carries an uncertainty.")
@@ -159,7 +159,7 @@ def aggregate_table(prepared: Prepared) -> Table:
         title="Configurations: mean ± sample standard deviation over seeds",
         columns=columns,
         rows=records(frame[cells_of(columns)]),
-        notes=single_seed_notes(frame),
+        notes=single_seed_notes(frame) if len(frame) else ["There are no analysed runs."],
     )
 
 
@@ -306,6 +306,8 @@ def _order(first: pd.DataFrame, sweep: Sweep) -> pd.Series:
 
 
 def _mark_preserving(frame: pd.DataFrame) -> pd.DataFrame:
+    if CHANGES[0].name not in frame.columns:
+        return frame.assign(preserves_best=None)
     size = frame[CHANGES[0].name].abs()
     best = size.min()
     frame["preserves_best"] = [number(v) is not None and bool(np.isclose(v, best, rtol=0, atol=1e-12)) for v in size]

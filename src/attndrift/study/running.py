@@ -28,7 +28,7 @@ from attndrift.models import (
     weight_drift,
 )
 from attndrift.monitor import Drift, DriftMonitor, Snapshot, compare_snapshots, evaluation_mode, take_snapshot
-from attndrift.observe import observe
+from attndrift.observing import observe
 from attndrift.study import record as records
 from attndrift.study.settings import NamedRun, RunSettings
 from attndrift.study.workbench import Pretrained, Target, TransferSet, Workbench

@@ -36,7 +36,7 @@ from attndrift.data import (
 from attndrift.data.cache import cache_folder
 from attndrift.models import describe, load_clip, load_processor
 from attndrift.monitor import Snapshot, evaluation_mode, image_embeddings, take_snapshot
-from attndrift.observe import observe
+from attndrift.observing import observe
 from attndrift.study.settings import RunSettings
 from attndrift.transfer import TextFeatures, ZeroShotResult, evaluate_zero_shot, retention
 

@@ -28,7 +28,7 @@ from transformers.integrations import TensorBoardCallback
 from attndrift.data.order import EpochBatchSampler, Pixels, TrainingImages, training_loader
 from attndrift.files import read_json, write_text
 from attndrift.monitor import DivergedError, Drift, DriftCallback, DriftMonitor, evaluation_mode
-from attndrift.observe import observe
+from attndrift.observing import observe
 from attndrift.regularizers import AttentionPreservation, EntropyFloor
 from attndrift.study.settings import RunSettings
 from attndrift.training import resume

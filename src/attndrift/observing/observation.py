@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from attndrift.metrics import rollout
-from attndrift.observe.errors import ObservationError
-from attndrift.observe.rows import FullMaps
+from attndrift.observing.errors import ObservationError
+from attndrift.observing.rows import FullMaps
 
 _ROW_SUM_TOLERANCE = 1e-4
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from attndrift.observe.errors import ObservationError
+from attndrift.observing.errors import ObservationError
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from attndrift.observe.errors import ObservationError
-from attndrift.observe.families import VisionTower, find_vision_tower
-from attndrift.observe.observation import Observation
-from attndrift.observe.rows import FullMaps, row_logits
+from attndrift.observing.errors import ObservationError
+from attndrift.observing.families import VisionTower, find_vision_tower
+from attndrift.observing.observation import Observation
+from attndrift.observing.rows import FullMaps, row_logits
 
 
 def observe(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from attndrift.metrics import StructureAccumulator
-from attndrift.observe import ObservationError, observe
+from attndrift.observing import ObservationError, observe
 
 KINDS = ("clip", "vision", "projection", "classification", "classifier")
 

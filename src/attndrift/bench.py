@@ -1,0 +1,144 @@
+"""Speed as ratios against a named alternative, measured in one run: medians over repeated pairs."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from attndrift.metrics import StructureAccumulator
+from attndrift.models import load_clip
+from attndrift.observing import observe
+from attndrift.study.record import hardware, versions
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One measured ratio.
+
+    Attributes:
+        what, against: what was timed, and what it was timed against, in words.
+        ratio: median over pairs of time(what) / time(against).
+        low, high: smallest and largest ratio of a pair.
+        seconds, seconds_against: median times.
+        pairs: number of interleaved pairs, after one that is thrown away.
+    """
+
+    what: str
+    against: str
+    ratio: float
+    low: float
+    high: float
+    seconds: float
+    seconds_against: float
+    pairs: int
+
+
+def _timed(work: Callable[[], object]) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def compare(
+    what: str, work: Callable[[], object], against: str, alternative: Callable[[], object], pairs: int
+) -> Ratio:
+    """Time ``work`` against ``alternative`` in interleaved pairs, the order changing from pair to pair."""
+    times: list[tuple[float, float]] = []
+    for index in range(pairs + 1):
+        if index % 2:
+            second = _timed(alternative)
+            first = _timed(work)
+        else:
+            first = _timed(work)
+            second = _timed(alternative)
+        times.append((first, second))
+    kept = times[1:]
+    ratios = [first / second for first, second in kept]
+    return Ratio(
+        what,
+        against,
+        statistics.median(ratios),
+        min(ratios),
+        max(ratios),
+        statistics.median(first for first, _ in kept),
+        statistics.median(second for _, second in kept),
+        pairs,
+    )
+
+
+def capture(*, model: str = "config:vit-base-patch32", batch: int = 32, pairs: int = 7) -> list[Ratio]:
+    """The forward pass observed, all four metrics computed, against the bare forward (sdpa) and against eager maps."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    clip = load_clip(model).to(device)
+    size = clip.config.vision_config.image_size
+    pixels = torch.randn(batch, 3, size, size, device=device)
+    eager = load_clip(model).to(device)
+    eager.set_attn_implementation("eager")
+
+    def bare() -> None:
+        with torch.no_grad():
+            clip.vision_model(pixel_values=pixels)
+
+    def observed() -> None:
+        accumulator = StructureAccumulator()
+        with torch.no_grad(), observe(clip) as seen:
+            clip.vision_model(pixel_values=pixels)
+            accumulator.update(seen.attention, seen.cls_mass)
+        accumulator.compute()
+
+    def full_maps() -> None:
+        accumulator = StructureAccumulator()
+        with torch.no_grad():
+            maps = eager.vision_model(pixel_values=pixels, output_attentions=True).attentions
+        rows = [layer[:, :, 0, 1:] for layer in maps]
+        accumulator.update([row / row.sum(-1, keepdim=True) for row in rows])
+        accumulator.compute()
+
+    return [
+        compare(f"observed forward with four metrics, batch {batch}", observed, "bare forward, sdpa", bare, pairs),
+        compare(
+            f"observed forward with four metrics, batch {batch}", observed,
+            "eager forward with full maps and the same metrics", full_maps, pairs,
+        ),
+    ]  # fmt: skip
+
+
+def result(name: str, ratios: list[Ratio]) -> dict[str, Any]:
+    """Plain values, with versions and machine."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return {
+        "bench": name,
+        "ratios": [asdict(ratio) for ratio in ratios],
+        "versions": versions(),
+        "hardware": hardware(device, torch.get_num_threads()),
+    }
+
+
+def print_result(found: dict[str, Any], console: Console | None = None) -> None:
+    """Print the ratios with their spread, and what they were measured on."""
+    console = console or Console()
+    table = Table(title=f"bench {found['bench']}", title_justify="left")
+    for name in ("what", "against", "ratio", "spread over pairs", "seconds"):
+        table.add_column(name)
+    for row in found["ratios"]:
+        table.add_row(
+            row["what"], row["against"], f"{row['ratio']:.3f}", f"{row['low']:.3f} .. {row['high']:.3f} (n = {row['pairs']})",
+            f"{row['seconds']:.3f} / {row['seconds_against']:.3f}",
+        )  # fmt: skip
+    console.print(table)
+    machine = found["hardware"]
+    console.print(
+        f"{machine.get('accelerator', machine['processor'])}, {machine['threads']} threads, torch {found['versions']['torch']}, "
+        f"transformers {found['versions']['transformers']}"
+    )
