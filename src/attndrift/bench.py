@@ -133,12 +133,15 @@ def print_result(found: dict[str, Any], console: Console | None = None) -> None:
         table.add_column(name)
     for row in found["ratios"]:
         table.add_row(
-            row["what"], row["against"], f"{row['ratio']:.3f}", f"{row['low']:.3f} .. {row['high']:.3f} (n = {row['pairs']})",
+            row["what"],
+            row["against"],
+            f"{row['ratio']:.3f}",
+            f"{row['low']:.3f} .. {row['high']:.3f} (n = {row['pairs']})",
             f"{row['seconds']:.3f} / {row['seconds_against']:.3f}",
         )  # fmt: skip
     console.print(table)
     machine = found["hardware"]
     console.print(
-        f"{machine.get('accelerator', machine['processor'])}, {machine['threads']} threads, torch {found['versions']['torch']}, "
-        f"transformers {found['versions']['transformers']}"
+        f"{machine.get('accelerator', machine['processor'])}, {machine['threads']} threads, "
+        f"torch {found['versions']['torch']}, transformers {found['versions']['transformers']}"
     )

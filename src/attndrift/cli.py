@@ -225,6 +225,32 @@ def _collect_if_study(folder: Path) -> None:
         collect_study(folder)
 
 
+@app.command(epilog=_example("attndrift interpolate studies/demo/runs/E2_tiles_full_lr3e-4_s42 --alphas 0,0.5,1"))
+def interpolate(
+    run_folder: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    alphas: Annotated[str, typer.Option("--alphas", help="Comma-separated, 0: pretrained, 1: adapted.")] = (
+        "0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,1"
+    ),
+    as_json: JsonOption = False,
+) -> None:
+    """Measure the models between the pretrained and the adapted one: accuracy, transfer, drift."""
+    from attndrift.study.interpolating import interpolate as sweep
+
+    try:
+        wanted = [float(value) for value in alphas.split(",")]
+    except ValueError:
+        _fail(f"--alphas {alphas}: write them as 0,0.5,1")
+
+    def line(alpha: float, point: dict[str, Any]) -> None:
+        values = ", ".join(f"{k} {v:.4f}" for k, v in point.items() if k != "alpha" and v is not None)
+        typer.echo(f"alpha {alpha:.2f}: {values}", err=as_json)
+
+    points = sweep(run_folder, wanted, progress=line)
+    _collect_if_study(run_folder.absolute().parent.parent)
+    if as_json:
+        _print_json(points)
+
+
 @app.command("list", epilog=_example("attndrift list presets"))
 def list_(
     what: Annotated[str, typer.Argument(help="models, datasets, metrics, methods or presets; default: all.")] = "all",

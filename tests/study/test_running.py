@@ -18,7 +18,9 @@ from safetensors.torch import load_file
 from attndrift.console import StudyConsole
 from attndrift.files import read_json
 from attndrift.models import load_adapted, load_clip, weight_drift
+from attndrift.study.collect import gather
 from attndrift.study.engine import StudyOutcome, run_study
+from attndrift.study.interpolating import interpolate
 from attndrift.study.loading import parse_study
 from attndrift.study.running import Executor
 from attndrift.study.workbench import Workbench
@@ -234,6 +236,32 @@ def test_tensorboard_has_scalars_per_layer(study: Path) -> None:
     assert "train/drift_entropy/layer_03" in tags
     assert "train/val_accuracy" in tags
     assert [event.step for event in events.Scalars("train/drift_entropy/layer_03")] == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize("run", ["E2_digits_full_lr0.001_s42", "digits_lora-r2_lr0.001_s42"])
+def test_interpolation_starts_at_the_pretrained_and_ends_at_the_adapted_model(study: Path, run: str) -> None:
+    bench = Workbench(study.parent / "cache")
+    points = interpolate(study / "runs" / run, (0.0, 0.5, 1.0), workbench=bench)
+    row = _row(read_tables(study).runs, run_id=run)
+    first, middle, last = points
+    assert first["embedding_drift"] == pytest.approx(0.0, abs=1e-12)
+    assert first["weight_drift"] == first["entropy_change_pct"] == 0.0
+    assert first["transfer_objects_accuracy"] == row["transfer_objects_pretrained"]
+    assert last["test_accuracy"] == row["test_accuracy"]
+    assert last["weight_drift"] == pytest.approx(row["weight_drift"], rel=1e-4)
+    assert last["embedding_drift"] == pytest.approx(row["embedding_drift"], rel=1e-3)
+    assert middle["weight_drift"] == pytest.approx(0.5 * last["weight_drift"], rel=1e-4)
+    tables, _ = gather(study)
+    sweep = tables.interpolation[tables.interpolation["run_id"] == run]
+    assert sweep["alpha"].tolist() == [0.0, 0.5, 1.0]
+    (study / "runs" / run / "interpolation.json").unlink()
+
+
+def test_what_cannot_be_interpolated_says_so(study: Path) -> None:
+    with pytest.raises(ValueError, match="nothing to interpolate"):
+        interpolate(study / "runs" / "E1_digits_none")
+    with pytest.raises(ValueError, match="they lie in"):
+        interpolate(study / "runs" / "E2_digits_full_lr0.001_s42", (2.0,))
 
 
 def test_the_seed_protocol_selects_and_reports_on_one_split(tiny_clip: Path, tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from attndrift.data import DataError, Splits, evaluation_part, load_dataset, make_splits
+from attndrift.data import DataError, Splits, evaluation_part
 from attndrift.models import count_parameters, load_config
+from attndrift.study.images import open_dataset, splits_key, splits_of
 from attndrift.study.running import adaptation, device_of
 from attndrift.study.settings import RunSettings, Study
 
@@ -88,33 +89,15 @@ class _Sizes:
 
     def splits(self, settings: RunSettings) -> Splits | str:
         """The run's splits, or why they cannot be had."""
-        key = (
-            settings.dataset, settings.source, settings.protocol, settings.data_seed, settings.train_per_class,
-            settings.validation_per_class, settings.probe_size, settings.probe_per_class, settings.test_limit,
-        )  # fmt: skip
+        key = splits_key(settings)
         if key not in self._known:
             self._known[key] = self._make(settings)
         found: Splits | str = self._known[key]
         return found
 
     def _make(self, settings: RunSettings) -> Splits | str:
-        source: Any = settings.dataset
-        if settings.source is not None:
-            given = {k: v for k, v in settings.source.model_dump().items() if v is not None}
-            source = {"name": settings.dataset, **given}
         try:
-            return make_splits(
-                load_dataset(source),
-                protocol=settings.protocol,
-                data_seed=settings.data_seed,
-                train_per_class=settings.train_per_class,
-                validation_per_class=settings.validation_per_class,
-                validation_fraction=settings.validation_fraction,
-                probe_size=settings.probe_size,
-                probe_per_class=settings.probe_per_class,
-                test_limit=settings.test_limit,
-                unreadable=settings.unreadable,
-            )
+            return splits_of(open_dataset(settings.dataset, settings), settings)
         except DataError as error:
             return str(error)
 
@@ -125,7 +108,7 @@ class _Sizes:
             key = ("transfer", name, settings.transfer_limit)
             if key not in self._known:
                 try:
-                    part, _ = evaluation_part(load_dataset(name), limit=settings.transfer_limit)
+                    part, _ = evaluation_part(open_dataset(name, settings), limit=settings.transfer_limit)
                     self._known[key] = len(part)
                 except DataError:
                     self._known[key] = 0

@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from attndrift import metrics
+from attndrift.data import PixelStore
 from attndrift.files import new_folder, write_json, write_text
 from attndrift.models import (
     AdaptationSettings,
@@ -62,6 +64,21 @@ def device_of(settings: RunSettings) -> torch.device:
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
+
+
+def split_accuracy(model: CLIPClassifier, store: PixelStore, labels: ArrayLike, settings: RunSettings) -> float:
+    """Top-1 accuracy of the classifier on all images of a store; ``labels`` by position."""
+    wanted = torch.as_tensor(np.asarray(labels))
+    device = next(model.parameters()).device
+    logits = predict(
+        lambda pixels: model(pixel_values=pixels).logits,
+        model,
+        store,
+        len(wanted),
+        settings.evaluation_batch_size,
+        device,
+    )
+    return float((logits.argmax(-1) == wanted).double().mean())
 
 
 class Executor:
@@ -245,12 +262,7 @@ class _Run:
 
     def _accuracy(self, model: CLIPClassifier, part: str) -> float:
         store = self.target.validation if part == "validation" else self.target.test
-        labels = torch.from_numpy(getattr(self.target.splits, part).labels)
-        logits = predict(
-            lambda pixels: model(pixel_values=pixels).logits,
-            model, store, len(labels), self.settings.evaluation_batch_size, self.device,
-        )  # fmt: skip
-        return float((logits.argmax(-1) == labels).double().mean())
+        return split_accuracy(model, store, getattr(self.target.splits, part).labels, self.settings)
 
     def _save(self, model: CLIPClassifier, name: str) -> None:
         save_adapted(

@@ -29,14 +29,13 @@ from attndrift.data import (
     SplitPart,
     Splits,
     evaluation_part,
-    load_dataset,
-    make_splits,
     refuse_same_origin,
 )
 from attndrift.data.cache import cache_folder
 from attndrift.models import describe, load_clip, load_processor
 from attndrift.monitor import Snapshot, evaluation_mode, image_embeddings, take_snapshot
 from attndrift.observing import observe
+from attndrift.study.images import open_dataset, splits_key, splits_of
 from attndrift.study.settings import RunSettings
 from attndrift.transfer import TextFeatures, ZeroShotResult, evaluate_zero_shot, retention
 
@@ -166,28 +165,15 @@ class Workbench:
 
         def make() -> Target:
             dataset = self._dataset(settings.dataset, settings)
-            splits = make_splits(
-                dataset,
-                protocol=settings.protocol,
-                data_seed=settings.data_seed,
-                train_per_class=settings.train_per_class,
-                validation_per_class=settings.validation_per_class,
-                validation_fraction=settings.validation_fraction,
-                probe_size=settings.probe_size,
-                probe_per_class=settings.probe_per_class,
-                test_limit=settings.test_limit,
-                unreadable=settings.unreadable,
-            )
+            splits = splits_of(dataset, settings)
             stores = {name: self._store(dataset, part, pretrained) for name, part in splits.parts.items()}
             return Target(dataset, splits, **stores)
 
-        return self._once(("target", pretrained.source, _data_key(settings)), make)
+        return self._once(("target", pretrained.source, splits_key(settings)), make)
 
     def _dataset(self, name: str, settings: RunSettings) -> ImageDataset:
-        if name == settings.dataset and settings.source is not None:
-            given = {k: v for k, v in settings.source.model_dump().items() if v is not None}
-            return self._once(("dataset", name, settings.source), lambda: load_dataset({"name": name, **given}))
-        return self._once(("dataset", name), lambda: load_dataset(name))
+        source = settings.source if name == settings.dataset else None
+        return self._once(("dataset", name, source), lambda: open_dataset(name, settings))
 
     def _store(self, dataset: ImageDataset, part: SplitPart, pretrained: Pretrained) -> PixelStore:
         split = dataset.split(part.split)
@@ -285,15 +271,6 @@ class Workbench:
             ("teacher", pretrained.source, part.hash, settings.flip),
             lambda: Teacher(pretrained, target.train, len(part), part.hash, self.cache, flip=settings.flip),
         )
-
-
-def _data_key(settings: RunSettings) -> str:
-    fields = (
-        "dataset", "source", "protocol", "data_seed", "train_per_class", "validation_per_class",
-        "validation_fraction", "probe_size", "probe_per_class", "test_limit", "unreadable",
-    )  # fmt: skip
-    values = settings.to_json()
-    return json.dumps([values[name] for name in fields])
 
 
 class Teacher:
