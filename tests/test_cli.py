@@ -47,7 +47,7 @@ def study(tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     return path
 
 
-COMMANDS = ["run", "collect", "import", "analyze", "demo", "list", "show", "bench", "interpolate"]
+COMMANDS = ["run", "collect", "import", "analyze", "demo", "list", "show", "bench", "interpolate", "figures", "report"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

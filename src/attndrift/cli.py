@@ -67,6 +67,9 @@ def run(
     dataset: Annotated[
         list[str] | None, typer.Option("--dataset", help="OLD=NEW: use another target. Repeatable.")
     ] = None,
+    replace: Annotated[
+        list[str] | None, typer.Option("--replace", help="FIELD:OLD=NEW: another value, also in grids. Repeatable.")
+    ] = None,
     only: Annotated[
         list[str] | None, typer.Option("--only", help="A run's name or its label (E2, A1, ...). Repeatable.")
     ] = None,
@@ -79,12 +82,17 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Run a study; what is done already is kept, what was interrupted goes on."""
-    from attndrift.study.loading import load_study, parse_overrides
+    from attndrift.study.loading import load_study, parse_overrides, parse_replacements
 
     overrides = parse_overrides(settings or [])
     if keep is not None:
         overrides["keep"] = keep
-    chosen = load_study(study, overrides=overrides, datasets=_pairs(dataset or [], "--dataset"))
+    chosen = load_study(
+        study,
+        overrides=overrides,
+        datasets=_pairs(dataset or [], "--dataset"),
+        replacements=parse_replacements(replace or []),
+    )
     if only:
         chosen = chosen.select(only)
     if limit is not None:
@@ -131,17 +139,15 @@ def demo(
         list[str] | None, typer.Option("--only", help="A run's name or its label (E2, A1, ...). Repeatable.")
     ] = None,
 ) -> None:
-    """Run the 21 runs on the small embedded model and drawn images, then analyse them. No network needed."""
+    """Run the 21 runs on the small embedded model and drawn images, then report on them. No network needed."""
     from attndrift.study.loading import load_study
 
     study = load_study("demo")
     outcome = _run_study(study.select(only) if only else study, output, verbose=False)
-    analysis = _analysis(output)
-    analysis.write(output)
-    typer.echo(f"\nTables, statistics and runs: {output}")
-    typer.echo(
-        f"  {output / 'tables' / 'runs.md'}: one row a run\n\nWhat the numbers say (n, interval and correction stated):"
-    )
+    analysis, drawn, (_, html) = _write_report(output, output)
+    figures_drawn = sum(figure.left_out is None for figure in drawn)
+    typer.echo(f"\nreport:  {html}\nfigures: {output / 'figures'} ({figures_drawn})\ntables:  {output / 'tables'}")
+    typer.echo("\nWhat the numbers say:")
     for finding in analysis.findings[:TOP_FINDINGS]:
         typer.echo(f"  - {finding.sentence}")
     if outcome.count("failed"):
@@ -214,6 +220,49 @@ def _analysis(folder: Path) -> Any:
 
     _collect_if_study(folder)
     return analyze_tables(read_tables(folder))
+
+
+@app.command(epilog=_example("attndrift figures studies/collapse-21 --only pareto_front"))
+def figures(
+    folder: FolderArgument,
+    output: OutputOption = None,
+    only: Annotated[list[str] | None, typer.Option("--only", help="A figure's name. Repeatable.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw the figures of a study (PNG and SVG), each with the table that it shows."""
+    from attndrift.figures import draw_figures
+    from attndrift.tables import read_tables
+
+    analysis = _analysis(folder)
+    drawn = draw_figures(read_tables(folder), output or folder / "figures", maps=folder, analysis=analysis, only=only)
+    if as_json:
+        _print_json([dataclasses.asdict(figure) for figure in drawn])
+        return
+    for figure in drawn:
+        typer.echo(f"{figure.name}: " + (f"left out, {figure.left_out}" if figure.left_out else str(figure.files[0])))
+
+
+@app.command(epilog=_example("attndrift report studies/collapse-21"))
+def report(folder: FolderArgument, output: OutputOption = None, as_json: JsonOption = False) -> None:
+    """Write report.md and a self-contained report.html, with the figures and every statistic."""
+    _, drawn, (markdown, html) = _write_report(folder, output or folder)
+    if as_json:
+        _print_json({"markdown": markdown, "html": html, "figures": [figure.name for figure in drawn]})
+    else:
+        typer.echo(f"{markdown}\n{html}")
+
+
+def _write_report(folder: Path, output: Path) -> tuple[Any, list[Any], tuple[Path, Path]]:
+    from attndrift.figures import draw_figures
+    from attndrift.report import write_report
+    from attndrift.tables import read_tables
+
+    analysis = _analysis(folder)
+    analysis.write(output)
+    tables = read_tables(folder)
+    drawn = draw_figures(tables, output / "figures", maps=folder, analysis=analysis)
+    paths = write_report(folder, output=output, analysis=analysis, figures=drawn, tables=tables)
+    return analysis, drawn, paths
 
 
 def _collect_if_study(folder: Path) -> None:

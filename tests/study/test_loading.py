@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attndrift.study.loading import StudyError, load_study, parse_overrides, parse_study, preset_names
+from attndrift.study.loading import (
+    StudyError,
+    load_study,
+    parse_overrides,
+    parse_replacements,
+    parse_study,
+    preset_names,
+)
 from attndrift.study.settings import NAME_PATTERN, Study
 
 
@@ -171,6 +178,19 @@ def test_an_unknown_study_names_the_presets() -> None:
 def test_a_dataset_that_no_run_has_cannot_be_replaced() -> None:
     with pytest.raises(StudyError, match=r"no run .* has this dataset"):
         load_study("collapse-21", datasets={"imagenet": "tiles"})
+
+
+def test_single_values_can_be_replaced_in_runs_and_grids() -> None:
+    """A model of 8 blocks cannot freeze 9."""
+    study = load_study("collapse-21", replacements=parse_replacements(["freeze_layers:9=7"]))
+    assert sorted(r.settings.freeze_layers for r in study.runs if r.settings.experiment == "A3") == [3, 6, 7]
+    for items, expected in (
+        (["freeze_layers:5=7"], "no run of preset collapse-21 has `freeze_layers` 5"),
+        (["freeze_layer:9=7"], "did you mean `freeze_layers`"),
+        (["freeze_layers=7"], "FIELD:OLD=NEW"),
+    ):
+        with pytest.raises(StudyError, match=expected):
+            load_study("collapse-21", replacements=parse_replacements(items))
 
 
 def test_selection_by_label_and_by_name() -> None:

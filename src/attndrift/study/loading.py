@@ -290,18 +290,53 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
     return values
 
 
+def parse_replacements(items: Sequence[str]) -> list[tuple[str, Any, Any]]:
+    """``["freeze_layers:9=7"]`` as (field, old, new); values are read as YAML. Raises :class:`StudyError`."""
+    replacements = []
+    for item in items:
+        field, colon, pair = item.partition(":")
+        old, equals, new = pair.partition("=")
+        if not (colon and equals):
+            raise StudyError(f"--replace {item}: write it as FIELD:OLD=NEW, e.g. freeze_layers:9=7")
+        if field not in RunSettings.model_fields:
+            raise StudyError(f"--replace {item}: {_allowed(RunSettings, field)}")
+        try:
+            replacements.append((field, yaml.load(old, Loader=_Loader), yaml.load(new, Loader=_Loader)))
+        except yaml.YAMLError as error:
+            raise StudyError(f"--replace {item}: the values are not valid YAML") from error
+    return replacements
+
+
+def _replace_values(file: _StudyFile, replacements: Sequence[tuple[str, Any, Any]], where: str) -> None:
+    for field, old, new in replacements:
+        places = [file.shared, *file.datasets.values(), *(entry.model_extra or {} for entry in file.runs)]
+        found = 0
+        for place in places:
+            if field in place and place[field] == old:
+                place[field] = new
+                found += 1
+        for entry in file.runs:
+            axis = entry.grid.get(field, [])
+            found += axis.count(old)
+            if field in entry.grid:
+                entry.grid[field] = [new if value == old else value for value in axis]
+        if not found:
+            raise StudyError(f"--replace {field}:{old}={new}: no run of {where} has `{field}` {old!r}")
+
+
 def parse_study(
     text: str,
     *,
     where: str,
     overrides: Mapping[str, Any] | None = None,
     datasets: Mapping[str, str] | None = None,
+    replacements: Sequence[tuple[str, Any, Any]] = (),
 ) -> Study:
     """Read a study from YAML text.
 
     ``overrides``: settings for every run (``name`` renames the study, ``learning_rate_scale`` multiplies
     its rates; ``DATASET.key`` concerns the runs on one dataset). ``datasets``: targets to replace by
-    others, ``{"pets": "critters"}``.
+    others, ``{"pets": "critters"}``. ``replacements``: (field, old, new), single values of runs and grids.
     """
     content, lines = _parse(text, where)
     try:
@@ -318,6 +353,7 @@ def parse_study(
             raise StudyError(f"--set learning_rate_scale: {scale!r} is not a number above 0")
         file.learning_rate_scale = float(scale)
     _replace_datasets(file, datasets or {}, where)
+    _replace_values(file, replacements, where)
     for key in [k for k in overrides if "." in k]:
         dataset, _, field = key.partition(".")
         if field not in RunSettings.model_fields:
@@ -367,11 +403,13 @@ def load_study(
     *,
     overrides: Mapping[str, Any] | None = None,
     datasets: Mapping[str, str] | None = None,
+    replacements: Sequence[tuple[str, Any, Any]] = (),
 ) -> Study:
     """A study from a preset's name or the path of a YAML file. Raises :class:`StudyError`."""
     name = str(source)
     if name in preset_names():
-        return parse_study(preset_text(name), where=f"preset {name}", overrides=overrides, datasets=datasets)
+        text, where = preset_text(name), f"preset {name}"
+        return parse_study(text, where=where, overrides=overrides, datasets=datasets, replacements=replacements)
     path = Path(source)
     if not path.is_file():
         near = difflib.get_close_matches(name, preset_names(), n=1)
@@ -381,4 +419,4 @@ def load_study(
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise StudyError(f"{path}: cannot be read as UTF-8 text: {error}") from error
-    return parse_study(text, where=str(path), overrides=overrides, datasets=datasets)
+    return parse_study(text, where=str(path), overrides=overrides, datasets=datasets, replacements=replacements)
