@@ -9,6 +9,7 @@ a column changes its name.
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import shutil
 import tempfile
@@ -205,7 +206,7 @@ def _read(path: Path) -> pd.DataFrame:
         elif suffix == ".csv":
             frame = pd.read_csv(path, na_values=["null", "None"], keep_default_na=True, low_memory=False)
         else:
-            frame = pd.read_json(path, lines=suffix != ".json", convert_dates=False, dtype=False)
+            frame = pd.DataFrame(_records(path))
     except (pa.ArrowInvalid, OSError, ValueError, pd.errors.ParserError) as error:
         raise TableError(f"{path}: cannot be read as {suffix[1:]} ({error})") from error
     frame.columns = [str(column).strip() for column in frame.columns]
@@ -213,6 +214,18 @@ def _read(path: Path) -> pd.DataFrame:
     if len(twice):
         raise TableError(f"{path}: the column `{twice[0]}` appears more than once")
     return frame
+
+
+def _records(path: Path) -> list[dict[str, object]]:
+    """The records of a JSON list, or of one JSON object a line."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix.lower() == ".json":
+        records = json.loads(text)
+    else:
+        records = [json.loads(line) for line in text.splitlines() if line.strip()]
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise ValueError("a list of objects, one a row, is expected")
+    return records
 
 
 def _renamed(

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from attndrift.analysis import Analysis, AnalysisSettings, analyze, load_tables, read_analysis
 from attndrift.analysis.interpolation import largest_alpha
 from attndrift.analysis.operating import crossings, on_front
+from attndrift.analysis.schema import TABLES, schema_markdown
 from attndrift.analysis.synthetic import synthetic_tables
 from attndrift.tables import Tables, write_tables
 
@@ -403,3 +404,11 @@ def test_spellings_of_one_setting_are_one_configuration(usual: Tables) -> None:
 def test_unknown_settings_are_errors() -> None:
     with pytest.raises(ValueError, match="bootstrap_resample"):
         AnalysisSettings(bootstrap_resample=10)  # type: ignore[call-arg]
+
+
+def test_the_schema_page_is_current_and_complete(result: Analysis) -> None:
+    page = Path(__file__).parents[2] / "docs" / "analysis-schema.md"
+    assert page.read_text(encoding="utf-8") == schema_markdown(), (
+        "write it again: python -c 'from attndrift.analysis.schema import schema_markdown as s; print(s(), end=\"\")'"
+    )
+    assert set(TABLES) == set(result.tables)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from reference_records import convert, read_records, reference_folder
+from seed_report import EXPERIMENTS, PRINTED_CHANGES, seed_report_tables
 
 from attndrift.analysis import Analysis, analyze
 from attndrift.tables import Tables
-
-sys.path.insert(0, str(Path(__file__).parent))
-from reference_records import convert, read_records, reference_folder
-from seed_report import EXPERIMENTS, PRINTED_CHANGES, seed_report_tables
 
 
 @pytest.fixture(scope="module")
@@ -154,15 +150,30 @@ def test_the_interpolation_sweep(reference: Analysis) -> None:
 
 
 def test_change_per_layer_agrees_with_the_records(reference: Analysis) -> None:
-    records = [r for r in read_records(reference_folder()) if "sweep" not in r]
-    mine = [r for r in records if (r["config"]["method"], r["config"]["lr"]) == ("full_ft", 1e-4)]
-    expected = np.mean([r["final"]["delta_entropy_per_layer_pct"] for r in mine], axis=0)
-    (row,) = [
-        row
+    """At the selected epoch, which is not the last one in half of the runs."""
+    groups: dict[tuple[str, float], list[list[float]]] = {}
+    for record in read_records(reference_folder()):
+        if "sweep" not in record:
+            key = (record["config"]["method"], record["config"]["lr"])
+            groups.setdefault(key, []).append(record["final"]["delta_entropy_per_layer_pct"])
+    names = {
+        "full_ft": "full",
+        "last_block": "last block + projection",
+        "linear_probe": "linear probe",
+        "lora_r8": "LoRA r=8",
+        "lora_r8_frozen_proj": "LoRA r=8, frozen projection",
+    }
+    rows = {
+        (row["variant"], row["learning_rate"]): row
         for row in reference.tables["change_per_layer"].rows
-        if (row["variant"], row["learning_rate"], row["metric"]) == ("full", 1e-4, "entropy")
-    ]
-    assert [row[f"layer_{place}"] for place in range(1, 13)] == pytest.approx(expected.tolist())
+        if row["metric"] == "entropy"
+    }
+    assert len(rows) == len(groups) == 13
+    for (method, rate), values in groups.items():
+        row = rows[names[method], rate]
+        mean, sd = np.mean(values, axis=0), np.std(values, axis=0, ddof=1)
+        assert [row[f"layer_{place}"] for place in range(1, 13)] == pytest.approx(mean.tolist(), abs=1e-9)
+        assert [row[f"layer_{place}_sd"] for place in range(1, 13)] == pytest.approx(sd.tolist(), abs=1e-9)
 
 
 def test_convergence_agrees_with_the_records(reference: Analysis) -> None:

@@ -50,6 +50,7 @@ def signal_scores(
     for name in prepared.transfer:
         kept = runs[retention(name).name].to_numpy(dtype=float)
         for scope in _scopes(runs, adapted & np.isfinite(kept)):
+            samples: dict[bytes, _Sample] = {}
             for when in ("final", "first epoch"):
                 for source in SIGNALS:
                     values = _values(runs, history, early_rows, source, when)
@@ -58,7 +59,10 @@ def signal_scores(
                     rows = scope.rows[np.isfinite(values[scope.rows])]
                     if len(rows) < 3:
                         continue
-                    result.append(_score(prepared, settings, name, scope, when, source, rows, values[rows], kept[rows]))
+                    key = rows.tobytes()
+                    if key not in samples:
+                        samples[key] = _Sample(prepared, settings, scope.name, rows, kept[rows])
+                    result.append(_score(samples[key], name, when, source, values[rows]))
     if not prepared.transfer:
         notes.append("There is no transfer set: nothing can be said about which signal predicts retention.")
     for when in ("final", "first epoch"):
@@ -102,68 +106,87 @@ def _values(
     return np.abs(values) if source.absolute else values
 
 
-def _score(
-    prepared: Prepared,
-    settings: AnalysisSettings,
-    transfer_set: str,
-    scope: _Scope,
-    when: str,
-    source: SignalSource,
-    rows: NDArray[np.intp],
-    signal: Floats,
-    kept: Floats,
-) -> Signal:
-    runs = prepared.runs.iloc[rows]
-    codes = pd.factorize(runs["configuration"])[0]
-    n = int(codes.max()) + 1
-    counts = np.bincount(codes, minlength=n)
-    mean_signal = np.bincount(codes, weights=signal, minlength=n) / counts
-    mean_kept = np.bincount(codes, weights=kept, minlength=n) / counts
-    # Means of equal values differ by rounding, which would break ties.
-    mean_signal, mean_kept = np.round(mean_signal, 12), np.round(mean_kept, 10)
+class _Sample:
+    """The runs that one or several signals are scored on, with what does not depend on the signal."""
+
+    def __init__(
+        self, prepared: Prepared, settings: AnalysisSettings, scope: str, rows: NDArray[np.intp], kept: Floats
+    ):
+        runs = prepared.runs.iloc[rows]
+        self.settings, self.scope, self.kept = settings, scope, kept
+        self.codes = pd.factorize(runs["configuration"])[0]
+        self.n = int(self.codes.max()) + 1
+        self.counts = np.bincount(self.codes, minlength=self.n)
+        self.mean_kept = self.means(kept)
+        self.n_seeds = int(runs["replicate"].nunique())
+        self.label = evidence_label(self.n, self.n_seeds, settings.min_configurations)
+        keys = ["dataset", "variant"]
+        if runs["model_name"].nunique() > 1:
+            keys = ["model_name", *keys]
+        self.group = runs.groupby(keys, sort=True).ngroup().to_numpy()
+        self.group_size = np.bincount(self.group)
+        self.group_names = runs.iloc[np.unique(self.group, return_index=True)[1]][keys].astype(str).to_numpy()
+        self.group_kept = self.centred_ranks(kept)
+        self.damaged = kept < settings.damaged_below_pct
+        self._weights: Floats | None = None
+
+    def means(self, values: Floats) -> Floats:
+        """Configuration means; rounded, because means of equal values differ by rounding, which would break ties."""
+        return np.round(np.bincount(self.codes, weights=values, minlength=self.n) / self.counts, 12)
+
+    def centred_ranks(self, values: Floats) -> Floats:
+        """Ranks within each dataset x method group, less the group's mean rank."""
+        ranks = pd.Series(values).groupby(self.group).rank().to_numpy()
+        return ranks - (self.group_size[self.group] + 1) / 2
+
+    def within(self, products: Floats) -> Floats:
+        return np.asarray(np.bincount(self.group, weights=products), dtype=np.float64)
+
+    @property
+    def weights(self) -> Floats:
+        """How often each run counts in each resample of the configurations: (resamples, runs)."""
+        if self._weights is None:
+            indices = draw(self.settings, self.n, "roc", self.scope, width=max(1, len(self.codes) // self.n))
+            self._weights = run_weights(indices, self.codes)
+        return self._weights
+
+
+def _score(sample: _Sample, transfer_set: str, when: str, source: SignalSource, signal: Floats) -> Signal:
+    settings = sample.settings
+    mean_signal = sample.means(signal)
     names = (f"`{source.name}`", "the retention")
-    by_configuration = spearman(mean_signal, mean_kept, names)
-    identity = ("signal", transfer_set, scope.name, when, source.name)
+    by_configuration = spearman(mean_signal, sample.mean_kept, names)
     if by_configuration.statistic is None:
-        interval = interval_of(np.zeros(0), settings, 0)
-        interval.n, interval.reason = n, by_configuration.reason
+        interval = Interval(level=settings.level, n=sample.n, reason=by_configuration.reason)
     else:
-        interval = spearman_interval(mean_signal, mean_kept, settings, *identity)
-    n_seeds = int(runs["replicate"].nunique())
+        identity = ("signal", transfer_set, sample.scope, when, source.name)
+        interval = spearman_interval(mean_signal, sample.mean_kept, settings, *identity)
     result = Signal(
         transfer_set=transfer_set,
-        scope=scope.name,
+        scope=sample.scope,
         when=when,  # type: ignore[arg-type]
         signal=source.name,
         expected_sign=source.expected_sign,
-        n_runs=len(rows),
-        n_configurations=n,
-        n_seeds=n_seeds,
-        spearman_runs=spearman(signal, kept, names),
+        n_runs=len(signal),
+        n_configurations=sample.n,
+        n_seeds=sample.n_seeds,
+        spearman_runs=spearman(signal, sample.kept, names),
         spearman_configurations=by_configuration,
         interval=interval,
-        label=evidence_label(n, n_seeds, settings.min_configurations),
+        label=sample.label,
     )
-    _within_groups(result, runs, signal, kept)
-    _early_warning(result, settings, codes, signal, kept, source, identity)
+    _within_groups(result, sample, signal)
+    _early_warning(result, sample, signal, source)
     return result
 
 
-def _within_groups(result: Signal, runs: pd.DataFrame, signal: Floats, kept: Floats) -> None:
+def _within_groups(result: Signal, sample: _Sample, signal: Floats) -> None:
     """Spearman within each dataset x method group, and the mean of those that exist."""
-    keys = ["dataset", "variant"]
-    if runs["model_name"].nunique() > 1:
-        keys = ["model_name", *keys]
-    groups = runs.groupby(keys, sort=True)
-    code = groups.ngroup().to_numpy()
-    size = np.bincount(code)
-    ranks = pd.DataFrame({"signal": signal, "kept": kept}).groupby(code).rank()
-    centred = ranks - ranks.groupby(code).transform("mean")
-    a, b = centred["signal"].to_numpy(), centred["kept"].to_numpy()
-    spread_a, spread_b = np.bincount(code, weights=a * a), np.bincount(code, weights=b * b)
-    defined = (size >= 3) & (spread_a > 1e-9) & (spread_b > 1e-9)
+    a, b, size = sample.centred_ranks(signal), sample.group_kept, sample.group_size
+    spread_a, spread_b = sample.within(a * a), sample.within(b * b)
+    defined = (size >= 3) & (spread_a > 0) & (spread_b > 0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        rho = np.clip(np.bincount(code, weights=a * b) / np.sqrt(spread_a * spread_b), -1.0, 1.0)
+        rho = np.clip(sample.within(a * b) / np.sqrt(spread_a * spread_b), -1.0, 1.0)
     known = rho[defined]
     result.n_groups = len(known)
     if len(known):
@@ -171,30 +194,20 @@ def _within_groups(result: Signal, runs: pd.DataFrame, signal: Floats, kept: Flo
         result.within_mean_absolute = float(np.mean(np.abs(known)))
     else:
         result.within_reason = "no group has three runs in which signal and retention both vary"
-    names = runs.iloc[np.unique(code, return_index=True)[1]][keys].astype(str).to_numpy()
     for place in range(min(len(size), _GROUPS_LISTED)):
-        entry = GroupCorrelation(
-            dataset=" · ".join(names[place][:-1]), method=str(names[place][-1]), n=int(size[place])
-        )
+        *dataset, method = sample.group_names[place]
+        entry = GroupCorrelation(dataset=" · ".join(dataset), method=str(method), n=int(size[place]))
         if defined[place]:
             entry.rho = float(rho[place])
         elif size[place] < 3:
             entry.reason = f"n = {size[place]}: a correlation needs at least 3 points"
         else:
-            entry.reason = "the signal is constant" if spread_a[place] <= 1e-9 else "the retention is constant"
+            entry.reason = "the signal is constant" if spread_a[place] == 0 else "the retention is constant"
         result.within_groups.append(entry)
 
 
-def _early_warning(
-    result: Signal,
-    settings: AnalysisSettings,
-    codes: NDArray[np.intp],
-    signal: Floats,
-    kept: Floats,
-    source: SignalSource,
-    identity: tuple[str, ...],
-) -> None:
-    damaged = kept < settings.damaged_below_pct
+def _early_warning(result: Signal, sample: _Sample, signal: Floats, source: SignalSource) -> None:
+    settings, damaged = sample.settings, sample.damaged
     result.n_damaged = int(damaged.sum())
     if not damaged.any() or damaged.all():
         word = "every" if damaged.all() else "no"
@@ -202,18 +215,13 @@ def _early_warning(
         return
     score = -source.expected_sign * signal
     result.roc_auc = roc_auc(score, damaged)
-    n = int(codes.max()) + 1
     if is_constant(signal):
         result.roc_reason = "the signal is constant"
     if result.scope != ALL_RUNS and len(signal) > _LARGE:
-        result.roc_interval = Interval(
-            level=settings.level, n=n, reason=f"not drawn for a part of more than {_LARGE} runs"
-        )
+        reason = f"not drawn for a part of more than {_LARGE} runs"
+        result.roc_interval = Interval(level=settings.level, n=sample.n, reason=reason)
         return
-    indices = draw(settings, n, "roc", *identity, width=max(1, len(signal) // n))
-    result.roc_interval = interval_of(
-        roc_auc_draws(score, damaged, run_weights(indices, codes)), settings, n, minimum=4
-    )
+    result.roc_interval = interval_of(roc_auc_draws(score, damaged, sample.weights), settings, sample.n, minimum=4)
 
 
 def selections(prepared: Prepared, settings: AnalysisSettings, notes: list[str]) -> list[Selection]:

@@ -361,8 +361,10 @@ def roc_auc_draws(score: Floats, damaged: NDArray[np.bool_], weights: Floats) ->
     ordered, flags = score[order], damaged[order]
     starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
     weights = weights[:, order]
-    positive = np.add.reduceat(weights * flags, starts, axis=1)
-    negative = np.add.reduceat(weights * ~flags, starts, axis=1)
+    positive, negative = weights * flags, weights * ~flags
+    if len(starts) < len(ordered):
+        positive = np.add.reduceat(positive, starts, axis=1)
+        negative = np.add.reduceat(negative, starts, axis=1)
     below = np.cumsum(negative, axis=1) - negative
     top = (positive * (below + negative / 2)).sum(axis=1)
     bottom = positive.sum(axis=1) * negative.sum(axis=1)

@@ -1,0 +1,108 @@
+"""The documentation of ``analysis.json``, generated from the types."""
+
+from __future__ import annotations
+
+import re
+import types
+import typing
+
+from pydantic import BaseModel
+
+from attndrift.analysis import result
+from attndrift.analysis.measures import SIGNALS
+from attndrift.analysis.settings import AnalysisSettings
+
+PARTS: tuple[type[BaseModel], ...] = (
+    result.Analysis,
+    result.Summary,
+    result.Excluded,
+    result.Finding,
+    result.Table,
+    result.Column,
+    result.Interval,
+    result.Test,
+    result.Difference,
+    result.Change,
+    result.Comparison,
+    result.Correlation,
+    result.RateCorrelation,
+    result.Anova,
+    result.Signal,
+    result.GroupCorrelation,
+    result.Selection,
+    result.Choice,
+    AnalysisSettings,
+)
+
+TABLES = {
+    "runs": "the grand comparison table, a row a run; excluded runs too, their `status` says so",
+    "configurations": "mean and sample standard deviation (`<measure>_sd`) over the seeds of each configuration",
+    "sweep_rate": "runs that differ in the learning rate alone; `sweep` names what they share, `setting` the value",
+    "sweep_rank": "LoRA runs that differ in the rank alone (alpha follows it)",
+    "sweep_freezing": "runs that differ in the number of frozen blocks alone",
+    "sweep_targets": "LoRA runs that differ in the adapted projections alone",
+    "sweep_regularizer": "runs that differ in the regularizer and its weight alone; `none` is the row without",
+    "sweep_weight_decay": "runs that differ in the weight decay alone",
+    "sweep_projection": "runs that differ in whether the visual projection is trained",
+    "baseline": "the pretrained model: mean, standard deviation and range over layers, for each metric",
+    "baseline_layers": "the pretrained model layer by layer, with the standard deviation over heads where given",
+    "baseline_heads": "the pretrained model head by head",
+    "change_per_layer": "change of each layer in percent, mean and standard deviation over seeds",
+    "dynamics": "onset of collapse and convergence, a row a configuration (medians)",
+    "dynamics_runs": "onset of collapse and convergence, a row a run",
+    "best_validation": "for each method and dataset the configuration with the best mean validation accuracy",
+    "iso_accuracy": "methods at equal validation accuracy, interpolated in log10 rate, never beyond measured rates",
+    "pareto": "configurations by accuracy and retention; `pareto` marks those that no other one dominates",
+    "interpolation": "accuracy, retention and drift along alpha",
+    "interpolation_choice": "the alpha that each label-free rule chooses for a wanted retention, and what it kept",
+}
+
+
+def schema_markdown() -> str:
+    """The page ``docs/analysis-schema.md``."""
+    lines = [
+        "# analysis.json",
+        "",
+        "Generated from `attndrift.analysis.result`; do not edit. Schema version "
+        f"{result.SCHEMA_VERSION}. Percentages are in percent, accuracies in 0..1, entropies in nats. "
+        "A number that could not be computed is null and a `reason` stands beside it. Levels: `cells` are single "
+        "(conditions, rate, seed) runs, `configurations` are means over the seeds of one configuration; claims rest on "
+        "configurations.",
+        "",
+    ]
+    for part in PARTS:
+        lines += [f"## {part.__name__}", "", _first_sentences(part.__doc__), ""]
+        lines += ["| field | type | meaning |", "| --- | --- | --- |"]
+        for name, info in part.model_fields.items():
+            kind = _kind(info.annotation).replace("|", "\\|")
+            lines.append(f"| `{name}` | {kind} | {info.description or ''} |")
+        lines.append("")
+    lines += ["## Tables", "", "Written to `tables/` as CSV (stored values), Markdown and LaTeX (rounded).", ""]
+    lines += ["| table | content |", "| --- | --- |"]
+    lines += [f"| `{name}` | {meaning} |" for name, meaning in TABLES.items()]
+    lines += ["", "## Signals", "", "| signal | column | expected sign |", "| --- | --- | --- |"]
+    for source in SIGNALS:
+        column = f"absolute value of `{source.column}`" if source.absolute else f"`{source.column}`"
+        lines.append(f"| `{source.name}` | {column} | {source.expected_sign:+d} |")
+    return "\n".join(lines) + "\n"
+
+
+def _first_sentences(text: str | None) -> str:
+    return re.sub(r"\s+", " ", (text or "").replace("``", "`")).strip()
+
+
+def _kind(annotation: object) -> str:
+    """A type in words."""
+    origin, inside = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join("null" if item is type(None) else _kind(item) for item in inside)
+    if origin is typing.Literal:
+        return " | ".join(f'"{item}"' for item in inside)
+    if origin in (list, tuple):
+        return f"list of {_kind(inside[0])}"
+    if origin is dict:
+        return f"map to {_kind(inside[1])}"
+    if isinstance(annotation, type):
+        names = {str: "text", float: "number", int: "integer", bool: "true/false"}
+        return names.get(annotation, annotation.__name__)
+    return "any"
