@@ -16,7 +16,6 @@ import copy
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,13 +25,10 @@ import numpy as np
 import torch
 import torch.distributed
 import torch.multiprocessing
+from pretraining import captions, network, pictures
+from pretraining.export import export, read_checkpoint
+from pretraining.optimiser import Trainer
 from safetensors.torch import load_file, save_file
-
-sys.path.insert(0, str(Path(__file__).parent / "pretraining"))
-import captions
-import network
-import pictures
-from optimiser import Trainer
 
 
 def arguments() -> argparse.Namespace:
@@ -47,14 +43,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2, help="workers of one thread, a share of each batch each")
     parser.add_argument("--batch", type=int, default=512, help="images a step")
-    parser.add_argument("--object-share", type=float, default=0.25, help="share of `objects` in a batch")
+    parser.add_argument("--object-share", type=float, default=0.4, help="share of `objects` in a batch")
     parser.add_argument("--objects", type=int, default=20_000, help="pictures of `objects` to draw")
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--optimiser", choices=("muon", "adamw"), default="muon")
     parser.add_argument("--weight-decay", type=float, default=0.1)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--keep", type=int, default=24, help="patches of 49 seen in the first part")
-    parser.add_argument("--unmasked", type=float, default=0.2, help="last share of the budget with all patches")
+    parser.add_argument("--unmasked", type=float, default=0.25, help="last share of the budget with all patches")
     parser.add_argument("--warmup", type=float, default=0.03)
     parser.add_argument("--smallest", type=float, default=0.35, help="least share of an image in a crop")
     parser.add_argument("--checkpoint-seconds", type=float, default=150)
@@ -159,18 +155,6 @@ def write_checkpoint(work: Path, trainer: Trainer, record: dict[str, Any]) -> No
     save_file(trainer.state(), partial, metadata={"record": json.dumps(record)})
     os.replace(partial, work / "checkpoint.safetensors")
     (work / "checkpoint.json").write_text(json.dumps(record, indent=2))
-
-
-def read_checkpoint(work: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The newest checkpoint and its record."""
-    from safetensors import safe_open
-
-    path = work / "checkpoint.safetensors"
-    if not path.exists():
-        raise SystemExit(f"no checkpoint in {work}")
-    with safe_open(path, framework="pt") as file:
-        record = json.loads(file.metadata()["record"])
-    return load_file(path), record
 
 
 def _vocabulary(training: list[pictures.Pictures]) -> list[str]:
@@ -298,8 +282,6 @@ def main() -> None:
     """Train, or export."""
     args = arguments()
     if args.export is not None:
-        from export import export
-
         export(args.work, args.export)
         return
     args.work.mkdir(parents=True, exist_ok=True)

@@ -8,26 +8,32 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import network
-import pictures
 import torch
-from captions import load_tokenizer
 from safetensors import safe_open
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor
+
+from pretraining import network, pictures
+from pretraining.captions import load_tokenizer
+
+
+def read_checkpoint(work: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The newest checkpoint's tensors and its record."""
+    path = work / "checkpoint.safetensors"
+    if not path.exists():
+        raise SystemExit(f"no checkpoint in {work}; --work names the folder of a run")
+    with safe_open(path, framework="pt") as file:
+        record = json.loads(file.metadata()["record"])
+        return {name: file.get_tensor(name) for name in file.keys()}, record  # noqa: SIM118
 
 
 def load(work: Path) -> tuple[CLIPModel, Any, dict[str, Any]]:
     """The running mean of the newest checkpoint as a float32 model, its tokenizer and its record."""
-    path = work / "checkpoint.safetensors"
-    if not path.exists():
-        raise SystemExit(f"no checkpoint in {work}")
+    state, record = read_checkpoint(work)
     tokenizer = load_tokenizer(work / "tokenizer", [])
-    with safe_open(path, framework="pt") as file:
-        record = json.loads(file.metadata()["record"])
-        model = network.build(tokenizer, width=int(record["settings"]["width"]))
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(file.get_tensor(f"mean/{name}"))
+    model = network.build(tokenizer, width=int(record["settings"]["width"]))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(state[f"mean/{name}"])
     return model, tokenizer, record
 
 

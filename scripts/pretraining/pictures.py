@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
-from captions import search_term, spoken
 from PIL import Image
 
 from attndrift.data.procedural import DRAWN
+from pretraining.captions import search_term, spoken
 
 SIDE = 56
 MEAN = (0.48145466, 0.4578275, 0.40821073)

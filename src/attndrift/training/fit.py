@@ -349,7 +349,7 @@ def fit(model: nn.Module, plan: TrainingPlan, folder: Path, reporter: Reporter) 
         reporter.say(f"goes on from {state.name}")
     else:
         progress.history.append(plan.baseline)
-    write_text(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in progress.history))
+    _write_history(folder, progress)
     callback = _RunCallback(trainer, plan, folder, reporter)
     drift = DriftCallback(plan.monitor, evaluation_steps(settings, len(plan.labels)), on_drift=callback.on_drift)
     drift.attach(trainer)
@@ -365,7 +365,13 @@ def fit(model: nn.Module, plan: TrainingPlan, folder: Path, reporter: Reporter) 
             return _result("diverged", progress, trainer, str(error), step)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+    # Once more, whole and synced: lines that were appended may still be on their way to the disk.
+    _write_history(folder, progress)
     return _result("finished", progress, trainer)
+
+
+def _write_history(folder: Path, progress: Progress) -> None:
+    write_text(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in progress.history))
 
 
 def _result(

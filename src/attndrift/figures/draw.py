@@ -1,0 +1,171 @@
+"""The list of figures, and how they are written: PNG, SVG, the table behind each, captions."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attndrift.figures import comparison, rates, statistics, structure, training, transfer
+from attndrift.figures import maps as attention
+from attndrift.figures.source import Drawing, NoData, Source
+from attndrift.figures.style import styled
+from attndrift.files import write_json, write_text
+from attndrift.tables import Tables
+
+if TYPE_CHECKING:
+    from attndrift.analysis import Analysis
+
+Draw = Callable[[Source], Drawing]
+
+FIGURES: dict[str, tuple[str, Draw]] = {
+    "fig2_baseline_structure": ("Attention structure of the pretrained model", structure.baseline_structure),
+    "fig3_triple_curve": ("Accuracy and entropy during full fine-tuning", training.triple_curve),
+    "fig4_layer_entropy_heatmap": ("Entropy change by block and time", structure.layer_entropy_heatmap),
+    "fig5_fullft_vs_lora": ("Full fine-tuning and LoRA, primary data set", comparison.full_against_lora),
+    "fig5b_fullft_vs_lora_pets": ("Full fine-tuning and LoRA, second data set", comparison.full_against_lora_second),
+    "fig6_lr_sweep": ("Learning rate sweep", rates.lr_sweep),
+    "fig7_collapse_vs_zeroshot": ("Attention change and zero-shot retention", transfer.collapse_against_zero_shot),
+    "fig8_regularization": ("Regularization", comparison.regularization),
+    "fig9_head_diversity": ("Head diversity during training", structure.head_diversity_evolution),
+    "extra_erf95_evolution": ("ERF@0.95 during training", structure.erf95_evolution),
+    "extra_frozen_layers": ("Frozen blocks", comparison.frozen_layers),
+    "extra_lora_qkvo": ("LoRA target modules", comparison.lora_targets),
+    "layer_change_heatmap": ("Entropy change of every configuration by block", structure.layer_change_heatmap),
+    "statistical_summary": ("Differences between methods", statistics.statistical_summary),
+    "training_dynamics": ("Training dynamics", training.training_dynamics),
+    "metric_correlations": ("Correlations between measures", statistics.metric_correlations),
+    "convergence": ("Convergence and onset of collapse", training.convergence),
+    "dose_response": ("Dose and response", rates.dose_response),
+    "predictor_ranking": ("Which signal goes with retention", transfer.predictor_ranking),
+    "pareto_front": ("Accuracy and retention", transfer.pareto_front),
+    "interpolation": ("Interpolation between pretrained and adapted weights", transfer.interpolation),
+    "attention_maps": ("Attention maps before and after", attention.attention_maps),
+}
+"""File name -> (title, function). A function takes a :class:`Source` and returns a :class:`Drawing`, or
+raises :class:`NoData` with the reason why there is nothing to draw. A new figure is one function and one row."""
+
+SUFFIXES = (".png", ".svg", ".csv")
+
+
+class FigureError(ValueError):
+    """A figure that was asked for and does not exist."""
+
+
+@dataclass
+class FigureResult:
+    """One figure: its files (PNG, SVG, CSV) and caption, or why it was left out."""
+
+    name: str
+    title: str
+    files: list[Path] = field(default_factory=list)
+    caption: str | None = None
+    left_out: str | None = None
+
+    def path(self, suffix: str) -> Path | None:
+        """The file that ends in ``suffix`` (``.png``, ``.svg``, ``.csv``); None where the figure was left out."""
+        return next((path for path in self.files if path.suffix == suffix), None)
+
+
+def draw_figures(
+    tables: Tables,
+    output: str | os.PathLike[str],
+    *,
+    maps: Path | Mapping[str, Any] | None = None,
+    analysis: Analysis | None = None,
+    only: Iterable[str] | None = None,
+) -> list[FigureResult]:
+    """Draw every figure that ``tables`` have the data for into the folder ``output``.
+
+    Each is written as PNG (300 dpi) and SVG, 85 mm wide, with the table that it shows as CSV beside it;
+    ``index.json`` holds titles, captions and the reasons of those left out. Equal tables give equal
+    bytes. Files of a figure that is left out now are removed.
+
+    Args:
+        tables: the tables of a study.
+        output: folder, made where it does not exist.
+        maps: where the attention maps lie: a study folder, a run folder, a ``maps.npz``, or a mapping
+            from run to one of these.
+        analysis: result of :func:`attndrift.analysis.analyze` on the same tables; computed where not given.
+        only: names of figures; all by default.
+
+    Raises:
+        FigureError: ``only`` names a figure that does not exist.
+        MapError: a ``maps.npz`` is not of its form.
+    """
+    chosen = list(FIGURES) if only is None else list(only)
+    for name in chosen:
+        if name not in FIGURES:
+            near = difflib.get_close_matches(name, FIGURES, n=3)
+            hint = f"; near: {', '.join(near)}" if near else f"; there are {', '.join(FIGURES)}"
+            raise FigureError(f"there is no figure `{name}`{hint}")
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    source = Source(tables, maps, analysis)
+    results: list[FigureResult] = []
+    for name in FIGURES:
+        if name not in chosen:
+            continue
+        title, draw = FIGURES[name]
+        result = FigureResult(name, title)
+        try:
+            with styled(), warnings.catch_warnings():
+                # A name in a script that the font lacks shows boxes; that is no reason to stop or to warn.
+                warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+                drawing = draw(source)
+                result.files = _save(drawing, folder, name)
+            result.caption = drawing.caption
+        except NoData as reason:
+            result.left_out = str(reason)
+            for suffix in SUFFIXES:
+                (folder / f"{name}{suffix}").unlink(missing_ok=True)
+        results.append(result)
+    _write_index(folder, results, partial=only is not None)
+    return results
+
+
+def _save(drawing: Drawing, folder: Path, name: str) -> list[Path]:
+    paths: list[Path] = []
+    for suffix in (".png", ".svg"):
+        path = folder / f"{name}{suffix}"
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}-", suffix=suffix)
+        os.close(handle)
+        try:
+            # Neither the date nor the version of the library, so that equal tables give equal bytes.
+            metadata: dict[str, Any] = {"Software": None} if suffix == ".png" else {"Date": None, "Creator": None}
+            drawing.figure.savefig(temporary, metadata=metadata)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        paths.append(path)
+    path = folder / f"{name}.csv"
+    write_text(path, drawing.data.to_csv(index=False, lineterminator="\n"))
+    return [*paths, path]
+
+
+def _write_index(folder: Path, results: list[FigureResult], *, partial: bool) -> None:
+    entries = {
+        result.name: {
+            "title": result.title,
+            "files": [path.name for path in result.files],
+            "caption": result.caption,
+            "left_out": result.left_out,
+        }
+        for result in results
+    }
+    path = folder / "index.json"
+    if partial and path.is_file():
+        from attndrift.files import read_json
+
+        earlier = read_json(path)
+        entries = {
+            name: (entries | {}).get(name, earlier.get(name)) for name in FIGURES if name in entries or name in earlier
+        }
+    write_json(path, entries)

@@ -1,0 +1,208 @@
+"""Attention maps before and after, on the same probe images, from ``maps.npz``."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from attndrift.figures.source import Drawing, NoData, Source, variants_of
+from attndrift.figures.style import MM, WIDTH, new_figure, wrap
+
+_ARRAYS = ("images", "before", "after", "labels", "class_names", "grid", "ids")
+_IMAGES = 4
+
+
+@dataclass(frozen=True)
+class MapSet:
+    """Attention of one run on ``k`` probe images.
+
+    ``images`` (k, H, W, 3) uint8, ``before`` and ``after`` (k, layers, heads, N) shares of attention,
+    ``labels`` (k,), ``class_names`` (classes,), ``grid`` (rows, columns) with rows x columns = N, ``ids`` (k,).
+    """
+
+    images: NDArray[np.uint8]
+    before: NDArray[np.float32]
+    after: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    class_names: tuple[str, ...]
+    grid: tuple[int, int]
+    ids: tuple[str, ...]
+
+    def name(self, index: int) -> str:
+        """Class of image ``index``."""
+        label = int(self.labels[index])
+        return self.class_names[label] if 0 <= label < len(self.class_names) else str(label)
+
+
+class MapError(ValueError):
+    """A ``maps.npz`` that is not of the documented form; the message says which file and what is wrong."""
+
+
+def read_maps(path: Path | Mapping[str, Any]) -> MapSet:
+    """Read ``maps.npz`` (or take its arrays). Raises :class:`MapError` where it is not of its form."""
+    where = str(path) if isinstance(path, Path) else "maps"
+    try:
+        if isinstance(path, Path):
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in _ARRAYS}
+        else:
+            arrays = {name: np.asarray(path[name]) for name in _ARRAYS}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise MapError(f"{where}: not a file of attention maps ({error}); run the study again to rewrite it") from error
+    images, before, after = arrays["images"], arrays["before"], arrays["after"]
+    grid = tuple(int(side) for side in arrays["grid"].ravel())
+    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
+        raise MapError(f"{where}: `images` must be uint8 (k, height, width, 3), is {images.dtype} {images.shape}")
+    if before.ndim != 4 or before.shape != after.shape or len(before) != len(images):
+        raise MapError(
+            f"{where}: `before` {before.shape} and `after` {after.shape} must both be ({len(images)}, layers, heads, N)"
+        )
+    if len(grid) != 2 or grid[0] * grid[1] != before.shape[-1]:
+        raise MapError(f"{where}: `grid` {grid} does not hold the {before.shape[-1]} patches of the maps")
+    if len(arrays["labels"]) != len(images) or len(arrays["ids"]) != len(images):
+        raise MapError(f"{where}: `labels` and `ids` must have one entry for each of the {len(images)} images")
+    return MapSet(
+        images,
+        before.astype(np.float32),
+        after.astype(np.float32),
+        arrays["labels"].astype(np.int64),
+        tuple(str(name) for name in arrays["class_names"]),
+        (grid[0], grid[1]),
+        tuple(str(name) for name in arrays["ids"]),
+    )
+
+
+def find_maps(maps: Path | Mapping[str, Any] | None, run_ids: Sequence[str]) -> dict[str, Path | Mapping[str, Any]]:
+    """Where the maps of each run lie.
+
+    ``maps`` is a study folder (``runs/<run_id>/maps.npz``), a folder of run folders, one run folder, one
+    ``maps.npz``, a mapping from run to any of these, or the arrays of one run.
+    """
+    if maps is None:
+        return {}
+    if isinstance(maps, Mapping):
+        if "before" in maps and "after" in maps:
+            return {run_ids[0] if run_ids else "run": maps}
+        found: dict[str, Path | Mapping[str, Any]] = {}
+        for name, value in maps.items():
+            if isinstance(value, Mapping):
+                found[str(name)] = value
+            else:
+                path = Path(value)
+                found[str(name)] = path / "maps.npz" if path.is_dir() else path
+        return found
+    root = Path(maps)
+    if root.is_file():
+        name = root.parent.name
+        return {name if name in run_ids or not run_ids else run_ids[0]: root}
+    found = {}
+    for name in run_ids:
+        # A run id becomes a path here; one that leads elsewhere is not a run of this folder.
+        if Path(name).name != name or name in ("..", "."):
+            continue
+        for path in (root / "runs" / name / "maps.npz", root / name / "maps.npz"):
+            if path.is_file():
+                found[name] = path
+                break
+    if not found and (root / "maps.npz").is_file():
+        found[root.name] = root / "maps.npz"
+    return found
+
+
+def attention_maps(source: Source) -> Drawing:
+    """Last block, head mean: image, before, and after for full and LoRA on the same probe images."""
+    available = find_maps(source.maps, list(source.adapted["run_id"]))
+    if not available:
+        raise NoData("there is no maps.npz of any run")
+    chosen = _choose(source, list(available))
+    sets = {name: read_maps(available[name]) for name in chosen}
+    first = next(iter(sets.values()))
+    same = {name: one for name, one in sets.items() if one.ids == first.ids and one.before.shape == first.before.shape}
+    count = min(_IMAGES, len(first.images))
+    if count == 0:
+        raise NoData("the maps hold no image")
+    columns = 2 + len(same)
+    cell = WIDTH / MM / (columns + 0.35)
+    figure, axes = new_figure(10 + count * cell * 0.94, count, columns)
+    height, width = first.images.shape[1:3]
+    mesh: Any = None
+    rows: list[dict[str, Any]] = []
+    for row, index in enumerate(_spread(first, count)):
+        shown = [("before", first.before)] + [(name, one.after) for name, one in same.items()]
+        maps = [array[index, -1].mean(axis=0).reshape(first.grid) for _, array in shown]
+        top = 100 * max(float(one.max()) for one in maps)
+        axes[row, 0].imshow(first.images[index], aspect="equal")
+        axes[row, 0].set_ylabel(wrap(first.name(index), 11, 2))
+        for place, ((name, _), values) in enumerate(zip(shown, maps, strict=True), 1):
+            mesh = axes[row, place].imshow(
+                100 * values,
+                cmap="viridis",
+                vmin=0,
+                vmax=top,
+                extent=(0, width, height, 0),
+                aspect="equal",
+            )
+            for patch, value in enumerate(values.ravel()):
+                rows.append(
+                    {"image": first.ids[index], "map": name, "patch": patch, "attention_pct": 100 * float(value)}
+                )
+        bar = figure.colorbar(mesh, ax=axes[row, :], location="right", fraction=0.05, pad=0.02, aspect=12)
+        bar.ax.yaxis.set_major_locator(MaxNLocator(3))
+    for panel in axes.flat:
+        panel.set_xticks([])
+        panel.set_yticks([])
+        panel.spines[["left", "bottom"]].set_visible(False)
+    titles = ["image", "pretrained", *(_title(source, name) for name in same)]
+    for panel, title in zip(axes[0], titles, strict=True):
+        panel.set_title(title, fontweight="normal", fontsize=6.5, loc="center")
+    patches = first.before.shape[-1]
+    text = (
+        f"Attention of the CLS token in the last block, mean over {first.before.shape[2]} heads, in percent of the "
+        f"attention to the {patches} patches (uniform: {100 / patches:.1f}%); the same {count} of {len(first.images)} "
+        f"probe images before and after. A row has one scale. Runs: {', '.join(same)}. Single images, one seed each: "
+        "an illustration, not evidence."
+    )
+    return Drawing(figure, source.caption(text), pd.DataFrame(rows))
+
+
+def _spread(maps: MapSet, count: int) -> list[int]:
+    """``count`` images of as many different classes as there are."""
+    seen: set[int] = set()
+    first = [i for i, label in enumerate(maps.labels) if not (int(label) in seen or seen.add(int(label)))]  # type: ignore[func-returns-value]
+    rest = [i for i in range(len(maps.labels)) if i not in first]
+    return sorted((first + rest)[:count])
+
+
+def _choose(source: Source, names: list[str]) -> list[str]:
+    """A full and a LoRA run on the data set with most runs, at their usual rates; else the first run."""
+    runs = source.adapted[source.adapted["run_id"].isin(names)]
+    chosen: list[str] = []
+    for dataset in source.datasets:
+        for method in ("full", "lora"):
+            own = runs[(runs["dataset"] == dataset) & (runs["method"] == method)]
+            if own.empty:
+                continue
+            plain = own[(own["key_regularizer"] == "") & (own["key_freeze_layers"] == "")]
+            own = plain if len(plain) else own
+            variant = variants_of(own)[0][0]
+            same = own[own["variant"] == variant]
+            usual = same[same["rate_text"] == source.usual_rate(same, variant)]
+            chosen.append(str(usual["run_id"].iloc[0]))
+        if chosen:
+            return chosen
+    return names[:1]
+
+
+def _title(source: Source, name: str) -> str:
+    own = source.adapted[source.adapted["run_id"] == name]
+    if own.empty:
+        return "after"
+    return f"{wrap(str(own['variant'].iloc[0]), 14, 2)}\n{own['rate_text'].iloc[0]}"

@@ -1,0 +1,288 @@
+"""What all figures share: size, colours, marks, and the words on their axes."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from typing import Any
+
+import matplotlib
+import matplotlib.style
+import matplotlib.ticker
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.lines import Line2D
+from matplotlib.textpath import TextToPath
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+MM = 1 / 25.4
+WIDTH = 85 * MM
+"""Width of every figure in inches: one column of a journal."""
+
+SMALLEST = 6.5
+"""Smallest type in points at the printed size."""
+
+GREY = "#767676"
+DIVERGING = "RdBu_r"
+"""Colours of changes: always centred on 0; the two ends differ for every form of colour blindness."""
+
+_METHODS = {
+    "full": "#D55E00",
+    "lora": "#0072B2",
+    "last_block": "#009E73",
+    "linear_probe": "#CC79A7",
+    "none": "#000000",
+}
+_OTHER = ("#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
+_LINES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.2, 1.2, 1.2)))
+
+_AXIS = {
+    "best_val_accuracy": "Validation accuracy (%)",
+    "test_accuracy": "Test accuracy (%)",
+    "entropy_change_pct": "Entropy change (%)",
+    "entropy_last_layer_change_pct": "Last-block entropy\nchange (%)",
+    "erf95_change_pct": "ERF@0.95 change (%)",
+    "gini_change_pct": "Gini change (%)",
+    "head_diversity_change_pct": "Head diversity\nchange (%)",
+    "cka_mean": "CKA, mean over blocks",
+    "cka_last": "CKA, last block",
+    "cka_debiased_mean": "Debiased CKA, mean",
+    "embedding_drift": "Embedding drift\n(1 − cosine)",
+    "weight_drift": "Weight drift\n(‖ΔW‖ / ‖W₀‖)",
+    "projection_drift": "Projection drift\n(‖ΔW‖ / ‖W₀‖)",
+    "entropy": "Entropy (nats)",
+    "erf95": "ERF@0.95\n(share of patches)",
+    "gini": "Gini (0–1)",
+    "head_diversity": "Head diversity\n(1 − cosine)",
+    "train_loss": "Training loss (nats)",
+    "train_accuracy": "Training accuracy (%)",
+    "val_accuracy": "Validation accuracy (%)",
+}
+_SHORT = {
+    "best_val_accuracy": "Val. accuracy",
+    "test_accuracy": "Test accuracy",
+    "entropy_change_pct": "Entropy",
+    "entropy_last_layer_change_pct": "Entropy, last block",
+    "erf95_change_pct": "ERF@0.95",
+    "gini_change_pct": "Gini",
+    "head_diversity_change_pct": "Head diversity",
+    "cka_mean": "CKA, mean",
+    "cka_last": "CKA, last block",
+    "cka_debiased_mean": "CKA, debiased",
+    "embedding_drift": "Embedding drift",
+    "weight_drift": "Weight drift",
+    "projection_drift": "Projection drift",
+    "learning_rate": "Learning rate",
+    "transfer_track_retention": "Track retention",
+    "validation_accuracy": "Val. accuracy",
+}
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """The style of the figures, alone: a user's own settings have no part in it."""
+    with as_file(files("attndrift.figures") / "attndrift.mplstyle") as path, matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.style.use(path)
+        yield
+
+
+def new_figure(height_mm: float, rows: int = 1, columns: int = 1, **kwargs: Any) -> tuple[Figure, Any]:
+    """A figure of column width and its axes (always a 2-D array of ``rows`` x ``columns``)."""
+    figure = Figure(figsize=(WIDTH, height_mm * MM), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one series is drawn; every series differs in marker as well as in colour."""
+
+    color: Any
+    marker: str
+    line: Any
+
+
+def looks(variants: Sequence[tuple[str, str]]) -> dict[str, Look]:
+    """Looks of ``(variant, method)`` pairs: colour by method, shade, marker and dashes by variant."""
+    others = iter(_OTHER * (1 + len(variants)))
+    colours = dict(_METHODS)
+    counts: dict[str, int] = {}
+    sizes: dict[str, int] = {}
+    for _, method in variants:
+        sizes[method] = sizes.get(method, 0) + 1
+    found: dict[str, Look] = {}
+    for place, (variant, method) in enumerate(variants):
+        if method not in colours:
+            colours[method] = next(others)
+        index = counts.get(method, 0)
+        counts[method] = index + 1
+        found[variant] = Look(
+            _shade(colours[method], index, sizes[method]),
+            MARKERS[place % len(MARKERS)],
+            _LINES[index % len(_LINES)],
+        )
+    return found
+
+
+def _shade(color: str, index: int, count: int) -> tuple[float, float, float]:
+    """The colour itself first, then lighter and darker ones in turn."""
+    red, green, blue = to_rgb(color)
+    if index == 0 or count == 1:
+        return red, green, blue
+    amount = 0.42 if index % 2 else 0.45
+    aim = 1.0 if index % 2 else 0.0
+    return red + (aim - red) * amount, green + (aim - green) * amount, blue + (aim - blue) * amount
+
+
+def axis_label(column: str) -> str:
+    """Label with unit of a column of the tables."""
+    if column in _AXIS:
+        return _AXIS[column]
+    if column.startswith("transfer_") and column.endswith("_retention_pct"):
+        return f"{wrap(transfer_name(column), 18)}\nretention (%)"
+    if column.startswith("transfer_") and column.endswith("_accuracy"):
+        return f"{wrap(transfer_name(column), 18)} zero-shot\naccuracy (%)"
+    return column.replace("_", " ")
+
+
+def short_label(column: str) -> str:
+    """Few words for a column, for tick labels."""
+    if column in _SHORT:
+        return _SHORT[column]
+    if column.startswith("transfer_"):
+        return clip(f"{transfer_name(column)} retention", 24)
+    return clip(column.replace("_", " "), 24)
+
+
+def transfer_name(column: str) -> str:
+    name = column.removeprefix("transfer_")
+    for suffix in ("_retention_pct", "_accuracy", "_pretrained"):
+        name = name.removesuffix(suffix)
+    return name
+
+
+def percent(column: str) -> bool:
+    """Whether the column holds a fraction that the figures show in percent."""
+    return column.endswith("_accuracy")
+
+
+def clip(text: str, length: int) -> str:
+    """One line of at most ``length`` characters."""
+    text = _one_line(text)
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+
+
+def wrap(text: str, width: int = 21, lines: int = 3) -> str:
+    """``text`` on at most ``lines`` lines of ``width`` characters; what does not fit ends in an ellipsis."""
+    parts = textwrap.wrap(_one_line(text), width, break_long_words=True) or [""]
+    if len(parts) > lines:
+        parts = [*parts[: lines - 1], clip(" ".join(parts[lines - 1 :]), width)]
+    return "\n".join(parts)
+
+
+def _one_line(text: str) -> str:
+    # Not str.split(), which also splits at the no-break spaces that hold a rate and its dot together.
+    return re.sub(r"[ \t\r\n\f\v]+", " ", str(text)).strip()
+
+
+def line_count(labels: Iterable[str]) -> int:
+    return sum(label.count("\n") + 1 for label in labels)
+
+
+def legend(figure: Figure, entries: Sequence[tuple[str, Any]], seeds: Iterable[int] = (), *, spare: Any = None) -> None:
+    """One legend above all axes, where it can hide nothing; says where only one seed stands behind a mark.
+
+    ``entries`` are (label, handle); ``seeds`` are the numbers of seeds behind the marks; ``spare`` is an
+    empty panel that takes the legend in where it has room for it.
+    """
+    counts = {int(count) for count in seeds}
+    shown = [(wrap(label, 38, 2), handle) for label, handle in entries]
+    blank = Line2D([], [], linestyle="none")
+    if counts == {1}:
+        shown.append(("one seed", blank))
+    elif 1 in counts:
+        shown.append(("without bar or band: one seed", blank))
+    if not shown:
+        return
+    handles, labels = [handle for _, handle in shown], [label for label, _ in shown]
+    widths = [_width(label) for label in labels]
+    if spare is not None and max(widths) < 85:
+        spare.set_visible(True)
+        spare.axis("off")
+        spare.legend(handles, labels, loc="center", borderaxespad=0)
+        return
+    figure.legend(handles, labels, loc="outside upper left", ncols=_columns(widths))
+
+
+def _width(label: str) -> float:
+    """Width in points of a legend's label."""
+    size = FontProperties(family="DejaVu Sans", size=SMALLEST)
+    return max(float(TextToPath().get_text_width_height_descent(line, size, False)[0]) for line in label.split("\n"))
+
+
+def _columns(widths: Sequence[float]) -> int:
+    """The most columns in which labels of these widths fit; a legend fills column after column."""
+    for columns in range(min(len(widths), 5), 1, -1):
+        parts = [part for part in np.array_split(np.asarray(widths), columns) if len(part)]
+        if sum(float(part.max()) + 24 for part in parts) <= 72 * WIDTH - 8:
+            return columns
+    return 1
+
+
+def mark(look: Look, *, line: bool = True, **kwargs: Any) -> Line2D:
+    """The legend's handle of a series."""
+    return Line2D(
+        [],
+        [],
+        color=look.color,
+        marker=look.marker,
+        linestyle=look.line if line else "none",
+        **kwargs,
+    )
+
+
+def zero_line(axes: Any, *, vertical: bool = False) -> None:
+    draw = axes.axvline if vertical else axes.axhline
+    draw(0, color="#9a9a9a", linewidth=0.6, zorder=0)
+
+
+def rate_axis(axes: Any, rates: Sequence[float], *, label: bool = True) -> None:
+    """A logarithmic axis of learning rates, with a tick at measured rates as far as they have room."""
+    from attndrift.analysis.configurations import format_rate
+
+    axes.set_xscale("log")
+    ticks = sorted(set(rates))
+    room = 4 if axes.get_subplotspec().get_gridspec().ncols > 1 else 8
+    if len(ticks) > room:
+        step = -(-len(ticks) // room)
+        ticks = ticks[::step]
+    ticks = _apart(ticks, 0.22 if room == 4 else 0.11)
+    axes.set_xticks(ticks)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_rate(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+    if label:
+        axes.set_xlabel("Learning rate")
+
+
+def _apart(ticks: list[float], share: float) -> list[float]:
+    """Ticks of which no two stand nearer than ``share`` of the (logarithmic) axis."""
+    import math
+
+    if len(ticks) < 2:
+        return ticks
+    span = math.log10(ticks[-1] / ticks[0])
+    kept = [ticks[0]]
+    for tick in ticks[1:-1]:
+        if math.log10(tick / kept[-1]) >= share * span and math.log10(ticks[-1] / tick) >= share * span:
+            kept.append(tick)
+    return [*kept, ticks[-1]]

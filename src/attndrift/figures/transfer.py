@@ -1,0 +1,317 @@
+"""Attention and zero-shot transfer: scatter, Pareto front, predictors, interpolation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from scipy import stats
+
+from attndrift.figures.source import (
+    METHOD_ORDER,
+    Drawing,
+    NoData,
+    Source,
+    scaled,
+    seeds_text,
+    spread_text,
+)
+from attndrift.figures.style import (
+    GREY,
+    Look,
+    axis_label,
+    legend,
+    looks,
+    mark,
+    new_figure,
+    short_label,
+    transfer_name,
+    wrap,
+    zero_line,
+)
+
+_WORDS = {"full": "full", "lora": "LoRA", "last_block": "last block", "linear_probe": "linear probe"}
+
+
+def _configurations(source: Source, columns: list[str]) -> pd.DataFrame:
+    """Mean, sd and count of ``columns`` over the runs of each configuration, with its method and data set."""
+    runs = source.adapted
+    grouped = runs.groupby("configuration", sort=False)
+    table = grouped.agg(
+        method=("method", "first"),
+        variant=("variant", "first"),
+        dataset=("dataset", "first"),
+        n=("run_id", "count"),
+    )
+    for column in columns:
+        table[column] = grouped[column].mean()
+        table[f"{column}_sd"] = grouped[column].std()
+    return table.reset_index()
+
+
+def _method_looks(methods: list[str]) -> dict[str, Look]:
+    present = sorted(dict.fromkeys(methods), key=lambda m: (METHOD_ORDER.get(m, 9), m))
+    return looks([(method, method) for method in present])
+
+
+def _scatter(panel: Any, table: pd.DataFrame, x: str, y: str, look: dict[str, Look], datasets: list[str]) -> None:
+    for (method, dataset), part in table.groupby(["method", "dataset"], sort=False):
+        one = look[str(method)]
+        panel.errorbar(
+            scaled(x, part[x]),
+            scaled(y, part[y]),
+            xerr=_bars(x, part),
+            yerr=_bars(y, part),
+            color=one.color,
+            marker=one.marker,
+            markerfacecolor=one.color if datasets.index(str(dataset)) == 0 else "white",
+            linestyle="none",
+            elinewidth=0.5,
+            alpha=0.85,
+        )
+
+
+def _bars(column: str, part: pd.DataFrame) -> Any:
+    spread = scaled(column, part[f"{column}_sd"])
+    return np.nan_to_num(spread) if np.isfinite(spread).any() else None
+
+
+def _entries(look: dict[str, Look], datasets: list[str]) -> list[tuple[str, Any]]:
+    entries: list[tuple[str, Any]] = [
+        (_WORDS.get(method, method), mark(one, line=False)) for method, one in look.items()
+    ]
+    if len(datasets) > 1:
+        first = Line2D([], [], color=GREY, marker="o", linestyle="none")
+        other = Line2D([], [], color=GREY, marker="o", markerfacecolor="white", linestyle="none")
+        rest = datasets[1] if len(datasets) == 2 else "other data sets"
+        entries += [(f"filled: {datasets[0]}", first), (f"open: {rest}", other)]
+    return entries
+
+
+def collapse_against_zero_shot(source: Source) -> Drawing:
+    """Fig. 7: zero-shot retention against the change of attention and of the embeddings."""
+    y = source.retention
+    signals = ["entropy_change_pct", "entropy_last_layer_change_pct", "embedding_drift", "cka_mean"]
+    signals = [c for c in signals if (source.adapted[c].notna() & source.adapted[y].notna()).sum() >= 2]
+    if not signals:
+        raise NoData("fewer than two runs have both a retention and a structural change")
+    table = _configurations(source, [y, *signals])
+    table = table[table[y].notna()]
+    datasets = [name for name in source.datasets if (table["dataset"] == name).any()]
+    look = _method_looks(list(table["method"]))
+    rows = -(-len(signals) // 2)
+    figure, axes = new_figure(20 + 36 * rows, rows, min(2, len(signals)), sharey=True)
+    told: list[str] = []
+    for column, panel in zip(signals, axes.flat, strict=False):
+        part = table[table[column].notna()]
+        _scatter(panel, part, column, y, look, datasets)
+        panel.set_xlabel(axis_label(column))
+        panel.xaxis.set_major_locator(MaxNLocator(4))
+        if column.endswith("change_pct"):
+            zero_line(panel, vertical=True)
+        told.append(f"{short_label(column)} {_rho(part[column], part[y])}")
+    for panel in axes.flat[len(signals) :]:
+        panel.set_visible(False)
+    for panel in axes[:, 0]:
+        panel.set_ylabel(axis_label(y))
+    legend(figure, _entries(look, datasets), table["n"])
+    text = (
+        f"Zero-shot retention on {transfer_name(y)} against changes of attention and representation; a mark a "
+        f"configuration, n = {len(table)} ({seeds_text(table['n'])} each). Spearman rho over configuration means, "
+        f"descriptive: {'; '.join(told)}. " + spread_text(table["n"])
+    )
+    return Drawing(figure, source.caption(text), table)
+
+
+def _rho(x: pd.Series, y: pd.Series) -> str:
+    if len(x) < 4:
+        return f"too few (n = {len(x)})"
+    if x.nunique() < 2 or y.nunique() < 2:
+        return "constant"
+    return f"{float(stats.spearmanr(x, y).statistic):+.2f}".replace("-", "−")
+
+
+def pareto_front(source: Source) -> Drawing:
+    """Accuracy against retention with the Pareto front, a panel a data set."""
+    y = source.retention
+    rows = [row for row in source.analysis.tables["pareto"].rows if row["transfer_set"] == transfer_name(y)]
+    table = pd.DataFrame(rows)
+    known = source.adapted.drop_duplicates("configuration").set_index("configuration")
+    if table.empty or not table["configuration"].isin(known.index).any():
+        raise NoData("no run has both an accuracy and a zero-shot retention")
+    table = table[table["configuration"].isin(known.index)].copy()
+    table["method"] = table["configuration"].map(known["method"])
+    datasets = [name for name in source.datasets if (table["dataset"] == name).any()][:2]
+    look = _method_looks(list(table["method"]))
+    figure, axes = new_figure(72 if len(datasets) > 1 else 78, 1, len(datasets), sharey=True)
+    for dataset, panel in zip(datasets, axes.flat, strict=True):
+        part = table[table["dataset"] == dataset].sort_values("accuracy", kind="stable")
+        front = part[part["pareto"]]
+        panel.plot(100 * front["accuracy"], front["retention_pct"], color=GREY, linewidth=0.9, zorder=1)
+        for method, own in part.groupby("method", sort=False):
+            one = look[str(method)]
+            for on_front, group in own.groupby("pareto"):
+                panel.errorbar(
+                    100 * group["accuracy"],
+                    group["retention_pct"],
+                    xerr=_given(100 * group["accuracy_sd"].astype(float)),
+                    yerr=_given(group["retention_pct_sd"].astype(float)),
+                    color=one.color,
+                    marker=one.marker,
+                    markersize=4.6,
+                    markerfacecolor=one.color if on_front else "white",
+                    linestyle="none",
+                    elinewidth=0.6,
+                )
+        panel.set_xlabel(axis_label(source.accuracy))
+        panel.xaxis.set_major_locator(MaxNLocator(4))
+        if len(datasets) > 1:
+            panel.set_title(wrap(dataset, 22, 2))
+    axes[0, 0].set_ylabel(axis_label(y))
+    entries: list[tuple[str, Any]] = [(_WORDS.get(m, m), mark(one, line=False)) for m, one in look.items()]
+    entries += [
+        ("filled, line: Pareto-optimal", Line2D([], [], color=GREY, marker="o")),
+        ("open: dominated", Line2D([], [], color=GREY, marker="o", markerfacecolor="white", linestyle="none")),
+    ]
+    legend(figure, entries, table["n_seeds"])
+    text = (
+        f"Accuracy and zero-shot retention on {transfer_name(y)} of every configuration (n = {len(table)}); filled "
+        "marks, joined by the line, are those that no other configuration betters in both. The front is that of the "
+        "means and ignores their uncertainty. " + spread_text(table["n_seeds"])
+    )
+    return Drawing(figure, source.caption(text), table)
+
+
+def _given(spread: Any) -> Any:
+    values = np.asarray(spread, dtype=float)
+    return np.nan_to_num(values) if np.isfinite(values).any() else None
+
+
+def predictor_ranking(source: Source) -> Drawing:
+    """Which signal goes with retention: Spearman over all runs and within groups, final and early."""
+    name = transfer_name(source.retention)
+    signals = [s for s in source.analysis.signals if s.transfer_set == name]
+    scope = "all runs"
+    if not any(s.scope == scope for s in signals) and signals:
+        scope = signals[0].scope
+    final = [
+        s for s in signals if s.scope == scope and s.when == "final" and s.spearman_configurations.statistic is not None
+    ]
+    if not final:
+        raise NoData("no signal has a rank correlation with the retention (too few runs, or constant)")
+    early = {s.signal: s for s in signals if s.scope == scope and s.when == "first epoch"}
+    final.sort(key=lambda s: (-abs(s.spearman_configurations.statistic or 0.0), s.signal))
+    figure, axes = new_figure(24 + 4.4 * len(final))
+    panel = axes[0, 0]
+    rows: list[dict[str, Any]] = []
+    for place, one in enumerate(final):
+        rho = one.spearman_configurations.statistic
+        low, high = one.interval.low, one.interval.high
+        if low is not None and high is not None:
+            panel.plot([low, high], [place, place], color="#0072B2", linewidth=1.0)
+        panel.plot(rho, place, color="#0072B2", marker="o")
+        if one.within_mean is not None:
+            panel.plot(one.within_mean, place - 0.2, color="#D55E00", marker="D", markerfacecolor="white")
+        first = early.get(one.signal)
+        start = first.spearman_configurations.statistic if first else None
+        if start is not None:
+            panel.plot(start, place + 0.2, color="#009E73", marker="^", markerfacecolor="white")
+        rows.append(
+            {
+                "signal": one.signal,
+                "rho_configurations": rho,
+                "low": low,
+                "high": high,
+                "within_groups_mean": one.within_mean,
+                "n_groups": one.n_groups,
+                "first_epoch_rho": start,
+                "n_configurations": one.n_configurations,
+                "n_runs": one.n_runs,
+            }
+        )
+    panel.set_yticks(range(len(final)), [_signal_label(s.signal) for s in final])
+    panel.set_ylim(len(final) - 0.5, -0.5)
+    panel.set_xlim(-1.06, 1.06)
+    panel.grid(axis="y", color="#e4e4e4", linewidth=0.5)
+    panel.set_axisbelow(True)
+    panel.tick_params(axis="y", length=0)
+    zero_line(panel, vertical=True)
+    panel.set_xlabel(f"Spearman rho with {wrap(name, 24, 1)} retention")
+    data = pd.DataFrame(rows)
+    entries: list[tuple[str, Any]] = [("all configurations", Line2D([], [], color="#0072B2", marker="o"))]
+    if data["within_groups_mean"].notna().any():
+        handle = Line2D([], [], color="#D55E00", marker="D", markerfacecolor="white", linestyle="none")
+        entries.append(("within groups, mean", handle))
+    if data["first_epoch_rho"].notna().any():
+        handle = Line2D([], [], color="#009E73", marker="^", markerfacecolor="white", linestyle="none")
+        entries.append(("after the first epoch", handle))
+    legend(figure, entries, {1} if source.analysis.data.single_seed else ())
+    level = final[0].interval.level
+    text = (
+        f"Rank correlation of each signal with retention on {name}, ordered by its size. Filled: over configuration "
+        f"means (n = {final[0].n_configurations} configurations, {final[0].n_runs} runs), lines: {level:.0%} "
+        f"percentile bootstrap over configurations; diamonds: mean of the correlations within data set x method groups "
+        "of runs; triangles: the same signal after the first epoch. |·|: size of the change."
+    )
+    return Drawing(figure, source.caption(text), data)
+
+
+def _signal_label(name: str) -> str:
+    absolute = name.startswith("abs_")
+    stem = name.removeprefix("abs_")
+    label = short_label(f"{stem}_pct" if stem.endswith("_change") else stem)
+    return f"|{label}|" if absolute else label
+
+
+def interpolation(source: Source) -> Drawing:
+    """Accuracy, transfer and drift between the pretrained and the adapted weights."""
+    table = source.tables.interpolation
+    if table.empty:
+        raise NoData("no interpolation sweep was made (`attndrift interpolate RUN` makes one)")
+    runs = source.tables.runs.set_index("run_id")
+    ids = list(dict.fromkeys(table["run_id"]))[:6]
+    transfer = [c for c in table.columns if str(c).startswith("transfer_") and table[c].notna().any()]
+    columns = [("test_accuracy", axis_label("test_accuracy"))]
+    columns += [(str(c), axis_label(str(c))) for c in transfer[:1]]
+    columns += [(c, axis_label(c)) for c in ("entropy_change_pct", "embedding_drift")]
+    columns = [(c, label) for c, label in columns if table[c].notna().any()]
+    if not columns:
+        raise NoData("the interpolation sweeps hold no value that the figure shows")
+    rows = -(-len(columns) // 2)
+    figure, axes = new_figure(18 + 36 * rows, rows, min(2, len(columns)), sharex=True)
+    look = looks([(run_id, str(runs.loc[run_id, "method"])) for run_id in ids])
+    for (column, label), panel in zip(columns, axes.flat, strict=False):
+        for run_id in ids:
+            own = table[(table["run_id"] == run_id) & table[column].notna()].sort_values("alpha")
+            one = look[run_id]
+            panel.plot(
+                own["alpha"], scaled(column, own[column]), color=one.color, marker=one.marker, linestyle=one.line
+            )
+        panel.set_ylabel(label)
+        panel.yaxis.set_major_locator(MaxNLocator(4))
+        panel.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "¼", "½", "¾", "1"])
+        panel.xaxis.set_tick_params(labelbottom=True)
+        panel.set_xlabel("alpha (0: pretrained, 1: adapted)" if len(columns) < 2 else "alpha")
+        if column.endswith("change_pct"):
+            zero_line(panel)
+    for panel in axes.flat[len(columns) :]:
+        panel.set_visible(False)
+    entries = [(_run_label(source, run_id), mark(one)) for run_id, one in look.items()]
+    legend(figure, entries, {1})
+    text = (
+        "Interpolation (1 − alpha) pretrained + alpha adapted between the weights of single runs "
+        f"(n = {len(ids)} runs; one run a line, so no spread is drawn). alpha = 0 is the pretrained model."
+    )
+    return Drawing(figure, source.caption(text), table[table["run_id"].isin(ids)])
+
+
+def _run_label(source: Source, run_id: str) -> str:
+    row = source.tables.runs.set_index("run_id").loc[run_id]
+    from attndrift.analysis.configurations import format_rate
+
+    method = _WORDS.get(str(row["method"]), str(row["method"]))
+    parts = [str(row["dataset"]), method, format_rate(row["learning_rate"]), f"seed\u00a0{row['seed']}"]
+    return " · ".join(parts)

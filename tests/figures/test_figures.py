@@ -1,0 +1,329 @@
+"""Every figure on a study of one seed and on one of three: drawn, legible, honest about its seeds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from collapse_study import attention_arrays, collapse_study
+from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+from matplotlib.text import Text
+from PIL import Image
+
+from attndrift.analysis.synthetic import synthetic_tables
+from attndrift.figures import FIGURES, Drawing, FigureError, MapError, NoData, Source, draw_figures, read_maps
+from attndrift.figures.style import SMALLEST, WIDTH, styled, wrap
+from attndrift.tables import Tables
+
+SEED_REPORT = [
+    "fig2_baseline_structure",
+    "fig3_triple_curve",
+    "fig4_layer_entropy_heatmap",
+    "fig5_fullft_vs_lora",
+    "fig5b_fullft_vs_lora_pets",
+    "fig6_lr_sweep",
+    "fig7_collapse_vs_zeroshot",
+    "fig8_regularization",
+    "fig9_head_diversity",
+    "extra_erf95_evolution",
+    "extra_frozen_layers",
+    "extra_lora_qkvo",
+]
+FURTHER = [
+    "layer_change_heatmap",
+    "statistical_summary",
+    "training_dynamics",
+    "metric_correlations",
+    "convergence",
+    "dose_response",
+    "predictor_ranking",
+    "pareto_front",
+    "interpolation",
+    "attention_maps",
+]
+
+
+def _with_sweep(tables: Tables) -> Tables:
+    rows = [
+        {
+            "run_id": run_id,
+            "alpha": alpha,
+            "test_accuracy": 0.1 + 0.85 * alpha,
+            "transfer_cifar100_accuracy": 0.6 - 0.4 * alpha,
+            "entropy_change_pct": alpha,
+            "embedding_drift": 0.7 * alpha,
+        }
+        for run_id in tables.runs.loc[tables.runs["method"] != "none", "run_id"].iloc[:2]
+        for alpha in (0.0, 0.25, 0.5, 0.75, 1.0)
+    ]
+    return Tables(tables.runs, tables.history, tables.layers, pd.DataFrame(rows))
+
+
+@pytest.fixture(scope="module", params=["one seed", "three seeds"])
+def source(request: pytest.FixtureRequest) -> Source:
+    if request.param == "one seed":
+        tables = collapse_study()
+    else:
+        # The longest names that a study is likely to have, and the trouble that they make.
+        tables = collapse_study(seeds=(1, 2, 3), protocol="leak-free", names=("$a_b^c$ <i>", "second_very_long_name"))
+    names = tables.runs.loc[tables.runs["method"].isin(["full", "lora"]), "run_id"]
+    maps = {str(name): attention_arrays(seed=place) for place, name in enumerate(names)}
+    return Source(_with_sweep(tables), maps)
+
+
+@pytest.fixture(scope="module")
+def drawings(source: Source) -> dict[str, Drawing]:
+    with styled():
+        drawn = {name: draw(source) for name, (_, draw) in FIGURES.items()}
+        for drawing in drawn.values():
+            drawing.figure.canvas.draw()
+        return drawn
+
+
+def test_all_figures_are_listed() -> None:
+    assert list(FIGURES) == SEED_REPORT + FURTHER
+
+
+def _texts(figure: Figure) -> Iterator[Text]:
+    """Every text that is drawn; ticks outside the limits of their axis exist but are not."""
+    for axes in figure.axes:
+        if not axes.get_visible():
+            continue
+        if axes.axison:
+            for axis in (axes.xaxis, axes.yaxis):
+                yield from _drawn_labels(axis)
+                yield axis.label
+        yield from (axes.title, axes._left_title, axes._right_title, *axes.texts)
+    for legend in figure.findobj(Legend):
+        yield from legend.get_texts()
+    yield from figure.texts
+
+
+@pytest.mark.parametrize("name", SEED_REPORT + FURTHER)
+def test_fits_a_column_and_can_be_read(drawings: dict[str, Drawing], name: str) -> None:
+    figure = drawings[name].figure
+    assert figure.get_size_inches()[0] == pytest.approx(WIDTH) == pytest.approx(85 / 25.4)
+    assert figure.get_size_inches()[1] < 235 / 25.4
+    renderer = figure.canvas.get_renderer()
+    frame = figure.bbox.padded(0.5)
+    for text in _texts(figure):
+        assert text.get_fontsize() >= SMALLEST, text.get_text()
+        if not text.get_visible() or not text.get_text().strip():
+            continue
+        box = text.get_window_extent(renderer)
+        assert frame.x0 <= box.x0, f"{text.get_text()!r} leaves the figure"
+        assert box.x1 <= frame.x1, f"{text.get_text()!r} leaves the figure"
+        assert frame.y0 <= box.y0, f"{text.get_text()!r} leaves the figure"
+        assert box.y1 <= frame.y1, f"{text.get_text()!r} leaves the figure"
+
+
+def _drawn_labels(axis: Any) -> list[Text]:
+    renderer = axis.figure.canvas.get_renderer()
+    ticks = axis._update_ticks()
+    labels = [label for tick in ticks for label in (tick.label1, tick.label2) if label.get_visible()]
+    return [label for label in labels if label.get_text() and label.get_window_extent(renderer).width > 0]
+
+
+@pytest.mark.parametrize("name", SEED_REPORT + FURTHER)
+def test_nothing_overlaps(drawings: dict[str, Drawing], name: str) -> None:
+    figure = drawings[name].figure
+    renderer = figure.canvas.get_renderer()
+    boxes: list[tuple[str, Any]] = []
+    for axes in figure.axes:
+        if not axes.get_visible() or not axes.axison:
+            continue
+        for axis in (axes.xaxis, axes.yaxis):
+            labels = [text for text in _drawn_labels(axis) if axis.get_visible()]
+            boxes += [(text.get_text(), text.get_window_extent(renderer)) for text in labels]
+            if axis.label.get_text():
+                boxes.append((axis.label.get_text(), axis.label.get_window_extent(renderer)))
+        for title in (axes.title, axes._left_title, axes._right_title):
+            if title.get_text():
+                boxes.append((title.get_text(), title.get_window_extent(renderer)))
+    # Half a point of slack: the box of a rotated or an italic letter is larger than its ink.
+    slack = -0.5 * figure.dpi / 72
+    for (first, a), (second, b) in combinations(boxes, 2):
+        assert not a.padded(slack).overlaps(b.padded(slack)), f"{first!r} overlaps {second!r}"
+    for legend in figure.findobj(Legend):
+        box = legend.get_window_extent(renderer)
+        for axes in figure.axes:
+            if axes.get_visible() and axes.axison:
+                assert not box.padded(slack).overlaps(axes.get_window_extent(renderer)), "the legend hides data"
+        for text, other in boxes:
+            assert not box.padded(slack).overlaps(other), f"the legend hides {text!r}"
+
+
+_NO_SEEDS = {"fig2_baseline_structure", "attention_maps"}
+
+
+@pytest.mark.parametrize("name", SEED_REPORT + FURTHER)
+def test_one_seed_is_marked_and_captions_tell_n(drawings: dict[str, Drawing], source: Source, name: str) -> None:
+    drawing = drawings[name]
+    single = source.analysis.data.single_seed
+    words = " ".join(text.get_text() for text in _texts(drawing.figure))
+    if single and name not in _NO_SEEDS:
+        assert "one seed" in words
+    elif not single and name not in _NO_SEEDS | {"interpolation"}:
+        assert "one seed" not in words
+    caption = drawing.caption
+    assert "n =" in caption or "One seed" in caption or "seeds)" in caption, caption
+    assert ("Protocol `seed`" in caption) == single
+    assert len(drawing.data)
+    assert caption.rstrip().endswith(".")
+
+
+def test_colours_and_deviations_are_the_data(source: Source) -> None:
+    """The table beside a figure equals an independent reading of the runs."""
+    with styled():
+        data = FIGURES["fig6_lr_sweep"][1](source).data
+    runs = source.tables.runs
+    chosen = runs[
+        (runs["dataset"] == source.primary)
+        & (runs["method"] == "full")
+        & runs["regularizer"].isna()
+        & runs["freeze_layers"].isna()
+        & (runs["weight_decay"] == 0.01)
+    ]
+    for rate, own in chosen.groupby("learning_rate"):
+        row = data[(data["measure"] == "gini_change_pct") & (data["learning_rate"] == rate)].iloc[0]
+        assert row["mean"] == pytest.approx(own["gini_change_pct"].mean())
+        assert row["n"] == len(own)
+        if len(own) > 1:
+            assert row["sd"] == pytest.approx(np.std(own["gini_change_pct"], ddof=1))
+        else:
+            assert np.isnan(row["sd"])
+    assert data["learning_rate"].nunique() == 5
+
+
+def test_changes_are_centred_on_zero(drawings: dict[str, Drawing]) -> None:
+    for name in ("fig4_layer_entropy_heatmap", "layer_change_heatmap"):
+        meshes = [
+            item for axes in drawings[name].figure.axes for item in axes.collections if item.get_array() is not None
+        ]
+        norms = [mesh.norm for mesh in meshes if hasattr(mesh.norm, "vcenter")]
+        assert norms
+        for norm in norms:
+            assert norm.vcenter == 0
+            assert norm.vmin == -norm.vmax
+
+
+def test_files_are_complete_equal_and_indexed(tmp_path: Path) -> None:
+    tables = collapse_study()
+    only = ["fig6_lr_sweep", "fig2_baseline_structure", "interpolation"]
+    first = draw_figures(tables, tmp_path / "a", only=only)
+    with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "red", "svg.hashsalt": "other"}):
+        draw_figures(tables, tmp_path / "b", only=only)
+    assert [result.name for result in first] == ["fig2_baseline_structure", "fig6_lr_sweep", "interpolation"]
+    for result in first[:2]:
+        assert [path.suffix for path in result.files] == [".png", ".svg", ".csv"]
+        for path in result.files:
+            assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
+        with Image.open(result.files[0]) as image:
+            assert image.width == round(300 * 85 / 25.4)
+            assert image.info["dpi"][0] == pytest.approx(300, abs=0.5)
+        assert b"<dc:date>" not in result.files[1].read_bytes()
+        assert len(pd.read_csv(result.files[2])) > 0
+    assert first[2].left_out is not None
+    assert "attndrift interpolate" in first[2].left_out
+    index = json.loads((tmp_path / "a" / "index.json").read_text())
+    assert index["interpolation"]["left_out"] == first[2].left_out
+    assert index["fig6_lr_sweep"]["caption"] == first[1].caption
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted(
+        ["index.json"] + [path.name for result in first for path in result.files]
+    )
+
+
+def test_a_figure_without_data_takes_its_old_files_away(tmp_path: Path) -> None:
+    tables = collapse_study()
+    name = "fig2_baseline_structure"
+    draw_figures(tables, tmp_path, only=[name])
+    assert (tmp_path / f"{name}.png").is_file()
+    bare = Tables(tables.runs, tables.history)
+    (result,) = draw_figures(bare, tmp_path, only=[name])
+    assert result.left_out is not None
+    assert "layers" in result.left_out
+    assert not list(tmp_path.glob(f"{name}*"))
+
+
+def test_unknown_figure_names_the_near_ones(tmp_path: Path) -> None:
+    with pytest.raises(FigureError, match="fig6_lr_sweep"):
+        draw_figures(collapse_study(), tmp_path, only=["fig6_lr"])
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        pd.DataFrame({"run_id": [], "dataset": [], "method": [], "seed": []}),
+        pd.DataFrame({"run_id": ["a"], "dataset": ["d"], "method": ["none"], "seed": [0]}),
+        pd.DataFrame({"run_id": ["a"], "dataset": ["d"], "method": ["full"], "seed": [0], "status": ["diverged"]}),
+        pd.DataFrame({"run_id": ["a"], "dataset": ["d"], "method": ["full"], "seed": [0], "test_accuracy": [0.5]}),
+        pd.DataFrame(
+            {
+                "run_id": ["a", "b"],
+                "dataset": ["d", "d"],
+                "method": ["full", "mine"],
+                "seed": [0, 0],
+                "learning_rate": [1e-3, 1e-3],
+                "test_accuracy": [0.5, 0.6],
+                "entropy_change_pct": [0.0, 0.0],
+                "entropy_last_layer_change_pct": [0.0, 0.0],
+                "transfer_x_retention_pct": [100.0, 100.0],
+            }
+        ),
+    ],
+    ids=["no runs", "baseline only", "diverged", "accuracy only", "constant"],
+)
+def test_poor_tables_leave_figures_out_with_a_reason(tmp_path: Path, runs: pd.DataFrame) -> None:
+    results = draw_figures(Tables(runs), tmp_path)
+    assert len(results) == len(FIGURES)
+    for result in results:
+        assert (result.left_out is None) == bool(result.files)
+        if result.left_out is not None:
+            assert len(result.left_out) > 10
+    assert {result.name for result in results if result.left_out} >= {"fig2_baseline_structure", "interpolation"}
+
+
+def test_other_models_and_protocols_are_named_not_mixed() -> None:
+    tables = synthetic_tables(seeds=2, rates=3)
+    other = tables.runs.copy().iloc[:5]
+    other["run_id"] = other["run_id"] + "_other"
+    other["model"] = "another-vit"
+    source = Source(Tables(pd.concat([tables.runs, other]), tables.history, tables.layers))
+    assert source.model == "synthetic-vit"
+    with styled():
+        drawing = FIGURES["dose_response"][1](source)
+    assert "Model synthetic-vit only; 5 runs of another model are not shown." in drawing.caption
+    assert set(drawing.data["n"]) == {2}
+
+
+def test_maps_are_checked(tmp_path: Path) -> None:
+    good = attention_arrays(images=2)
+    np.savez(tmp_path / "maps.npz", **good)
+    assert read_maps(tmp_path / "maps.npz").grid == (7, 7)
+    for change, words in (
+        ({"grid": np.array([7, 6])}, "does not hold the 49 patches"),
+        ({"after": good["after"][:1]}, "must both be"),
+        ({"images": good["images"].astype(np.float32)}, "must be uint8"),
+        ({"ids": good["ids"][:1]}, "one entry for each"),
+    ):
+        with pytest.raises(MapError, match=words):
+            read_maps(good | change)
+    (tmp_path / "maps.npz").write_bytes(b"PK\x03\x04 cut short")
+    with pytest.raises(MapError, match=r"maps\.npz: not a file of attention maps"):
+        read_maps(tmp_path / "maps.npz")
+    with pytest.raises(NoData):
+        FIGURES["attention_maps"][1](Source(collapse_study(), None))
+
+
+def test_labels_keep_their_length() -> None:
+    assert wrap("a" * 100, 10, 2).count("\n") == 1
+    assert max(len(line) for line in wrap("word " * 40, 12, 3).split("\n")) <= 12
+    assert wrap("LoRA r=8, frozen projection\u00a0·\u00a01e-4", 20).split("\n")[-1].endswith("·\u00a01e-4")

@@ -1,0 +1,372 @@
+"""What the report says, and that it says it in both forms whatever the names are."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from study_folder import HOSTILE, DrawnFigure, draw, study_tables, write_records
+
+from attndrift.analysis import Analysis, analyze
+from attndrift.report import write_report
+from attndrift.report.blocks import TableBlock
+from attndrift.report.build import MAX_PAGE
+from attndrift.report.content import build_sections
+from attndrift.report.escaping import markdown, markdown_line
+from attndrift.report.explore import heatmap_data, maps_data
+from attndrift.report.records import Records, read_records
+from attndrift.tables import STRUCTURE_METRICS, Tables
+
+
+class Page(HTMLParser):
+    """Elements with attributes, texts of cells, of scripts and of everything."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.inside: list[str] = []
+        self.texts: list[str] = []
+        self.content: dict[str, list[str]] = {"script": [], "style": [], "td": []}
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self.inside.append(tag)
+        if tag in self.content:
+            self.content[tag].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        while self.inside and self.inside.pop() != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+        for tag in self.content:
+            if tag in self.inside:
+                self.content[tag][-1] += data
+
+    @property
+    def text(self) -> str:
+        return " ".join("".join(self.texts).split())
+
+    def data(self, place: str) -> Any:
+        scripts = [attributes for tag, attributes in self.elements if tag == "script"]
+        number = next(i for i, attributes in enumerate(scripts) if attributes.get("id") == place)
+        return json.loads(self.content["script"][number])
+
+
+@pytest.fixture(scope="module")
+def page(written: tuple[Path, Path]) -> Page:
+    return Page(written[1])
+
+
+@pytest.fixture(scope="module")
+def text(written: tuple[Path, Path]) -> str:
+    return written[0].read_text(encoding="utf-8")
+
+
+def blocks(analysis: Analysis, tables: Tables, records: Records | None = None) -> list[Any]:
+    sections = build_sections(analysis, tables, records or Records(), [], [])
+    return [block for section in sections for block in section.blocks]
+
+
+def limits(tables: Tables, records: Records | None = None) -> str:
+    sections = build_sections(analyze(tables), tables, records or Records(), [], [])
+    found = next(section for section in sections if section.key == "limits")
+    return " ".join(found.blocks[0].items)
+
+
+def test_every_finding_is_printed_in_both(analysis: Analysis, page: Page, text: str) -> None:
+    assert analysis.findings
+    for finding in analysis.findings:
+        sentence = " ".join(finding.sentence.split())
+        assert sentence.replace("`", "") in page.text
+        assert f"**{finding.strength}**: {markdown(sentence)}" in text
+
+
+def test_questions_and_sections_stand_in_order(text: str) -> None:
+    headings = re.findall(r"^## (\S+)", text, re.MULTILINE)
+    wanted = ["Summary", "Baseline:", "RQ1:", "RQ2:", "RQ3:", "RQ4:", "RQ5:", "All", "Statistics", "Further"]
+    assert headings == [*wanted, "Method", "Limits", "Reproducibility"]
+
+
+def test_baseline_is_printed_with_mean_and_sd_by_layer_and_head(tables: Tables, text: str) -> None:
+    pretrained = tables.layers[tables.layers["run_id"] == "eurosat_none"]
+    entropy = pretrained[(pretrained["metric"] == "entropy") & (pretrained["step"] == 0)]
+    means = entropy[entropy["head"].isna()].sort_values("layer")["value"].to_numpy()
+    baseline = text[text.index("## Baseline") : text.index("## RQ1")]
+    row = next(line for line in baseline.splitlines() if line.startswith("| entropy "))
+    # The mean is the one that the run states, which here is made up apart from the layers.
+    stated = tables.runs.set_index("run_id").loc["eurosat_none", "entropy_baseline"]
+    assert f"{stated:.3f} ± {means.std(ddof=1):.3f} | {means[-1]:.3f} |" in row
+    heads = entropy[entropy["head"].notna() & (entropy["layer"] == 2)]["value"]
+    assert f"| 2 | {len(heads)} | {means[1]:.3f} ± {heads.std(ddof=1):.3f} |" in baseline
+    one = entropy[(entropy["layer"] == 4) & (entropy["head"] == 3)]["value"].item()
+    assert f"| 4 | 3 | {one:.3f} |" in baseline
+
+
+def test_last_block_stands_beside_every_mean_change(analysis: Analysis, tables: Tables) -> None:
+    checked = 0
+    for block in blocks(analysis, tables):
+        if not isinstance(block, TableBlock):
+            continue
+        labels = [heading.text for heading in block.headings]
+        for place, label in enumerate(labels):
+            if (
+                block.name != "iso_accuracy"
+                and re.fullmatch(r"(Entropy|ERF@0.95|Gini|Head diversity) change \(%\)", label)
+                and block.rows
+            ):
+                stem = label.removesuffix(" (%)")
+                assert labels[place + 1] in (f"{stem}, last block (%)", "Last block (%)"), block.name
+                checked += 1
+    assert checked >= 8
+
+
+def test_last_block_of_a_run_is_its_change_at_the_selected_step(analysis: Analysis, tables: Tables) -> None:
+    table = next(b for b in blocks(analysis, tables) if isinstance(b, TableBlock) and b.name == "runs")
+    labels = [heading.text for heading in table.headings]
+    run_id = tables.runs["run_id"].iloc[4]
+    row = next(row for row in table.rows if row[0].text == run_id)
+    layers = tables.layers[(tables.layers["run_id"] == run_id) & (tables.layers["layer"] == 4)]
+    gini = layers[layers["metric"] == "gini"].sort_values("step")["value"].to_numpy()
+    printed = row[labels.index("Gini change, last block (%)")].number
+    assert printed == pytest.approx(100 * (gini[-1] - gini[0]) / gini[0], rel=1e-12)
+
+
+def test_single_seed_study_says_so_on_every_table(tmp_path: Path) -> None:
+    tables = study_tables(seeds=1)
+    analysis = analyze(tables)
+    printed = [b for b in blocks(analysis, tables) if isinstance(b, TableBlock)]
+    measured = [b for b in printed if b.name not in ("metrics", "analysis_settings")]
+    assert len(measured) > 8
+    assert all(block.notes and "single-seed study" in block.notes[0].lower() for block in measured)
+    paths = write_report(tmp_path, analysis=analysis, tables=tables, figures=[])
+    assert paths == (tmp_path / "report.md", tmp_path / "report.html")
+    for path in paths:
+        assert path.read_text(encoding="utf-8").count("Single-seed study") > len(measured)
+
+
+def test_several_seeds_are_not_called_one(text: str) -> None:
+    assert "Single-seed study" not in text
+    assert "One seed: no number" not in text
+
+
+def test_hostile_names_stay_text_in_html(page: Page) -> None:
+    assert [a.get("id") or a.get("type") for tag, a in page.elements if tag == "script"] == [
+        "heat-data",
+        "map-data",
+        None,
+    ]
+    assert all(not name.startswith("on") for _, attributes in page.elements for name in attributes)
+    assert " ".join(HOSTILE.split()) in [" ".join(cell.split()) for cell in page.content["td"]]
+    assert HOSTILE in [run["run"] for run in page.data("heat-data")["runs"]]
+    assert HOSTILE in page.data("map-data")["runs"][0]["names"]
+
+
+def test_hostile_names_stay_text_in_markdown(text: str) -> None:
+    assert "<" not in text
+    assert "![The" not in text
+    assert markdown(HOSTILE) in text
+    table: list[int] = []
+    for line in text.splitlines():
+        if line.startswith("| "):
+            table.append(len(re.findall(r"(?<!\\)\|", line)))
+        elif table:
+            assert len(set(table)) == 1
+            table = []
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("a|b", "a\\|b"),
+        ("two\nlines\r\n", "two lines"),
+        ("`code_name` and _this_", "`code_name` and \\_this\\_"),
+        ("`a` b`", "`a` b\\`"),
+        ("<b>&", "&lt;b&gt;&amp;"),
+        ("`<b>`", "\\`&lt;b&gt;\\`"),
+        ("[a](b)", "\\[a\\](b)"),
+    ],
+)
+def test_markdown_escapes(given: str, wanted: str) -> None:
+    assert markdown(given) == wanted
+
+
+@pytest.mark.parametrize(("given", "wanted"), [("# a", "\\# a"), ("1. a", "&#49;. a"), ("- a", "\\- a"), ("12", "12")])
+def test_markdown_line_starts_no_heading_or_list(given: str, wanted: str) -> None:
+    assert markdown_line(given) == wanted
+
+
+def test_page_asks_nothing_of_a_network(written: tuple[Path, Path], page: Page) -> None:
+    for tag, attributes in page.elements:
+        for name in ("src", "href", "srcset", "action", "data", "poster"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("data:", "#")), (tag, name, value)
+    policy = next(a["content"] for t, a in page.elements if t == "meta" and a.get("http-equiv")) or ""
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == "'none'"
+    assert rules["img-src"] == "data:"
+    for kind in ("script", "style"):
+        digest = hashlib.sha256(page.content[kind][-1].encode()).digest()
+        assert rules[f"{kind}-src"] == f"'sha256-{base64.b64encode(digest).decode()}'"
+    assert "url(" not in page.content["style"][0]
+    assert "@import" not in page.content["style"][0]
+    assert written[1].stat().st_size < MAX_PAGE
+
+
+def test_figures_are_referenced_relatively_and_embedded(written: tuple[Path, Path], page: Page, text: str) -> None:
+    assert "](../figures/fig2%20baseline.png)" in text
+    assert (written[0].parent / "../figures/fig2 baseline.png").is_file()
+    embedded = [a["src"] or "" for tag, a in page.elements if tag == "img"]
+    content = (written[0].parent.parent / "figures/fig2 baseline.png").read_bytes()
+    assert embedded == [f"data:image/png;base64,{base64.b64encode(content).decode()}"]
+    for printed in (text.replace("`", ""), page.text):
+        assert "fig8_regularization: no regularizer was used" in printed
+
+
+def test_missing_figure_is_an_error(tmp_path: Path, analysis: Analysis, tables: Tables) -> None:
+    figure = DrawnFigure("fig6_lr_sweep", [tmp_path / "gone.png"], "A caption")
+    with pytest.raises(FileNotFoundError, match="fig6_lr_sweep"):
+        write_report(tmp_path, analysis=analysis, tables=tables, figures=[figure])
+
+
+def test_transfer_carries_its_evidence(page: Page, text: str) -> None:
+    for printed in (page.text, text.replace("\\", "")):
+        assert "a photo of a {class}." in printed
+        assert "class names: 100 (class 0, class 1, class 2, ...)" in printed
+        assert "split test" in printed
+        assert "resize to shortest edge 28, bicubic resampling" in printed
+        assert "For 1 accuracies no record says" in printed
+    heading = next(line for line in text.splitlines() if line.startswith("| Run | Method |") and "moved" in line)
+    assert "Retention (%) | Embedding drift | Embeddings moved |" in heading
+
+
+def test_reproducibility_prints_what_the_records_hold(page: Page, text: str) -> None:
+    for printed in (page.text, text.replace("\\", "")):
+        part = printed[printed.rindex("Reproducibility") :]
+        for wanted in ("9.8.7", "ab" * 32, "cd" * 32, "ef" * 32, "a processor", "clip_norm", "1 of the runs have no"):
+            assert wanted in part
+        assert "there was no test split" in part
+        assert "Time in all: 0.04 hours (150 s)" in part
+
+
+def test_foreign_tables_without_records_are_named_as_such(tmp_path: Path, analysis: Analysis, tables: Tables) -> None:
+    text = write_report(tmp_path, analysis=analysis, tables=tables, figures=[])[0].read_text(encoding="utf-8")
+    assert "No run record lies beside the tables" in text
+    assert "not recorded" in text
+
+
+def test_damaged_record_is_named_and_a_foreign_name_leads_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "cut").mkdir(parents=True)
+    (tmp_path / "runs" / "cut" / "record.json").write_text('{"status": ', encoding="utf-8")
+    (tmp_path / "record.json").write_text("{}", encoding="utf-8")
+    records = read_records(tmp_path, ["cut", "", "..", "../..", "a/b", "x" * 300, "with\0null"])
+    assert not records.found
+    assert len(records.missing) == 6
+    assert records.problems == ["cut: ValueError: record.json cannot be read"]
+
+
+def test_limits_follow_the_data() -> None:
+    tables = study_tables(seeds=1, hostile=False)
+    said = limits(tables)
+    for wanted in ("One seed:", "One dataset (`eurosat`)", "One model", "0.79", "One data seed"):
+        assert wanted in said
+    assert "share no rate" not in said
+    runs = tables.runs.copy()
+    runs.loc[runs["method"] == "lora", "learning_rate"] = 2e-4
+    assert "share no rate" in limits(Tables(runs=runs))
+    runs["protocol"] = "seed"
+    assert "optimistic" in limits(Tables(runs=runs))
+    assert "One dataset" not in limits(study_tables(datasets=("eurosat", "pets"), hostile=False))
+
+
+def test_chance_level_is_the_recorded_one(tmp_path: Path, tables: Tables) -> None:
+    write_records(tmp_path, tables)
+    for path in (tmp_path / "runs").glob("*/record.json"):
+        path.write_text(path.read_text(encoding="utf-8").replace("0.79", "0.613"), encoding="utf-8")
+    records = read_records(tmp_path, list(tables.runs["run_id"]))
+    assert "chance level, 0.61 for independent" in limits(tables, records)
+
+
+def test_heatmap_is_the_change_from_step_zero(analysis: Analysis, tables: Tables) -> None:
+    data = heatmap_data(tables, analysis)
+    run_id = str(tables.runs["run_id"].iloc[3])
+    run = next(run for run in data["runs"] if run["run"] == run_id)
+    assert set(run["metrics"]) == set(STRUCTURE_METRICS)
+    frame = tables.layers[(tables.layers["run_id"] == run_id) & tables.layers["head"].isna()]
+    wide = frame[frame["metric"] == "entropy"].pivot(index="layer", columns="step", values="value")
+    wanted = 100 * (wide.to_numpy() / wide.to_numpy()[:, :1] - 1)
+    np.testing.assert_allclose(np.array(run["metrics"]["entropy"]["values"], float), wanted, rtol=6e-3, atol=1e-12)
+    assert run["metrics"]["entropy"]["steps"] == list(wide.columns)
+
+
+def unpacked(data: dict[str, Any], place: int, shape: tuple[int, ...]) -> np.ndarray:
+    item = data["maps"][place]
+    codes = np.frombuffer(base64.b64decode(item["codes"]), np.uint8).reshape(shape)
+    top = np.frombuffer(base64.b64decode(item["top"]), "<f4").reshape(shape[:-1])
+    return codes / 255 * top[..., None]
+
+
+def test_maps_are_within_the_stated_error_and_shared(tmp_path: Path, analysis: Analysis, tables: Tables) -> None:
+    write_records(tmp_path, tables)
+    records = read_records(tmp_path, list(tables.runs["run_id"]))
+    data = maps_data(records, analysis, budget=10**7)
+    assert len(data["runs"]) == len(records.found)
+    assert len(data["images"]) == 3
+    # One set before for all, and one after for every adapted run.
+    assert len(data["maps"]) == len(records.found)
+    for run in data["runs"]:
+        with np.load(tmp_path / "runs" / run["run"] / "maps.npz") as file:
+            for side in ("before", "after"):
+                exact = file[side].astype(float)
+                error = np.abs(unpacked(data, run[side], exact.shape) - exact)
+                assert (error <= exact.max(axis=-1, keepdims=True) / 510 * (1 + 1e-5)).all()
+
+
+def test_maps_stay_within_their_budget_and_say_what_is_left_out(
+    tmp_path: Path, analysis: Analysis, tables: Tables
+) -> None:
+    write_records(tmp_path, tables)
+    records = read_records(tmp_path, list(tables.runs["run_id"]))
+    whole = maps_data(records, analysis, budget=10**7)
+    size = sum(len(item["codes"]) + len(item["top"]) for item in whole["maps"]) + sum(map(len, whole["images"]))
+    fewer = maps_data(records, analysis, budget=size - 1)
+    assert "At most 2 of the kept images" in " ".join(fewer["notes"])
+    few = maps_data(records, analysis, budget=size // 5)
+    assert 0 < len(few["runs"]) < len(records.found)
+    assert f"{len(records.found) - len(few['runs'])} runs are left out" in " ".join(few["notes"])
+    used = sum(len(item["codes"]) + len(item["top"]) for item in few["maps"]) + sum(map(len, few["images"]))
+    assert used <= size // 5
+
+
+def test_unusable_maps_are_named(tmp_path: Path, analysis: Analysis, tables: Tables) -> None:
+    write_records(tmp_path, tables)
+    records = read_records(tmp_path, list(tables.runs["run_id"]))
+    first = next(iter(records.found.values()))
+    (first.folder / "maps.npz").write_bytes(b"PK\x03\x04 cut short")
+    data = maps_data(records, analysis, budget=10**7)
+    assert len(data["runs"]) == len(records.found) - 1
+    assert first.run_id in data["notes"][0]
+
+
+def test_equal_content_gives_equal_bytes(tmp_path: Path, analysis: Analysis, tables: Tables) -> None:
+    write_records(tmp_path, tables)
+    figures = draw(tmp_path / "figures")
+    first = [p.read_bytes() for p in write_report(tmp_path, analysis=analysis, figures=figures, tables=tables)]
+    assert first == [p.read_bytes() for p in write_report(tmp_path, analysis=analysis, figures=figures, tables=tables)]
+
+
+def test_a_study_of_one_bare_run_still_gives_a_report(tmp_path: Path) -> None:
+    tables = study_tables(seeds=1, hostile=False, rates=1, methods=("full",), baseline=False, layers=0, transfer=())
+    tables = Tables(runs=tables.runs)
+    markdown_path, html_path = write_report(tmp_path, analysis=analyze(tables), tables=tables, figures=[])
+    assert "No zero-shot transfer was measured" in markdown_path.read_text(encoding="utf-8")
+    assert Page(html_path).data("heat-data")["runs"] == []
