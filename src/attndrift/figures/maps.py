@@ -51,7 +51,8 @@ def read_maps(path: Path | Mapping[str, Any]) -> MapSet:
     where = str(path) if isinstance(path, Path) else "maps"
     try:
         if isinstance(path, Path):
-            with np.load(path, allow_pickle=False) as file:
+            # Opened here, because numpy leaves a file open that turns out to be no archive.
+            with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in _ARRAYS}
         else:
             arrays = {name: np.asarray(path[name]) for name in _ARRAYS}
@@ -166,8 +167,8 @@ def attention_maps(source: Source) -> Drawing:
     patches = first.before.shape[-1]
     text = (
         f"Attention of the CLS token in the last block, mean over {first.before.shape[2]} heads, in percent of the "
-        f"attention to the {patches} patches (uniform: {100 / patches:.1f}%); the same {count} of {len(first.images)} "
-        f"probe images before and after. A row has one scale. Runs: {', '.join(same)}. Single images, one seed each: "
+        f"attention to the {patches} patches (uniform: {100 / patches:.1f}%); the same probe images "
+        f"(n = {count} of {len(first.images)}) before and after. A row has one scale. Runs: {', '.join(same)}. Single images, one seed each: "
         "an illustration, not evidence."
     )
     return Drawing(figure, source.caption(text), pd.DataFrame(rows))

@@ -103,7 +103,7 @@ class Source:
         columns = [c for c in columns if c in self.adapted and self.adapted[c].notna().any()]
         if not columns:
             raise NoData("no run has a zero-shot retention")
-        return max(columns, key=lambda c: int(self.adapted[c].notna().sum()))
+        return max(columns, key=lambda c: len(self.adapted[c].dropna()))
 
     @property
     def retentions(self) -> list[str]:

@@ -78,8 +78,8 @@ def statistical_summary(source: Source) -> Drawing:
     level = source.analysis.settings.level
     text = (
         f"Differences between methods on identical (data set, rate, seed) cells, {scope}. Lines: {level:.0%} "
-        f"percentile bootstrap that resamples configurations; n = {_range(frame['n_configurations'], 'configuration')} (named at "
-        f"each pair), {_range(frame['n_cells'], 'cell')}. Open marks rest on fewer than {few} "
+        "percentile bootstrap that resamples configurations; "
+        f"n = {_range(frame['n_configurations'], 'configuration')} (named at each pair), {_range(frame['n_cells'], 'cell')}. Open marks rest on fewer than {few} "
         "configurations and are descriptive; marks without a line had too few configurations for an interval."
     )
     return Drawing(figure, source.caption(text), frame)

@@ -132,7 +132,7 @@ def layer_entropy_heatmap(source: Source) -> Drawing:
         mesh = heatmap(panel, frame.columns.to_numpy(dtype=float), frame.index.tolist(), frame.to_numpy(), norm)
         runs = source.adapted
         dataset = str(runs.loc[runs["configuration"] == name, "dataset"].iloc[0])
-        seeds = "one seed" if n == 1 else f"mean of {n} seeds"
+        seeds = "one seed" if n == 1 else f"{n} seeds"
         title = f"{wrap(label_of(runs, name), 22, 2)}\n{clip(dataset, 12)}, {seeds}"
         panel.set_title(title, fontsize=6.5, fontweight="normal")
         panel.set_xlabel(time)

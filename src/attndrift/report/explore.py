@@ -22,6 +22,7 @@ from attndrift.tables import STRUCTURE_METRICS, Tables
 
 _MAX_STEPS = 100
 _MAX_VALUES = 300_000
+_MAX_RUNS = 1000
 _IMAGE_SIDE = 224
 
 
@@ -36,7 +37,11 @@ def heatmap_data(tables: Tables, analysis: Analysis) -> dict[str, Any]:
     variants = {str(row["run_id"]): row for row in analysis.tables["runs"].rows}
     notes: list[str] = []
     runs: dict[str, dict[str, Any]] = {}
-    spent = without = too_many = 0
+    spent = without = 0
+    names = frame["run_id"].unique()
+    too_many = max(0, len(names) - _MAX_RUNS)
+    if too_many:
+        frame = frame[frame["run_id"].isin(names[:_MAX_RUNS])]
     for metric in STRUCTURE_METRICS:
         chosen = frame[frame["metric"] == metric]
         for run_id, group in chosen.groupby("run_id", sort=False):
