@@ -1,5 +1,5 @@
-"""The report of a study: ``write_report(study, output) -> ReportPaths``."""
+"""The report: ``report.md`` and a self-contained ``report.html`` from tables, analysis and figures."""
 
-from attndrift.report.write import ReportPaths, write_report
+from attndrift.report.build import write_report
 
-__all__ = ["ReportPaths", "write_report"]
+__all__ = ["write_report"]

@@ -1,156 +1,182 @@
-"""What a report is made of, before it becomes Markdown or HTML: tables, figures, sections."""
+"""What a report is made of: sections of blocks, which the Markdown and the HTML template both print."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from attndrift.analysis.formats import cell, heading
-from attndrift.analysis.result import Column, Finding, Table
+from attndrift.analysis.result import Finding, Table
 
-STRENGTHS = {"supported": 0, "no evidence": 1, "descriptive": 2, "too few": 3}
-ONE_SEED = "One seed: descriptive only. No spread between seeds is known, so small differences mean nothing."
+
+class Figure(Protocol):
+    """A drawn (or left out) figure, as ``attndrift.figures`` returns it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def files(self) -> Sequence[Path]: ...
+
+    @property
+    def caption(self) -> str | None: ...
+
+    @property
+    def left_out(self) -> str | None: ...
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph; names between backticks are printed as code. ``warning`` sets it apart."""
+
+    text: str
+    warning: bool = False
+    kind: str = "text"
+
+
+@dataclass(frozen=True)
+class Bullets:
+    items: Sequence[str]
+    kind: str = "bullets"
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Sentences of the analysis, those with evidence first."""
+
+    items: Sequence[Finding]
+    kind: str = "findings"
+
+
+@dataclass(frozen=True)
+class FigureBlock:
+    """A figure; ``path`` is relative to the report, ``data`` a data URI."""
+
+    name: str
+    title: str
+    caption: str
+    path: str
+    data: str
+    kind: str = "figure"
+
+
+@dataclass(frozen=True)
+class View:
+    """Something to operate, in the HTML alone: ``runs``, ``heatmap`` or ``maps``."""
+
+    name: str
+    kind: str = "view"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Printed text, and the value by which a column is sorted (None: sorted last)."""
+    """A printed value, and what it is sorted by: a number, else its text."""
 
     text: str
-    sort: float | str | None = None
+    number: float | None
+
+
+@dataclass(frozen=True)
+class Heading:
+    text: str
+    numeric: bool
 
 
 @dataclass
 class TableBlock:
-    """A table ready to print."""
+    """A table ready to print. ``folded``: the HTML shows it on request. ``sortable``: columns sort on click."""
 
-    title: str
-    headings: list[str]
-    numeric: list[bool]
-    rows: list[list[Cell]]
-    notes: list[str] = field(default_factory=list)
-    folded: bool = False
-    sortable: bool = False
-    name: str = ""
-
-
-@dataclass
-class FigureBlock:
-    """A figure with its number and caption."""
-
-    number: int
     name: str
     title: str
-    caption: str
-    png: Path
+    headings: list[Heading]
+    rows: list[list[Cell]]
+    notes: list[str]
+    folded: bool = False
+    sortable: bool = False
+    kind: str = "table"
+
+
+Block = Text | Bullets | Findings | FigureBlock | View | TableBlock
 
 
 @dataclass
 class Section:
-    """One part of the report."""
+    """A heading with its blocks and subsections; ``key`` is the anchor."""
 
-    id: str
+    key: str
     title: str
-    paragraphs: list[str] = field(default_factory=list)
-    bullets: list[str] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
-    more_findings: list[Finding] = field(default_factory=list)
-    tables: list[TableBlock] = field(default_factory=list)
-    figures: list[FigureBlock] = field(default_factory=list)
-    explore: str | None = None
+    blocks: list[Block] = field(default_factory=list)
+    sections: list[Section] = field(default_factory=list)
 
 
-@dataclass
-class Report:
-    """The whole report."""
-
-    title: str
-    subtitle: str
-    warnings: list[str]
-    key_findings: list[Finding]
-    sections: list[Section]
-    explore: dict[str, Any]
+# Columns that say which group a row belongs to: where all rows agree, one note says it for all.
+_IDENTITY = (
+    "model_name",
+    "protocol_name",
+    "model",
+    "protocol",
+    "dataset",
+    "transfer_set",
+    "scope",
+    "status",
+    "note",
+    "Note",
+    "Evidence",
+)
 
 
 def table_block(
     table: Table,
     *,
-    single_seed: bool,
-    columns: Sequence[str] | None = None,
-    drop: Iterable[str] = (),
-    limit: int = 200,
+    caution: str | None = None,
+    limit: int | None = None,
     folded: bool = False,
     sortable: bool = False,
-    title: str | None = None,
-) -> TableBlock | None:
-    """``table`` for print; None where it has no rows.
+) -> TableBlock:
+    """``table`` as printed: empty columns dropped, columns that never vary said once below.
 
-    Columns without any value are left out. ``columns`` picks and orders, ``drop`` leaves out. The
-    embedding drift stands beside every transfer accuracy, the last block beside the mean.
+    ``caution`` (that a study has one seed) becomes the first note. Of more than ``limit`` rows the
+    first are printed, and a note says so.
     """
+    notes = [caution] if caution else []
+    notes += [note for note in table.notes if note not in notes]
+    columns = [column for column in table.columns if any(row.get(column.name) is not None for row in table.rows)]
+    dropped = [heading(column) for column in table.columns if column not in columns] if table.rows else []
+    constant: list[str] = []
+    if len(table.rows) > 1:
+        for column in list(columns):
+            values = {str(row.get(column.name)) for row in table.rows}
+            if column.name in _IDENTITY and len(values) == 1:
+                columns.remove(column)
+                if values == {""}:
+                    continue
+                constant.append(f"{column.label}: {values.pop()}")
+    if constant:
+        notes.append("All rows: " + "; ".join(constant) + ".")
+    if dropped:
+        notes.append("No value in any row, so not printed: " + ", ".join(dropped) + ".")
+    rows = table.rows if limit is None else table.rows[:limit]
+    if len(rows) < len(table.rows):
+        notes.append(f"The first {len(rows)} of {len(table.rows)} rows; the whole is `tables/{table.name}.csv`.")
     if not table.rows:
-        return None
-    dropped = set(drop)
-    shown = [c for c in table.columns if c.name not in dropped and any(_there(row.get(c.name)) for row in table.rows)]
-    if columns is not None:
-        by_name = {c.name: c for c in shown}
-        shown = [by_name[name] for name in columns if name in by_name]
-    shown = _neighbours(shown)
-    rows = [[Cell(cell(column, row), _sort_value(row.get(column.name))) for column in shown] for row in table.rows]
-    notes = list(table.notes)
-    if len(rows) > limit:
-        notes.append(f"The first {limit} of {len(rows)} rows; all are in `tables/{table.name}.csv`.")
-        rows = rows[:limit]
-    if single_seed:
-        notes = [ONE_SEED, *[note for note in notes if not note.startswith("One seed in every row")]]
-    numeric = [_is_number(column, table.rows) for column in shown]
-    headings = [heading(column) for column in shown]
-    return TableBlock(title or table.title, headings, numeric, rows, notes, folded, sortable, table.name)
+        notes = notes or ["No rows."]
+    return TableBlock(
+        name=table.name,
+        title=table.title,
+        headings=[Heading(heading(c), _numeric(table.rows, c.name)) for c in columns],
+        rows=[[Cell(cell(c, row), _number(row.get(c.name))) for c in columns] for row in rows],
+        notes=notes,
+        folded=folded,
+        sortable=sortable,
+    )
 
 
-def _there(value: Any) -> bool:
-    return value is not None and value != ""
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
-def _neighbours(columns: list[Column]) -> list[Column]:
-    """Move the drift of the embeddings to the transfer accuracies and the last block to the mean."""
-    result = list(columns)
-    names = [c.name for c in result]
-    accuracies = [n for n in names if n.startswith("transfer_") and n.endswith("_accuracy")]
-    if accuracies and "embedding_drift" in names:
-        drift = result.pop(names.index("embedding_drift"))
-        names = [c.name for c in result]
-        result.insert(names.index(accuracies[0]), drift)
-    names = [c.name for c in result]
-    mean, last = "entropy_change_pct", "entropy_last_layer_change_pct"
-    if mean in names and last in names and names.index(last) != names.index(mean) + 1:
-        column = result.pop(names.index(last))
-        names = [c.name for c in result]
-        result.insert(names.index(mean) + 1, column)
-    return result
-
-
-def _sort_value(value: Any) -> float | str | None:
-    if value is None:
-        return None
-    if isinstance(value, bool):
-        return float(value)
-    if isinstance(value, (int, float)):
-        return float(value) if math.isfinite(value) else None
-    return str(value)
-
-
-def _is_number(column: Column, rows: list[dict[str, Any]]) -> bool:
-    for row in rows:
-        value = row.get(column.name)
-        if value is not None:
-            return isinstance(value, (int, float)) and not isinstance(value, bool)
-    return False
-
-
-def by_strength(findings: Iterable[Finding]) -> list[Finding]:
-    """The best supported first, in their own order where equal."""
-    return sorted(findings, key=lambda finding: STRENGTHS.get(finding.strength, 9))
+def _numeric(rows: Sequence[dict[str, Any]], name: str) -> bool:
+    first = next((row[name] for row in rows if row.get(name) is not None), None)
+    return _number(first) is not None

@@ -17,13 +17,11 @@ from PIL import Image
 
 from attndrift.analysis.measures import LABELS
 from attndrift.analysis.result import Analysis
-from attndrift.report.blocks import counted
 from attndrift.report.records import Record, Records
 from attndrift.tables import STRUCTURE_METRICS, Tables
 
 _MAX_STEPS = 100
 _MAX_VALUES = 300_000
-_MAX_RUNS = 1000
 _IMAGE_SIDE = 224
 
 
@@ -38,11 +36,7 @@ def heatmap_data(tables: Tables, analysis: Analysis) -> dict[str, Any]:
     variants = {str(row["run_id"]): row for row in analysis.tables["runs"].rows}
     notes: list[str] = []
     runs: dict[str, dict[str, Any]] = {}
-    spent = without = 0
-    names = frame["run_id"].unique()
-    too_many = max(0, len(names) - _MAX_RUNS)
-    if too_many:
-        frame = frame[frame["run_id"].isin(names[:_MAX_RUNS])]
+    spent = without = too_many = 0
     for metric in STRUCTURE_METRICS:
         chosen = frame[frame["metric"] == metric]
         for run_id, group in chosen.groupby("run_id", sort=False):
@@ -66,9 +60,9 @@ def heatmap_data(tables: Tables, analysis: Analysis) -> dict[str, Any]:
                 "values": [[_rounded(v) for v in line] for line in change],
             }
     if without:
-        notes.append(f"Not shown, without layer values at step 0: {counted(without, 'run')}.")
+        notes.append(f"{without} runs have no layer values at step 0 and are not shown.")
     if too_many:
-        notes.append(f"Left out to keep the page small: {counted(too_many, 'run')}.")
+        notes.append(f"{too_many} runs are left out to keep the page small.")
     return {
         "metrics": [{"name": m, "label": LABELS[m]} for m in STRUCTURE_METRICS],
         "runs": list(runs.values()),
@@ -145,7 +139,7 @@ def maps_data(records: Records, analysis: Analysis, *, budget: int) -> dict[str,
     if most < 8:
         notes.append(f"At most {most} of the kept images a run are shown, to keep the page small.")
     if left:
-        notes.append(f"Left out to keep the page small: {counted(left, 'run')}; the maps are in `maps.npz` of each.")
+        notes.append(f"{left} runs are left out to keep the page small; their maps are in their `maps.npz`.")
     content["notes"] = [*content["notes"], *notes]
     return content
 
