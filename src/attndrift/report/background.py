@@ -7,7 +7,7 @@ from typing import Any
 
 from attndrift.analysis.result import Analysis, Column, Table
 from attndrift.metrics import METRICS
-from attndrift.report.blocks import Bullets, Section, Text, table_block
+from attndrift.report.blocks import Bullets, Section, Text, counted, table_block
 from attndrift.report.evidence import preprocessing_text
 from attndrift.report.records import Records, compact, shared_and_varying
 from attndrift.tables import Tables
@@ -117,7 +117,7 @@ def limits_section(analysis: Analysis, tables: Tables, records: Records) -> Sect
         "Association is not cause: attention, representation and weights change together.",
     ]
     if data.excluded:
-        items.append(f"{len(data.excluded)} runs are not analysed; they are listed under the summary.")
+        items.append(f"Not analysed: {counted(len(data.excluded), 'run')}, listed under the summary.")
     return Section("limits", "Limits", [Bullets(items)])
 
 
@@ -176,7 +176,7 @@ def reproducibility_section(analysis: Analysis, records: Records, caution: str |
     else:
         if records.missing:
             section.blocks.append(
-                Text(f"{len(records.missing)} of the runs have no record; what follows is about the rest.", True)
+                Text(f"Without a record: {counted(len(records.missing), 'run')}; what follows is about the rest.", True)
             )
         section.blocks += [*_same_in_all(records), *_settings(records, caution), _run_evidence(records, caution)]
     if records.problems:
@@ -216,7 +216,7 @@ def _same_in_all(records: Records) -> list[Any]:
             "name": name,
             "value": next(iter(values))
             if len(values) == 1
-            else "; ".join(f"{value} ({count} runs)" for value, count in values.most_common()),
+            else "; ".join(f"{value} ({counted(count, 'run')})" for value, count in values.most_common()),
         }
         for name, values in facts.items()
     ]

@@ -58,7 +58,7 @@ def transfer_table(analysis: Analysis, tables: Tables, records: Records) -> Tabl
     notes += [f"{key}: " + "; ".join(f"{n}: {v}" for n, v in what.items()) + "." for key, what in protocols.items()]
     if unknown:
         notes.append(
-            f"For {unknown} accuracies no record says which prompts, class names, split and preprocessing were used; "
+            f"For {unknown} of the accuracies no record says which prompts, class names, split and preprocessing were used; "
             "published zero-shot values of one model differ by several points for such reasons."
         )
     columns = [

@@ -17,6 +17,7 @@ from PIL import Image
 
 from attndrift.analysis.measures import LABELS
 from attndrift.analysis.result import Analysis
+from attndrift.report.blocks import counted
 from attndrift.report.records import Record, Records
 from attndrift.tables import STRUCTURE_METRICS, Tables
 
@@ -60,9 +61,9 @@ def heatmap_data(tables: Tables, analysis: Analysis) -> dict[str, Any]:
                 "values": [[_rounded(v) for v in line] for line in change],
             }
     if without:
-        notes.append(f"{without} runs have no layer values at step 0 and are not shown.")
+        notes.append(f"Without layer values at step 0 and not shown: {counted(without, 'run')}.")
     if too_many:
-        notes.append(f"{too_many} runs are left out to keep the page small.")
+        notes.append(f"Left out to keep the page small: {counted(too_many, 'run')}.")
     return {
         "metrics": [{"name": m, "label": LABELS[m]} for m in STRUCTURE_METRICS],
         "runs": list(runs.values()),
@@ -139,7 +140,7 @@ def maps_data(records: Records, analysis: Analysis, *, budget: int) -> dict[str,
     if most < 8:
         notes.append(f"At most {most} of the kept images a run are shown, to keep the page small.")
     if left:
-        notes.append(f"{left} runs are left out to keep the page small; their maps are in their `maps.npz`.")
+        notes.append(f"Left out to keep the page small: {counted(left, 'run')}; their maps are in their `maps.npz`.")
     content["notes"] = [*content["notes"], *notes]
     return content
 
