@@ -174,7 +174,7 @@ def test_one_seed_is_marked_and_captions_tell_n(drawings: dict[str, Drawing], so
     elif not single and name not in _NO_SEEDS | {"interpolation"}:
         assert "one seed" not in words
     caption = drawing.caption
-    assert "n =" in caption or "One seed" in caption or "seeds)" in caption, caption
+    assert "n = " in caption or "seeds)" in caption, caption
     assert ("Protocol `seed`" in caption) == single
     assert len(drawing.data)
     assert caption.rstrip().endswith(".")

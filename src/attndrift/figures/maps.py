@@ -191,7 +191,7 @@ def _choose(source: Source, names: list[str]) -> list[str]:
             own = runs[(runs["dataset"] == dataset) & (runs["method"] == method)]
             if own.empty:
                 continue
-            plain = own[(own["key_regularizer"] == "") & (own["key_freeze_layers"] == "")]
+            plain = own[own["run_id"].isin(source.plain(dataset)["run_id"])]
             own = plain if len(plain) else own
             variant = variants_of(own)[0][0]
             same = own[own["variant"] == variant]

@@ -148,7 +148,7 @@ def name_groups(panel: Any, places: Sequence[float], groups: Sequence[str]) -> N
         if end < len(groups) and groups[end] == groups[start]:
             continue
         low, high = places[start], places[end - 1]
-        room = max(5, int((high - low + 1) * ROW_MM / 1.35))
+        room = max(9, int((high - low + 1) * ROW_MM / 1.35))
         panel.text(
             1.015, (low + high) / 2, clip(groups[start], room),
             transform=panel.get_yaxis_transform(), rotation=270, ha="left", va="center",

@@ -58,7 +58,8 @@ def lr_sweep(source: Source) -> Drawing:
     legend(figure, [(name, mark(one)) for name, one in look.items()], data["n"], spare=spare)
     text = (
         f"Accuracy and change of attention structure against the learning rate on {source.primary}, mean over blocks; "
-        f"entropy also of the last block. n = {len(runs)} runs of {len(look)} methods. " + spread_text(data["n"])
+        f"entropy also of the last block. n = {len(runs)} runs, {len(look)} method{'' if len(look) == 1 else 's'}. "
+        + spread_text(data["n"])
     )
     return Drawing(figure, source.caption(text), data)
 

@@ -238,7 +238,7 @@ def spread_text(counts: Any, what: str = "Bars") -> str:
     """What the uncertainty of a figure is, in a sentence."""
     values = [int(count) for count in counts]
     if values and max(values) == 1:
-        return "One seed: no spread can be drawn."
+        return "n = 1 run behind every point (one seed): no spread can be drawn."
     return f"{what}: sample standard deviation over runs that differ in seed alone ({seeds_text(values)})."
 
 

@@ -120,8 +120,8 @@ def _forest_row(panel: Any, place: float, one: Comparison) -> dict[str, Any]:
 
 
 def _difference_label(measure: str) -> str:
-    points = axis_label(measure).endswith("(%)")
-    return wrap(short_label(measure), 18, 2) + ("\n(points)" if points else "\n(difference)")
+    words, _, unit = axis_label(measure).replace("\n", " ").partition(" (")
+    return wrap(words, 22, 2) + ("\n(points)" if unit == "%)" else "\n(difference)")
 
 
 def _short_rho(value: float) -> str:

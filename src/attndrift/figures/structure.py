@@ -146,8 +146,8 @@ def layer_entropy_heatmap(source: Source) -> Drawing:
     color_bar(figure, mesh, axes, "Entropy change (%)", below=True)
     text = (
         "Change of attention entropy against the pretrained model by block and time, mean over heads and probe images. "
-        f"Colours are centred on 0 and shared by all panels; n = {seeds_text(n for _, _, n in panels)} a panel, "
-        "the mean over them is drawn."
+        "Colours are centred on 0 and shared by all panels; each panel is the mean over its runs "
+        f"(n = {', '.join(str(n) for _, _, n in panels)}), their spread is not drawn."
     )
     return Drawing(figure, source.caption(text), pd.concat(tables, ignore_index=True))
 
