@@ -70,6 +70,9 @@ def run(
     replace: Annotated[
         list[str] | None, typer.Option("--replace", help="FIELD:OLD=NEW: another value, also in grids. Repeatable.")
     ] = None,
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", help="Repeat every run with each of these seeds, e.g. 0,1,2.")
+    ] = None,
     only: Annotated[
         list[str] | None, typer.Option("--only", help="A run's name or its label (E2, A1, ...). Repeatable.")
     ] = None,
@@ -82,7 +85,7 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Run a study; what is done already is kept, what was interrupted goes on."""
-    from attndrift.study.loading import load_study, parse_overrides, parse_replacements
+    from attndrift.study.loading import load_study, parse_overrides, parse_replacements, parse_seeds
 
     overrides = parse_overrides(settings or [])
     if keep is not None:
@@ -92,6 +95,7 @@ def run(
         overrides=overrides,
         datasets=_pairs(dataset or [], "--dataset"),
         replacements=parse_replacements(replace or []),
+        seeds=None if seeds is None else parse_seeds(seeds),
     )
     if only:
         chosen = chosen.select(only)

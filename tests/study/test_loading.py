@@ -14,6 +14,7 @@ from attndrift.study.loading import (
     load_study,
     parse_overrides,
     parse_replacements,
+    parse_seeds,
     parse_study,
     preset_names,
 )
@@ -247,3 +248,28 @@ def test_any_structure_is_a_study_or_a_study_error(content: object) -> None:
         parse_study(text, where="f")
     except StudyError:
         return
+
+
+def test_a_study_is_repeated_over_seeds_and_keeps_the_runs_it_has() -> None:
+    once, thrice = load_study("demo"), load_study("demo", seeds=parse_seeds("42,43,44"))
+    untouched = [run for run in once.runs if run.settings.method == "none"]
+    assert len(thrice.runs) == 3 * (len(once.runs) - len(untouched)) + len(untouched)
+    settings = {run.run_id: run.settings for run in thrice.runs}
+    # The first seed is the preset's own: its finished runs stay valid.
+    assert all(settings[run.run_id] == run.settings for run in once.runs)
+    assert {one.seed for one in settings.values() if one.method == "full"} == {42, 43, 44}
+    assert {one.data_seed for one in settings.values()} == {42}
+
+
+@pytest.mark.parametrize(
+    ("preset", "seeds", "words"),
+    [
+        ("demo", "1,1", "stands twice"),
+        ("demo", "one", "whole numbers"),
+        ("demo", "-1", "`seed` is -1"),
+        ("matched-rate-80", "1,2", "seeds of its own"),
+    ],
+)
+def test_seeds_that_cannot_be_are_refused(preset: str, seeds: str, words: str) -> None:
+    with pytest.raises(StudyError, match=words):
+        load_study(preset, seeds=parse_seeds(seeds))

@@ -307,6 +307,31 @@ def parse_replacements(items: Sequence[str]) -> list[tuple[str, Any, Any]]:
     return replacements
 
 
+def parse_seeds(text: str) -> list[int]:
+    """``"0,1,2"`` as seeds. Raises :class:`StudyError`."""
+    try:
+        seeds = [int(value) for value in text.split(",")]
+    except ValueError:
+        raise StudyError(f"--seeds {text}: write them as whole numbers with commas, e.g. 0,1,2") from None
+    if len(set(seeds)) < len(seeds):
+        raise StudyError(f"--seeds {text}: a seed stands twice")
+    return seeds
+
+
+def _repeat_over_seeds(file: _StudyFile, seeds: Sequence[int], where: str, lines: Mapping[Place, int]) -> None:
+    """Every run once a seed; the untouched model, which no seed changes, once."""
+    for index, entry in enumerate(file.runs):
+        own = entry.model_extra or {}
+        if "seed" in own or "seed" in entry.grid:
+            at = _line(lines, ("runs", index))
+            raise StudyError(f"--seeds: the run at {where}{at} has seeds of its own; edit the study file instead")
+        methods = entry.grid.get("method", [own.get("method", file.shared.get("method"))])
+        if all(method == "none" for method in methods):
+            own["seed"] = seeds[0]
+        else:
+            entry.grid["seed"] = list(seeds)
+
+
 def _replace_values(file: _StudyFile, replacements: Sequence[tuple[str, Any, Any]], where: str) -> None:
     for field, old, new in replacements:
         places = [file.shared, *file.datasets.values(), *(entry.model_extra or {} for entry in file.runs)]
@@ -331,12 +356,14 @@ def parse_study(
     overrides: Mapping[str, Any] | None = None,
     datasets: Mapping[str, str] | None = None,
     replacements: Sequence[tuple[str, Any, Any]] = (),
+    seeds: Sequence[int] | None = None,
 ) -> Study:
     """Read a study from YAML text.
 
     ``overrides``: settings for every run (``name`` renames the study, ``learning_rate_scale`` multiplies
     its rates; ``DATASET.key`` concerns the runs on one dataset). ``datasets``: targets to replace by
     others, ``{"pets": "critters"}``. ``replacements``: (field, old, new), single values of runs and grids.
+    ``seeds``: every run is repeated with each of them (the untouched model is not).
     """
     content, lines = _parse(text, where)
     try:
@@ -354,6 +381,8 @@ def parse_study(
         file.learning_rate_scale = float(scale)
     _replace_datasets(file, datasets or {}, where)
     _replace_values(file, replacements, where)
+    if seeds is not None:
+        _repeat_over_seeds(file, seeds, where, lines)
     for key in [k for k in overrides if "." in k]:
         dataset, _, field = key.partition(".")
         if field not in RunSettings.model_fields:
@@ -404,12 +433,21 @@ def load_study(
     overrides: Mapping[str, Any] | None = None,
     datasets: Mapping[str, str] | None = None,
     replacements: Sequence[tuple[str, Any, Any]] = (),
+    seeds: Sequence[int] | None = None,
 ) -> Study:
-    """A study from a preset's name or the path of a YAML file. Raises :class:`StudyError`."""
+    """A study from a preset's name or the path of a YAML file; the rest as :func:`parse_study` takes it.
+
+    Raises :class:`StudyError`.
+    """
     name = str(source)
+
+    def parse(text: str, where: str) -> Study:
+        return parse_study(
+            text, where=where, overrides=overrides, datasets=datasets, replacements=replacements, seeds=seeds
+        )
+
     if name in preset_names():
-        text, where = preset_text(name), f"preset {name}"
-        return parse_study(text, where=where, overrides=overrides, datasets=datasets, replacements=replacements)
+        return parse(preset_text(name), f"preset {name}")
     path = Path(source)
     if not path.is_file():
         near = difflib.get_close_matches(name, preset_names(), n=1)
@@ -419,4 +457,4 @@ def load_study(
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise StudyError(f"{path}: cannot be read as UTF-8 text: {error}") from error
-    return parse_study(text, where=str(path), overrides=overrides, datasets=datasets, replacements=replacements)
+    return parse(text, str(path))
