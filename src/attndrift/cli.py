@@ -304,6 +304,42 @@ def interpolate(
         _print_json(points)
 
 
+@app.command(epilog=_example("attndrift baseline embedded"))
+def baseline(
+    model: Annotated[str, typer.Argument(help="A folder, a hub name, `embedded`, or `config:NAME`.")],
+    zero_shot: Annotated[
+        list[str] | None,
+        typer.Option("--zero-shot", help="A dataset to classify; default: objects and cifar100. Repeatable."),
+    ] = None,
+    template: Annotated[
+        list[str] | None, typer.Option("--template", help="A prompt that holds {class}. Repeatable: an ensemble.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Images a set; default: all.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Zero-shot accuracy of an untouched model, with intervals, prompts and what it was measured on."""
+    from attndrift.baseline import DEFAULT_SETS, zero_shot_baseline
+    from attndrift.console import progress_bar
+    from attndrift.transfer import DEFAULT_TEMPLATES
+
+    with progress_bar() as progress:
+        found = zero_shot_baseline(
+            model, zero_shot or DEFAULT_SETS, limit=limit, templates=template or DEFAULT_TEMPLATES, progress=progress
+        )
+    if as_json:
+        _print_json(dataclasses.asdict(found))
+        return
+    for score in found.scores:
+        typer.echo(
+            f"zero-shot {score.dataset} ({score.split}): {100 * score.accuracy:.2f}% "
+            f"[{100 * score.low:.2f}, {100 * score.high:.2f}], {score.n:,} images, chance {100 * score.chance:.2f}%"
+        )
+    for name, reason in found.absent.items():
+        typer.echo(f"zero-shot {name}: not measured, {reason}")
+    prompts = ", ".join(f"`{one}`" for one in template or DEFAULT_TEMPLATES)
+    typer.echo(f"Prompts: {prompts}. Intervals: Wilson, 95%, over images. --json has class names and preprocessing")
+
+
 @app.command("list", epilog=_example("attndrift list presets"))
 def list_(
     what: Annotated[str, typer.Argument(help="models, datasets, metrics, methods or presets; default: all.")] = "all",

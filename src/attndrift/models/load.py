@@ -16,6 +16,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoTokenizer, CLIPConfig, CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.utils import logging as hf_logging
 from transformers.utils.hub import extract_commit_hash
 
 from attndrift.files import sha256
@@ -114,6 +115,19 @@ def _no_conversion() -> Iterator[None]:
             os.environ[name] = before
 
 
+@contextmanager
+def _quiet_where_local(name: str) -> Iterator[None]:
+    """No bar for reading a local file, which takes a moment; a download keeps its own."""
+    if not Path(name).is_dir() or not hf_logging.is_progress_bar_enabled():
+        yield
+        return
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.enable_progress_bar()
+
+
 def load_clip(source: str | Path, *, dtype: torch.dtype = torch.float32) -> CLIPModel:
     """A CLIP model in evaluation mode, with its own fused attention (sdpa).
 
@@ -132,7 +146,7 @@ def load_clip(source: str | Path, *, dtype: torch.dtype = torch.float32) -> CLIP
     load_config(source)
     _refuse_pickles(name)
     try:
-        with _no_conversion():
+        with _no_conversion(), _quiet_where_local(name):
             model, report = CLIPModel.from_pretrained(
                 name,
                 dtype=dtype,
