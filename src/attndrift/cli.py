@@ -147,8 +147,8 @@ def demo(
     analysis, drawn, (_, html) = _write_report(output, output)
     figures_drawn = sum(figure.left_out is None for figure in drawn)
     typer.echo(f"\nreport:  {html}\nfigures: {output / 'figures'} ({figures_drawn})\ntables:  {output / 'tables'}")
-    typer.echo("\nWhat the numbers say:")
-    for finding in analysis.findings[:TOP_FINDINGS]:
+    typer.echo("\nWhat the numbers say first:")
+    for finding in analysis.most_important(TOP_FINDINGS):
         typer.echo(f"  - {finding.sentence}")
     if outcome.count("failed"):
         _fail(f"{outcome.count('failed')} runs failed; see log.txt in {output / 'runs'}")
@@ -216,10 +216,10 @@ def analyze(folder: FolderArgument, output: OutputOption = None, as_json: JsonOp
 
 def _analysis(folder: Path) -> Any:
     from attndrift.analysis import analyze as analyze_tables
-    from attndrift.tables import read_tables
+    from attndrift.analysis import load_tables, read_image_outcomes
 
     _collect_if_study(folder)
-    return analyze_tables(read_tables(folder))
+    return analyze_tables(load_tables(folder), outcomes=read_image_outcomes(folder))
 
 
 @app.command(epilog=_example("attndrift figures studies/collapse-21 --only pareto_front"))

@@ -102,10 +102,11 @@ def ratio_limits(first: float, second: float, n: float, level: float) -> tuple[f
 
 def difference_limits(first: float, n_first: float, second: float, n_second: float, level: float) -> Any:
     """Newcombe's limits of ``first - second``, two shares, as if of independent images."""
-    (l1, u1), (l2, u2) = wilson(first, n_first, level), wilson(second, n_second, level)
-    middle = first - second
-    low = middle - math.sqrt((first - l1) ** 2 + (u2 - second) ** 2)
-    return low, middle + math.sqrt((u1 - first) ** 2 + (second - l2) ** 2)
+    from statsmodels.stats.proportion import confint_proportions_2indep
+
+    return confint_proportions_2indep(
+        first * n_first, n_first, second * n_second, n_second, method="newcomb", compare="diff", alpha=1 - level
+    )
 
 
 @dataclass(frozen=True)

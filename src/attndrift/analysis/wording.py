@@ -39,7 +39,17 @@ class Evidence:
     n_seeds: int
     found: list[Finding] = field(default_factory=list)
 
-    def add(self, identity: str, question: str, sentence: str, strength: Strength, **evidence: Any) -> None:
+    def add(
+        self,
+        identity: str,
+        question: str,
+        sentence: str,
+        strength: Strength,
+        *,
+        topic: str | None = None,
+        weight: float = 0.0,
+        **evidence: Any,
+    ) -> None:
         slug = re.sub(r"[^a-z0-9]+", "-", identity.lower()).strip("-")
         used = {finding.id for finding in self.found}
         number = 2
@@ -47,7 +57,15 @@ class Evidence:
         while unique in used:
             unique, number = f"{slug}-{number}", number + 1
         self.found.append(
-            Finding(id=unique, question=question, sentence=sentence, strength=strength, evidence=evidence)
+            Finding(
+                id=unique,
+                question=question,
+                sentence=sentence,
+                strength=strength,
+                evidence=evidence,
+                topic=topic,
+                weight=weight,
+            )
         )
 
 
