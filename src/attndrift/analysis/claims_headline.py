@@ -299,11 +299,11 @@ def _entropy(e: Evidence, ground: _Ground) -> None:
         for text, _, part in reversed(rates):
             if means[text] <= 0 or not part[ground.retention].notna().any():
                 continue
-            value, interval = _retention(ground, part)
-            if interval.high is not None and interval.high < 90:
+            value, limits = _retention(ground, part)
+            if limits.high is not None and limits.high < 90:
                 kept = (
                     f" Transfer was lost without a fall: at {text}, with an entropy change of "
-                    f"{number_text(means[text])}%, {value:.1f}% ({_limits(interval)}) of the zero-shot accuracy on "
+                    f"{number_text(means[text])}%, {value:.1f}% ({_limits(limits)}) of the zero-shot accuracy on "
                     f"{ground.transfer} are kept."
                 )
                 break
