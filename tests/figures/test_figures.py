@@ -361,3 +361,9 @@ def test_runs_of_one_time_stand_side_by_side(drawings: dict[str, Drawing]) -> No
         for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)
     ]
     assert len(marks) == len(set(marks)) > 1
+
+
+def test_the_page_on_figures_lists_them_all() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "figures.md").read_text(encoding="utf-8")
+    listed = [line.split("`")[1] for line in page.splitlines() if line.startswith("| `")]
+    assert listed == list(FIGURES)

@@ -237,7 +237,7 @@ def interval_of(
     """The percentile interval of bootstrap ``draws`` (NaN: a resample in which it is undefined)."""
     result = Interval(level=settings.level, n=n, unit=unit)
     if n < minimum:
-        result.reason = f"{n} {unit}s: an interval needs at least {minimum}"
+        result.reason = f"{n} {unit}{'' if n == 1 else 's'}: an interval needs at least {minimum}"
         return result
     defined = draws[np.isfinite(draws)]
     if len(defined) < 0.5 * len(draws):

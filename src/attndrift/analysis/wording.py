@@ -125,6 +125,14 @@ def test_text(test: Test | None) -> str:
     return text
 
 
+def evidence_text(interval: Interval | None, test: Test | None) -> str:
+    """Interval and test, or in one word that there are too few for either."""
+    none = interval is None or interval.low is None
+    if none and test is not None and test.p is None and test.n < 3:
+        return f"n = {test.n}: no interval, no test"
+    return f"{interval_text(interval)}; {test_text(test)}"
+
+
 def told(test: Test | None) -> dict[str, Any] | None:
     return None if test is None else test.model_dump()
 
