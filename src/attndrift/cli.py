@@ -151,8 +151,8 @@ def demo(
     analysis, drawn, (_, html) = _write_report(output, output)
     figures_drawn = sum(figure.left_out is None for figure in drawn)
     typer.echo(f"\nreport:  {html}\nfigures: {output / 'figures'} ({figures_drawn})\ntables:  {output / 'tables'}")
-    typer.echo("\nWhat the numbers say:")
-    for finding in analysis.findings[:TOP_FINDINGS]:
+    typer.echo("\nWhat the numbers say first:")
+    for finding in analysis.most_important(TOP_FINDINGS):
         typer.echo(f"  - {finding.sentence}")
     if outcome.count("failed"):
         _fail(f"{outcome.count('failed')} runs failed; see log.txt in {output / 'runs'}")
@@ -220,10 +220,10 @@ def analyze(folder: FolderArgument, output: OutputOption = None, as_json: JsonOp
 
 def _analysis(folder: Path) -> Any:
     from attndrift.analysis import analyze as analyze_tables
-    from attndrift.tables import read_tables
+    from attndrift.analysis import load_tables, read_image_outcomes
 
     _collect_if_study(folder)
-    return analyze_tables(read_tables(folder))
+    return analyze_tables(load_tables(folder), outcomes=read_image_outcomes(folder))
 
 
 @app.command(epilog=_example("attndrift figures studies/collapse-21 --only pareto_front"))
@@ -373,18 +373,27 @@ def show(run_folder: Annotated[Path, typer.Argument(help="The folder of a run.")
 
 @app.command(epilog=_example("attndrift bench capture --pairs 15 --json"))
 def bench(
-    what: Annotated[str, typer.Argument(help="capture: what observing costs.")] = "capture",
-    model: Annotated[str, typer.Option("--model", help="The model to observe.")] = "config:vit-base-patch32",
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Images a forward pass.")] = 32,
+    what: Annotated[str, typer.Argument(help="capture: what observing costs; analysis: 10,000 runs.")] = "capture",
+    model: Annotated[str, typer.Option("--model", help="capture: the model to observe.")] = "config:vit-base-patch32",
+    batch: Annotated[int, typer.Option("--batch", min=1, help="capture: images a forward pass.")] = 32,
     pairs: Annotated[int, typer.Option("--pairs", min=3, help="Interleaved pairs; medians are over these.")] = 7,
+    runs: Annotated[int, typer.Option("--runs", min=100, help="analysis: runs of the synthetic study.")] = 10_000,
     as_json: JsonOption = False,
 ) -> None:
     """Measure costs as ratios against a named alternative, in one run."""
-    if what != "capture":
-        _fail(f"there is no bench {what!r}; choose from capture")
-    from attndrift.bench import capture, print_result, result
+    from attndrift.bench.ratios import print_result
 
-    found = result(what, capture(model=model, batch=batch, pairs=pairs))
+    if what == "capture":
+        from attndrift.bench import capture
+
+        found = capture.result(what, capture.capture(model=model, batch=batch, pairs=pairs))
+    elif what == "analysis":
+        from attndrift.bench import analysis
+
+        ratios = analysis.analysis(runs=runs, pairs=pairs, progress=lambda line: typer.echo(line, err=True))
+        found = analysis.result(ratios)
+    else:
+        _fail(f"there is no bench {what!r}; choose from capture, analysis")
     if as_json:
         _print_json(found)
     else:

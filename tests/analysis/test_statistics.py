@@ -259,3 +259,18 @@ def test_holm_is_the_step_down_rule() -> None:
     assert {test.family_size for test in tests} == {4}
     assert nothing.p_holm is None
     assert nothing.family is None
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_ranks_of_resamples_are_those_of_sorting_each(ties: bool) -> None:
+    rng = np.random.default_rng(5)
+    x, y = rng.normal(size=12), rng.normal(size=12)
+    if ties:
+        x, y = np.round(x), np.round(2 * y)
+    indices = rng.integers(0, 12, (300, 12))
+    # One resample of a single point is constant.
+    indices[0] = 3
+    found = own._resampled_spearman(x, y, indices)
+    wanted = [stats.pearsonr(stats.rankdata(x[row]), stats.rankdata(y[row])).statistic for row in indices[1:]]
+    assert np.isnan(found[0])
+    np.testing.assert_allclose(found[1:], wanted, rtol=0, atol=1e-12)

@@ -103,7 +103,7 @@ def _texts(figure: Figure) -> Iterator[Text]:
                 yield axis.label
         yield from (axes.title, axes._left_title, axes._right_title, *axes.texts)
     for legend in figure.findobj(Legend):
-        yield from legend.get_texts()
+        yield from (*legend.get_texts(), legend.get_title())
     yield from figure.texts
 
 
@@ -327,3 +327,43 @@ def test_labels_keep_their_length() -> None:
     assert wrap("a" * 100, 10, 2).count("\n") == 1
     assert max(len(line) for line in wrap("word " * 40, 12, 3).split("\n")) <= 12
     assert wrap("LoRA r=8, frozen projection\u00a0·\u00a01e-4", 20).split("\n")[-1].endswith("·\u00a01e-4")
+
+
+def test_one_run_carries_the_interval_over_its_images(source: Source) -> None:
+    with styled():
+        drawing = FIGURES["extra_frozen_layers"][1](source)
+    accuracy = drawing.data[drawing.data["measure"] == source.accuracy].set_index("frozen")
+    if not source.analysis.data.single_seed:
+        assert accuracy["low"].isna().all()
+        assert "where there is one run" not in drawing.caption
+        return
+    assert "95% intervals over the test images" in drawing.caption
+    # Wilson's score interval: the shares at which the observed one is 1.96 standard errors away.
+    share, n = accuracy["mean"].iloc[0], float(source.adapted["n_test"].iloc[0])
+    for limit in (accuracy["low"].iloc[0], accuracy["high"].iloc[0]):
+        assert abs(share - limit) / np.sqrt(limit * (1 - limit) / n) == pytest.approx(1.959964, abs=1e-4)
+    changes = drawing.data[drawing.data["measure"] == "entropy_change_pct"]
+    assert changes["low"].isna().all()
+
+
+def test_entropy_of_all_blocks_and_of_the_last_share_a_scale(drawings: dict[str, Drawing]) -> None:
+    for name in ("fig5_fullft_vs_lora", "fig8_regularization", "extra_lora_qkvo"):
+        panels = {panel.get_xlabel().replace("\n", " "): panel.get_xlim() for panel in drawings[name].figure.axes}
+        assert panels["Entropy change (%)"] == panels["Last-block entropy change (%)"], name
+
+
+def test_runs_of_one_time_stand_side_by_side(drawings: dict[str, Drawing]) -> None:
+    panel = drawings["convergence"].figure.axes[0]
+    marks = [
+        (round(float(x), 6), round(float(y), 6))
+        for line in panel.lines
+        if line.get_marker() in ("o", "v")
+        for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)
+    ]
+    assert len(marks) == len(set(marks)) > 1
+
+
+def test_the_page_on_figures_lists_them_all() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "figures.md").read_text(encoding="utf-8")
+    listed = [line.split("`")[1] for line in page.splitlines() if line.startswith("| `")]
+    assert listed == list(FIGURES)

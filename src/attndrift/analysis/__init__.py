@@ -1,8 +1,18 @@
 """Statistics on the tables: ``analyze(tables) -> Analysis``."""
 
 from attndrift.analysis.core import analyze
+from attndrift.analysis.images import read_image_outcomes
 from attndrift.analysis.loading import load_tables
 from attndrift.analysis.result import Analysis, Finding, Table, read_analysis
 from attndrift.analysis.settings import AnalysisSettings
 
-__all__ = ["Analysis", "AnalysisSettings", "Finding", "Table", "analyze", "load_tables", "read_analysis"]
+__all__ = [
+    "Analysis",
+    "AnalysisSettings",
+    "Finding",
+    "Table",
+    "analyze",
+    "load_tables",
+    "read_analysis",
+    "read_image_outcomes",
+]

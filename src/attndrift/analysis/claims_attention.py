@@ -9,11 +9,11 @@ from attndrift.analysis.wording import (
     capital,
     closing,
     count_text,
+    evidence_text,
     interval_text,
     judge,
     number_text,
     p_text,
-    test_text,
     told,
     where_text,
 )
@@ -55,14 +55,15 @@ def attention_claims(e: Evidence) -> None:
             )
             continue
         shown = (
-            f", {number_text(beside.configurations.mean)}% in the last block ({interval_text(beside.interval)})"
+            f", {number_text(beside.configurations.mean)}% in the last block"
+            + (f" ({interval_text(beside.interval)})" if beside.interval.low is not None else "")
             if beside is not None
             else ", the last block not measured"
         )
         sentence = (
             f"{capital(c.method)}{where_text(c.model, c.protocol, entropy, c.scope)} changed the mean attention "
             f"entropy by "
-            f"{number_text(mean)}% ({interval_text(c.interval)}; {test_text(test)}){shown}; it fell "
+            f"{number_text(mean)}% ({evidence_text(c.interval, test)}){shown}; it fell "
             f"{count_text(fell, c.cells.n)} and rose in {rose}. "
             + closing(
                 strength,

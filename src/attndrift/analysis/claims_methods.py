@@ -62,6 +62,8 @@ def method_claims(e: Evidence) -> None:
             question_of(c),
             sentence,
             strength,
+            topic=_topic(c),
+            weight=abs(mean or 0.0),
             effect=mean,
             unit=c.unit,
             first_mean=c.first_mean,
@@ -77,6 +79,15 @@ def method_claims(e: Evidence) -> None:
             label=c.label,
         )
     _iso(e)
+
+
+def _topic(c: Comparison) -> str | None:
+    """Whether this is what the comparison of the methods, or of a regularizer, is about: the retention."""
+    if not c.measure.endswith("_retention_pct"):
+        return None
+    if question_of(c) == "RQ4":
+        return "regularizer"
+    return "methods" if c.first == "full" and c.second.startswith("LoRA") else None
 
 
 def question_of(c: Comparison) -> str:

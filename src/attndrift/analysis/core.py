@@ -8,6 +8,7 @@ from attndrift.analysis import findings as claims
 from attndrift.analysis.configurations import Prepared, evidence_label, prepare
 from attndrift.analysis.dynamics import dynamics_tables, epochs_from_steps, order_history
 from attndrift.analysis.grand import aggregate_table, grand_table, sweep_tables
+from attndrift.analysis.images import ImageIntervals, Outcomes
 from attndrift.analysis.interpolation import interpolation_tables
 from attndrift.analysis.layers import (
     baseline_tables,
@@ -25,8 +26,12 @@ from attndrift.analysis.signals import selections, signal_scores
 from attndrift.tables import Tables
 
 
-def analyze(tables: Tables, *, settings: AnalysisSettings | None = None) -> Analysis:
+def analyze(tables: Tables, *, settings: AnalysisSettings | None = None, outcomes: Outcomes | None = None) -> Analysis:
     """Everything that the tables support, with honest uncertainty; reads nothing but ``tables``.
+
+    ``outcomes`` is optional: which image each run had right (:func:`attndrift.analysis.images.read_image_outcomes`).
+    It makes the intervals over images of single runs paired, hence narrower, and changes nothing else; without it
+    they come from the accuracies and their n.
 
     The order of rows does not matter, equal tables and settings give equal results. Runs whose
     status is not finished are listed and take no part in means and tests. Raises
@@ -84,7 +89,7 @@ def analyze(tables: Tables, *, settings: AnalysisSettings | None = None) -> Anal
         settings=settings,
         data=summary,
         notes=list(dict.fromkeys(notes)),
-        findings=claims.generate(evidence),
+        findings=claims.generate(evidence, prepared.adapted, ImageIntervals(outcomes or {}, settings.level)),
         tables=result,
         changes=changes,
         comparisons=comparisons,

@@ -8,16 +8,24 @@ without 0.
 
 from __future__ import annotations
 
+import pandas as pd
+
 from attndrift.analysis.claims_attention import attention_claims
+from attndrift.analysis.claims_headline import headline_claims
 from attndrift.analysis.claims_methods import method_claims
 from attndrift.analysis.claims_retention import retention_claims
 from attndrift.analysis.claims_settings import regularizer_claims, setting_claims
+from attndrift.analysis.images import ImageIntervals
 from attndrift.analysis.result import Finding
 from attndrift.analysis.wording import Evidence
 
 
-def generate(evidence: Evidence) -> list[Finding]:
-    """All findings, in the order of the questions; a question without data gets a finding that says so."""
+def generate(evidence: Evidence, runs: pd.DataFrame, images: ImageIntervals) -> list[Finding]:
+    """All findings, in the order of the questions; a question without data gets a finding that says so.
+
+    ``runs`` are the analysed adapted runs, ``images`` the intervals of single runs.
+    """
+    headline_claims(evidence, runs, images)
     for claims in (attention_claims, method_claims, retention_claims, regularizer_claims, setting_claims):
         claims(evidence)
     return sorted(evidence.found, key=lambda finding: finding.question)

@@ -5,6 +5,7 @@ A number that could not be computed is null, and the ``reason`` beside it says w
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterable
@@ -15,7 +16,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from attndrift.analysis.settings import AnalysisSettings
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
+
+TOPICS = ("transfer", "methods", "entropy", "regularizer", "warning")
+"""What a practitioner must know first, in this order: the zero-shot transfer lost at the rates used; full
+fine-tuning against LoRA at rates that both used; whether the attention entropy fell, and at which rate; whether
+a regularizer held the transfer; which signal warned."""
+
+_WEIGHT_OF = {"supported": 1.0, "descriptive": 0.75}
 
 Level = Literal["cells", "configurations"]
 Strength = Literal["supported", "no evidence", "descriptive", "too few"]
@@ -260,6 +268,13 @@ class Finding(Part):
     sentence: str
     strength: Strength
     evidence: dict[str, Any]
+    topic: str | None = Field(
+        default=None, description="one of TOPICS, where the finding is a candidate to be told first"
+    )
+    weight: float = Field(
+        default=0.0,
+        description="size of the effect within its topic: points of retention, percent of entropy, |rho|; 0: trivial",
+    )
 
 
 class Excluded(Part):
@@ -304,6 +319,28 @@ class Analysis(Part):
     signals: list[Signal]
     selections: list[Selection]
 
+    def most_important(self, n: int = 5) -> list[Finding]:
+        """The ``n`` findings to read first.
+
+        One of each of :data:`TOPICS` in their order, then the second of each, and so on. Within a topic the larger
+        effect comes first (``weight``, times 0.75 where the evidence is descriptive). Candidates are measured: an
+        interval, an effect that is not trivial, and not `no evidence` or `too few`. Where there are fewer than ``n``
+        the remaining measured findings follow, `supported` first, and nothing else: the list may be shorter.
+        """
+        measured = [f for f in self.findings if f.strength in _WEIGHT_OF and _has_interval(f.evidence.get("interval"))]
+        queues = [
+            sorted(
+                (f for f in measured if f.topic == topic and f.weight > 0),
+                key=lambda f: (-f.weight * _WEIGHT_OF[f.strength], f.id),
+            )
+            for topic in TOPICS
+        ]
+        chosen = [f for turn in itertools.zip_longest(*queues) for f in turn if f is not None]
+        taken = {f.id for f in chosen}
+        rest = [f for f in measured if f.id not in taken and f.topic is None]
+        chosen += sorted(rest, key=lambda f: f.strength != "supported")
+        return chosen[:n]
+
     def all_tables(self) -> dict[str, Table]:
         """The tables, and the statistics laid out as tables."""
         from attndrift.analysis.flatten import statistics_tables
@@ -333,6 +370,13 @@ class Analysis(Part):
     def to_json(self) -> str:
         """The JSON text of ``analysis.json``."""
         return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _has_interval(interval: Any) -> bool:
+    """Whether it shows any uncertainty; one of no length does not (every resample gave the same value)."""
+    if not isinstance(interval, dict) or interval.get("low") is None or interval.get("high") is None:
+        return False
+    return bool(interval["low"] < interval["high"])
 
 
 def _table_names(path: Path) -> set[str]:

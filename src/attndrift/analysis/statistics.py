@@ -237,7 +237,7 @@ def interval_of(
     """The percentile interval of bootstrap ``draws`` (NaN: a resample in which it is undefined)."""
     result = Interval(level=settings.level, n=n, unit=unit)
     if n < minimum:
-        result.reason = f"{n} {unit}s: an interval needs at least {minimum}"
+        result.reason = f"{n} {unit}{'' if n == 1 else 's'}: an interval needs at least {minimum}"
         return result
     defined = draws[np.isfinite(draws)]
     if len(defined) < 0.5 * len(draws):
@@ -303,10 +303,7 @@ def correlate(
         result.pearson_interval = interval_of(
             rowwise_correlation(a[..., None], b[..., None])[:, 0], settings, n, minimum=4
         )
-        a, b = stats.rankdata(a, axis=1), stats.rankdata(b, axis=1)
-        result.spearman_interval = interval_of(
-            rowwise_correlation(a[..., None], b[..., None])[:, 0], settings, n, minimum=4
-        )
+        result.spearman_interval = interval_of(_resampled_spearman(x, y, indices), settings, n, minimum=4)
     return result
 
 
@@ -319,9 +316,7 @@ def spearman_interval(x: Floats, y: Floats, settings: AnalysisSettings, *names: 
     n = len(x)
     indices = draw(settings, n, *names)
     if n <= _RANKED_ANEW:
-        a = stats.rankdata(x[indices], axis=1)[..., None]
-        b = stats.rankdata(y[indices], axis=1)[..., None]
-        return interval_of(rowwise_correlation(a, b)[:, 0], settings, n, minimum=4)
+        return interval_of(_resampled_spearman(x, y, indices), settings, n, minimum=4)
     a, b = stats.rankdata(x), stats.rankdata(y)
     a, b = a - a.mean(), b - b.mean()
     weights = _counts(indices, n)
@@ -332,6 +327,36 @@ def spearman_interval(x: Floats, y: Floats, settings: AnalysisSettings, *names: 
     result = interval_of(draws, settings, n, minimum=4)
     result.method = "percentile bootstrap, ranks of the whole sample"
     return result
+
+
+def _resampled_spearman(x: Floats, y: Floats, indices: NDArray[np.intp]) -> Floats:
+    """Spearman's rho in each resample (resamples, n) of the points, ranks taken anew; NaN where one is constant.
+
+    The ranks follow from how often each point was drawn, by a running sum over the points in order, so that no
+    resample has to be sorted.
+    """
+    counts = _counts(indices, len(x))
+    middle = (indices.shape[1] + 1) / 2
+    a, b = (_resampled_ranks(values, counts) - middle for values in (x, y))
+    weighted = counts * a
+    top = np.einsum("ij,ij->i", weighted, b)
+    spread = np.einsum("ij,ij->i", weighted, a) * np.einsum("ij,ij,ij->i", counts, b, b)
+    return np.divide(top, np.sqrt(spread), out=np.full(len(top), np.nan), where=spread > 0)
+
+
+def _resampled_ranks(values: Floats, counts: Floats) -> Floats:
+    """Mean rank of each of the n ``values`` in resamples that draw it ``counts`` (resamples, n) times."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    new = np.r_[True, ordered[1:] != ordered[:-1]]
+    drawn = counts[:, order]
+    if not new.all():
+        drawn = np.add.reduceat(drawn, np.flatnonzero(new), axis=1)
+    ranks = np.cumsum(drawn, axis=1)
+    ranks -= drawn / 2 - 0.5
+    place = np.empty(len(values), dtype=np.intp)
+    place[order] = np.cumsum(new) - 1
+    return ranks[:, place]
 
 
 def _counts(indices: NDArray[np.intp], n: int) -> Floats:

@@ -39,7 +39,17 @@ class Evidence:
     n_seeds: int
     found: list[Finding] = field(default_factory=list)
 
-    def add(self, identity: str, question: str, sentence: str, strength: Strength, **evidence: Any) -> None:
+    def add(
+        self,
+        identity: str,
+        question: str,
+        sentence: str,
+        strength: Strength,
+        *,
+        topic: str | None = None,
+        weight: float = 0.0,
+        **evidence: Any,
+    ) -> None:
         slug = re.sub(r"[^a-z0-9]+", "-", identity.lower()).strip("-")
         used = {finding.id for finding in self.found}
         number = 2
@@ -47,7 +57,15 @@ class Evidence:
         while unique in used:
             unique, number = f"{slug}-{number}", number + 1
         self.found.append(
-            Finding(id=unique, question=question, sentence=sentence, strength=strength, evidence=evidence)
+            Finding(
+                id=unique,
+                question=question,
+                sentence=sentence,
+                strength=strength,
+                evidence=evidence,
+                topic=topic,
+                weight=weight,
+            )
         )
 
 
@@ -105,6 +123,14 @@ def test_text(test: Test | None) -> str:
     if test.p_holm is not None:
         text += f", Holm {p_text(test.p_holm)} among {test.family_size}"
     return text
+
+
+def evidence_text(interval: Interval | None, test: Test | None) -> str:
+    """Interval and test, or in one word that there are too few for either."""
+    none = interval is None or interval.low is None
+    if none and test is not None and test.p is None and test.n < 3:
+        return f"n = {test.n}: no interval, no test"
+    return f"{interval_text(interval)}; {test_text(test)}"
 
 
 def told(test: Test | None) -> dict[str, Any] | None:

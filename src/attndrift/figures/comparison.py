@@ -7,18 +7,19 @@ from typing import Any
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from attndrift.figures.panels import MOST_ROWS, bars, dot_rows
+from attndrift.figures.panels import MOST_ROWS, bars, dot_rows, image_words, same_scale
 from attndrift.figures.source import (
     Drawing,
     NoData,
     Source,
+    error_of,
     over_seeds,
     scaled,
     spread_text,
     structure_columns,
     variants_of,
 )
-from attndrift.figures.style import axis_label, legend, looks, mark, new_figure, percent, zero_line
+from attndrift.figures.style import axis_label, legend, looks, mark, new_figure, zero_line
 
 
 def full_against_lora(source: Source) -> Drawing:
@@ -55,7 +56,7 @@ def _full_against_lora(source: Source, dataset: str) -> Drawing:
     )
     text = (
         f"Structural change of full fine-tuning and LoRA on {dataset} against the pretrained model, mean over blocks; "
-        f"entropy also of the last block. {matched} " + spread_text(data["n"])
+        f"entropy also of the last block, on one scale. {matched} " + spread_text(data["n"], images=data)
     )
     return Drawing(figure, source.caption(text), data)
 
@@ -91,12 +92,14 @@ def regularization(source: Source) -> Drawing:
         )
         labels.append(label)
         kinds.append(kind)
-    columns = [source.accuracy, "entropy_change_pct", "entropy_last_layer_change_pct", "gini_change_pct"]
+    columns = [source.accuracy, "entropy_change_pct", "entropy_last_layer_change_pct"]
+    kept = [c for c in source.retentions if first[c].notna().any()]
+    columns.insert(1, kept[0]) if kept else columns.append("gini_change_pct")
     figure, data = dot_rows(source, names, columns, labels=labels, kinds=kinds)
     text = (
-        "Accuracy and structural change under attention preservation (APR), entropy floor and weight decay; within a "
+        f"Accuracy, {'zero-shot retention ' if kept else ''}and structural change on {first['dataset'].iloc[0]} under attention preservation (APR), entropy floor and weight decay; within a "
         "sweep nothing else differs. A regularizer preserves the structure where the change is nearest to 0. "
-        + spread_text(data["n"])
+        + spread_text(data["n"], images=data)
     )
     return Drawing(figure, source.caption(text), data)
 
@@ -137,31 +140,38 @@ def frozen_layers(source: Source) -> Drawing:
         raise NoData("no two runs differ in the number of frozen blocks alone")
     runs = source.adapted[source.adapted["configuration"].isin([row["configuration"] for row in rows])].copy()
     runs["frozen"] = runs["freeze_layers"].astype("float64").fillna(0.0)
-    columns = [source.accuracy, "entropy_change_pct", "entropy_last_layer_change_pct"]
+    columns = [source.accuracy, *source.retentions, "entropy_change_pct", "entropy_last_layer_change_pct"]
     columns = [c for c in columns if runs[c].notna().any()]
     if not columns:
         raise NoData("the runs with frozen blocks have neither accuracy nor entropy change")
-    figure, axes = new_figure(14 + 27 * len(columns), len(columns), 1, sharex=True)
+    lines = -(-len(columns) // 2)
+    figure, axes = new_figure(16 + 36 * lines, lines, min(2, len(columns)))
     look = looks([("full", "full")])["full"]
     tables: list[pd.DataFrame] = []
-    for column, panel in zip(columns, axes.flat, strict=True):
-        table = over_seeds(runs, ["frozen"], column).sort_values("frozen")
-        bars(panel, table["frozen"], scaled(column, table["mean"]), scaled(column, table["sd"]), look)
+    for column, panel in zip(columns, axes.flat, strict=False):
+        table = over_seeds(runs, ["frozen"], column, source.images).sort_values("frozen")
+        error = error_of(table)
+        error = None if error is None else scaled(column, error)
+        bars(panel, table["frozen"], scaled(column, table["mean"]), error, look)
         panel.set_ylabel(axis_label(column))
         panel.yaxis.set_major_locator(MaxNLocator(4))
-        if not percent(column):
+        if column.endswith("change_pct"):
             zero_line(panel)
+        panel.set_xticks(sorted(runs["frozen"].unique()))
+        panel.set_xlabel("Frozen blocks")
         tables.append(table.assign(measure=column))
-    axes[-1, 0].set_xticks(sorted(runs["frozen"].unique()))
-    axes[-1, 0].set_xlabel("Frozen blocks, counted from the input")
+    for panel in axes.flat[len(columns) :]:
+        panel.set_visible(False)
+    same_scale(dict(zip(columns, axes.flat, strict=False)), vertical=True)
     data = pd.concat(tables, ignore_index=True)
     method = str(runs["method"].iloc[0])
     rate = str(runs["rate_text"].iloc[0])
     label = "full fine-tuning" if method == "full" else method
-    legend(figure, [(f"{label} · {rate}", mark(look))], data["n"])
+    legend(figure, [(f"{label} · {rate}", mark(look))], data["n"], images=image_words(data))
     text = (
-        f"Accuracy and entropy change of {label} on {runs['dataset'].iloc[0]} against the number of frozen blocks; "
-        "nothing else differs. " + spread_text(data["n"])
+        f"Accuracy{', zero-shot retention' if source.retentions else ''} and entropy change of {label} on "
+        f"{runs['dataset'].iloc[0]} against the number of frozen blocks, counted from the input; nothing else differs. "
+        + spread_text(data["n"], images=data)
     )
     return Drawing(figure, source.caption(text), data)
 
@@ -174,11 +184,11 @@ def lora_targets(source: Source) -> Drawing:
     names = [str(row["configuration"]) for row in rows]
     labels = [str(row["setting"]) for row in rows]
     runs = source.adapted[source.adapted["configuration"].isin(names)]
-    columns = [source.accuracy, *structure_columns(runs, last=True)]
+    columns = [source.accuracy, *source.retentions, *structure_columns(runs, last=True)]
     figure, data = dot_rows(source, names, columns, labels=labels)
     row = runs.iloc[0]
     text = (
         f"Accuracy and structural change of LoRA r={row['key_lora_rank']} at {row['rate_text']} on {row['dataset']} by "
-        "target modules; nothing else differs. " + spread_text(data["n"])
+        "target modules; nothing else differs. " + spread_text(data["n"], images=data)
     )
     return Drawing(figure, source.caption(text), data)

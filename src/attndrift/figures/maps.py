@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from attndrift.figures.source import Drawing, NoData, Source, variants_of
+from attndrift.figures.source import Drawing, NoData, Source, usual_variant
 from attndrift.figures.style import MM, WIDTH, new_figure, wrap
 
 _ARRAYS = ("images", "before", "after", "labels", "class_names", "grid", "ids")
@@ -157,6 +157,7 @@ def attention_maps(source: Source) -> Drawing:
                 )
         bar = figure.colorbar(mesh, ax=axes[row, :], location="right", fraction=0.05, pad=0.02, aspect=12)
         bar.ax.yaxis.set_major_locator(MaxNLocator(3))
+        bar.ax.yaxis.set_major_formatter(PercentFormatter(decimals=0))
     for panel in axes.flat:
         panel.set_xticks([])
         panel.set_yticks([])
@@ -193,7 +194,7 @@ def _choose(source: Source, names: list[str]) -> list[str]:
                 continue
             plain = own[own["run_id"].isin(source.plain(dataset)["run_id"])]
             own = plain if len(plain) else own
-            variant = variants_of(own)[0][0]
+            variant = usual_variant(own, method)
             same = own[own["variant"] == variant]
             usual = same[same["rate_text"] == source.usual_rate(same, variant)]
             chosen.append(str(usual["run_id"].iloc[0]))
@@ -206,4 +207,4 @@ def _title(source: Source, name: str) -> str:
     own = source.adapted[source.adapted["run_id"] == name]
     if own.empty:
         return "after"
-    return f"{wrap(str(own['variant'].iloc[0]), 14, 2)}\n{own['rate_text'].iloc[0]}"
+    return f"{wrap(str(own['variant'].iloc[0]), 14, 2)}\nrate {own['rate_text'].iloc[0]}"

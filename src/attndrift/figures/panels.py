@@ -10,9 +10,9 @@ import pandas as pd
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from attndrift.figures.source import NoData, Source, label_of, over_seeds, scaled, time_axis, variants_of
+from attndrift.figures.source import NoData, Source, error_of, label_of, over_seeds, scaled, time_axis, variants_of
 from attndrift.figures.style import (
     DIVERGING,
     GREY,
@@ -22,6 +22,7 @@ from attndrift.figures.style import (
     clip,
     legend,
     looks,
+    mark,
     new_figure,
     percent,
     wrap,
@@ -35,20 +36,20 @@ MOST_ROWS = 24
 def curve(axes: Any, x: Any, mean: Any, sd: Any, look: Look, **kwargs: Any) -> None:
     """A line of means with a band of one standard deviation; no band where there is no deviation."""
     x, mean, sd = (np.asarray(values, dtype=float) for values in (x, mean, sd))
-    markers = {} if len(x) > 1 else {"marker": look.marker}
-    axes.plot(x, mean, color=look.color, linestyle=look.line, **{**markers, **kwargs})
+    # Marks as well as colours and dashes: lines of one method are near in colour.
+    marks = {"marker": look.marker, "markersize": 2.6, "markevery": max(1, -(-len(x) // 8))}
+    axes.plot(x, mean, color=look.color, linestyle=look.line, **{**marks, **kwargs})
     if np.isfinite(sd).any():
         spread = np.nan_to_num(sd)
         axes.fill_between(x, mean - spread, mean + spread, color=look.color, alpha=0.18, linewidth=0)
 
 
-def bars(axes: Any, x: Any, mean: Any, sd: Any, look: Look, **kwargs: Any) -> None:
-    """Joined markers with error bars of one standard deviation."""
-    spread = np.asarray(sd, dtype=float)
+def bars(axes: Any, x: Any, mean: Any, error: Any, look: Look, **kwargs: Any) -> None:
+    """Joined markers with error bars: lengths below and above, (2, points), or None."""
     axes.errorbar(
         x,
         mean,
-        yerr=np.nan_to_num(spread) if np.isfinite(spread).any() else None,
+        yerr=error,
         color=look.color,
         marker=look.marker,
         linestyle=look.line,
@@ -88,32 +89,63 @@ def dot_rows(
     figure, axes = new_figure(height, panel_rows, grid, sharey=True)
     tables: list[pd.DataFrame] = []
     for column, panel in zip(columns, axes.flat, strict=False):
-        table = over_seeds(own, ["configuration"], column).set_index("configuration")
+        table = over_seeds(own, ["configuration"], column, source.images).set_index("configuration")
         for place, name in zip(places, configurations, strict=True):
-            _dot_row(panel, place, own.loc[own["configuration"] == name, column], column, look[name])
+            if name in table.index:
+                runs_of = own.loc[own["configuration"] == name, column]
+                _dot_row(panel, place, runs_of, table.loc[[name]], column, look[name])
         panel.set_xlabel(axis_label(column))
         panel.margins(x=0.12)
-        if percent(column):
-            _widen(panel)
-        else:
+        if column.endswith("change_pct"):
             zero_line(panel, vertical=True)
+        elif percent(column):
+            _widen(panel)
+        _guide_lines(panel)
         panel.xaxis.set_major_locator(MaxNLocator(3 if grid > 1 else 6, min_n_ticks=2))
         tables.append(table.assign(measure=column).reset_index())
     for panel in axes.flat[len(columns) :]:
         panel.set_visible(False)
     for panel in axes[:, 0]:
         row_axis(panel, places, names)
+    for panel in axes[:, 1:].flat:
+        panel.tick_params(axis="y", length=0)
+    same_scale(dict(zip(columns, axes.flat, strict=False)))
     counts = own.groupby("configuration")["replicate"].nunique()
     shown = [
         ("mean ± sd", Line2D([], [], color=GREY, marker="o", markersize=4.2)),
         ("one run", Line2D([], [], color=GREY, marker="o", markersize=2, linestyle="none", alpha=0.6)),
     ]
     spare = axes.flat[len(columns)] if len(columns) < axes.size else None
-    legend(figure, shown if counts.max() > 1 else [], counts, spare=spare)
     data = pd.concat(tables, ignore_index=True)
+    legend(figure, shown if counts.max() > 1 else [], counts, spare=spare, images=image_words(data))
     data.insert(0, "label", data["configuration"].map(dict(zip(configurations, names, strict=True))))
     data["label"] = data["label"].str.replace(r"\s+", " ", regex=True)
     return figure, data
+
+
+def image_words(data: pd.DataFrame) -> str:
+    """What the bars of a figure of one seed are, for its legend; nothing where it has none."""
+    drawn = "low" in data and bool(data["low"].notna().any())
+    return "bars are 95% intervals over test images" if drawn else ""
+
+
+def same_scale(panels: dict[str, Any], *, vertical: bool = False) -> None:
+    """One scale for the entropy change of all blocks and of the last one, which stand to be compared."""
+    names = ("entropy_change_pct", "entropy_last_layer_change_pct")
+    pair = [panels[name] for name in names if name in panels]
+    if len(pair) < 2:
+        return
+    if vertical:
+        pair[1].sharey(pair[0])
+    else:
+        pair[1].sharex(pair[0])
+    for panel in pair:
+        panel.autoscale_view()
+
+
+def _guide_lines(panel: Any) -> None:
+    panel.grid(axis="y", color="#ececec", linewidth=0.5)
+    panel.set_axisbelow(True)
 
 
 ROW_MM = 3.1
@@ -179,28 +211,29 @@ def _widen(panel: Any, least: float = 0.5) -> None:
         panel.set_xlim(middle - least / 2, middle + least / 2)
 
 
-def _dot_row(panel: Any, place: float, values: pd.Series, column: str, look: Look) -> None:
+def _dot_row(panel: Any, place: float, values: pd.Series, row: pd.DataFrame, column: str, look: Look) -> None:
+    """Mean with its bar, and above it the single runs, where the mean does not hide them."""
     present = scaled(column, values.dropna())
     if not len(present):
         return
     if len(present) > 1:
         panel.plot(
             present,
-            np.full(len(present), place),
+            np.full(len(present), place - 0.42),
             linestyle="none",
             marker="o",
             markersize=2,
             color=look.color,
-            alpha=0.55,
+            alpha=0.7,
             markeredgewidth=0,
         )
     panel.errorbar(
-        [present.mean()],
+        scaled(column, row["mean"]),
         [place],
-        xerr=[present.std(ddof=1)] if len(present) > 1 else None,
+        xerr=None if (error := error_of(row)) is None else scaled(column, error),
         color=look.color,
         marker=look.marker,
-        markersize=4.2,
+        markersize=3.6,
         capsize=1.8,
         elinewidth=0.8,
         linestyle="none",
@@ -264,7 +297,7 @@ def _variant_entries(source: Source, history: pd.DataFrame, look: dict[str, Look
         if not len(rates):
             continue
         text = f"{variant}\u00a0·\u00a0{rates[0]}" if len(rates) == 1 else variant
-        entries.append((text, Line2D([], [], color=look[variant].color, linestyle=look[variant].line)))
+        entries.append((text, mark(look[variant], markersize=2.6)))
     return entries
 
 
@@ -298,7 +331,9 @@ def _edges(x: Any) -> Any:
     return np.concatenate([[x[0] - (middle[0] - x[0])], middle, [x[-1] + (x[-1] - middle[-1])]])
 
 
-def color_bar(figure: Figure, mesh: Any, axes: Any, label: str, *, below: bool = False) -> None:
+def color_bar(
+    figure: Figure, mesh: Any, axes: Any, label: str, *, below: bool = False, ticks: Sequence[float] | None = None
+) -> None:
     bar = figure.colorbar(
         mesh,
         ax=axes,
@@ -309,5 +344,5 @@ def color_bar(figure: Figure, mesh: Any, axes: Any, label: str, *, below: bool =
     )
     bar.set_label(label)
     bar.outline.set_linewidth(0.5)
-    bar.locator = MaxNLocator(5)
+    bar.locator = MaxNLocator(6, steps=[1, 2, 4, 5, 10]) if ticks is None else FixedLocator(list(ticks))
     bar.update_ticks()

@@ -8,11 +8,12 @@ from typing import Any
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from attndrift.figures.panels import bars
+from attndrift.figures.panels import bars, image_words, same_scale
 from attndrift.figures.source import (
     Drawing,
     NoData,
     Source,
+    error_of,
     over_seeds,
     scaled,
     seeds_text,
@@ -50,26 +51,33 @@ def lr_sweep(source: Source) -> Drawing:
     columns = [c for c in (source.accuracy, *structure_columns(runs, last=True)) if runs[c].notna().any()]
     figure, axes = new_figure(14 + 31 * -(-len(columns) // 2), -(-len(columns) // 2), 2)
     look = looks(variants_of(runs))
-    tables = [_panel(panel, runs, c, look) for c, panel in zip(columns, axes.flat, strict=False)]
+    tables = [_panel(source, panel, runs, c, look) for c, panel in zip(columns, axes.flat, strict=False)]
     for panel in axes.flat[len(columns) :]:
         panel.set_visible(False)
+    same_scale(dict(zip(columns, axes.flat, strict=False)), vertical=True)
     data = pd.concat(tables, ignore_index=True)
     spare = axes.flat[len(columns)] if len(columns) < axes.size else None
-    legend(figure, [(name, mark(one)) for name, one in look.items()], data["n"], spare=spare)
+    entries = [(name, mark(one)) for name, one in look.items()]
+    legend(figure, entries, data["n"], spare=spare, images=image_words(data))
     text = (
         f"Accuracy and change of attention structure against the learning rate on {source.primary}, mean over blocks; "
         f"entropy also of the last block. n = {len(runs)} runs, {len(look)} method{'' if len(look) == 1 else 's'}. "
-        + spread_text(data["n"])
+        + spread_text(data["n"], images=data)
     )
     return Drawing(figure, source.caption(text), data)
 
 
-def _panel(axes: Any, runs: pd.DataFrame, column: str, look: dict[str, Look], *, label: bool = True) -> pd.DataFrame:
-    table = over_seeds(runs, ["variant", "learning_rate"], column).sort_values("learning_rate", kind="stable")
+def _panel(
+    source: Source, axes: Any, runs: pd.DataFrame, column: str, look: dict[str, Look], *, label: bool = True
+) -> pd.DataFrame:
+    table = over_seeds(runs, ["variant", "learning_rate"], column, source.images)
+    table = table.sort_values("learning_rate", kind="stable")
     for variant, one in look.items():
         part = table[table["variant"] == variant]
         if len(part):
-            bars(axes, part["learning_rate"], scaled(column, part["mean"]), scaled(column, part["sd"]), one)
+            error = error_of(part)
+            error = None if error is None else scaled(column, error)
+            bars(axes, part["learning_rate"], scaled(column, part["mean"]), error, one)
     rate_axis(axes, list(runs["learning_rate"]), label=label)
     axes.set_ylabel(axis_label(column))
     axes.yaxis.set_major_locator(MaxNLocator(4))
@@ -82,9 +90,9 @@ def dose_response(source: Source) -> Drawing:
     """Accuracy, retention, entropy change and embedding drift against the rate, a panel column a data set."""
     swept: dict[str, pd.DataFrame] = {}
     for dataset in source.datasets[:2]:
-        runs = _swept(source, dataset)
-        if len(runs):
-            swept[dataset] = runs
+        if len(_swept(source, dataset)):
+            # Methods of a single rate are shown beside the sweep: where the rates meet, they can be compared.
+            swept[dataset] = _swept(source, dataset, least=1)
     if not swept:
         raise NoData("no method was run at two learning rates")
     every = pd.concat(swept.values())
@@ -104,18 +112,19 @@ def dose_response(source: Source) -> Drawing:
     for place, (dataset, runs) in enumerate(swept.items()):
         for row, column in enumerate(columns):
             panel = axes[row, place]
-            part = _panel(panel, runs, column, look, label=row == len(columns) - 1 or len(swept) == 1)
+            part = _panel(source, panel, runs, column, look, label=row == len(columns) - 1 or len(swept) == 1)
             tables.append(part.assign(dataset=dataset))
             if place:
                 panel.set_ylabel("")
             if row == 0 and len(swept) > 1:
                 panel.set_title(wrap(dataset, 22, 2))
     data = pd.concat(tables, ignore_index=True)
-    legend(figure, [(name, mark(one)) for name, one in look.items()], data["n"])
+    legend(figure, [(name, mark(one)) for name, one in look.items()], data["n"], images=image_words(data))
     text = (
         f"Dose and response on {' and '.join(swept)}: what the learning rate does to accuracy, zero-shot retention "
         f"(percent of the pretrained accuracy), attention and embeddings. n = {len(every)} runs "
-        f"({seeds_text(data['n'])} a point). " + spread_text(data["n"])
+        f"({seeds_text(data['n'])} a point). Methods of one rate are single marks. "
+        + spread_text(data["n"], images=data)
     )
     return Drawing(figure, source.caption(text), data)
 

@@ -13,10 +13,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from attndrift.analysis.configurations import NOT_GIVEN, prepare
+from attndrift.analysis.images import ImageIntervals, read_image_outcomes
 from attndrift.tables import STRUCTURE_METRICS, Tables, transfer_sets
 
 if TYPE_CHECKING:
     from attndrift.analysis import Analysis
+
+LEVEL = 0.95
+"""Level of the intervals over images."""
 
 METHOD_ORDER = {"full": 0, "lora": 1, "last_block": 2, "linear_probe": 3}
 
@@ -78,6 +82,12 @@ class Source:
         from attndrift.analysis import analyze
 
         return analyze(self.tables)
+
+    @cached_property
+    def images(self) -> ImageIntervals:
+        """Intervals over images of single runs; paired where ``maps`` is a folder that holds the outcomes."""
+        folder = self.maps if isinstance(self.maps, Path) and self.maps.is_dir() else None
+        return ImageIntervals(read_image_outcomes(folder) if folder else {}, LEVEL)
 
     @property
     def primary(self) -> str:
@@ -180,13 +190,67 @@ def variants_of(runs: pd.DataFrame) -> list[tuple[str, str]]:
     return list(dict.fromkeys((str(variant), str(method)) for variant, method in pairs))
 
 
-def over_seeds(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
-    """Mean, sample standard deviation (null for one run) and number of runs of ``value`` by ``by``."""
+def usual_variant(runs: pd.DataFrame, method: str) -> str:
+    """The variant that stands for ``method`` where one must: the first of `full`, a common one of LoRA."""
+    variants = [name for name, _ in variants_of(runs)]
+    if method == "full":
+        return variants[0]
+    counts = runs["variant"].value_counts()
+    usual = [name for name in variants if counts[name] == counts.max()]
+    # Rank 8 is the rank that the data sets share in the first study; elsewhere the middle one stands for all.
+    return next((name for name in usual if name.startswith("LoRA r=8")), usual[len(usual) // 2])
+
+
+def over_seeds(
+    frame: pd.DataFrame, by: Sequence[str], value: str, images: ImageIntervals | None = None
+) -> pd.DataFrame:
+    """Mean, sample standard deviation (null for one run) and number of runs of ``value`` by ``by``.
+
+    With ``images``, and ``frame`` rows of the table ``runs``, ``low`` and ``high`` are the interval over images
+    of accuracies and retentions that rest on one run; null elsewhere.
+    """
     if value not in frame:
         return pd.DataFrame(columns=[*by, "mean", "sd", "n"])
     present = frame[frame[value].notna()]
     grouped = present.groupby(list(by), sort=False, dropna=False)[value]
-    return grouped.agg(mean="mean", sd="std", n="count").reset_index()
+    table = grouped.agg(mean="mean", sd="std", n="count").reset_index()
+    if images is None or not of_images(value):
+        return table
+    limits = [
+        image_limits(images, rows.iloc[0].to_dict(), value) if len(rows) == 1 else (np.nan, np.nan)
+        for _, rows in present.groupby(list(by), sort=False, dropna=False)
+    ]
+    return table.assign(low=[low for low, _ in limits], high=[high for _, high in limits])
+
+
+def of_images(column: str) -> bool:
+    """Whether the column is a share of images, which one run gives with an interval."""
+    return column in ("test_accuracy", "best_val_accuracy") or column.startswith("transfer_")
+
+
+def image_limits(images: ImageIntervals, run: Mapping[Any, Any], column: str) -> tuple[float, float]:
+    """Limits over images of an accuracy (0..1) or a retention (percent) of one run; NaN where not known."""
+    if column.endswith("_retention_pct"):
+        one = images.retention(run, column.removeprefix("transfer_").removesuffix("_retention_pct"))
+    else:
+        one = images.accuracy(run, column)
+    return (np.nan, np.nan) if one.low is None or one.high is None else (one.low, one.high)
+
+
+def error_of(table: pd.DataFrame) -> Any:
+    """Lengths of the error bars below and above the means, (2, rows), or None where nothing is known.
+
+    One sample standard deviation where there are several runs; where there is one, the interval over images.
+    """
+    sd = table["sd"].to_numpy(dtype=float)
+    below, above = sd.copy(), sd.copy()
+    if "low" in table:
+        one = ~np.isfinite(sd)
+        mean = table["mean"].to_numpy(dtype=float)
+        below[one] = np.maximum(mean - table["low"].to_numpy(dtype=float), 0)[one]
+        above[one] = np.maximum(table["high"].to_numpy(dtype=float) - mean, 0)[one]
+    both = np.stack([below, above])
+    return np.nan_to_num(both) if np.isfinite(both).any() else None
 
 
 def time_axis(history: pd.DataFrame) -> tuple[str, str]:
@@ -234,12 +298,16 @@ def seeds_text(counts: Any) -> str:
     return f"{high} seeds" if low == high else f"{low} to {high} seeds"
 
 
-def spread_text(counts: Any, what: str = "Bars") -> str:
-    """What the uncertainty of a figure is, in a sentence."""
+def spread_text(counts: Any, what: str = "Bars", *, images: pd.DataFrame | None = None) -> str:
+    """What the uncertainty of a figure is, in a sentence; ``images``: its table, for the intervals over images."""
     values = [int(count) for count in counts]
+    drawn = images is not None and "low" in images and bool(images["low"].notna().any())
+    over = f"{LEVEL:.0%} intervals over the test images of the one run (accuracy, retention); seeds would add to them"
     if values and max(values) == 1:
-        return "n = 1 run behind every point (one seed): no spread can be drawn."
-    return f"{what}: sample standard deviation over runs that differ in seed alone ({seeds_text(values)})."
+        text = "n = 1 run behind every point (one seed): no spread over seeds can be drawn."
+        return f"{text} {what}: {over}." if drawn else text
+    text = f"{what}: sample standard deviation over runs that differ in seed alone ({seeds_text(values)})"
+    return f"{text}; where there is one run, {over}." if drawn else f"{text}."
 
 
 def structure_columns(runs: pd.DataFrame, *, last: bool = False) -> list[str]:

@@ -92,7 +92,7 @@ def _range(values: pd.Series, noun: str) -> str:
 
 def _pair_label(first: str, second: str, comparisons: list[Comparison]) -> str:
     n = max(c.n_configurations for c in comparisons if (c.first, c.second) == (first, second))
-    return wrap(f"{first}\u00a0− {second}", 20, 3) + f"\n(n\u00a0=\u00a0{n})"
+    return wrap(f"{first}\u00a0− {second} (n\u00a0=\u00a0{n})", 21, 3)
 
 
 def _forest_row(panel: Any, place: float, one: Comparison) -> dict[str, Any]:
@@ -125,11 +125,11 @@ def _difference_label(measure: str) -> str:
 
 
 def _short_rho(value: float) -> str:
-    """`.9`, `−.4`, `1`, `0`: a cell has room for three characters."""
-    text = f"{value:.1f}"
-    if text in ("-0.0", "0.0"):
+    """`.94`, `−.41`, `1`, `0`: a cell has room for two digits; only what rounds to 1 is printed as such."""
+    text = f"{value:.2f}"
+    if text in ("-0.00", "0.00"):
         return "0"
-    return text.replace("-", "−").replace("0.", ".").replace("1.0", "1")
+    return text.replace("-", "−").replace("0.", ".").replace("1.00", "1")
 
 
 def metric_correlations(source: Source) -> Drawing:
@@ -157,7 +157,7 @@ def metric_correlations(source: Source) -> Drawing:
     size = len(columns)
     shown[np.triu_indices(size)] = np.nan
     labels = [short_label(c) for c in columns]
-    figure, axes = new_figure(34 + 5.6 * size)
+    figure, axes = new_figure(34 + 5.8 * size)
     panel = axes[0, 0]
     mesh = panel.imshow(np.ma.masked_invalid(shown[1:, :-1]), cmap=DIVERGING, vmin=-1, vmax=1)
     for row in range(size - 1):
@@ -165,12 +165,13 @@ def metric_correlations(source: Source) -> Drawing:
             value = shown[row + 1, column]
             if np.isfinite(value):
                 text = _short_rho(value)
-                panel.text(column, row, text, ha="center", va="center", color="white" if abs(value) > 0.62 else "black")
+                dark = abs(value) > 0.62
+                panel.text(column, row, text, ha="center", va="center", color="white" if dark else "black")
     panel.set_xticks(range(size - 1), labels[:-1], rotation=90)
     panel.set_yticks(range(size - 1), labels[1:])
     panel.tick_params(length=0)
     panel.spines[["left", "bottom"]].set_visible(False)
-    color_bar(figure, mesh, panel, "Spearman rho", below=True)
+    color_bar(figure, mesh, panel, "Spearman rho", below=True, ticks=(-1, -0.5, 0, 0.5, 1))
     legend(figure, [], {1} if source.analysis.data.single_seed else ())
     low, high = int(counts.to_numpy().min()), int(counts.to_numpy().max())
     n = f"{high}" if low == high else f"{low} to {high}"

@@ -29,7 +29,7 @@ from attndrift.figures.source import (
     seeds_text,
     spread_text,
     time_axis,
-    variants_of,
+    usual_variant,
 )
 from attndrift.figures.style import DIVERGING, axis_label, clip, legend, looks, mark, new_figure, wrap
 from attndrift.tables import STRUCTURE_METRICS
@@ -162,8 +162,7 @@ def _four(source: Source) -> list[str]:
             own = runs[runs["method"] == method]
             if own.empty:
                 continue
-            variants = [name for name, _ in variants_of(own)]
-            variant = variants[0] if method == "full" else _common(own, variants)
+            variant = usual_variant(own, method)
             own = own[own["variant"] == variant].sort_values(["learning_rate", "run_id"], kind="stable")
             if two:
                 own = own[own["rate_text"] == source.usual_rate(own, variant)]
@@ -172,13 +171,6 @@ def _four(source: Source) -> list[str]:
                 names += [str(own["configuration"].iloc[0]), str(own["configuration"].iloc[-1])]
     names = list(dict.fromkeys(names))
     return names[:4] if names else source.representatives(source.primary)[:4]
-
-
-def _common(runs: pd.DataFrame, variants: list[str]) -> str:
-    counts = runs["variant"].value_counts()
-    usual = [name for name in variants if counts[name] == counts.max()]
-    # Rank 8 is the rank that the data sets share in the first study; elsewhere the middle one stands for all.
-    return next((name for name in usual if name.startswith("LoRA r=8")), usual[len(usual) // 2])
 
 
 def _layer_changes(source: Source, configuration: str) -> tuple[pd.DataFrame | None, int]:

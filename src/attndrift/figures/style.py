@@ -138,7 +138,9 @@ def _shade(color: str, index: int, count: int) -> tuple[float, float, float]:
     red, green, blue = to_rgb(color)
     if index == 0 or count == 1:
         return red, green, blue
-    amount = 0.42 if index % 2 else 0.45
+    # Each step is further from the colour itself, so that no two of one method are alike.
+    step = (index - 1) // 2
+    amount = min(0.45 + 0.2 * step, 0.7) if index % 2 else min(0.45 + 0.25 * step, 0.9)
     aim = 1.0 if index % 2 else 0.0
     return red + (aim - red) * amount, green + (aim - green) * amount, blue + (aim - blue) * amount
 
@@ -198,29 +200,39 @@ def line_count(labels: Iterable[str]) -> int:
     return sum(label.count("\n") + 1 for label in labels)
 
 
-def legend(figure: Figure, entries: Sequence[tuple[str, Any]], seeds: Iterable[int] = (), *, spare: Any = None) -> None:
+def legend(
+    figure: Figure,
+    entries: Sequence[tuple[str, Any]],
+    seeds: Iterable[int] = (),
+    *,
+    spare: Any = None,
+    images: str = "",
+) -> None:
     """One legend above all axes, where it can hide nothing; says where only one seed stands behind a mark.
 
     ``entries`` are (label, handle); ``seeds`` are the numbers of seeds behind the marks; ``spare`` is an
-    empty panel that takes the legend in where it has room for it.
+    empty panel that takes the legend in where it has room for it; ``images`` says what the bars of a figure of
+    one seed are, where it has any.
     """
     counts = {int(count) for count in seeds}
     shown = [(wrap(label, 38, 2), handle) for label, handle in entries]
-    blank = Line2D([], [], linestyle="none")
+    title = None
     if counts == {1}:
-        shown.append(("one seed", blank))
+        title = f"one seed: {images}" if images else "one seed: no spread over seeds"
     elif 1 in counts:
-        shown.append(("without bar or band: one seed", blank))
-    if not shown:
+        title = "without bar or band: one seed"
+    if not shown and title is None:
         return
     handles, labels = [handle for _, handle in shown], [label for label, _ in shown]
     widths = [_width(label) for label in labels]
-    if spare is not None and max(widths) < 85:
+    # A note on the seeds stands over the marks, at the left edge: it belongs to all of them, and is none.
+    head: dict[str, Any] = {"title": title, "alignment": "left", "title_fontsize": SMALLEST}
+    if spare is not None and max([*widths, _width(title or "")]) < 85:
         spare.set_visible(True)
         spare.axis("off")
-        spare.legend(handles, labels, loc="center", borderaxespad=0)
+        spare.legend(handles, labels, loc="center", borderaxespad=0, **head)
         return
-    figure.legend(handles, labels, loc="outside upper left", ncols=_columns(widths))
+    figure.legend(handles, labels, loc="outside upper left", ncols=_columns(widths) if labels else 1, **head)
 
 
 def _width(label: str) -> float:
@@ -268,8 +280,9 @@ def rate_axis(axes: Any, rates: Sequence[float], *, label: bool = True) -> None:
     ticks = _apart(ticks, 0.22 if room == 4 else 0.11)
     axes.set_xticks(ticks)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_rate(value)))
+    # Measured rates without room for a number keep their tick.
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+    axes.xaxis.set_minor_locator(matplotlib.ticker.FixedLocator(sorted(set(rates) - set(ticks))))
     if label:
         axes.set_xlabel("Learning rate")
 

@@ -22,7 +22,7 @@ from attndrift.figures.source import (
     time_axis,
     variants_of,
 )
-from attndrift.figures.style import Look, legend, new_figure, wrap, zero_line
+from attndrift.figures.style import Look, legend, mark, new_figure, wrap, zero_line
 
 _TRIPLE = (
     ("train_accuracy", "training", Look("#E69F00", "o", (0, (4, 1.5)))),
@@ -69,7 +69,7 @@ def triple_curve(source: Source) -> Drawing:
     axes[0, 0].set_ylabel("Accuracy (%)")
     axes[1, 0].set_ylabel("Entropy change (%)")
     data = pd.concat(tables, ignore_index=True)
-    entries = [(text, Line2D([], [], color=one.color, linestyle=one.line)) for text, one in shown.items()]
+    entries = [(text, mark(one, markersize=2.6)) for text, one in shown.items()]
     legend(figure, entries, data["n"])
     text = (
         "Accuracy (top) and change of attention entropy (bottom) during full fine-tuning. The panels share their time, "
@@ -110,10 +110,13 @@ def convergence(source: Source) -> Drawing:
     figure, axes = new_figure(20 + ROW_MM * places[-1])
     panel = axes[0, 0]
     late = float(pd.to_numeric(data["converged_epoch_best"]).max(skipna=True) or 0)
+    onset = pd.to_numeric(data["onset_epoch"]).max(skipna=True)
+    end = 1.22 * max(late, float(onset) if np.isfinite(onset) else 0.0, 1e-9)
+    step = 0.022 * end
     for place, name in zip(places, names, strict=True):
         own = data[data["configuration"] == name]
-        _events(panel, place - 0.22, own["converged_epoch_best"], "#0072B2", "o")
-        found = _events(panel, place + 0.22, own["onset_epoch"], "#D55E00", "v")
+        _events(panel, place - 0.22, own["converged_epoch_best"], "#0072B2", "o", step)
+        found = _events(panel, place + 0.22, own["onset_epoch"], "#D55E00", "v", step)
         if not found and (own["reason"].fillna("").str.startswith("entropy change never")).all():
             panel.annotate(
                 "none",
@@ -124,10 +127,7 @@ def convergence(source: Source) -> Drawing:
                 color="#B04A00",
             )
     settings = source.analysis.settings
-    panel.set_xlim(0, max(late, 1e-9) * 1.22)
-    onset = pd.to_numeric(data["onset_epoch"]).max(skipna=True)
-    if np.isfinite(onset) and onset > late:
-        panel.set_xlim(0, float(onset) * 1.22)
+    panel.set_xlim(0, end)
     row_axis(panel, places, labels)
     dataset = dict(zip(source.adapted["configuration"], source.adapted["dataset"], strict=True))
     name_groups(panel, places, [str(dataset[name]) for name in names])
@@ -146,7 +146,7 @@ def convergence(source: Source) -> Drawing:
     text = (
         f"Convergence (first evaluation within {_points(settings.convergence_points)} of the run's best validation "
         f"accuracy) and onset of collapse (first evaluation with an entropy change of {settings.collapse_onset_pct:g}% "
-        f"or lower; `none`: never). A mark a run, n = {len(data)}; the spread is that of the runs of a configuration. "
+        f"or lower; `none`: never). A mark a run (n = {len(data)}); runs of one time stand side by side. "
         "Times are resolved no finer than the evaluations."
     )
     if left:
@@ -158,11 +158,15 @@ def _known(row: dict[str, Any], key: str) -> bool:
     return row.get(key) is not None
 
 
-def _events(panel: Any, place: float, values: pd.Series, color: str, marker: str) -> bool:
-    times = pd.to_numeric(values).dropna().to_numpy(dtype=float)
+def _events(panel: Any, place: float, values: pd.Series, color: str, marker: str, step: float) -> bool:
+    """A mark a run; runs of one time stand ``step`` apart around it, so that each can be counted."""
+    times = pd.to_numeric(values).dropna().sort_values().to_numpy(dtype=float)
     if not len(times):
         return False
-    panel.plot(times, np.full(len(times), place), color=color, marker=marker, linestyle="none", alpha=0.75)
+    _, which, counts = np.unique(times, return_inverse=True, return_counts=True)
+    rank = np.arange(len(times)) - np.searchsorted(times, times)
+    shown = times + step * (rank - (counts[which] - 1) / 2)
+    panel.plot(shown, np.full(len(times), place), color=color, marker=marker, markersize=3, linestyle="none")
     return True
 
 

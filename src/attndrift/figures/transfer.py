@@ -10,11 +10,16 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
+from attndrift.analysis.images import wilson
+from attndrift.figures.panels import image_words
 from attndrift.figures.source import (
+    LEVEL,
     METHOD_ORDER,
     Drawing,
     NoData,
     Source,
+    error_of,
+    over_seeds,
     scaled,
     seeds_text,
     spread_text,
@@ -46,10 +51,17 @@ def _configurations(source: Source, columns: list[str]) -> pd.DataFrame:
         dataset=("dataset", "first"),
         n=("run_id", "count"),
     )
+    table = table.reset_index()
     for column in columns:
-        table[column] = grouped[column].mean()
-        table[f"{column}_sd"] = grouped[column].std()
-    return table.reset_index()
+        spread = over_seeds(runs, ["configuration"], column, source.images).set_index("configuration")
+        spread = spread.reindex(table["configuration"])
+        table[column], table[f"{column}_sd"] = spread["mean"].to_numpy(), spread["sd"].to_numpy()
+        error = error_of(spread)
+        if error is not None:
+            table[f"{column}_below"], table[f"{column}_above"] = error
+        if "low" in spread:
+            table["low"] = spread["low"].to_numpy()
+    return table
 
 
 def _method_looks(methods: list[str]) -> dict[str, Look]:
@@ -75,8 +87,9 @@ def _scatter(panel: Any, table: pd.DataFrame, x: str, y: str, look: dict[str, Lo
 
 
 def _bars(column: str, part: pd.DataFrame) -> Any:
-    spread = scaled(column, part[f"{column}_sd"])
-    return np.nan_to_num(spread) if np.isfinite(spread).any() else None
+    if f"{column}_below" not in part:
+        return None
+    return scaled(column, part[[f"{column}_below", f"{column}_above"]].to_numpy().T)
 
 
 def _entries(look: dict[str, Look], datasets: list[str]) -> list[tuple[str, Any]]:
@@ -117,11 +130,11 @@ def collapse_against_zero_shot(source: Source) -> Drawing:
         panel.set_visible(False)
     for panel in axes[:, 0]:
         panel.set_ylabel(axis_label(y))
-    legend(figure, _entries(look, datasets), table["n"])
+    legend(figure, _entries(look, datasets), table["n"], images=image_words(table))
     text = (
         f"Zero-shot retention on {transfer_name(y)} against changes of attention and representation; a mark a "
         f"configuration, n = {len(table)} ({seeds_text(table['n'])} each). Spearman rho over configuration means, "
-        f"descriptive: {'; '.join(told)}. " + spread_text(table["n"])
+        f"descriptive: {'; '.join(told)}. " + spread_text(table["n"], images=table)
     )
     return Drawing(figure, source.caption(text), table)
 
@@ -144,50 +157,55 @@ def pareto_front(source: Source) -> Drawing:
         raise NoData("no run has both an accuracy and a zero-shot retention")
     table = table[table["configuration"].isin(known.index)].copy()
     table["method"] = table["configuration"].map(known["method"])
+    for column, name in ((source.accuracy, "accuracy"), (y, "retention_pct")):
+        spread = over_seeds(source.adapted, ["configuration"], column, source.images).set_index("configuration")
+        error = error_of(spread.reindex(table["configuration"]))
+        if error is not None:
+            table[f"{name}_below"], table[f"{name}_above"] = error
+        table["low"] = spread["low"].reindex(table["configuration"]).to_numpy() if "low" in spread else np.nan
     datasets = [name for name in source.datasets if (table["dataset"] == name).any()][:2]
     look = _method_looks(list(table["method"]))
     figure, axes = new_figure(72 if len(datasets) > 1 else 78, 1, len(datasets), sharey=True)
     for dataset, panel in zip(datasets, axes.flat, strict=True):
         part = table[table["dataset"] == dataset].sort_values("accuracy", kind="stable")
         front = part[part["pareto"]]
-        panel.plot(100 * front["accuracy"], front["retention_pct"], color=GREY, linewidth=0.9, zorder=1)
+        # Steps, not straight lines: nothing between two configurations was measured.
+        panel.plot(
+            100 * front["accuracy"], front["retention_pct"], color=GREY, linewidth=0.9, zorder=1,
+            drawstyle="steps-pre",
+        )  # fmt: skip
         for method, own in part.groupby("method", sort=False):
             one = look[str(method)]
             for on_front, group in own.groupby("pareto"):
                 panel.errorbar(
                     100 * group["accuracy"],
                     group["retention_pct"],
-                    xerr=_given(100 * group["accuracy_sd"].astype(float)),
-                    yerr=_given(group["retention_pct_sd"].astype(float)),
+                    xerr=None if (error := _bars("accuracy", group)) is None else 100 * error,
+                    yerr=_bars("retention_pct", group),
                     color=one.color,
                     marker=one.marker,
-                    markersize=4.6,
+                    markersize=3.8,
                     markerfacecolor=one.color if on_front else "white",
                     linestyle="none",
                     elinewidth=0.6,
                 )
         panel.set_xlabel(axis_label(source.accuracy))
-        panel.xaxis.set_major_locator(MaxNLocator(4))
+        panel.xaxis.set_major_locator(MaxNLocator(4 if len(datasets) > 1 else 6))
         if len(datasets) > 1:
             panel.set_title(wrap(dataset, 22, 2))
     axes[0, 0].set_ylabel(axis_label(y))
     entries: list[tuple[str, Any]] = [(_WORDS.get(m, m), mark(one, line=False)) for m, one in look.items()]
     entries += [
-        ("filled, line: Pareto-optimal", Line2D([], [], color=GREY, marker="o")),
+        ("filled, steps: Pareto-optimal", Line2D([], [], color=GREY, marker="o")),
         ("open: dominated", Line2D([], [], color=GREY, marker="o", markerfacecolor="white", linestyle="none")),
     ]
-    legend(figure, entries, table["n_seeds"])
+    legend(figure, entries, table["n_seeds"], images=image_words(table))
     text = (
         f"Accuracy and zero-shot retention on {transfer_name(y)} of every configuration (n = {len(table)}); filled "
-        "marks, joined by the line, are those that no other configuration betters in both. The front is that of the "
-        "means and ignores their uncertainty. " + spread_text(table["n_seeds"])
+        "marks, with the steps between them, are those that no other configuration betters in both. The front is that of the "
+        "means and ignores their uncertainty. " + spread_text(table["n_seeds"], images=table)
     )
     return Drawing(figure, source.caption(text), table)
-
-
-def _given(spread: Any) -> Any:
-    values = np.asarray(spread, dtype=float)
-    return np.nan_to_num(values) if np.isfinite(values).any() else None
 
 
 def predictor_ranking(source: Source) -> Drawing:
@@ -283,6 +301,7 @@ def interpolation(source: Source) -> Drawing:
     rows = -(-len(columns) // 2)
     figure, axes = new_figure(18 + 36 * rows, rows, min(2, len(columns)), sharex=True)
     look = looks([(run_id, str(runs.loc[run_id, "method"])) for run_id in ids])
+    banded = False
     for (column, label), panel in zip(columns, axes.flat, strict=False):
         for run_id in ids:
             own = table[(table["run_id"] == run_id) & table[column].notna()].sort_values("alpha")
@@ -290,22 +309,37 @@ def interpolation(source: Source) -> Drawing:
             panel.plot(
                 own["alpha"], scaled(column, own[column]), color=one.color, marker=one.marker, linestyle=one.line
             )
+            banded |= _image_band(panel, own["alpha"], column, own[column], runs.loc[run_id], one)
         panel.set_ylabel(label)
         panel.yaxis.set_major_locator(MaxNLocator(4))
         panel.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "¼", "½", "¾", "1"])
         panel.xaxis.set_tick_params(labelbottom=True)
-        panel.set_xlabel("alpha (0: pretrained, 1: adapted)" if len(columns) < 2 else "alpha")
+        panel.set_xlabel("alpha (0: pretrained,\n1: adapted)")
         if column.endswith("change_pct"):
             zero_line(panel)
     for panel in axes.flat[len(columns) :]:
         panel.set_visible(False)
     entries = [(_run_label(source, run_id), mark(one)) for run_id, one in look.items()]
-    legend(figure, entries, {1})
+    legend(figure, entries, {1}, images="bands are 95% intervals over test images" if banded else "")
+    bands = f"Bands: {LEVEL:.0%} intervals over the test images of that run (Wilson). " if banded else ""
+    left = len(set(table["run_id"])) - len(ids)
     text = (
-        "Interpolation (1 − alpha) pretrained + alpha adapted between the weights of single runs "
-        f"(n = {len(ids)} runs; one run a line, so no spread is drawn). alpha = 0 is the pretrained model."
+        "Interpolation (1 − alpha) pretrained + alpha adapted between the weights of single runs, the classifier "
+        f"included (n = {len(ids)} run{'' if len(ids) == 1 else 's'}; a line is one run, so no spread over seeds is "
+        f"drawn). {bands}alpha = 0 is the pretrained model with the classifier as it was before training."
+        + (f" {left} further sweeps are in the tables." if left else "")
     )
     return Drawing(figure, source.caption(text), table[table["run_id"].isin(ids)])
+
+
+def _image_band(panel: Any, alpha: pd.Series, column: str, values: pd.Series, run: pd.Series, look: Look) -> bool:
+    """The interval over images of an accuracy, where the tables say of how many; whether it was drawn."""
+    count = "n_test" if column == "test_accuracy" else column.removesuffix("_accuracy") + "_n"
+    if not column.endswith("_accuracy") or pd.isna(run.get(count)):
+        return False
+    low, high = wilson(values, np.full(len(values), float(run[count])), LEVEL)
+    panel.fill_between(alpha, 100 * low, 100 * high, color=look.color, alpha=0.18, linewidth=0)
+    return True
 
 
 def _run_label(source: Source, run_id: str) -> str:

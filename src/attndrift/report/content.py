@@ -73,6 +73,7 @@ _FIGURE_PLACES = (
     ("evolution", "RQ1"),
 )
 _MANY_ROWS = 300
+_FIRST = 5
 
 
 def build_sections(
@@ -146,6 +147,7 @@ def _summary(analysis: Analysis) -> Section:
                 )
             ]
         ),
+        *_first(analysis),
         *([Bullets(analysis.notes)] if analysis.notes else []),
     ]
     if data.excluded:
@@ -155,6 +157,12 @@ def _summary(analysis: Analysis) -> Section:
             shown.append(f"and {hidden} more, listed in analysis.json")
         blocks += [Text("Not analysed:"), Bullets(shown)]
     return Section("summary", "Summary", blocks)
+
+
+def _first(analysis: Analysis) -> list[Block]:
+    """The findings to read first; each stands under its question again."""
+    first = analysis.most_important(_FIRST)
+    return [Text("What to know first:"), Findings(first)] if first else []
 
 
 def _left_out(left_out: Sequence[tuple[str, str]]) -> list[Block]:

@@ -1,43 +1,19 @@
-"""Speed as ratios against a named alternative, measured in one run: medians over repeated pairs."""
+"""What observing attention costs: against the bare forward pass, and against eager maps."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
+from attndrift.bench.ratios import Ratio
 from attndrift.metrics import StructureAccumulator
 from attndrift.models import load_clip
 from attndrift.observing import observe
 from attndrift.study.record import hardware, versions
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """One measured ratio.
-
-    Attributes:
-        what, against: what was timed, and what it was timed against, in words.
-        ratio: median over pairs of time(what) / time(against).
-        low, high: smallest and largest ratio of a pair.
-        seconds, seconds_against: median times.
-        pairs: number of interleaved pairs, after one that is thrown away.
-    """
-
-    what: str
-    against: str
-    ratio: float
-    low: float
-    high: float
-    seconds: float
-    seconds_against: float
-    pairs: int
 
 
 def _timed(work: Callable[[], object]) -> float:
@@ -119,29 +95,7 @@ def result(name: str, ratios: list[Ratio]) -> dict[str, Any]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return {
         "bench": name,
-        "ratios": [asdict(ratio) for ratio in ratios],
+        "ratios": [ratio.to_json() for ratio in ratios],
         "versions": versions(),
         "hardware": hardware(device, torch.get_num_threads()),
     }
-
-
-def print_result(found: dict[str, Any], console: Console | None = None) -> None:
-    """Print the ratios with their spread, and what they were measured on."""
-    console = console or Console()
-    table = Table(title=f"bench {found['bench']}", title_justify="left")
-    for name in ("what", "against", "ratio", "spread over pairs", "seconds"):
-        table.add_column(name)
-    for row in found["ratios"]:
-        table.add_row(
-            row["what"],
-            row["against"],
-            f"{row['ratio']:.3f}",
-            f"{row['low']:.3f} .. {row['high']:.3f} (n = {row['pairs']})",
-            f"{row['seconds']:.3f} / {row['seconds_against']:.3f}",
-        )  # fmt: skip
-    console.print(table)
-    machine = found["hardware"]
-    console.print(
-        f"{machine.get('accelerator', machine['processor'])}, {machine['threads']} threads, "
-        f"torch {found['versions']['torch']}, transformers {found['versions']['transformers']}"
-    )

@@ -1,0 +1,130 @@
+"""What the analysis of a large study costs: seconds and memory in fresh processes, beside the plain way."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from attndrift.bench.ratios import Ratio
+
+SHAPES: dict[str, dict[str, Any]] = {
+    # Name -> arguments of synthetic_tables for 10,000 runs; divided among fewer seeds or datasets below that.
+    "40 configurations of 250 runs": {"datasets": 2, "rates": 10, "lora_ranks": 1, "seeds": 250},
+    "2,000 configurations of 5 runs": {"datasets": 20, "rates": 10, "lora_ranks": 9, "seeds": 5},
+    "10,000 configurations of one run": {"datasets": 100, "rates": 10, "lora_ranks": 9, "seeds": 1},
+}
+
+
+def measure(what: str, folder: str) -> dict[str, Any]:
+    """One analysis of the tables in ``folder`` in this process; called by :func:`analysis` in a fresh one."""
+    start = time.perf_counter()
+    if what == "attndrift":
+        from attndrift.analysis import analyze, load_tables
+
+        done: dict[str, Any] = {"runs": analyze(load_tables(folder)).data.n_analysed}
+    else:
+        from attndrift.bench.plain import plain_analysis
+
+        done = plain_analysis(folder)
+    # Kilobytes on Linux, bytes on macOS.
+    unit = 1024 if sys.platform != "darwin" else 1024 * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return {"seconds": time.perf_counter() - start, "megabytes": peak, **done}
+
+
+def _fresh(what: str, folder: Path) -> dict[str, Any]:
+    code = "import json, sys; from attndrift.bench.analysis import measure; print(json.dumps(measure(*sys.argv[1:])))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, what, str(folder)], check=False, capture_output=True, text=True, env=os.environ
+    )
+    if done.returncode:
+        raise RuntimeError(f"bench analysis: the process for {what} ended with {done.returncode}: {done.stderr[-500:]}")
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def write_study(shape: str, folder: Path, *, runs: int = 10_000, evaluations: int = 100) -> int:
+    """Write synthetic tables of about ``runs`` runs in ``shape`` (a key of SHAPES); returns how many."""
+    from attndrift.analysis.synthetic import synthetic_tables
+    from attndrift.tables import write_tables
+
+    chosen = SHAPES[shape]
+    one_seed = chosen["seeds"] == 1
+    # Fewer runs: fewer datasets where each configuration is one run, fewer seeds elsewhere.
+    datasets = max(1, chosen["datasets"] * runs // 10_000) if one_seed else chosen["datasets"]
+    seeds = 1 if one_seed else max(1, chosen["seeds"] * runs // 10_000)
+    tables = synthetic_tables(
+        datasets=tuple(f"set{place:03d}" for place in range(datasets)),
+        rates=chosen["rates"],
+        seeds=seeds,
+        lora_ranks=tuple(range(1, chosen["lora_ranks"] + 1)),
+        evaluations=evaluations,
+    )
+    write_tables(tables, folder)
+    return int((tables.runs["method"] != "none").sum())
+
+
+def analysis(
+    *,
+    runs: int = 10_000,
+    evaluations: int = 100,
+    pairs: int = 3,
+    shapes: list[str] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> list[Ratio]:
+    """Time and memory of the analysis against the plain way (:mod:`attndrift.bench.plain`), pair by pair.
+
+    Each measurement is a process of its own, from before its imports to its result; the order changes from pair
+    to pair. The first pair, which fills the file cache, is thrown away.
+    """
+    found: list[Ratio] = []
+    for shape in shapes or list(SHAPES):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            count = write_study(shape, folder, runs=runs, evaluations=evaluations)
+            measured: list[dict[str, dict[str, Any]]] = []
+            for place in range(pairs + 1):
+                order = ("plain", "attndrift") if place % 2 else ("attndrift", "plain")
+                measured.append({what: _fresh(what, folder) for what in order})
+                if progress is not None:
+                    times = ", ".join(f"{what} {one['seconds']:.1f} s" for what, one in measured[-1].items())
+                    progress(f"{shape}, pair {place}{' (thrown away)' if place == 0 else ''}: {times}")
+        kept = measured[1:]
+        own, other = ([pair[what] for pair in kept] for what in ("attndrift", "plain"))
+        ratios = [a["seconds"] / b["seconds"] for a, b in zip(own, other, strict=True)]
+        found.append(
+            Ratio(
+                f"all of the analysis, {count:,} runs with {evaluations} evaluations, {shape}",
+                "pandas read_parquet of everything and a groupby in Python, a part of the numbers, no intervals",
+                statistics.median(ratios), min(ratios), max(ratios),
+                statistics.median(one["seconds"] for one in own),
+                statistics.median(one["seconds"] for one in other),
+                pairs,
+                statistics.median(one["megabytes"] for one in own),
+                statistics.median(one["megabytes"] for one in other),
+            )
+        )  # fmt: skip
+    return found
+
+
+def result(ratios: list[Ratio]) -> dict[str, Any]:
+    """Plain values, with versions and machine."""
+    from attndrift.study.record import hardware
+
+    names = ("attndrift", "numpy", "pandas", "pyarrow", "scipy")
+    return {
+        "bench": "analysis",
+        "ratios": [ratio.to_json() for ratio in ratios],
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in names}},
+        "hardware": hardware("cpu", int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))),
+    }
