@@ -35,6 +35,8 @@ def image_embeddings(model: nn.Module, pixel_values: Tensor) -> Tensor:
         ValueError: images that SigLIP 2 cannot cut into patches.
     """
     module: Any = model
+    while is_a(module, "DistributedDataParallel", "DataParallel"):
+        module = module.module
     if hasattr(module, "embed"):
         return cast(Tensor, module.embed(pixel_values))
     if hasattr(module, "get_image_features"):
@@ -47,7 +49,11 @@ def image_embeddings(model: nn.Module, pixel_values: Tensor) -> Tensor:
     if is_a(_base(module), "open_clip.VisionTransformer", "open_clip.TimmModel"):
         return _first(module(pixel_values))
     if not is_a(_base(module), "transformers.PreTrainedModel"):
-        raise _no_embedding(module)
+        output = module(pixel_values=pixel_values)
+        # A bare tensor could be anything, logits among them.
+        if isinstance(output, Tensor):
+            raise _no_embedding(module)
+        return _pooled(module, output)
     heads = [getattr(_base(module), name) for name in _CLASSIFIERS if hasattr(_base(module), name)]
     if heads:
         return _classified(module, heads, pixel_values)
@@ -55,7 +61,10 @@ def image_embeddings(model: nn.Module, pixel_values: Tensor) -> Tensor:
 
 
 def _base(module: Any) -> Any:
-    return module.get_base_model() if hasattr(module, "get_base_model") else module
+    """The model under peft and torch.compile."""
+    while hasattr(module, "_orig_mod") or hasattr(module, "get_base_model"):
+        module = module._orig_mod if hasattr(module, "_orig_mod") else module.get_base_model()
+    return module
 
 
 def _first(output: Any) -> Tensor:
@@ -66,19 +75,17 @@ def _first(output: Any) -> Tensor:
 def _pooled(module: nn.Module, output: Any) -> Tensor:
     if isinstance(output, Tensor):
         return output
+    if getattr(output, "logits", None) is not None:
+        raise _no_embedding(module)
     for name in ("image_embeds", "pooler_output"):
         value = getattr(output, name, None)
         if isinstance(value, Tensor):
             return value
     states = getattr(output, "last_hidden_state", None)
-    if not isinstance(states, Tensor) or getattr(output, "logits", None) is not None:
+    if not isinstance(states, Tensor):
         raise _no_embedding(module)
     without_class_token = is_a(
-        _base(module),
-        "SiglipVisionModel",
-        "Siglip2VisionModel",
-        "SiglipModel",
-        "Siglip2Model",
+        _base(module), "SiglipVisionModel", "Siglip2VisionModel", "SiglipModel", "Siglip2Model"
     )
     return states.mean(1) if without_class_token else states[:, 0]
 

@@ -92,7 +92,7 @@ class Observation:
     def log_attention(self) -> list[Tensor]:
         """Per layer (images, heads, N): logarithm of :attr:`attention` in nats, from log-softmax.
 
-        Finite where the attention itself is rounded to 0; minus infinity where a mask hides a token. Raises as :attr:`attention` does.
+        Finite where the attention itself is rounded to 0, also where a mask hides a token (-1e30). Raises as :attr:`attention` does.
         """
         return self._rows("log_attention")
 

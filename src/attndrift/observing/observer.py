@@ -176,7 +176,7 @@ class _Recorder:
     def attach(self) -> None:
         tower = self._tower
         add = self._handles.append
-        if isinstance(self._query, Found | MeanOfPatches):
+        if isinstance(self._query, Found) or self._family.valid is not None:
             add(tower.register_forward_pre_hook(self._start, with_kwargs=True))
         else:
             add(tower.register_forward_pre_hook(self._start))
@@ -228,8 +228,8 @@ class _Recorder:
                 )
         if isinstance(self._query, Found):
             self._token = self._query.index(tower, args, kwargs)
-        elif isinstance(self._query, MeanOfPatches):
-            valid = self._query.valid(tower, args, kwargs)
+        elif isinstance(self._query, MeanOfPatches | Pool) and self._family.valid is not None:
+            valid = self._family.valid(tower, args, kwargs)
             if valid is not None:
                 self._weights = valid / valid.sum(-1, keepdim=True)
 

@@ -15,6 +15,10 @@ _TRANSIENT = 2**22
 """Most elements that the product of one query with all keys may take at once."""
 
 
+_HIDDEN = -1e30
+"""Logit of a token that a mask hides: its attention is 0, and 0 times its logarithm is 0 and not NaN."""
+
+
 def _precision(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
@@ -112,12 +116,14 @@ def masked_row(logits: Tensor, mask: Mask, token: int | Tensor) -> Tensor:
         count = logits.shape[-1]
         places = torch.arange(count, device=logits.device)
         own = token % count if isinstance(token, int) else token.to(logits.device)[:, None, None]
-        logits = logits.masked_fill(places > own, -torch.inf)
+        logits = logits.masked_fill(places > own, _HIDDEN)
     return logits
 
 
 def _applied(logits: Tensor, bias: Tensor) -> Tensor:
-    return logits.masked_fill(~bias, -torch.inf) if bias.dtype == torch.bool else logits + bias.to(logits.dtype)
+    if bias.dtype == torch.bool:
+        return logits.masked_fill(~bias, _HIDDEN)
+    return (logits + bias.to(logits.dtype)).clamp_min(_HIDDEN)
 
 
 def _map_logits(queries: Tensor, keys: Tensor, scale: float, mask: Mask) -> Tensor:
@@ -128,7 +134,7 @@ def _map_logits(queries: Tensor, keys: Tensor, scale: float, mask: Mask) -> Tens
         logits = _applied(logits, mask.bias)
     if mask.causal:
         hidden = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).triu(1)
-        logits = logits.masked_fill(hidden, -torch.inf)
+        logits = logits.masked_fill(hidden, _HIDDEN)
     return logits
 
 

@@ -68,13 +68,7 @@ class Found(NamedTuple):
 
 
 class MeanOfPatches(NamedTuple):
-    """The mean of the rows of all patch queries.
-
-    ``valid`` is (tower, positional arguments, keyword arguments) to which tokens are no padding, bool
-    (images, tokens), or None for all.
-    """
-
-    valid: Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], Tensor | None] = lambda tower, args, kwargs: None
+    """The mean of the rows of all patch queries, those of padding left out."""
 
 
 Query = int | Found | MeanOfPatches | Pool
@@ -99,6 +93,8 @@ class Family:
         rotate: (queries or keys, what the taps read as ``position``) to rotated ones, for rotary positions
             that turn patches after the taps and leave the prefix as it is.
         refuses: why a tower that is recognised cannot be observed; None for one that can.
+        valid: (tower, positional arguments, keyword arguments) to which tokens are no padding, bool (images,
+            tokens), or None for all; None for a family that knows no padding.
         batch_first: whether the blocks hand on (images, tokens, width) and not (tokens, images, width).
     """
 
@@ -112,6 +108,7 @@ class Family:
     queries: Mapping[str, Query] | Callable[[nn.Module], Mapping[str, Query]]
     rotate: Callable[[Tensor, Any], Tensor] | None = None
     refuses: Callable[[nn.Module], str | None] = field(default=lambda tower: None)
+    valid: Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], Tensor | None] | None = None
     batch_first: Callable[[nn.Module], bool] = field(default=lambda tower: True)
 
     def queries_of(self, tower: nn.Module) -> Mapping[str, Query]:

@@ -79,13 +79,14 @@ CLIP = Family(
 
 
 def _valid_patches(tower: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
-    mask = kwargs.get("pixel_attention_mask", args[1] if len(args) > 1 else None)
+    # Images of SigLIP 2 may be padded; the second argument of SigLIP is another one.
+    flexible = is_a(tower, "Siglip2VisionModel", "Siglip2VisionTransformer")
+    mask = kwargs.get("pixel_attention_mask", args[1] if flexible and len(args) > 1 else None)
     return mask.bool() if isinstance(mask, Tensor) else None
 
 
 def _siglip_queries(tower: nn.Module) -> dict[str, Query]:
-    patches = MeanOfPatches(_valid_patches) if is_a(tower, "Siglip2VisionModel", "Siglip2VisionTransformer") else None
-    queries: dict[str, Query] = {"patches": patches or MeanOfPatches()}
+    queries: dict[str, Query] = {"patches": MeanOfPatches()}
     if isinstance(getattr(tower, "head", None), nn.Module):
         attention = tower.get_submodule("head.attention")
         probe = Pool("head.attention", multihead_taps(attention), multihead_scale)
@@ -104,6 +105,7 @@ SIGLIP = Family(
     scale=scale,
     prefix_tokens=lambda tower: 0,
     queries=_siglip_queries,
+    valid=_valid_patches,
 )
 
 VIT = Family(
