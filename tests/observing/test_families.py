@@ -84,7 +84,12 @@ def open_clip_model(*, batch_first: bool = True, timm_tower: bool = False, **set
 
         vision = {"image_size": 12, "patch_size": 4, "width": WIDTH, "layers": LAYERS, "head_width": WIDTH // HEADS}
         if timm_tower:
-            vision = {"image_size": 224, "timm_model_name": "vit_tiny_patch16_224", "timm_pool": "", "timm_proj": "linear"}
+            vision = {
+                "image_size": 224,
+                "timm_model_name": "vit_tiny_patch16_224",
+                "timm_pool": "",
+                "timm_proj": "linear",
+            }
         text = {"context_length": 6, "vocab_size": 40, "width": WIDTH, "heads": HEADS, "layers": 1}
         model = open_clip.CLIP(16, vision | settings, text)
         if not batch_first:
@@ -206,7 +211,8 @@ def open_clip_case(name: str, maps: Any = multihead_maps, **settings: Any) -> Ca
         open_clip_model(**settings),
         "CustomResidualAttentionBlock" if maps is normalised_maps else "ResidualAttentionBlock",
         library="open_clip",
-        lora=() if maps is normalised_maps else ("attn",),
+        # peft takes neither the custom module nor a pooling head of two widths.
+        lora=() if maps is normalised_maps or "attentional_pool" in settings else ("attn",),
         maps=maps,
         # Its checkpointing hands the custom block more arguments than that takes.
         checkpointing=maps is not normalised_maps,
@@ -242,7 +248,9 @@ REGISTERS = {"prefix": 5, "num_register_tokens": 4}
 CASES = (
     hf_case("clip", "clip", "CLIPModel", "CLIPEncoderLayer", embedding=features),
     hf_case("siglip", "siglip", "SiglipModel", "SiglipEncoderLayer", **SIGLIP, embedding=features),
-    hf_case("siglip-vision", "siglip", "SiglipVisionModel", "SiglipEncoderLayer", **SIGLIP, embedding=pooler, wrapper=True),
+    hf_case(
+        "siglip-vision", "siglip", "SiglipVisionModel", "SiglipEncoderLayer", **SIGLIP, embedding=pooler, wrapper=True
+    ),
     hf_case(
         "siglip-headless",
         "siglip",
@@ -255,11 +263,29 @@ CASES = (
     ),
     hf_case("siglip2", "siglip", "Siglip2Model", "Siglip2EncoderLayer", **FLEXIBLE),
     hf_case("vit", "vit", "ViTModel", "ViTLayer", embedding=pooler),
-    hf_case("vit-classifier", "vit", "ViTForImageClassification", "ViTLayer", embedding=class_token("vit"), wrapper=True),
-    hf_case("deit", "deit", "DeiTModel", "DeiTLayer", prefix=2, queries=("cls", "distillation", "patches"), embedding=pooler),
+    hf_case(
+        "vit-classifier", "vit", "ViTForImageClassification", "ViTLayer", embedding=class_token("vit"), wrapper=True
+    ),
+    hf_case(
+        "deit", "deit", "DeiTModel", "DeiTLayer", prefix=2, queries=("cls", "distillation", "patches"), embedding=pooler
+    ),
     hf_case("dinov2", "dinov2", "Dinov2Model", "Dinov2Layer", embedding=pooler),
-    hf_case("dinov2-classifier", "dinov2", "Dinov2ForImageClassification", "Dinov2Layer", embedding=with_mean("dinov2", 1), wrapper=True),
-    hf_case("dinov2-registers", "dinov2", "Dinov2WithRegistersModel", "Dinov2WithRegistersLayer", **REGISTERS, embedding=pooler),
+    hf_case(
+        "dinov2-classifier",
+        "dinov2",
+        "Dinov2ForImageClassification",
+        "Dinov2Layer",
+        embedding=with_mean("dinov2", 1),
+        wrapper=True,
+    ),
+    hf_case(
+        "dinov2-registers",
+        "dinov2",
+        "Dinov2WithRegistersModel",
+        "Dinov2WithRegistersLayer",
+        **REGISTERS,
+        embedding=pooler,
+    ),
     hf_case("dinov3", "dinov3", "DINOv3ViTModel", "DINOv3ViTLayer", **REGISTERS, embedding=pooler),
     hf_case("beit", "beit", "BeitModel", "BeitLayer", use_relative_position_bias=True, embedding=pooler),
     hf_case("beit-shared", "beit", "BeitModel", "BeitLayer", use_shared_relative_position_bias=True, embedding=pooler),
@@ -495,12 +521,18 @@ def test_gradients_equal_those_through_eager_maps(case: Case, checkpointed: bool
         torch.testing.assert_close(got, loss, rtol=1e-5, atol=1e-5)
         # After the context, with the model's own graph in it: recomputation must not miss anything.
         (got + 0 * output.sum()).backward()
-        expected = {name: p.grad for name, p in other.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+        expected = {
+            name: p.grad for name, p in other.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0
+        }
         assert expected
         own = dict(model.named_parameters())
         for name, value in expected.items():
             torch.testing.assert_close(
-                own[name].grad, value, rtol=0, atol=3e-5 * max(1.0, float(value.abs().max())), msg=lambda m, n=name: f"{n}: {m}"
+                own[name].grad,
+                value,
+                rtol=0,
+                atol=3e-5 * max(1.0, float(value.abs().max())),
+                msg=lambda m, n=name: f"{n}: {m}",
             )
 
 
@@ -576,7 +608,7 @@ PADDING = torch.tensor([[1, 1, 1, 1, 0, 0, 0, 0], [1] * 8, [0, 0, 1, 1, 1, 1, 1,
 def text_model(name: str, **settings: Any) -> nn.Module:
     cls = getattr(transformers, name)
     torch.manual_seed(0)
-    model = cls(cls.config_class(**TEXT, **settings)).eval()
+    model = cls(cls.config_class(**(TEXT | settings))).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))
@@ -627,7 +659,7 @@ def test_text_encoders_with_their_masks(name, query, tokens, padding, implementa
 
 def test_a_text_encoder_needs_its_query_named() -> None:
     model = hf("CLIPModel")()
-    with pytest.raises(ObservationError, match="CLIPTextModel holds no vision .*query is named: `end_of_text`"):
+    with pytest.raises(ObservationError, match=r"CLIPTextModel holds no vision .*query is named: `end_of_text`"):
         observe(model.text_model)
     with pytest.raises(ObservationError, match="`clip_text` has no `cls`; it has end_of_text, last"):
         observe(model.text_model, query="cls")
@@ -669,7 +701,9 @@ def test_timm_models_that_cannot_be_observed_say_why() -> None:
 
 def test_open_clip_models_that_cannot_be_observed_say_why() -> None:
     needs("open_clip")
-    with pytest.raises(ObservationError, match="`visual` of CLIP cannot be observed: its block 0 attends by scaled cosine"):
+    with pytest.raises(
+        ObservationError, match="`visual` of CLIP cannot be observed: its block 0 attends by scaled cosine"
+    ):
         observe(open_clip_model(scaled_cosine_attn=True)())
 
 
@@ -715,7 +749,7 @@ def test_images_are_cut_into_patches_as_the_processor_does() -> None:
     pixels = torch.randn(2, 3, 12, 8)
     inputs = _inputs(model, pixels)
     for image, patches in zip(pixels, inputs["pixel_values"], strict=True):
-        expected = torch.from_numpy(convert_image_to_patches(image.permute(1, 2, 0).numpy(), 4))
+        expected = torch.from_numpy(convert_image_to_patches(image.numpy(), 4))
         torch.testing.assert_close(patches, expected, rtol=0, atol=0)
     assert inputs["spatial_shapes"].tolist() == [[3, 2], [3, 2]]
     with pytest.raises(ValueError, match="13 x 12 pixels cannot be cut"):

@@ -44,7 +44,7 @@ def image_embeddings(model: nn.Module, pixel_values: Tensor) -> Tensor:
     if hasattr(module, "encode_image"):
         return _first(module.encode_image(pixel_values))
     if hasattr(module, "forward_features") and hasattr(module, "forward_head"):
-        return cast(Tensor, module.forward_head(module.forward_features(pixel_values), pre_logits=True))
+        return _before_logits(_base(module), pixel_values)
     # These two are towers without classifier: what they put out is the embedding.
     if is_a(_base(module), "open_clip.VisionTransformer", "open_clip.TimmModel"):
         return _first(module(pixel_values))
@@ -72,6 +72,19 @@ def _first(output: Any) -> Tensor:
     return cast(Tensor, output[0] if isinstance(output, tuple) else output)
 
 
+def _before_logits(module: Any, pixel_values: Tensor) -> Tensor:
+    """``forward_head(forward_features(...), pre_logits=True)``, as one call of the module, which an observation sees."""
+    own = vars(module).get("forward")
+    module.forward = lambda pixels: module.forward_head(module.forward_features(pixels), pre_logits=True)
+    try:
+        return cast(Tensor, module(pixel_values))
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
+
+
 def _pooled(module: nn.Module, output: Any) -> Tensor:
     if isinstance(output, Tensor):
         return output
@@ -84,9 +97,7 @@ def _pooled(module: nn.Module, output: Any) -> Tensor:
     states = getattr(output, "last_hidden_state", None)
     if not isinstance(states, Tensor):
         raise _no_embedding(module)
-    without_class_token = is_a(
-        _base(module), "SiglipVisionModel", "Siglip2VisionModel", "SiglipModel", "Siglip2Model"
-    )
+    without_class_token = is_a(_base(module), "SiglipVisionModel", "Siglip2VisionModel", "SiglipModel", "Siglip2Model")
     return states.mean(1) if without_class_token else states[:, 0]
 
 

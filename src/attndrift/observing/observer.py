@@ -74,7 +74,8 @@ def observe(
     tower = find_tower(model, query)
     queries = tower.family.queries_of(tower.module)
     if isinstance(query, int) and not isinstance(query, bool):
-        name, wanted = f"token {query}", query
+        name = f"token {query}"
+        wanted: Query = query
     elif query is None or query in queries:
         name = next(iter(queries)) if query is None else str(query)
         wanted = queries[name]
@@ -273,9 +274,7 @@ class _Recorder:
             raise ObservationError(f"{name}: ran twice in one forward pass; which run is meant cannot be told")
         tokens = keys.shape[-2]
         if tokens <= self._skipped:
-            raise ObservationError(
-                f"{name}: saw {tokens} tokens, {self._skipped} of them no patches; no patch is left"
-            )
+            raise ObservationError(f"{name}: saw {tokens} tokens, {self._skipped} of them no patches; no patch is left")
         if isinstance(self._token, int) and not -query.shape[-2] <= self._token < query.shape[-2]:
             raise ObservationError(f"query: {name} has {query.shape[-2]} tokens, so there is no token {self._token}")
         mask = Mask(parts.get("bias"), bool(parts.get("causal")))

@@ -138,7 +138,7 @@ def _map_logits(queries: Tensor, keys: Tensor, scale: float, mask: Mask) -> Tens
     return logits
 
 
-def _mean(queries: Tensor, keys: Tensor, bias: Tensor | None, weights: Tensor | None, scale: float) -> Tensor:
+def _mean(queries: Tensor, keys: Tensor, bias: Tensor | None, weights: Tensor | None, *, scale: float) -> Tensor:
     logs = torch.log_softmax(_map_logits(queries, keys, scale, Mask(bias)), -1)
     # A mean of rows as a logarithm, finite where all of them round to 0.
     if weights is None:
@@ -164,7 +164,7 @@ class _MeanRow(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(queries, keys, bias, weights)
         ctx.scale = scale
-        return torch.cat([_mean(*part, scale) for part in _parts(queries, keys, bias, weights)])
+        return torch.cat([_mean(*part, scale=scale) for part in _parts(queries, keys, bias, weights)])
 
     @staticmethod
     @once_differentiable
@@ -182,7 +182,7 @@ class _MeanRow(torch.autograd.Function):
                 for tensor, need in zip(part[:3], needed, strict=True)
             ]
             with torch.enable_grad():
-                row = _mean(*inputs, part[3], ctx.scale)
+                row = _mean(*inputs, part[3], scale=ctx.scale)
             end = start + len(row)
             wanted = [tensor for tensor, need in zip(inputs, needed, strict=True) if need]
             values = iter(torch.autograd.grad(row, wanted, grads[0][start:end]))
@@ -207,7 +207,7 @@ def mean_logits(
         raise ValueError("a mean over patches of causal attention is not defined here")
     if not gradients:
         with torch.no_grad():
-            return torch.cat([_mean(*part, scale) for part in _parts(queries, keys, mask.bias, weights)])
+            return torch.cat([_mean(*part, scale=scale) for part in _parts(queries, keys, mask.bias, weights)])
     with without_checkpoint():
         return _MeanRow.apply(queries, keys, mask.bias, weights, scale)
 

@@ -58,7 +58,8 @@ class Pool:
     token: int = 0
 
 
-class Found(NamedTuple):
+@dataclass(frozen=True)
+class Found:
     """A query that is found in what the tower is given: one token an image (or text).
 
     ``index`` is (tower, positional arguments, keyword arguments) to token indices, int64 (images,).
@@ -67,7 +68,8 @@ class Found(NamedTuple):
     index: Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], Tensor]
 
 
-class MeanOfPatches(NamedTuple):
+@dataclass(frozen=True)
+class MeanOfPatches:
     """The mean of the rows of all patch queries, those of padding left out."""
 
 
@@ -120,7 +122,7 @@ class Family:
         return self.taps(attention) if callable(self.taps) else self.taps
 
 
-def is_a(module: nn.Module, *names: str) -> bool:
+def is_a(module: object, *names: str) -> bool:
     """Whether the module's class or one of its bases has one of the names; ``library.Name`` asks for the library too.
 
     By name along the bases: covers subclasses made at run time (FSDP), without importing a library.

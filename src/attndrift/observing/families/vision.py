@@ -137,7 +137,7 @@ DINOV2 = Family(
     blocks=blocks,
     taps=taps,
     scale=scale,
-    prefix_tokens=lambda tower: 1 + int(getattr(tower.config, "num_register_tokens", 0)),  # type: ignore[arg-type]
+    prefix_tokens=lambda tower: 1 + int(getattr(tower.config, "num_register_tokens", 0)),
     queries={"cls": 0, "patches": MeanOfPatches()},
 )
 
