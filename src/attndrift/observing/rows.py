@@ -182,7 +182,7 @@ class _MeanRow(torch.autograd.Function):
                 for tensor, need in zip(part[:3], needed, strict=True)
             ]
             with torch.enable_grad():
-                row = _mean(*inputs, part[3], scale=ctx.scale)
+                row = _mean(inputs[0], inputs[1], inputs[2], part[3], scale=ctx.scale)
             end = start + len(row)
             wanted = [tensor for tensor, need in zip(inputs, needed, strict=True) if need]
             values = iter(torch.autograd.grad(row, wanted, grads[0][start:end]))
