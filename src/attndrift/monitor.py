@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 from attndrift import metrics
 from attndrift.metrics import StructureAccumulator, StructureSummary
 from attndrift.observing import find_vision_tower, observe
+from attndrift.observing.embedding import image_embeddings as image_embeddings
 from attndrift.tables import STRUCTURE_METRICS
 
 if TYPE_CHECKING:
@@ -130,31 +131,6 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, flag in flags:
             module.training = flag
-
-
-def image_embeddings(model: nn.Module, pixel_values: Tensor) -> Tensor:
-    """Image embeddings of ``model``: (images, dimensions), not normalised.
-
-    A classifier of ours is asked for its ``embed``, a CLIP model for its image features (through its
-    projection), any other vision transformer for its pooled output.
-    """
-    module: Any = model
-    if hasattr(module, "embed"):
-        return cast(Tensor, module.embed(pixel_values))
-    if hasattr(module, "get_image_features"):
-        output = module.get_image_features(pixel_values=pixel_values)
-    else:
-        output = module(pixel_values=pixel_values)
-    if isinstance(output, Tensor):
-        return output
-    for name in ("image_embeds", "pooler_output"):
-        value = getattr(output, name, None)
-        if isinstance(value, Tensor):
-            return value
-    raise TypeError(
-        f"{type(model).__name__} yields no image embedding: give the model an `embed(pixel_values)` method, "
-        "or pass `embed=` to DriftMonitor"
-    )
 
 
 def take_snapshot(

@@ -15,24 +15,36 @@ _ROW_SUM_TOLERANCE = 1e-4
 
 
 class Observation:
-    """Attention of the class token in the last forward pass through the vision tower.
+    """Attention of the class token, or of another query, in the last forward pass through the tower.
 
     Every forward overwrites the one before; the last one stays readable after the context has closed.
     Half-precision models are seen in float32, float64 ones in float64. Attention is that before
     attention dropout, which is what the softmax of the layer's queries and keys gives.
 
     Attributes:
-        layers: names of the attention modules inside the observed model, from input to output.
+        layers: names of the attention modules inside the observed model, from input to output. A query of
+            its own head (``probe``) has that head's attention alone.
+        blocks: names of the blocks whose hidden states are kept, from input to output.
         family: name of the tower's family.
-        query: name of the query that is observed.
-        prefix_tokens: class and register tokens, which precede the patches.
+        query: name of the query that is observed: ``cls``, ``probe`` (of an attention pooling head),
+            ``patches`` (the mean of the attention of all patches), ... or ``token 3``.
+        prefix_tokens: class and register tokens, which precede the patches; 0 in a text encoder.
         forwards: completed forward passes so far.
     """
 
     def __init__(
-        self, *, layers: list[str], family: str, query: str, prefix_tokens: int, hidden: bool, full_maps: bool
+        self,
+        *,
+        layers: list[str],
+        blocks: list[str],
+        family: str,
+        query: str,
+        prefix_tokens: int,
+        hidden: bool,
+        full_maps: bool,
     ) -> None:
         self.layers = layers
+        self.blocks = blocks
         self.family = family
         self.query = query
         self.prefix_tokens = prefix_tokens
@@ -66,9 +78,9 @@ class Observation:
 
     @property
     def attention(self) -> list[Tensor]:
-        """Per layer (images, heads, N): attention of the class token to the patches, summing to 1.
+        """Per layer (images, heads, N): attention of the query to the patches, summing to 1.
 
-        The softmax over the patch logits alone. The first reading after a forward checks that every row
+        The softmax over the patch logits alone; of a text encoder, over all tokens. What a mask hides gets 0. The first reading after a forward checks that every row
         sums to 1 (one synchronisation on an accelerator).
 
         Raises ObservationError before the first forward, after one that did not finish, or for rows that
@@ -80,7 +92,7 @@ class Observation:
     def log_attention(self) -> list[Tensor]:
         """Per layer (images, heads, N): logarithm of :attr:`attention` in nats, from log-softmax.
 
-        Finite where the attention itself is rounded to 0. Raises as :attr:`attention` does.
+        Finite where the attention itself is rounded to 0, also where a mask hides a token (-1e30). Raises as :attr:`attention` does.
         """
         return self._rows("log_attention")
 
@@ -88,8 +100,8 @@ class Observation:
     def cls_mass(self) -> list[Tensor]:
         """Per layer (images, heads), in [0, 1]: the attention that renormalising dropped.
 
-        That is the attention of the class token to itself (and to registers). Raises as
-        :attr:`attention` does.
+        That is the attention of the class token to itself (and to registers); 0 for a family without tokens
+        before its patches, where nothing is dropped. Raises as :attr:`attention` does.
         """
         return self._rows("cls_mass")
 
@@ -106,7 +118,12 @@ class Observation:
         with torch.inference_mode(False), torch.set_grad_enabled(self._gradients):
             logs = [torch.log_softmax(logits[..., prefix:], -1) for logits in self._logits]
             attention = [log.exp() for log in logs]
-            mass = [torch.exp(logits[..., :prefix].logsumexp(-1) - logits.logsumexp(-1)) for logits in self._logits]
+            mass = [
+                torch.exp(logits[..., :prefix].logsumexp(-1) - logits.logsumexp(-1))
+                if prefix
+                else logits.new_zeros(logits.shape[:-1])
+                for logits in self._logits
+            ]
         with torch.no_grad():
             worst = torch.stack([(a.sum(-1) - 1).abs().amax().to(attention[0].device) for a in attention])
             deviations = worst.tolist()
@@ -121,7 +138,9 @@ class Observation:
 
     @property
     def cls_hidden(self) -> list[Tensor]:
-        """Per block 1..L (images, width): the class token's hidden state after the block.
+        """Per block 1..L (images, width): the query token's hidden state after the block.
+
+        For ``patches`` and ``probe``, which are no token of the blocks, the mean over the patches.
 
         Needs ``observe(..., hidden=True)``; raises ObservationError without, and before the first forward.
         """
@@ -133,6 +152,8 @@ class Observation:
     @property
     def full_maps(self) -> FullMaps:
         """Full maps, (images, heads, T, T) a layer, computed when a layer is indexed; without gradients.
+
+        Of a pooling head: (images, heads, queries, T).
 
         Needs ``observe(..., full_maps=True)``, which keeps every layer's queries and keys, (images, T, width)
         each; raises ObservationError without, and before the first forward.
@@ -147,9 +168,12 @@ class Observation:
     def rollout(self, *, residual: float = 0.5, images: int | None = None) -> Tensor:
         """Attention rollout to the patches, (images, N), a few images at a time.
 
-        See :func:`attndrift.metrics.rollout`. Needs ``observe(..., full_maps=True)``. ``images`` is how many
-        images are worked on at once; by default as many as keep one layer's maps near 64 MB.
+        See :func:`attndrift.metrics.rollout`. Needs ``observe(..., full_maps=True)`` and a class token whose
+        attention is followed, otherwise raises ObservationError. ``images`` is how many images are worked on
+        at once; by default as many as keep one layer's maps near 64 MB.
         """
+        if not self.prefix_tokens or self.query in ("probe", "patches"):
+            raise ObservationError(f"rollout follows the class token; it is not there for the query `{self.query}`")
         parts = [
             rollout(maps, residual=residual, prefix_tokens=self.prefix_tokens, check=False)
             for maps in self.full_maps.chunks(images)

@@ -1,4 +1,4 @@
-"""Observing: temporary hooks on a vision transformer that leave the model as it was.
+"""Observing: temporary hooks on a transformer that leave the model as it was.
 
 The queries and keys are read at the outputs of the layers' own projections (the outermost ones, so
 adapters count), and one row q_cls K^T is computed beside the model's attention, which stays what it is:
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,9 +18,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from attndrift.observing.errors import ObservationError
-from attndrift.observing.families import VisionTower, find_vision_tower
+from attndrift.observing.families import Found, MeanOfPatches, Pool, Query, Tap, VisionTower, find_tower
 from attndrift.observing.observation import Observation
-from attndrift.observing.rows import FullMaps, row_logits
+from attndrift.observing.rows import FullMaps, Mask, masked_row, mean_logits, pick, row_logits, without_checkpoint
 
 
 def observe(
@@ -28,7 +29,7 @@ def observe(
     gradients: bool = False,
     hidden: bool = False,
     full_maps: bool = False,
-    query: str | None = None,
+    query: str | int | None = None,
 ) -> AbstractContextManager[Observation]:
     """See the class token's attention in every forward pass inside the context.
 
@@ -44,13 +45,23 @@ def observe(
     come after the context has closed (each checkpointed layer's keys then stay in memory until it has).
     Contexts may be nested. Leaving, also by an exception, removes every hook.
 
+    A model without class token is seen through another query: the probe of its attention pooling head
+    (SigLIP), whose one layer is then observed, or the mean over all patches in every block. A text encoder
+    (CLIP's and SigLIP's text towers, BERT) is observed where the query is named, its masks honoured::
+
+        with observe(clip.text_model, query="end_of_text") as observation: ...
+
     Args:
-        model: a model that holds one vision transformer (see :func:`find_vision_tower`).
+        model: a model that holds one vision transformer (see :func:`find_vision_tower`), or with a named
+            query one text encoder and no vision transformer.
         gradients: make the values part of the autograd graph; otherwise they are detached and no graph is
             kept. A forward under ``torch.no_grad`` still gives values without gradients.
         hidden: also keep the class token's hidden state after every block.
         full_maps: also keep every layer's queries and keys, for full maps and rollout; without gradients.
-        query: whose attention; None for the family's default (``cls``).
+        query: whose attention; None for the default: ``probe`` where a pooling head makes the image
+            embedding, else ``cls`` where there is a class token, else ``patches``, the mean of the attention
+            of all patches. A number is the index of a token, from the end where negative.
+            :attr:`Observation.query` says which it is.
 
     Returns:
         A context manager that gives an :class:`Observation`.
@@ -60,19 +71,27 @@ def observe(
             where a layer was not seen exactly once, the model was changed since the context was
             entered, or reentrant checkpointing cuts the gradients that were asked for.
     """
-    tower = find_vision_tower(model)
-    if query is not None and query not in tower.family.queries:
-        known = ", ".join(tower.family.queries)
-        raise ObservationError(f"query: the family `{tower.family.name}` has no `{query}`; it has {known}")
-    token = next(iter(tower.family.queries)) if query is None else query
-    return _observing(tower, token, gradients=gradients, hidden=hidden, full_maps=full_maps)
+    tower = find_tower(model, query)
+    queries = tower.family.queries_of(tower.module)
+    if isinstance(query, int) and not isinstance(query, bool):
+        name = f"token {query}"
+        wanted: Query = query
+    elif query is None or query in queries:
+        name = next(iter(queries)) if query is None else str(query)
+        wanted = queries[name]
+    else:
+        known = ", ".join(queries)
+        raise ObservationError(
+            f"query: the family `{tower.family.name}` has no `{query}`; it has {known}, or the index of a token"
+        )
+    return _observing(tower, name, wanted, gradients=gradients, hidden=hidden, full_maps=full_maps)
 
 
 @contextmanager
 def _observing(
-    tower: VisionTower, query: str, *, gradients: bool, hidden: bool, full_maps: bool
+    tower: VisionTower, name: str, query: Query, *, gradients: bool, hidden: bool, full_maps: bool
 ) -> Iterator[Observation]:
-    recorder = _Recorder(tower, query, gradients=gradients, hidden=hidden, full_maps=full_maps)
+    recorder = _Recorder(tower, name, query, gradients=gradients, hidden=hidden, full_maps=full_maps)
     try:
         recorder.attach()
         yield recorder.observation
@@ -92,22 +111,50 @@ def _submodule(module: nn.Module, path: str) -> nn.Module | None:
         return None
 
 
+@dataclass
+class _Layer:
+    """One attention module that is observed."""
+
+    path: str
+    attention: nn.Module
+    taps: tuple[Tap, ...]
+
+
 class _Recorder:
     """The hooks of one context, and what they have collected of the forward that is under way."""
 
-    def __init__(self, tower: VisionTower, query: str, *, gradients: bool, hidden: bool, full_maps: bool) -> None:
-        self._family = tower.family
-        self._tower = tower.module
+    def __init__(
+        self, tower: VisionTower, name: str, query: Query, *, gradients: bool, hidden: bool, full_maps: bool
+    ) -> None:
+        family = self._family = tower.family
+        module = self._tower = tower.module
         self._gradients, self._hidden_asked, self._maps_asked = gradients, hidden, full_maps
-        self._token = tower.family.queries[query]
-        self._prefix = tower.family.prefix_tokens(tower.module)
-        self._blocks = tower.family.blocks(tower.module)
+        self._query = query
+        # Where the query's row is: the same token of every image, one for each image, or the mean (None).
+        self._token: int | Tensor | None = query if isinstance(query, int) else None
+        self._weights: Tensor | None = None
+        self._skipped = self._prefix = family.prefix_tokens(module)
+        self._blocks = family.blocks(module)
+        self._batch_first = family.batch_first(module)
+        self._rotate = family.rotate
+        self._scale = family.scale
+        if isinstance(query, Pool):
+            attention = module.get_submodule(query.attention_path)
+            self._layers = [_Layer(query.attention_path, attention, query.taps)]
+            self._token, self._skipped = query.token, query.prefix_tokens
+            self._rotate, self._scale = None, query.scale
+        else:
+            self._layers = []
+            for block in self._blocks:
+                attention = module.get_submodule(block.attention_path)
+                self._layers.append(_Layer(block.attention_path, attention, family.taps_of(attention)))
         within = f"{tower.name}." if tower.name else ""
         self.observation = Observation(
-            layers=[within + block.attention_path for block in self._blocks],
-            family=tower.family.name,
-            query=query,
-            prefix_tokens=self._prefix,
+            layers=[within + layer.path for layer in self._layers],
+            blocks=[within + block.path for block in self._blocks],
+            family=family.name,
+            query=name,
+            prefix_tokens=self._skipped,
             hidden=hidden,
             full_maps=full_maps,
         )
@@ -118,25 +165,41 @@ class _Recorder:
         self._reset()
 
     def _reset(self) -> None:
-        count = len(self._blocks)
-        self._parts: list[dict[str, Tensor]] = [{} for _ in range(count)]
+        count = len(self._layers)
+        self._parts: list[dict[str, Any]] = [{} for _ in range(count)]
         self._logits: list[Tensor | None] = [None] * count
-        self._hidden: list[Tensor | None] = [None] * count
+        self._hidden: list[Tensor | None] = [None] * len(self._blocks)
         self._queries: list[Tensor | None] = [None] * count
         self._keys: list[Tensor | None] = [None] * count
+        self._masks: list[Mask] = [Mask()] * count
+        self._weights = None
 
     def attach(self) -> None:
         tower = self._tower
         add = self._handles.append
-        add(tower.register_forward_pre_hook(self._start))
-        for layer, block in enumerate(self._blocks):
-            attention = tower.get_submodule(block.attention_path)
-            for tap in self._family.taps:
+        if isinstance(self._query, Found) or self._family.valid is not None:
+            add(tower.register_forward_pre_hook(self._start, with_kwargs=True))
+        else:
+            add(tower.register_forward_pre_hook(self._start))
+        for index, layer in enumerate(self._layers):
+            name, attention = self.observation.layers[index], layer.attention
+            for tap in layer.taps:
                 module = attention.get_submodule(tap.path)
-                add(module.register_forward_hook(partial(self._tap, layer, attention, tap.read)))
-                self._tapped.append((self.observation.layers[layer], attention, tap.path, module))
-            if self._hidden_asked:
-                add(tower.get_submodule(block.path).register_forward_hook(partial(self._block, layer)))
+                if tap.at == "output":
+                    add(module.register_forward_hook(partial(self._output, index, attention, tap.read)))
+                else:
+                    add(
+                        module.register_forward_pre_hook(
+                            partial(self._input, index, attention, tap.read), with_kwargs=True
+                        )
+                    )
+                if tap.path:
+                    self._tapped.append((f"{name}.{tap.path}", attention, tap.path, module))
+                else:
+                    self._tapped.append((name, tower, layer.path, module))
+        if self._hidden_asked:
+            for index, block in enumerate(self._blocks):
+                add(tower.get_submodule(block.path).register_forward_hook(partial(self._block, index)))
         add(tower.register_forward_hook(self._end, always_call=True))
 
     def detach(self) -> None:
@@ -146,7 +209,7 @@ class _Recorder:
         self._recording = False
         self._reset()
 
-    def _start(self, tower: nn.Module, _: Any) -> None:
+    def _start(self, tower: nn.Module, args: Any, kwargs: Any = None) -> None:
         if not self._handles or _in_backward():
             return
         if tower is not self._tower:
@@ -158,50 +221,113 @@ class _Recorder:
         self._recording = True
         self._grad_enabled = torch.is_grad_enabled()
         self.observation._clear("the last forward pass did not finish, so there is no attention to read")
-        for name, attention, path, module in self._tapped:
-            if _submodule(attention, path) is not module:
+        for name, parent, path, module in self._tapped:
+            if _submodule(parent, path) is not module:
                 raise ObservationError(
-                    f"{name}.{path}: was replaced after observing began (adapters added or removed?); "
+                    f"{name}: was replaced after observing began (adapters added or removed?); "
                     "leave the context, change the model, and observe it again"
                 )
+        if isinstance(self._query, Found):
+            self._token = self._query.index(tower, args, kwargs)
+        elif isinstance(self._query, MeanOfPatches | Pool) and self._family.valid is not None:
+            valid = self._family.valid(tower, args, kwargs)
+            if valid is not None:
+                self._weights = valid / valid.sum(-1, keepdim=True)
 
-    def _tap(self, layer: int, attention: nn.Module, read: Any, module: nn.Module, args: Any, output: Any) -> None:
-        if not self._recording or _in_backward():
-            return
-        name = self.observation.layers[layer]
+    def _aside(self) -> AbstractContextManager[Any]:
+        """What is computed inside belongs to the observation, and to its graph only where gradients are asked for."""
+        return without_checkpoint() if self._gradients else torch.no_grad()
+
+    def _check_gradients(self, layer: int) -> None:
         if self._gradients and self._grad_enabled and not torch.is_grad_enabled():
             raise ObservationError(
-                f"{name}: runs without gradients inside a forward that has them, as under reentrant gradient "
-                "checkpointing, so attention cannot carry gradients; pass "
+                f"{self.observation.layers[layer]}: runs without gradients inside a forward that has them, as under "
+                "reentrant gradient checkpointing, so attention cannot carry gradients; pass "
                 "gradient_checkpointing_kwargs={'use_reentrant': False}, or observe with gradients=False"
             )
+
+    def _input(self, layer: int, attention: nn.Module, read: Any, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if not self._recording or _in_backward():
+            return
+        self._check_gradients(layer)
+        with self._aside():
+            parts = read(attention, args, kwargs)
+        self._parts[layer].update(parts)
+        self._see(layer, attention)
+
+    def _output(self, layer: int, attention: nn.Module, read: Any, module: nn.Module, args: Any, output: Any) -> None:
+        if not self._recording or _in_backward():
+            return
+        self._check_gradients(layer)
+        self._parts[layer].update(read(attention, args, output))
+        self._see(layer, attention)
+
+    def _see(self, layer: int, attention: nn.Module) -> None:
+        """Compute the layer's row once its query and key are there."""
         parts = self._parts[layer]
-        parts.update(read(attention, args, output))
         if "query" not in parts or "key" not in parts:
             return
+        self._parts[layer] = {}
+        name = self.observation.layers[layer]
         query, keys = parts["query"], parts["key"]
-        parts.clear()
         if self._logits[layer] is not None:
             raise ObservationError(f"{name}: ran twice in one forward pass; which run is meant cannot be told")
-        if keys.shape[-2] <= self._prefix:
-            raise ObservationError(
-                f"{name}: saw {keys.shape[-2]} tokens, {self._prefix} of them no patches; no patch is left"
+        tokens = keys.shape[-2]
+        if tokens <= self._skipped:
+            raise ObservationError(f"{name}: saw {tokens} tokens, {self._skipped} of them no patches; no patch is left")
+        if isinstance(self._token, int) and not -query.shape[-2] <= self._token < query.shape[-2]:
+            raise ObservationError(f"query: {name} has {query.shape[-2]} tokens, so there is no token {self._token}")
+        mask = Mask(parts.get("bias"), bool(parts.get("causal")))
+        scale = self._scale(attention)
+        project = parts.get("project")
+        if self._rotate is not None:
+            with self._aside():
+                keys = self._rotate(keys, parts.get("position"))
+                # A token of the prefix is not turned.
+                if self._maps_asked or not (isinstance(self._token, int) and 0 <= self._token < self._prefix):
+                    query = self._rotate(query, parts.get("position"))
+        if project is not None and (self._maps_asked or self._token is None):
+            with self._aside():
+                query, project = project(query), None
+        if self._token is None:
+            weights = None if self._weights is None else self._weights[:, self._skipped :]
+            patches = slice(self._skipped, None)
+            self._logits[layer] = mean_logits(
+                query[:, :, patches], keys, scale, mask.tokens(patches), weights, gradients=self._gradients
             )
-        scale = self._family.scale(attention)
-        self._logits[layer] = row_logits(query[:, :, self._token], keys, scale, gradients=self._gradients)
+        else:
+            row = pick(query, self._token)
+            if project is not None:
+                with self._aside():
+                    row = project(row.unsqueeze(2)).squeeze(2)
+            logits = row_logits(row, keys, scale, gradients=self._gradients)
+            if mask.bias is not None or mask.causal:
+                with self._aside():
+                    logits = masked_row(logits, mask, self._token)
+            self._logits[layer] = logits
         if self._maps_asked:
             self._queries[layer], self._keys[layer] = query.detach(), keys.detach()
+            self._masks[layer] = mask if mask.bias is None else mask._replace(bias=mask.bias.detach())
 
-    def _block(self, layer: int, module: nn.Module, args: Any, output: Any) -> None:
+    def _block(self, index: int, module: nn.Module, args: Any, output: Any) -> None:
         if not self._recording or _in_backward():
             return
         states: Tensor = output if isinstance(output, Tensor) else output[0]
-        row = states[:, self._token]
-        if not self._gradients:
-            row = row.detach()
-        precision = torch.float64 if row.dtype == torch.float64 else torch.float32
-        # A copy, as a view would keep the states of all tokens alive.
-        self._hidden[layer] = row.to(precision, copy=True)
+        if not self._batch_first:
+            states = states.transpose(0, 1)
+        precision = torch.float64 if states.dtype == torch.float64 else torch.float32
+        with self._aside():
+            if self._token is None or isinstance(self._query, Pool):
+                patches = states[:, self._prefix :]
+                if self._weights is None:
+                    row = patches.mean(1, dtype=precision)
+                else:
+                    weights = self._weights[:, self._prefix :, None].to(precision)
+                    row = (patches.to(precision) * weights).sum(1)
+            else:
+                # A copy, as a view would keep the states of all tokens alive.
+                row = pick(states.unsqueeze(1), self._token).squeeze(1).to(precision, copy=True)
+        self._hidden[index] = row
 
     def _end(self, tower: nn.Module, args: Any, output: Any) -> None:
         if not self._recording or _in_backward():
@@ -211,11 +337,11 @@ class _Recorder:
         if output is None:
             self._reset()
             return
-        wanted = [("attention", self._logits)]
+        wanted = [("attention", self.observation.layers, self._logits)]
         if self._hidden_asked:
-            wanted.append(("hidden state", self._hidden))
-        for what, values in wanted:
-            missing = [n for n, value in zip(self.observation.layers, values, strict=True) if value is None]
+            wanted.append(("hidden state", self.observation.blocks, self._hidden))
+        for what, names, values in wanted:
+            missing = [n for n, value in zip(names, values, strict=True) if value is None]
             if missing:
                 self._reset()
                 message = (
@@ -227,11 +353,11 @@ class _Recorder:
                 raise ObservationError(message)
         maps = None
         if self._maps_asked:
-            attentions = [self._tower.get_submodule(block.attention_path) for block in self._blocks]
             maps = FullMaps(
                 [query for query in self._queries if query is not None],
                 [keys for keys in self._keys if keys is not None],
-                [self._family.scale(attention) for attention in attentions],
+                [self._scale(layer.attention) for layer in self._layers],
+                self._masks,
             )
         self.observation._fill(
             [logits for logits in self._logits if logits is not None],

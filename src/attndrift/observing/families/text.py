@@ -1,0 +1,64 @@
+"""Text encoders of ``transformers``, observed where their query is named."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from attndrift.observing.errors import ObservationError
+from attndrift.observing.families.family import Family, Found
+from attndrift.observing.families.taps import scale
+from attndrift.observing.families.vision import blocks, recognises, taps
+
+
+def _end_of_text(tower: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    ids = kwargs.get("input_ids", args[0] if args else None)
+    if not isinstance(ids, Tensor):
+        raise ObservationError("query: the end of a text is found in `input_ids`, which the text tower was not given")
+    ids = ids.view(-1, ids.shape[-1])
+    end: Any = getattr(tower, "eos_token_id", None)
+    # The rule of CLIPTextModel: old configurations say 2, and their end of text is the highest number.
+    return ids.int().argmax(-1) if end is None or end == 2 else (ids == end).int().argmax(-1)
+
+
+CLIP_TEXT = Family(
+    name="clip_text",
+    models="CLIP's text tower (CLIPTextModel)",
+    recognises=recognises("CLIPTextModel", "CLIPTextTransformer"),
+    blocks=blocks,
+    taps=taps,
+    scale=scale,
+    prefix_tokens=lambda tower: 0,
+    queries={"end_of_text": Found(_end_of_text), "last": -1},
+)
+
+SIGLIP_TEXT = Family(
+    name="siglip_text",
+    models="SigLIP's text towers (SiglipTextModel, Siglip2TextModel)",
+    recognises=recognises("SiglipTextModel", "SiglipTextTransformer", "Siglip2TextModel", "Siglip2TextTransformer"),
+    blocks=blocks,
+    taps=taps,
+    scale=scale,
+    prefix_tokens=lambda tower: 0,
+    queries={"last": -1},
+)
+
+BERT = Family(
+    name="bert",
+    models="BERT-like encoders (BertModel, RobertaModel)",
+    recognises=recognises("BertModel", "RobertaModel"),
+    blocks=blocks,
+    taps=taps,
+    scale=scale,
+    prefix_tokens=lambda tower: 0,
+    queries={"cls": 0, "last": -1},
+    refuses=lambda tower: (
+        "its decoder form, with cross-attention or a cache, cannot be observed"
+        if getattr(getattr(tower, "config", None), "is_decoder", False)
+        else None
+    ),
+)
+
+TEXT_FAMILIES = (CLIP_TEXT, SIGLIP_TEXT, BERT)
