@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -175,6 +175,20 @@ class StructureAccumulator:
         if self._check and not bool(((stack >= 0) & (stack <= 1 + 1e-6)).all()):
             raise ValueError("cls_mass: must lie in 0..1 (NaN is not allowed)")
         return list(stack.sum(1, dtype=wide_dtype(stack)).unbind(0))
+
+    def combine(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Replace every sum over images, and their number, by ``total`` of it.
+
+        With ``total`` the sum over processes, :meth:`compute` then gives the means over the images of all of them.
+        Raises ValueError before the first batch.
+        """
+        if self._images == 0:
+            raise ValueError("no batch was added yet: call update before combine")
+        self._images = int(total(torch.tensor(self._images)))
+        self._sums = {name: list(total(torch.stack(sums)).unbind(0)) for name, sums in self._sums.items()}
+        self._maps = [total(summed) for summed in self._maps]
+        if self._mass is not None:
+            self._mass = list(total(torch.stack(self._mass)).unbind(0))
 
     def compute(self) -> StructureSummary:
         """The means over all images so far; more batches may follow.

@@ -1,0 +1,164 @@
+"""Two states of a model on the same images, and what has changed between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attndrift import metrics
+from attndrift.metrics import StructureSummary
+from attndrift.tables import STRUCTURE_METRICS
+
+
+class DivergedError(RuntimeError):
+    """Training left the finite numbers: the loss, or a measured quantity, is not finite."""
+
+
+WATCHABLE = (
+    *STRUCTURE_METRICS,
+    *(f"{name}_change_pct" for name in STRUCTURE_METRICS),
+    "entropy_last_layer_change_pct",
+    "cka_mean",
+    "cka_last",
+    "cka_debiased_mean",
+    "embedding_drift",
+    "embedding_distance",
+    "weight_drift",
+    "projection_drift",
+)
+"""The quantities of a :class:`Drift` that are one number, by name."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state of a model on the probe set.
+
+    Attributes:
+        structure: structural metrics per layer and head.
+        hidden: CLS hidden state after each block, float32 (layers, images, width).
+        embeddings: image embeddings as the model yields them, float32 (images, dimensions).
+    """
+
+    structure: StructureSummary
+    hidden: Tensor
+    embeddings: Tensor
+
+
+@dataclass(frozen=True)
+class Drift:
+    """What has changed between two snapshots, and how far the weights have moved.
+
+    Attributes:
+        structure: structural metrics of the current state.
+        change_pct: relative change of the layer mean of each structural metric, percent.
+        layer_change_pct: the same per layer, (layers,) each.
+        cka, cka_debiased: linear CKA per block, (layers,); 1 is the pretrained representation.
+        embedding_drift: 1 - mean cosine of the image embeddings.
+        embedding_distance: mean L2 distance of the embeddings over the mean norm of the pretrained ones.
+        weight_drift, projection_drift: norm(dW)/norm(W0); None where no reference weights were given.
+    """
+
+    structure: StructureSummary
+    change_pct: dict[str, float | None]
+    layer_change_pct: dict[str, Tensor]
+    cka: Tensor
+    cka_debiased: Tensor
+    embedding_drift: float
+    embedding_distance: float
+    weight_drift: float | None
+    projection_drift: float | None
+
+    def row(self) -> dict[str, float | None]:
+        """The measured columns of the table ``history``."""
+        row: dict[str, float | None] = {name: self.structure.mean(name) for name in STRUCTURE_METRICS}
+        row |= {f"{name}_change_pct": self.change_pct[name] for name in STRUCTURE_METRICS}
+        row["entropy_last_layer_change_pct"] = float(self.layer_change_pct["entropy"][-1])
+        row |= {"cka_mean": float(self.cka.mean()), "cka_last": float(self.cka[-1])}
+        row |= {"embedding_drift": self.embedding_drift, "weight_drift": self.weight_drift}
+        return row
+
+    def values(self) -> dict[str, float | None]:
+        """Everything that an alert may name (:data:`WATCHABLE`); None where it was not measured."""
+        row: dict[str, float | None] = self.row()
+        row["cka_debiased_mean"] = float(self.cka_debiased.mean())
+        row["embedding_distance"] = self.embedding_distance
+        row["projection_drift"] = self.projection_drift
+        return row
+
+    def layers(self) -> dict[str, Any]:
+        """Values per layer, and per layer and head, for the table ``layers`` (nested lists, layers first)."""
+        values: dict[str, Any] = {}
+        for name in (*STRUCTURE_METRICS, "cls_mass"):
+            per_head = getattr(self.structure, name)
+            if per_head is not None:
+                values[name] = {"layer": per_head.mean(1).tolist(), "head": per_head.tolist()}
+        values["cka"] = {"layer": self.cka.tolist()}
+        values["cka_debiased"] = {"layer": self.cka_debiased.tolist()}
+        return values
+
+    def scalars(self) -> dict[str, float]:
+        """Flat names for a tracker: means, and every metric per layer."""
+        flat = {f"drift/{name}": value for name, value in self.row().items() if value is not None}
+        for name in STRUCTURE_METRICS:
+            for layer, value in enumerate(self.structure.layers(name).tolist(), 1):
+                flat[f"drift_{name}/layer_{layer:02d}"] = value
+        for layer, value in enumerate(self.cka.tolist(), 1):
+            flat[f"drift_cka/layer_{layer:02d}"] = value
+        return flat
+
+    def line(self) -> str:
+        """One readable line."""
+        change = self.change_pct["entropy"]
+        parts = [
+            f"entropy {self.structure.mean('entropy'):.3f} nats" + ("" if change is None else f" ({change:+.2f}%)"),
+            f"last block {float(self.layer_change_pct['entropy'][-1]):+.2f}%",
+            f"CKA {float(self.cka.mean()):.3f}",
+            f"embeddings {self.embedding_drift:.4f}",
+        ]
+        if self.weight_drift is not None:
+            parts.append(f"weights {self.weight_drift:.5f}")
+        return ", ".join(parts)
+
+
+def relative_change_pct(value: float, baseline: float) -> float | None:
+    """100 (M - M0) / M0; None where the baseline is 0 and the change has no scale."""
+    return None if baseline == 0 else 100.0 * (value - baseline) / baseline
+
+
+def compare_snapshots(
+    reference: Snapshot,
+    current: Snapshot,
+    *,
+    weight_drift: float | None = None,
+    projection_drift: float | None = None,
+) -> Drift:
+    """The drift from ``reference`` to ``current``. Both must have been taken on the same images."""
+    if reference.embeddings.shape != current.embeddings.shape or reference.hidden.shape != current.hidden.shape:
+        raise ValueError(
+            f"the snapshots do not belong together: {tuple(reference.hidden.shape)} and "
+            f"{tuple(current.hidden.shape)} hidden states (layers, images, width)"
+        )
+    change: dict[str, float | None] = {}
+    layer_change: dict[str, Tensor] = {}
+    for name in STRUCTURE_METRICS:
+        change[name] = relative_change_pct(current.structure.mean(name), reference.structure.mean(name))
+        before, after = reference.structure.layers(name), current.structure.layers(name)
+        layer_change[name] = 100.0 * (after - before) / before
+    pairs = list(zip(reference.hidden, current.hidden, strict=True))
+    cka = torch.stack([metrics.linear_cka(before, after) for before, after in pairs])
+    debiased = torch.stack([metrics.linear_cka(before, after, debiased=True) for before, after in pairs])
+    distance = (current.embeddings - reference.embeddings).double().norm(dim=1).mean()
+    return Drift(
+        structure=current.structure,
+        change_pct=change,
+        layer_change_pct=layer_change,
+        cka=cka,
+        cka_debiased=debiased,
+        embedding_drift=float(metrics.embedding_drift(reference.embeddings, current.embeddings)),
+        embedding_distance=float(distance / reference.embeddings.double().norm(dim=1).mean()),
+        weight_drift=weight_drift,
+        projection_drift=projection_drift,
+    )

@@ -1,0 +1,141 @@
+"""The monitor: a model against a reference state on a fixed probe set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from torch import Tensor, nn
+
+from attndrift import metrics
+from attndrift.monitor.drift import Drift, Snapshot, compare_snapshots
+from attndrift.monitor.processes import Processes
+from attndrift.monitor.snapshot import take_snapshot
+from attndrift.monitor.undisturbed import unwrapped
+from attndrift.monitor.weights import bare, bare_parameters, live_parameters
+from attndrift.observing import find_vision_tower
+
+Batches = Callable[[], Iterable[Tensor]]
+"""Called at each measurement; yields the normalised probe images, float (images, 3, height, width)."""
+
+WeightDrift = Callable[[], tuple[float | None, float | None]]
+"""Returns the weight drift of the vision transformer and of its projection."""
+
+
+class DriftMonitor:
+    """Measures a model against a reference state on a fixed probe set, whenever it is called.
+
+    ::
+
+        monitor = DriftMonitor(model, probe_images)
+        ...                                     # any training
+        print(monitor.measure().line())
+
+    Nothing of the model or of the training is touched: parameters, gradients, training flags and the random
+    states stay as they are. Works with ``peft`` adapters, frozen parts, gradient checkpointing, ``torch.compile``
+    and ``autocast``, whose precision is left aside: a measurement runs in that of the weights.
+
+    Where ``torch.distributed`` is initialised, every process must measure; each takes its share of the images
+    and all get the same result, that of one process alone.
+
+    Args:
+        model: any module with one vision transformer inside that :func:`attndrift.observe` can see into.
+        probe: the probe images, one tensor (images, 3, height, width) or a callable that yields batches, the
+            same ones at each call (and in each process).
+        reference: the state to measure against: a :class:`Snapshot` of the same images, or a model. By default
+            the model as it is now, without its ``peft`` adapters: the bare model.
+        embed: images to embeddings, of the live model; by default as the model's family has it.
+        weight_drift: returns (vision transformer, projection) drift; by default the parameters of the vision
+            tower, and of a module called ``visual_projection`` if there is one, against the reference model's
+            (the present bare ones where ``reference`` is a snapshot). Takes a copy of them.
+        batch_size: images a forward pass, where ``probe`` is one tensor.
+        distributed: False measures in this process alone whatever process group there is.
+
+    Raises:
+        ObservationError: a model that cannot be observed.
+        ValueError: merged adapters, sharded parameters, an empty probe set, or a reference of another shape.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        probe: Tensor | Batches,
+        *,
+        reference: Snapshot | nn.Module | None = None,
+        embed: Callable[[Tensor], Tensor] | None = None,
+        weight_drift: WeightDrift | None = None,
+        batch_size: int = 200,
+        distributed: bool = True,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        self.model = unwrapped(model)
+        self.processes = Processes.current() if distributed else Processes()
+        self._embed = embed
+        _refuse_sharded(self.model)
+        if isinstance(probe, Tensor):
+            images, size = probe, batch_size * self.processes.count
+            self._batches: Batches = lambda: images.split(size)
+        else:
+            self._batches = probe
+        origin = self.model
+        if isinstance(reference, nn.Module):
+            if embed is not None:
+                raise ValueError("embed belongs to the live model: with it, give the reference as a Snapshot")
+            origin = unwrapped(reference)
+            reference = take_snapshot(origin, self._batches(), processes=self.processes)
+            values: Callable[[nn.Module], dict[str, Tensor]] = _computed_parameters
+        else:
+            values = bare_parameters
+        if reference is None:
+            with bare(self.model):
+                reference = take_snapshot(self.model, self._batches(), embed, processes=self.processes)
+        self.reference = reference
+        self._weight_drift = weight_drift or _ParameterDrift(self.model, origin, values)
+
+    def measure(self) -> Drift:
+        """Measure now. Raises :class:`DivergedError` where the model has left the finite numbers."""
+        current = take_snapshot(self.model, self._batches(), self._embed, processes=self.processes)
+        tower, projection = self._weight_drift()
+        return compare_snapshots(self.reference, current, weight_drift=tower, projection_drift=projection)
+
+
+def _refuse_sharded(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if type(parameter.data).__name__ == "DTensor" or hasattr(parameter, "ds_id"):
+            raise ValueError(
+                f"{name} is sharded over processes (FSDP, tensor parallelism or ZeRO stage 3), and its drift cannot be "
+                "measured; train with DistributedDataParallel, or measure checkpoints"
+            )
+
+
+def _computed_parameters(module: nn.Module) -> dict[str, Tensor]:
+    values = live_parameters(module, {})
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def _projection(model: nn.Module) -> nn.Module | None:
+    found = [part for name, part in model.named_modules() if name.rpartition(".")[2] == "visual_projection"]
+    return found[0] if len(found) == 1 else None
+
+
+class _ParameterDrift:
+    """Weight drift of the vision tower and of the projection, against copies of the parameters of ``origin``."""
+
+    def __init__(self, model: nn.Module, origin: nn.Module, values: Callable[[nn.Module], dict[str, Tensor]]) -> None:
+        self._model = model
+        self._tower = _copied(values(find_vision_tower(origin).module))
+        projection = _projection(origin)
+        self._projection = None if projection is None else _copied(values(projection))
+        self()  # a reference of other shapes is an error now, not at the first measurement
+
+    def __call__(self) -> tuple[float, float | None]:
+        tower = find_vision_tower(self._model).module
+        drift = metrics.weight_drift(self._tower, live_parameters(tower, self._tower))
+        projection = _projection(self._model)
+        if projection is None or self._projection is None:
+            return drift, None
+        return drift, metrics.weight_drift(self._projection, live_parameters(projection, self._projection))
+
+
+def _copied(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in values.items()}

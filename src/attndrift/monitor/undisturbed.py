@@ -1,0 +1,101 @@
+"""Looking at a model in the middle of its training without leaving a trace."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The user's own module inside ``DistributedDataParallel``, ``DataParallel`` and ``torch.compile``."""
+    inner: Any = model
+    while True:
+        if isinstance(inner, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            inner = inner.module
+        elif isinstance(getattr(inner, "_orig_mod", None), nn.Module):
+            inner = inner._orig_mod
+        else:
+            return inner
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; every submodule's training flag is put back afterwards."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+@contextmanager
+def same_random_state(model: nn.Module) -> Iterator[None]:
+    """Put the generators of torch (the CPU's and the model's devices'), numpy and Python back afterwards."""
+    # Evaluation draws nothing, but iterating a DataLoader does, and so may an image's decoding.
+    python, legacy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 (a user may draw from it)
+    devices = {parameter.device for parameter in model.parameters()} - {torch.device("cpu"), torch.device("meta")}
+    states = [(device, _device_state(device)) for device in sorted(devices, key=str)]
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)  # noqa: NPY002
+        torch.set_rng_state(cpu)
+        for device, state in states:
+            if device.type == "mps":
+                torch.mps.set_rng_state(state)
+            else:
+                torch.get_device_module(device).set_rng_state(state, device)
+
+
+def _device_state(device: torch.device) -> Any:
+    if device.type == "mps":
+        return torch.mps.get_rng_state()
+    return torch.get_device_module(device).get_rng_state(device)
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Everything inside runs in evaluation mode, without gradients, in the model's own precision, uncompiled.
+
+    The precision is that of the weights whatever ``autocast`` surrounds the call: a measurement must not
+    depend on where in a training loop it is made. Random states and training flags are put back.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(same_random_state(model))
+        stack.enter_context(evaluation_mode(model))
+        for kind in sorted({parameter.device.type for parameter in model.parameters()} - {"meta"}):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        if any(_is_compiled(module) for module in model.modules()):
+            # Compiled code was traced without the hooks that observing needs.
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(_own_forward(model))
+        yield
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+
+
+@contextmanager
+def _own_forward(model: nn.Module) -> Iterator[None]:
+    """Without the forward that ``accelerate`` puts over a model's own for mixed precision."""
+    replaced = []
+    for module in model.modules():
+        if "_original_forward" in module.__dict__ and "forward" in module.__dict__:
+            replaced.append((module, module.__dict__.pop("forward")))
+            module.__dict__["forward"] = module.__dict__["_original_forward"]
+    try:
+        yield
+    finally:
+        for module, forward in replaced:
+            module.__dict__["forward"] = forward
