@@ -358,3 +358,53 @@ def test_the_real_images_go_through(tiny_clip: Path, tmp_path: Path) -> None:
     outcome, tables = _run(text, tmp_path / "s", tmp_path / "cache")
     assert set(outcome.statuses.values()) == {"finished"}
     assert tables.runs["transfer_cifar100_n"].tolist() == [200, 200]
+
+
+def _coloured(folder: Path, brightness: int) -> Path:
+    """Noise in three classes; the file names, and so the ids, are the same for every brightness."""
+    from PIL import Image
+
+    noise = np.random.default_rng(0)
+    for split, count in (("train", 6), ("test", 2)):
+        for label in "xyz":
+            (folder / split / label).mkdir(parents=True)
+            for index in range(count):
+                pixels = (noise.random((28, 28, 3)) * brightness).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / split / label / f"{index}.png")
+    return folder
+
+
+def test_datasets_with_equal_ids_share_no_measurement(tiny_clip: Path, tmp_path: Path) -> None:
+    """Baseline and pretrained attention are of the run's own images, whatever the files are called."""
+    sizes = "train_per_class: 3, validation_per_class: 1, probe_size: 6, transfer: []"
+    sets = "".join(
+        f"  {name}: {{source: {{path: '{_coloured(tmp_path / name, brightness)}'}}, {sizes}}}\n"
+        for name, brightness in (("bright", 255), ("dark", 40))
+    )
+    # Trained by next to nothing, so that a run ends where the pretrained model is.
+    run = (
+        "  - {{method: full, regularizer: apr, regularizer_weight: 1, learning_rate: 1e-9, grid: {{dataset: [{}]}}}}\n"
+    )
+
+    def rows(name: str, datasets: str, cache: str) -> pd.DataFrame:
+        text = _text(tiny_clip, run.format(datasets) + f"datasets:\n{sets}", name=name)
+        _, tables = _run(text, tmp_path / name, tmp_path / cache)
+        return tables.runs.set_index("dataset")
+
+    both, alone = rows("both", "bright, dark", "cache"), rows("alone", "dark", "another-cache")
+    assert both.loc["dark", "entropy_baseline"] == alone.loc["dark", "entropy_baseline"]
+    assert both.loc["bright", "entropy_baseline"] != both.loc["dark", "entropy_baseline"]
+    assert both["cka_mean"].to_list() == pytest.approx([1.0, 1.0], abs=1e-4)
+    assert len(list((tmp_path / "cache" / "attention").glob("*.npy"))) == 4, "two datasets, two orientations"
+
+
+def test_pretrained_attention_that_was_cut_short_is_measured_again(tiny_clip: Path, tmp_path: Path) -> None:
+    text = _text(tiny_clip, "  - {method: full, epochs: 1, regularizer: apr, regularizer_weight: 1}\n", name="cut")
+    _, first = _run(text, tmp_path / "first", tmp_path / "cache")
+    kept = sorted((tmp_path / "cache" / "attention").glob("*.npy"))
+    whole = [path.read_bytes() for path in kept]
+    kept[0].write_bytes(whole[0][: len(whole[0]) // 2])
+    outcome, second = _run(text, tmp_path / "second", tmp_path / "cache")
+    assert set(outcome.statuses.values()) == {"finished"}
+    assert [path.read_bytes() for path in kept] == whole
+    pd.testing.assert_frame_equal(first.runs, second.runs)

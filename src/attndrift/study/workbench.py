@@ -10,7 +10,6 @@ import copy
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import CLIPModel
 
@@ -241,8 +241,8 @@ class Workbench:
     def baseline(self, settings: RunSettings, target: Target, pretrained: Pretrained) -> Snapshot:
         """The bare pretrained model on the probe set."""
         return self._once(
-            ("baseline", pretrained.source, target.splits.probe.hash, settings.threads,
-             settings.evaluation_batch_size),
+            ("baseline", pretrained.source, str(pretrained.device), target.splits.fingerprint,
+             target.splits.probe.hash, settings.threads, settings.evaluation_batch_size),
             lambda: take_snapshot(
                 pretrained.clip, target.probe_batches(settings.evaluation_batch_size), pretrained.embed
             ),
@@ -257,19 +257,25 @@ class Workbench:
             "zero-shot",
             item.name,
             pretrained.source,
+            str(pretrained.device),
             item.part.hash,
             settings.prompts,
             limit,
             settings.threads,
+            settings.evaluation_batch_size,
         )
         return self._once(key, lambda: item.evaluate(pretrained.clip, pretrained, settings, limit=limit))
 
     def teacher(self, settings: RunSettings, target: Target, pretrained: Pretrained) -> Teacher:
         """Pretrained log-attention of the training images, in both orientations."""
         part = target.splits.train
+        # Ids are unique within a dataset only: a part is known by them and by what the images are.
+        images = f"{target.splits.fingerprint}|{part.hash}"
         return self._once(
-            ("teacher", pretrained.source, part.hash, settings.flip),
-            lambda: Teacher(pretrained, target.train, len(part), part.hash, self.cache, flip=settings.flip),
+            ("teacher", pretrained.source, str(pretrained.device), images, settings.threads, settings.flip),
+            lambda: Teacher(
+                pretrained, target.train, len(part), f"{images}|{settings.threads}", self.cache, flip=settings.flip
+            ),
         )
 
 
@@ -282,23 +288,34 @@ class Teacher:
     """
 
     def __init__(
-        self, pretrained: Pretrained, store: PixelStore, n: int, part_hash: str, cache: Path, *, flip: bool
+        self, pretrained: Pretrained, store: PixelStore, n: int, images: str, cache: Path, *, flip: bool
     ) -> None:
         self._maps = []
-        weights = json.dumps(pretrained.description, sort_keys=True, default=str)
+        model = json.dumps([pretrained.description, pretrained.preprocessing], sort_keys=True, default=str)
         for flipped in (False, True) if flip else (False,):
-            key = hashlib.sha256(f"{weights}|{part_hash}|{flipped}|{pretrained.device}".encode()).hexdigest()
+            key = hashlib.sha256(f"{model}|{images}|{flipped}|{pretrained.device}".encode()).hexdigest()
             path = cache / "attention" / f"{key[:32]}.npy"
             path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{path}.lock"):
-                if not path.is_file():
+                maps = self._stored(path, n)
+                if maps is None:
                     self._measure(pretrained, store, n, path, flipped)
-            self._maps.append(np.load(path, mmap_mode="r"))
+                    maps = np.load(path, mmap_mode="r", allow_pickle=False)
+            self._maps.append(maps)
+
+    @staticmethod
+    def _stored(path: Path, n: int) -> NDArray[np.float32] | None:
+        """The maps in ``path``; None where there are none, or the file was cut short."""
+        try:
+            maps = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return None
+        return maps if maps.ndim == 4 and len(maps) == n and maps.dtype == np.float32 else None
 
     @staticmethod
     def _measure(pretrained: Pretrained, store: PixelStore, n: int, path: Path, flipped: bool) -> None:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".npy")
-        os.close(handle)
+        # The lock is held: a file of this name is what a killed process left behind.
+        temporary = path.with_suffix(".partial")
         array: np.memmap[Any, Any] | None = None
         try:
             for start in range(0, n, TEACHER_BATCH):
@@ -317,7 +334,7 @@ class Teacher:
             del array
             os.replace(temporary, path)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
 
     def __call__(self, positions: Sequence[int], flipped: Sequence[bool]) -> Tensor:
