@@ -408,3 +408,15 @@ def test_pretrained_attention_that_was_cut_short_is_measured_again(tiny_clip: Pa
     assert set(outcome.statuses.values()) == {"finished"}
     assert [path.read_bytes() for path in kept] == whole
     pd.testing.assert_frame_equal(first.runs, second.runs)
+
+
+def test_weights_that_are_no_numbers_are_never_the_last_good_state(tiny_clip: Path, tmp_path: Path) -> None:
+    """States are saved more often than the structure is measured, so a bad step may come to be saved first."""
+    change = "learning_rate: 10, weight_decay: 1, warmup: 0, epochs: 8, checkpoints_per_epoch: 4"
+    text = _text(tiny_clip, f"  - {{method: full, {change}, evaluations_per_epoch: 1}}\n", name="unseen")
+    _, tables = _run(text, tmp_path / "s", tmp_path / "cache")
+    assert tables.runs["status"].to_list() == ["diverged"]
+    folder = next((tmp_path / "s" / "runs").iterdir())
+    weights = load_file(folder / "checkpoints" / "last-good" / "model.safetensors")
+    assert all(bool(torch.isfinite(value).all()) for value in weights.values())
+    assert read_json(folder / "record.json")["last_good_step"] == 2

@@ -191,7 +191,8 @@ class _Run:
         if result.status == "diverged":
             self._keep_last_good(model, result)
             self._clean_up()
-            return self._record("diverged", values | self._baseline_columns(), {}, problem=result.problem)
+            record = self._record("diverged", values | self._baseline_columns(), {}, problem=result.problem)
+            return record | {"last_good_step": result.last_good_step}
         return self._conclude(model, result, values)
 
     def _train(self, model: CLIPClassifier, monitor: DriftMonitor) -> FitResult:

@@ -90,7 +90,7 @@ class FitResult:
         best_accuracy, selected_epoch: best validation accuracy and the epoch after which it was reached.
         active_fraction: how often the entropy floor was active; None without one.
         problem: why the run is called diverged.
-        last_good_step: the step of the last state before a divergence.
+        last_good_step: the step of the last state before a divergence; 0 is the pretrained model.
     """
 
     status: str
@@ -199,6 +199,10 @@ class _RunTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
+        # The last step may have left the finite numbers unseen: such weights are no state to go back to.
+        unusable = [name for name, p in self._trained().items() if not bool(torch.isfinite(p).all())]
+        if unusable:
+            raise DivergedError(f"{unusable[0]} is not finite after step {self.state.global_step}")
         save_file({n: p.contiguous().cpu() for n, p in self._trained().items()}, folder / WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
