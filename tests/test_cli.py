@@ -151,3 +151,44 @@ def test_everything_with_a_name_is_listed() -> None:
     runs = {row["name"]: row["runs"] for row in found["presets"]}
     assert runs["collapse-21"] == 23
     assert (runs["matched-rate-80"], runs["dose-response-84"]) == (80, 84)
+
+
+def _planned(study: Path, *arguments: str) -> list[dict[str, object]]:
+    result = runner.invoke(app, ["run", str(study), "--dry-run", "--json", *arguments])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.output)
+
+
+def test_the_dry_run_says_which_runs_cannot_be_and_goes_on(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study.write_text(
+        study.read_text()
+        + "  - {method: full, freeze_layers: 9, transfer: [nowhere]}\n"
+        + "  - {method: full, seed: 1, transfer: [nowhere]}\n"
+        + "  - {method: full, seed: 2, device: cuda}\n"
+        + "  - {method: full, seed: 3, precision: float16}\n"
+    )
+    for device in ("cuda", "backends.mps"):
+        monkeypatch.setattr(f"torch.{device}.is_available", lambda: False)
+    _, full, frozen, nowhere, cuda, half = _planned(study)
+    assert "freeze_layers is 9; the model has 3 blocks" in str(frozen["note"])
+    assert "no dataset is called 'nowhere'" in str(nowhere["note"])
+    assert "it has cpu" in str(cuda["note"])
+    assert "on a CPU it is float32" in str(half["note"])
+    assert full["note"] == ""
+    assert cuda["seconds"] is None
+    assert cuda["trainable_parameters"] == nowhere["trainable_parameters"] == full["trainable_parameters"]
+    assert "at hand" in runner.invoke(app, ["run", str(study), "--dry-run"]).output.replace("\n", " ")
+
+
+def test_the_dry_run_counts_classes_that_have_no_test_images(study: Path) -> None:
+    assert _planned(study, "--set", "test_limit=3")[1]["total_parameters"] == _planned(study)[1]["total_parameters"]
+
+
+def test_the_dry_run_says_what_the_checkpoints_take(study: Path, tmp_path: Path) -> None:
+    study.write_text(study.read_text() + "  - {method: linear_probe, keep: all}\n")
+    planned = {str(row["run_id"]): row for row in _planned(study)}
+    folder = tmp_path / "out"
+    assert _attndrift("run", str(study), "--output", str(folder)).returncode == 0
+    for run, row in planned.items():
+        kept = [path.stat().st_size for path in (folder / "runs" / run).glob("checkpoints/**/*") if path.is_file()]
+        assert row["disk_bytes"] == pytest.approx(sum(kept), rel=0.15)

@@ -420,3 +420,23 @@ def test_weights_that_are_no_numbers_are_never_the_last_good_state(tiny_clip: Pa
     weights = load_file(folder / "checkpoints" / "last-good" / "model.safetensors")
     assert all(bool(torch.isfinite(value).all()) for value in weights.values())
     assert read_json(folder / "record.json")["last_good_step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ("device: cuda", "it has cpu"),
+        ("device: mps", "it has cpu"),
+        ("precision: float16", "it is float32 or bfloat16"),
+    ],
+)
+def test_a_machine_that_cannot_do_what_is_asked_says_so(
+    tiny_clip: Path, tmp_path: Path, change: str, problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """float16 on a CPU would train in float32 and be recorded as float16."""
+    for device in ("cuda", "backends.mps"):
+        monkeypatch.setattr(f"torch.{device}.is_available", lambda: False)
+    text = _text(tiny_clip, f"  - {{method: full, {change}}}\n", name="machine")
+    outcome, _ = _run(text, tmp_path / "s", tmp_path / "cache")
+    assert set(outcome.statuses.values()) == {"failed"}
+    assert problem in read_json(next((tmp_path / "s" / "runs").iterdir()) / "record.json")["problem"]

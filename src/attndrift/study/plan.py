@@ -16,7 +16,7 @@ from rich.table import Table
 from attndrift.data import DataError, Splits, evaluation_part
 from attndrift.models import count_parameters, load_config
 from attndrift.study.images import open_dataset, splits_key, splits_of
-from attndrift.study.running import adaptation, device_of
+from attndrift.study.running import FINGERPRINT_IMAGES, adaptation, device_of
 from attndrift.study.settings import RunSettings, Study
 
 # Of the rate of one large matrix product, a transformer of small width reaches about this fraction.
@@ -30,7 +30,8 @@ class PlannedRun:
     Attributes:
         seconds: estimated time, training and evaluations.
         memory_bytes: estimated peak beyond what the program itself takes.
-        disk_bytes: checkpoints, resumable states and history that stay or are held at once.
+        disk_bytes: checkpoints that stay.
+        scratch_bytes: resumable states, there while the run is under way.
     """
 
     run_id: str
@@ -47,7 +48,12 @@ class PlannedRun:
     seconds: float | None
     memory_bytes: float | None
     disk_bytes: float | None
+    scratch_bytes: float | None
     note: str = ""
+
+    def add_note(self, text: str) -> None:
+        """Add what stands in the run's way."""
+        self.note = f"{self.note}; {text}" if self.note else text
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -86,6 +92,8 @@ class _Sizes:
 
     def __init__(self) -> None:
         self._known: dict[Any, Any] = {}
+        self.absent: dict[str, str] = {}
+        """Transfer sets that cannot be had, with the reason."""
 
     def splits(self, settings: RunSettings) -> Splits | str:
         """The run's splits, or why they cannot be had."""
@@ -110,20 +118,26 @@ class _Sizes:
                 try:
                     part, _ = evaluation_part(open_dataset(name, settings), limit=settings.transfer_limit)
                     self._known[key] = len(part)
-                except DataError:
+                except DataError as error:
                     self._known[key] = 0
+                    self.absent[name] = str(error)
             total += self._known[key]
         return total
 
 
 def plan(study: Study) -> list[PlannedRun]:
-    """A row a run. Nothing is trained, no weights are loaded, no image is decoded."""
+    """A row a run. Nothing is trained, no weights are loaded; images are decoded under ``unreadable: skip`` only."""
     sizes = _Sizes()
     rates: dict[tuple[str, int], float] = {}
     planned = []
     for run in study.runs:
         settings = run.settings
-        device = device_of(settings)
+        try:
+            device = device_of(settings)
+        except ValueError as error:
+            planned.append(_plan_run(run.run_id, settings, sizes, None))
+            planned[-1].add_note(str(error))
+            continue
         key = (str(device), settings.threads)
         if key not in rates:
             rates[key] = measured_rate(device, settings.threads)
@@ -131,7 +145,7 @@ def plan(study: Study) -> list[PlannedRun]:
     return planned
 
 
-def _plan_run(run_id: str, settings: RunSettings, sizes: _Sizes, rate: float) -> PlannedRun:
+def _plan_run(run_id: str, settings: RunSettings, sizes: _Sizes, rate: float | None) -> PlannedRun:
     splits = sizes.splits(settings)
     row = PlannedRun(
         run_id=run_id,
@@ -142,31 +156,41 @@ def _plan_run(run_id: str, settings: RunSettings, sizes: _Sizes, rate: float) ->
         learning_rate=None if settings.method == "none" else settings.learning_rate,
         epochs=settings.epochs,
         n_train=None, steps=None, trainable_parameters=None, total_parameters=None,
-        seconds=None, memory_bytes=None, disk_bytes=None,
+        seconds=None, memory_bytes=None, disk_bytes=None, scratch_bytes=None,
     )  # fmt: skip
     try:
         config = load_config(settings.model)
     except (OSError, ValueError) as error:
-        row.note = f"model: {error}"
+        row.add_note(f"model: {error}")
         config = None
     if isinstance(splits, str):
-        row.note = f"images: {splits}"
+        row.add_note(f"images: {splits}")
     else:
         row.n_train = len(splits.train)
         micro = settings.batch_size // settings.gradient_accumulation
         row.steps = math.ceil(math.ceil(row.n_train / micro) / settings.gradient_accumulation) * settings.epochs
     if config is None:
         return row
-    classes = None if isinstance(splits, str) else len(set(splits.test.labels.tolist()))
-    if classes is not None:
-        row.trainable_parameters, row.total_parameters = count_parameters(config, adaptation(settings), classes)
-    if isinstance(splits, str) or row.trainable_parameters is None:
+    if isinstance(splits, str):
         return row
-    _estimate(row, settings, splits, sizes, config.vision_config, rate)
+    # Every class has training images; `test_limit` may leave some without test images.
+    classes = len(set(splits.train.labels.tolist()))
+    try:
+        row.trainable_parameters, row.total_parameters = count_parameters(config, adaptation(settings), classes)
+    except ValueError as error:
+        row.add_note(f"{run_id}: {error}")
+        return row
+    _estimate(row, settings, splits, sizes, config, rate)
+    for name in settings.transfer:
+        if name in sizes.absent:
+            row.add_note(f"transfer set {name}: {sizes.absent[name]}")
     return row
 
 
-def _estimate(row: PlannedRun, settings: RunSettings, splits: Splits, sizes: _Sizes, vision: Any, rate: float) -> None:
+def _estimate(
+    row: PlannedRun, settings: RunSettings, splits: Splits, sizes: _Sizes, config: Any, rate: float | None
+) -> None:
+    vision = config.vision_config
     flops = forward_flops(vision)
     assert row.trainable_parameters is not None
     assert row.total_parameters is not None
@@ -178,7 +202,7 @@ def _estimate(row: PlannedRun, settings: RunSettings, splits: Splits, sizes: _Si
     evaluations = settings.evaluations_per_epoch * settings.epochs * len(splits.probe)
     validated = settings.epochs * (len(splits.validation) + min(settings.track_size, sizes.transfer(settings)))
     tested = (0 if settings.method == "none" else len(splits.test)) + sizes.transfer(settings) + 2 * len(splits.probe)
-    row.seconds = flops * (trained + evaluations + validated + tested) / (_EFFICIENCY * rate)
+    row.seconds = None if rate is None else flops * (trained + evaluations + validated + tested) / (_EFFICIENCY * rate)
     tokens = (vision.image_size // vision.patch_size) ** 2 + 1
     # About 14 activations of the width a token and block are kept for the backward pass.
     activations = 4.0 * settings.batch_size * tokens * vision.hidden_size * vision.num_hidden_layers * 14
@@ -189,10 +213,16 @@ def _estimate(row: PlannedRun, settings: RunSettings, splits: Splits, sizes: _Si
         + 12.0 * row.trainable_parameters
         + max(activations if trains_tower else activations / 6, evaluation)
     )
+    if settings.method == "none":
+        row.disk_bytes = row.scratch_bytes = 0.0
+        return
     weights = 4.0 * row.trainable_parameters
+    images = min(FINGERPRINT_IMAGES, len(splits.probe))
+    fingerprint = 4.0 * images * (3 * vision.image_size**2 + 2 * config.projection_dim)
     kept = {"best": 1, "best+final": 2}.get(settings.keep, 2 + settings.epochs)
-    # While it runs, two resumable states of weights and two moments are there as well.
-    row.disk_bytes = 0.0 if settings.method == "none" else weights * (kept + 2 * 3)
+    row.disk_bytes = kept * (weights + fingerprint)
+    # Two resumable states of weights and two moments, and a third while it is written.
+    row.scratch_bytes = 3 * 3 * weights
 
 
 def _size(value: float | None) -> str:
@@ -235,12 +265,14 @@ def print_plan(study: Study, planned: Sequence[PlannedRun], console: Console | N
             _time(row.seconds), _size(row.memory_bytes), _size(row.disk_bytes),
         )  # fmt: skip
     console.print(table)
-    known = [row for row in planned if row.seconds is not None]
+    known = [row for row in planned if row.memory_bytes is not None]
     seconds = sum(row.seconds or 0.0 for row in known)
     memory = max((row.memory_bytes or 0.0 for row in known), default=None)
     disk = sum(row.disk_bytes or 0.0 for row in known)
+    scratch = max((row.scratch_bytes or 0.0 for row in known), default=0.0)
     console.print(
-        f"estimated on this machine: {_time(seconds)} in all, at most {_size(memory)} of memory, {_size(disk)} on disk"
+        f"estimated on this machine: {_time(seconds)} in all, at most {_size(memory)} of memory, {_size(disk)} on disk, "
+        f"{_size(scratch)} more while a run is under way"
         + ("" if len(known) == len(planned) else f" (for the {len(known)} runs whose model and images are at hand)")
     )
     for note in dict.fromkeys(row.note for row in planned if row.note):

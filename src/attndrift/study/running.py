@@ -32,7 +32,7 @@ from attndrift.models import (
 from attndrift.monitor import Drift, DriftMonitor, Snapshot, compare_snapshots, evaluation_mode, take_snapshot
 from attndrift.observing import observe
 from attndrift.study import record as records
-from attndrift.study.settings import NamedRun, RunSettings
+from attndrift.study.settings import FLOAT16_ON_CPU, NamedRun, RunSettings
 from attndrift.study.workbench import Pretrained, Target, TransferSet, Workbench
 from attndrift.tables import STRUCTURE_METRICS, TRANSFER_FIELDS
 from attndrift.training import FitResult, TrainingPlan, fit, resume
@@ -56,14 +56,26 @@ def adaptation(settings: RunSettings) -> AdaptationSettings:
 
 
 def device_of(settings: RunSettings) -> torch.device:
-    """``auto`` resolved: an accelerator where there is one."""
-    if settings.device != "auto":
-        return torch.device(settings.device)
+    """``auto`` resolved: an accelerator where there is one.
+
+    Raises ``ValueError`` for an accelerator that is not there, and for float16 on a CPU, where ``accelerate``
+    would train in float32 without a word.
+    """
+    present = ["cpu"]
     if torch.cuda.is_available():
-        return torch.device("cuda")
+        present.append("cuda")
     if torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
+        present.append("mps")
+    name: str = settings.device
+    if name == "auto":
+        name = "cuda" if "cuda" in present else present[-1]
+    if name not in present:
+        raise ValueError(
+            f"`device` is {name!r}, which torch does not find on this machine; it has {', '.join(present)}"
+        )
+    if name == "cpu" and settings.precision == "float16":
+        raise ValueError(FLOAT16_ON_CPU)
+    return torch.device(name)
 
 
 def split_accuracy(model: CLIPClassifier, store: PixelStore, labels: ArrayLike, settings: RunSettings) -> float:

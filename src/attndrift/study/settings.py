@@ -24,6 +24,8 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,119}$"
 
 DEFAULT_WEIGHT_DECAY = 0.01
 
+FLOAT16_ON_CPU = "`precision` float16 needs an accelerator; on a CPU it is float32 or bfloat16 (or auto)"
+
 
 class DatasetSource(BaseModel):
     """Images that are not in the registry: a local folder or a hub name, and the columns to read."""
@@ -88,7 +90,7 @@ class RunSettings(BaseModel):
     train_per_class: Annotated[int, Field(ge=1)] | None = None
     validation_per_class: Annotated[int, Field(ge=1)] | None = None
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    probe_size: Annotated[int, Field(ge=2)] = 200
+    probe_size: Annotated[int, Field(ge=4, description="debiased CKA needs four")] = 200
     probe_per_class: Annotated[int, Field(ge=1)] | None = None
     test_limit: Annotated[int, Field(ge=1)] | None = None
     unreadable: Literal["error", "skip"] = "error"
@@ -162,6 +164,13 @@ class RunSettings(BaseModel):
             raise ValueError("`regularizer` and `regularizer_weight` belong together: give both or neither")
         if self.regularizer is not None and self.method in ("linear_probe", "none"):
             raise ValueError(f"`regularizer` does nothing with method: {self.method}, whose attention cannot change")
+        if self.precision == "float16" and self.device == "cpu":
+            raise ValueError(FLOAT16_ON_CPU)
+        if self.protocol == "seed" and self.validation_per_class is not None:
+            raise ValueError(
+                "`validation_per_class` has no meaning with protocol: seed, which validates on the whole held-out "
+                "split; shorten that with `test_limit`, or use protocol: leak-free"
+            )
         if self.batch_size % self.gradient_accumulation:
             raise ValueError("`batch_size` must be a multiple of `gradient_accumulation`")
         if self.method == "none":
