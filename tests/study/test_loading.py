@@ -118,6 +118,29 @@ MISTAKES = [
     ("a: &a [1]\nname: *a", r"aliases .* are not allowed"),
     ("name: !!python/object/apply:os.system ['true']\nruns: [{dataset: tiles}]", r"not valid YAML"),
     ("", r"a study file is a mapping"),
+    ("name: x\nruns:\n  - {dataset: tiles, epochs: true}", r"f:3: `epochs` is True: must be a number"),
+    (
+        "name: x\nruns:\n  - {dataset: tiles, seed: '2'}",
+        r"f:3: `seed` is '2': must be a number, without quotation marks",
+    ),
+    ("name: x\nruns:\n  - {dataset: tiles, flip: 1}", r"f:3: `flip` is 1: must be true or false"),
+    ("name: x\nruns:\n  - {dataset: tiles, clip_norm: .inf}", r"f:3: `clip_norm` is inf: .* finite"),
+    ("name: x\nruns:\n  - {dataset: tiles, probe_size: 3}", r"f:3: `probe_size` is 3: .* 4"),
+    ("name: x\nruns:\n  - {dataset: tiles, source: {folder: x}}", r"unknown key `folder`.*Allowed: path, hub"),
+    (
+        "name: x\nruns:\n  - {dataset: tiles, protocol: seed, validation_per_class: 2}",
+        r"f:3: `validation_per_class` has no meaning",
+    ),
+    (
+        "name: x\nruns:\n  - {dataset: tiles, device: cpu, precision: float16}",
+        r"f:3: `precision` float16 needs an accelerator",
+    ),
+    (
+        "name: x\nruns:\n  - {dataset: tiles, seed: 1}\ndatasets:\n  tile: {epochs: 2}",
+        r"f:5: `datasets`: no run is on 'tile'; they are on tiles",
+    ),
+    ("name: x\nruns:\n  - {dataset: tiles, seed: 1}\nlearning_rate_scale: .inf", r"f:4: `learning_rate_scale` is inf"),
+    ("name: x\nruns:\n  - {dataset: tiles, seed: 1}\nlearning_rate_scale: 1e9", r"f:3: `learning_rate` is 10000.0"),
 ]
 
 
@@ -164,6 +187,10 @@ def test_overrides_reach_every_run_and_one_dataset() -> None:
         ("learning_rate=1e-3", "differ in `learning_rate`"),
         ("epochs=-1", "--set: `epochs` is -1"),
         ("pets.epocs=1", "did you mean `epochs`"),
+        ("petz.epochs=1", "no run of preset collapse-21 is on 'petz'; they are on eurosat, pets"),
+        ("learning_rate_scale=.inf", "is not a number above 0"),
+        ("epochs=" + "[" * 5000, "not valid YAML"),
+        ("epochs=" + "9" * 5000, "not valid YAML"),
     ],
 )
 def test_an_impossible_override_is_refused(pair: str, expected: str) -> None:
@@ -273,3 +300,21 @@ def test_a_study_is_repeated_over_seeds_and_keeps_the_runs_it_has() -> None:
 def test_seeds_that_cannot_be_are_refused(preset: str, seeds: str, words: str) -> None:
     with pytest.raises(StudyError, match=words):
         load_study(preset, seeds=parse_seeds(seeds))
+
+
+def test_a_study_of_several_methods_takes_shared_settings_that_concern_some() -> None:
+    """The untouched model has no projection to train and no classifier to start from text."""
+    overrides = parse_overrides(["train_projection=true", "head_init=text"])
+    study = load_study("collapse-21", overrides=overrides)
+    assert {r.settings.train_projection for r in study.runs if r.settings.method != "none"} == {True}
+    assert {r.settings.head_init for r in study.runs if r.settings.method == "none"} == {"default"}
+
+
+def test_another_dataset_by_override_brings_its_own_settings() -> None:
+    """Never those, and least of all the folder, of the dataset that it takes the place of."""
+    text = (
+        "name: x\nruns:\n  - {dataset: a}\n  - {dataset: b, seed: 1}\n"
+        "datasets: {a: {epochs: 3, source: {path: here}}, b: {epochs: 4}}\n"
+    )
+    runs = parse_study(text, where="f", overrides=parse_overrides(["dataset=b"])).runs
+    assert [(r.settings.dataset, r.settings.epochs, r.settings.source) for r in runs] == [("b", 4, None)] * 2

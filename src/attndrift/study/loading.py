@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,7 +31,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from attndrift.study.settings import NAME_PATTERN, NamedRun, RunSettings, Study, run_name
+from attndrift.study.settings import NAME_PATTERN, DatasetSource, NamedRun, RunSettings, Study, run_name
 
 
 class StudyError(ValueError):
@@ -43,7 +44,7 @@ class _Entry(BaseModel):
 
 
 class _StudyFile(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     name: str = Field(pattern=NAME_PATTERN)
     description: str = ""
     learning_rate_scale: float = Field(1.0, gt=0)
@@ -147,7 +148,7 @@ def _explain(error: Mapping[str, Any], model: type[BaseModel]) -> str:
     location = [part for part in error["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
     field = ".".join(str(part) for part in location)
     if error["type"] == "extra_forbidden":
-        return _allowed(model, str(location[-1]))
+        return _allowed(DatasetSource if location[0] == "source" else model, str(location[-1]))
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "missing":
         return f"`{field}` is missing"
@@ -174,7 +175,11 @@ def _check_keys(values: Iterable[str], where: str, lines: Mapping[Place, int], p
 
 def _expand(file: _StudyFile, where: str, lines: Mapping[Place, int], overrides: Mapping[str, Any]) -> Study:
     _check_keys(file.shared, where, lines, ("shared",))
+    known = _dataset_names(file)
     for name, values in file.datasets.items():
+        if name not in known:
+            at = _line(lines, ("datasets", name))
+            raise StudyError(f"{where}{at}: `datasets`: no run is on {name!r}; they are on {', '.join(sorted(known))}")
         _check_keys(values, where, lines, ("datasets", name))
     expanded: list[tuple[RunSettings, Place]] = []
     for index, entry in enumerate(file.runs):
@@ -200,23 +205,27 @@ def _expand(file: _StudyFile, where: str, lines: Mapping[Place, int], overrides:
             raise StudyError(f"{where}{_line(lines, place)}: more than {MAX_RUNS:,} runs")
         for point in itertools.product(*entry.grid.values()):
             chosen = dict(zip(entry.grid, point, strict=True))
-            dataset = chosen.get("dataset", own.get("dataset", file.shared.get("dataset")))
+            dataset = {"dataset": file.shared.get("dataset"), **own, **chosen, **overrides}["dataset"]
             raw = {**_merge(file, {**own, **chosen}, dataset), **overrides}
             raw = _fit_to_method(raw, own | chosen)
             try:
-                settings = RunSettings.model_validate(raw)
+                settings = _scaled(RunSettings.model_validate(raw), file.learning_rate_scale)
             except ValidationError as error:
                 first = _first_error(error)
                 field = str(first["loc"][0]) if first["loc"] else ""
                 at = _place_of(field, place, file, dataset, entry, lines)
                 source = "--set: " if field in overrides else ""
                 raise StudyError(f"{where}{at}: {source}{_explain(first, RunSettings)}") from error
-            if file.learning_rate_scale != 1.0:
-                settings = settings.model_copy(
-                    update={"learning_rate": float(f"{settings.learning_rate * file.learning_rate_scale:.12g}")}
-                )
             expanded.append((settings, place))
     return _named(file, expanded, where, lines)
+
+
+def _scaled(settings: RunSettings, scale: float) -> RunSettings:
+    """``settings`` with their rate multiplied. Raises ``ValidationError`` for a rate that is none."""
+    if scale == 1.0:
+        return settings
+    rate = float(f"{settings.learning_rate * scale:.12g}")
+    return RunSettings.model_validate({**settings.to_json(), "learning_rate": rate})
 
 
 # Shared settings of one kind of run do not stop the study from holding runs of another kind.
@@ -226,6 +235,10 @@ _ONLY_FOR: dict[str, tuple[str, ...]] = {
     "lora_dropout": ("lora",),
     "lora_targets": ("lora",),
     "freeze_layers": ("full",),
+    "train_projection": ("full", "lora", "last_block"),
+    "head_init": ("full", "lora", "linear_probe", "last_block"),
+    "regularizer": ("full", "lora", "last_block"),
+    "regularizer_weight": ("full", "lora", "last_block"),
 }
 
 
@@ -285,8 +298,8 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
             raise StudyError(f"--set {pair}: {_allowed(RunSettings, key)}")
         try:
             values[key] = yaml.load(text, Loader=_Loader)
-        except yaml.YAMLError as error:
-            raise StudyError(f"--set {pair}: the value is not valid YAML") from error
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise StudyError(f"--set {pair[:200]}: the value is not valid YAML") from error
     return values
 
 
@@ -302,8 +315,8 @@ def parse_replacements(items: Sequence[str]) -> list[tuple[str, Any, Any]]:
             raise StudyError(f"--replace {item}: {_allowed(RunSettings, field)}")
         try:
             replacements.append((field, yaml.load(old, Loader=_Loader), yaml.load(new, Loader=_Loader)))
-        except yaml.YAMLError as error:
-            raise StudyError(f"--replace {item}: the values are not valid YAML") from error
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise StudyError(f"--replace {item[:200]}: the values are not valid YAML") from error
     return replacements
 
 
@@ -376,7 +389,7 @@ def parse_study(
         file.name = str(overrides.pop("name"))
     if "learning_rate_scale" in overrides:
         scale = overrides.pop("learning_rate_scale")
-        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not scale > 0:
+        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < math.inf:
             raise StudyError(f"--set learning_rate_scale: {scale!r} is not a number above 0")
         file.learning_rate_scale = float(scale)
     _replace_datasets(file, datasets or {}, where)
@@ -387,6 +400,11 @@ def parse_study(
         dataset, _, field = key.partition(".")
         if field not in RunSettings.model_fields:
             raise StudyError(f"--set {key}: {_allowed(RunSettings, field)}")
+        known = _dataset_names(file)
+        if dataset not in known:
+            raise StudyError(
+                f"--set {key}: no run of {where} is on {dataset!r}; they are on {', '.join(sorted(known))}"
+            )
         file.datasets.setdefault(dataset, {})[field] = overrides.pop(key)
     try:
         return _expand(file, where, lines, overrides)
@@ -394,18 +412,22 @@ def parse_study(
         raise StudyError(f"{where}: {_explain(_first_error(error), Study)}") from error
 
 
+def _dataset_names(file: _StudyFile) -> set[str]:
+    """The datasets that runs are on."""
+    named = [file.shared.get("dataset")]
+    for entry in file.runs:
+        named += [(entry.model_extra or {}).get("dataset"), *entry.grid.get("dataset", [])]
+    return {str(name) for name in named if name is not None}
+
+
 def _replace_datasets(file: _StudyFile, names: Mapping[str, str], where: str) -> None:
     def swapped(value: Any) -> Any:
         return names.get(value, value) if isinstance(value, str) else value
 
-    known = {str(file.shared.get("dataset"))} | set(file.datasets)
-    for entry in file.runs:
-        known |= {str((entry.model_extra or {}).get("dataset"))} | {str(v) for v in entry.grid.get("dataset", [])}
+    known = _dataset_names(file)
     for old in names:
         if old not in known:
-            raise StudyError(
-                f"--dataset {old}: no run of {where} has this dataset ({', '.join(sorted(known - {'None'}))})"
-            )
+            raise StudyError(f"--dataset {old}: no run of {where} has this dataset ({', '.join(sorted(known))})")
     if "dataset" in file.shared:
         file.shared["dataset"] = swapped(file.shared["dataset"])
     file.datasets = {names.get(name, name): values for name, values in file.datasets.items()}

@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import Annotated, Any, Literal
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Method = Literal["full", "lora", "linear_probe", "last_block", "none"]
 Protocol = Literal["seed", "leak-free"]
@@ -25,6 +26,12 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,119}$"
 DEFAULT_WEIGHT_DECAY = 0.01
 
 FLOAT16_ON_CPU = "`precision` float16 needs an accelerator; on a CPU it is float32 or bfloat16 (or auto)"
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The plain types that an annotation is made of."""
+    inner = get_args(annotation)
+    return set().union(*(_kinds(part) for part in inner)) if inner else {annotation}
 
 
 class DatasetSource(BaseModel):
@@ -52,7 +59,7 @@ class DatasetSource(BaseModel):
 class RunSettings(BaseModel):
     """Everything that decides what one run computes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     experiment: str | None = Field(None, pattern=NAME_PATTERN, description="label in the matrix: E2, A1, ...")
     model: str = Field("embedded", min_length=1, description="folder, hub name, `embedded`, or `config:NAME`")
@@ -107,6 +114,17 @@ class RunSettings(BaseModel):
     keep: Literal["best", "best+final", "all"] = "best+final"
     threads: Annotated[int, Field(ge=1, le=1024)] = Field(2, description="CPU threads; they change sums")
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_other_type(cls, value: Any, info: ValidationInfo) -> Any:
+        """A text is no number, and yes is not 1: what was meant is unsure, so it is not guessed."""
+        kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
+        if bool in kinds and not isinstance(value, (bool, NoneType)):
+            raise ValueError("must be true or false")
+        if kinds & {int, float} and str not in kinds and isinstance(value, (bool, str)):
+            raise ValueError("must be a number" + (", without quotation marks" if isinstance(value, str) else ""))
+        return value
 
     @field_validator("transfer", "prompts", mode="before")
     @classmethod
