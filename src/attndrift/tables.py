@@ -276,7 +276,7 @@ class Tables:
             raise TableError(f"table runs: run_id `{self.runs['run_id'][duplicated].iloc[0]}` appears more than once")
         known = set(self.runs["run_id"])
         for name in ("history", "layers", "interpolation"):
-            strangers = set(getattr(self, name)["run_id"]) - known
+            strangers = set(getattr(self, name)["run_id"].unique()) - known
             if strangers:
                 raise TableError(f"table {name}: run_id `{min(strangers)}` is not in the table runs")
 

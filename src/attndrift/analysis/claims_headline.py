@@ -324,6 +324,16 @@ def _entropy(e: Evidence, ground: _Ground) -> None:
             f" Against the log rate: Spearman rho = {number_text(correlation.configurations.spearman.statistic)} over "
             f"{correlation.n_configurations} configurations ({interval_text(interval)})."
         )
+    if interval is None or interval.low is None or interval.low == interval.high:
+        # The order of the rates is perfect, or they are too few: then over what the rates do on average.
+        scopes = (ground.dataset, "all datasets") if len(_datasets(e)) == 1 else (ground.dataset,)
+        mean = next((c for c in e.changes if (c.method, c.measure) == ("full", ENTROPY) and c.scope in scopes), None)
+        if mean is not None and mean.interval.low is not None:
+            interval = mean.interval
+            trend += (
+                f" Over {mean.n_configurations} configurations the mean change is "
+                f"{number_text(mean.configurations.mean)}% ({interval_text(interval)})."
+            )
     single = all(one.low is None for one in intervals.values())
     caveat = (
         " The changes have no interval of their own: one seed, and entropies of single images are not kept."
@@ -350,6 +360,11 @@ def _entropy(e: Evidence, ground: _Ground) -> None:
         n_configurations=len(rates),
         n_runs=len(own),
     )
+
+
+def _datasets(e: Evidence) -> set[str]:
+    rows = e.tables["configurations"].rows
+    return {str(row["dataset"]) for row in rows if row["variant"] != "pretrained"}
 
 
 def _regularizers(e: Evidence, ground: _Ground) -> None:

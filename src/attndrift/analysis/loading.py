@@ -51,7 +51,7 @@ def load_tables(folder: str | os.PathLike[str]) -> Tables:
         ) from error
     # Assigned, not passed to a new Tables, which would check (and copy) the long history once more.
     tables.layers = conform("layers", frame, where=str(path))
-    strangers = set(tables.layers["run_id"]) - set(tables.runs["run_id"])
+    strangers = set(tables.layers["run_id"].unique()) - set(tables.runs["run_id"])
     if strangers:
         raise TableError(f"{path}: run_id `{min(strangers)}` is not in the table runs")
     return tables

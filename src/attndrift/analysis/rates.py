@@ -27,6 +27,8 @@ def rate_correlations(prepared: Prepared, settings: AnalysisSettings, notes: lis
     for group, label in groups:
         first = group.iloc[0]
         columns = [m.name for m in prepared.measures]
+        # Without the other columns, which every selection below would copy.
+        group = group[["configuration", "replicate", "learning_rate", *columns]]
         means = configuration_means(group, [*columns, "learning_rate"])
         for measure in prepared.measures:
             cells = group[group[measure.name].notna()]

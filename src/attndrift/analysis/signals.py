@@ -227,7 +227,11 @@ def _early_warning(result: Signal, sample: _Sample, signal: Floats, source: Sign
 def selections(prepared: Prepared, settings: AnalysisSettings, notes: list[str]) -> list[Selection]:
     """Retention of what each rule picks among the runs near the best validation accuracy."""
     result: list[Selection] = []
-    adapted = prepared.adapted
+    needed = ["model_name", "protocol_name", "dataset", "run_id", "best_val_accuracy"]
+    needed += [retention(name).name for name in prepared.transfer] + [source.column for source in SIGNALS]
+    present = [column for column in dict.fromkeys(needed) if column in prepared.runs.columns]
+    # Without the other columns, which every selection below would copy.
+    adapted = prepared.adapted[present]
     for name in prepared.transfer:
         column = retention(name).name
         for (model, protocol, dataset), group in adapted.groupby(["model_name", "protocol_name", "dataset"], sort=True):

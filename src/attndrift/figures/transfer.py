@@ -324,9 +324,9 @@ def interpolation(source: Source) -> Drawing:
     bands = f"Bands: {LEVEL:.0%} intervals over the test images of that run (Wilson). " if banded else ""
     left = len(set(table["run_id"])) - len(ids)
     text = (
-        "Interpolation (1 − alpha) pretrained + alpha adapted between the weights of single runs, the classifier "
-        f"included (n = {len(ids)} run{'' if len(ids) == 1 else 's'}; a line is one run, so no spread over seeds is "
-        f"drawn). {bands}alpha = 0 is the pretrained model with the classifier as it was before training."
+        "Interpolation (1 − alpha) pretrained + alpha adapted between the weights of single runs "
+        f"(n = {len(ids)} run{'' if len(ids) == 1 else 's'}; a line is one run, so no spread over seeds is "
+        f"drawn). {bands}alpha = 0 is the pretrained model."
         + (f" {left} further sweeps are in the tables." if left else "")
     )
     return Drawing(figure, source.caption(text), table[table["run_id"].isin(ids)])
