@@ -556,7 +556,21 @@ def test_adapters_count(case: Case) -> None:
     assert (active - observation.attention[0]).abs().max() > 1e-3
 
 
-def test_compiled_while_observed(case: Case) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            case.name,
+            # Compiling takes seconds a model; each kind of tap is compiled in every run.
+            marks=() if case.name in ("siglip", "dinov3", "timm-map", "open_clip-clip") else pytest.mark.slow,
+        )
+        for case in CASES
+        if not case.wrapper
+    ],
+)
+def test_compiled_while_observed(name: str) -> None:
+    case = next(case for case in CASES if case.name == name)
+    needs(case.library)
     torch._dynamo.reset()
     model, inputs = make(case), inputs_of(case)
     tower = find_vision_tower(model).module
