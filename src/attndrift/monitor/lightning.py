@@ -107,6 +107,6 @@ class LightningDriftCallback(Callback):
 
 def _epochs(trainer: Trainer) -> float:
     batches = trainer.num_training_batches
-    whole = isinstance(batches, int) and batches > 0
-    done = trainer.fit_loop.epoch_loop.batch_progress.current.processed if whole else 0
-    return trainer.current_epoch + done / batches if whole else float(trainer.current_epoch)
+    if not isinstance(batches, int) or batches == 0:
+        return float(trainer.current_epoch)
+    return trainer.fit_loop.epoch_loop.batch_progress.total.processed / batches

@@ -163,7 +163,10 @@ class DriftCallback(TrainerCallback):
         if self.protect is not None and self.protect.last is not None:
             scalars["drift/protect_loss"] = float(self.protect.last)
         if self._trainer is not None:
+            # Logging clears the request for the trainer's own log of this step, which is yet to come.
+            pending = self._trainer.control.should_log
             self._trainer.log(scalars)
+            self._trainer.control.should_log = pending
         if self._on_drift is not None:
             self._on_drift(step, float(epoch or 0.0), drift)
 
