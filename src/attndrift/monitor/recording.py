@@ -35,6 +35,16 @@ _ALERT_SCHEMA = pa.schema(
 _PROJECTIONS = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "out_proj": "out"}
 
 
+def check_columns(run: Mapping[str, Any]) -> None:
+    """Raise :class:`TableError` for a name that is no column of the table ``runs``."""
+    allowed = [column.name for column in RUNS]
+    for name in run:
+        if name not in allowed:
+            near = difflib.get_close_matches(name, allowed, 1)
+            hint = f" (did you mean `{near[0]}`?)" if near else ""
+            raise TableError(f"run: the table runs has no column `{name}`{hint}; it has {', '.join(allowed)}")
+
+
 class DriftTables:
     """Writes ``runs``, ``history``, ``layers`` and ``alerts`` of one run; each file whole or not at all.
 
@@ -50,12 +60,7 @@ class DriftTables:
 
     def __init__(self, folder: str | os.PathLike[str], run: Mapping[str, Any], existing: Existing) -> None:
         self.folder = Path(folder)
-        allowed = [column.name for column in RUNS]
-        for name in run:
-            if name not in allowed:
-                near = difflib.get_close_matches(name, allowed, 1)
-                hint = f" (did you mean `{near[0]}`?)" if near else ""
-                raise TableError(f"run: the table runs has no column `{name}`{hint}; it has {', '.join(allowed)}")
+        check_columns(run)
         self.run: dict[str, Any] = {"run_id": self.folder.resolve().name, **run}
         self.history: list[dict[str, Any]] = []
         self._layers: list[pd.DataFrame] = []

@@ -14,7 +14,7 @@ from attndrift.monitor.alerts import Alert, AlertBook, AlertEvent, logger
 from attndrift.monitor.best import BestState
 from attndrift.monitor.drift import DivergedError, Drift
 from attndrift.monitor.measuring import DriftMonitor
-from attndrift.monitor.recording import DriftTables, Existing, describe_training, drift_columns
+from attndrift.monitor.recording import DriftTables, Existing, check_columns, describe_training, drift_columns
 from attndrift.monitor.undisturbed import unwrapped
 
 
@@ -109,6 +109,7 @@ class DriftWatch:
 
     def describe(self, **columns: Any) -> None:
         """Columns of the table ``runs`` that the loop knows; those given as ``run`` go first."""
+        check_columns(columns)
         self._described |= {name: value for name, value in columns.items() if value is not None}
 
     def due(self, step: int) -> bool:
