@@ -21,8 +21,6 @@ PROBE, BATCH = 64, 32  # images that the drift is measured on, and images a step
 
 
 class Classifier(LightningModule):
-    """The embedded CLIP with a linear classifier."""
-
     def __init__(self, classes: int) -> None:
         super().__init__()
         self.clip = load_clip("embedded")
@@ -43,7 +41,6 @@ def main(arguments: list[str] | None = None) -> LightningDriftCallback:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--steps", type=int, default=60)
     given = options.parse_args(arguments)
-
     seed_everything(0, verbose=False)
     train, (_, processor) = load_dataset("tiles").train, load_processor("embedded")
 

@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> DriftWatch:
     given = options.parse_args(arguments)
 
     torch.manual_seed(0)
-    model, (_, processor) = load_clip("embedded"), load_processor("embedded")
+    model, (_, processor) = load_clip("embedded").train(), load_processor("embedded")
     train = load_dataset("tiles").train
     head = torch.nn.Linear(model.config.projection_dim, len(train.class_names))
 
@@ -36,8 +36,6 @@ def main(arguments: list[str] | None = None) -> DriftWatch:
 
     probe_images = pixels(list(range(PROBE)))
     optimizer = torch.optim.AdamW([*model.parameters(), *head.parameters()], 3e-4)
-    model.train()
-
     monitor = DriftMonitor(model, probe_images)
     protect = AttentionPreservation(model, weight=given.weight)
     stop = Alert("cka_mean", below=0.7, action="stop")

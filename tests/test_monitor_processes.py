@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, distributed, multiprocessing, nn
 
+from attndrift.metrics import StructureAccumulator
 from attndrift.models import load_clip
 from attndrift.monitor import (
     Alert,
@@ -163,6 +164,20 @@ def test_shares_cover_every_image_once_and_have_one_size(sizes: list[int], count
             assert all(int(image) % count == rank for image in part[:own])
         seen += size
     assert sorted(owned) == images.tolist()
+
+
+def test_sums_of_equal_processes_have_the_means_of_one() -> None:
+    attention = [torch.rand(3, 2, 5) for _ in range(2)]
+    accumulator = StructureAccumulator()
+    with pytest.raises(ValueError, match="before combine"):
+        accumulator.combine(lambda values: values)
+    accumulator.update(attention, [torch.rand(3, 2) for _ in range(2)])
+    before = accumulator.compute()
+    accumulator.combine(lambda values: 3 * values)
+    after = accumulator.compute()
+    assert after.images == 3 * before.images
+    for name in ("entropy", "erf95", "gini", "head_diversity", "cls_mass"):
+        torch.testing.assert_close(getattr(after, name), getattr(before, name))
 
 
 def test_rows_come_back_in_the_order_of_the_probe(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -379,6 +379,54 @@ def test_gradient_checkpointing_changes_no_gradient(clip: CLIPModel, images: Ten
     torch.testing.assert_close(gradient(True), gradient(False))
 
 
+def test_a_protected_model_can_be_copied_and_the_copy_is_not_protected(clip: CLIPModel, images: Tensor) -> None:
+    protect = AttentionPreservation(clip, 1.0)
+    _perturb(clip)
+    _embed(clip, images)
+    first = protect()
+    first.backward()
+    average = copy.deepcopy(clip)
+    _embed(average, images)
+    with pytest.raises(ProtectionError, match="a copy of the model, is not seen"):
+        protect()
+    _embed(clip, images)
+    torch.testing.assert_close(protect(), first)
+
+
+# The compiler itself looks at .grad of what it is handed at a hook.
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
+@pytest.mark.parametrize("before", [True, False])
+def test_a_model_is_protected_when_it_is_compiled_afterwards_and_an_error_before(
+    clip: CLIPModel, images: Tensor, before: bool
+) -> None:
+    class Embed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.clip = clip
+
+        def forward(self, pixels: Tensor) -> Tensor:
+            return _embed(self.clip, pixels)
+
+    model = Embed()
+    protect = AttentionPreservation(model, 1.0) if before else None
+    compiled = torch.compile(model, backend="eager")
+    compiled(images)
+    if protect is None:
+        late = AttentionPreservation(compiled, 1.0)
+        compiled(images)
+        with pytest.raises(ProtectionError, match="compiled before"):
+            late()
+        return
+    protect.skip()
+    _perturb(clip)
+    for _ in range(2):
+        compiled(images)
+        loss = protect()
+        model(images)
+        torch.testing.assert_close(loss, protect())
+        assert float(loss.detach()) > 1e-5
+
+
 @settings(max_examples=8, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=8), st.integers(1, 7))
 def test_a_cache_gives_what_the_model_gives(rows: list[tuple[int, bool]], batch_size: int) -> None:

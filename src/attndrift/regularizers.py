@@ -95,6 +95,10 @@ class ProtectionError(RuntimeError):
 class Protection:
     """A loss on the attention of a model in training; see :class:`AttentionPreservation` and :class:`EntropyFloor`.
 
+    To be made before ``torch.compile`` and after ``peft``; a copy of the model is not protected. Gradient
+    checkpointing must be the non-reentrant one. In several processes each protects its own images, and the gradients
+    are averaged as all others are.
+
     Attributes:
         weight: factor of the loss; may be changed during training. At 0 the loss is exactly 0 and costs nothing
             beyond the observation.
@@ -120,7 +124,7 @@ class Protection:
 
     def _note(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         # Validation and measurements run without gradients, recomputation inside a backward pass.
-        if torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1:
+        if not self._closed and torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1:
             self._waiting.append((args, kwargs))
 
     def __call__(self, index: Any = None, flipped: Any = None) -> Tensor:
@@ -160,6 +164,8 @@ class Protection:
                 "pass ran under torch.no_grad), so there is nothing to protect"
             )
         loss = self._loss(log_attention, args, kwargs, index, flipped)
+        # The hooks would otherwise hold the graph, and a model with a graph on it cannot be copied.
+        self._seen.forget()
         self.last = loss.detach()
         return self.weight * loss
 
@@ -171,6 +177,13 @@ class Protection:
     def skip(self) -> None:
         """Leave the forward passes since the last call unprotected."""
         self._waiting.clear()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # A copy of the model (an average of its weights, say) takes its hooks along, and is not what is protected.
+        copied = object.__new__(type(self))
+        memo[id(self)] = copied
+        copied._closed, copied._waiting, copied._open = True, [], ExitStack()
+        return copied
 
     def close(self) -> None:
         """Stop watching the model; further calls raise. Closing twice is allowed."""
