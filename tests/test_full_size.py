@@ -12,7 +12,7 @@ from attndrift.models import AdaptationSettings, adapt, load_clip, load_processo
 from attndrift.models.drift import weight_drift
 from attndrift.monitor import DriftMonitor, take_snapshot
 from attndrift.observing import observe
-from attndrift.regularizers import AttentionPreservation, EntropyFloor
+from attndrift.regularizers import EntropyFloorTerm, attention_preservation_loss
 from attndrift.transfer import TextFeatures, evaluate_zero_shot
 
 METHODS = [
@@ -52,12 +52,12 @@ def test_one_step_of_each_method_on_vit_b32() -> None:
             model, pixels, reference=before, weight_drift=lambda model=model: (weight_drift(model, pretrained), None)
         )
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
-        preserve, floor = AttentionPreservation(0.1), EntropyFloor(0.1, before.structure.layers("entropy"), 1.0)
+        floor = EntropyFloorTerm(0.1, before.structure.layers("entropy"), 1.0)
         for _ in range(2 if settings.method == "lora" else 1):
             optimizer.zero_grad()
             with observe(model, gradients=True) as seen:
                 loss = model.train()(pixel_values=pixels[:4], labels=torch.tensor([0, 1, 2, 3])).loss
-            loss = loss + preserve(seen.log_attention, reference) + floor(seen.log_attention)
+            loss = loss + 0.1 * attention_preservation_loss(seen.log_attention, reference) + floor(seen.log_attention)
             loss.backward()
             assert torch.isfinite(loss)
             optimizer.step()

@@ -1,15 +1,37 @@
 """Losses that hold the attention of a vision transformer near its pretrained state.
 
-Both work on the log-attention that :func:`attndrift.observe` yields, in float32, whatever precision
-the model runs in. ``log_attention`` is a sequence over layers of tensors (images, heads, patches).
+Three lines in any training loop::
+
+    protect = AttentionPreservation(model, weight=0.1)     # before the first step
+
+    loss = cross_entropy(model(images), labels) + protect()
+    loss.backward()
+
+``protect`` watches the model's vision tower from its creation until ``close()`` (or the end of a ``with``
+block), and each call gives the loss of the forward pass before it. The functions underneath work on the
+log-attention that :func:`attndrift.observe` yields, in float32, whatever precision the model runs in.
+``log_attention`` is a sequence over layers of tensors (images, heads, patches).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from attndrift.monitor.measuring import DriftMonitor
+from attndrift.monitor.snapshot import take_snapshot
+from attndrift.monitor.undisturbed import undisturbed, unwrapped
+from attndrift.monitor.weights import bare, copy_without_hooks, has_adapters
+from attndrift.observing import find_vision_tower, observe
+
+CachedAttention = Callable[[Sequence[int], Sequence[bool]], Sequence[Tensor] | Tensor]
+"""Called with image numbers and flips, returns pretrained log-attention (layers, images, heads, patches)."""
 
 
 def attention_preservation_loss(log_attention: Sequence[Tensor], reference: Sequence[Tensor] | Tensor) -> Tensor:
@@ -66,28 +88,278 @@ def entropy_floor_loss(
     return torch.stack(terms).sum(), torch.stack(active).mean()
 
 
-class AttentionPreservation:
-    """Attention preservation (APR): ``weight`` times KL(current || pretrained)."""
+class ProtectionError(RuntimeError):
+    """A loss that was asked for where there is none; the message says what to do."""
+
+
+class Protection:
+    """A loss on the attention of a model in training; see :class:`AttentionPreservation` and :class:`EntropyFloor`.
+
+    To be made before ``torch.compile`` and after ``peft``; a copy of the model is not protected. Gradient
+    checkpointing must be the non-reentrant one. In several processes each protects its own images, and the gradients
+    are averaged as all others are.
+
+    Attributes:
+        weight: factor of the loss; may be changed during training. At 0 the loss is exactly 0 and costs nothing
+            beyond the observation.
+        last: the loss of the last call, unweighted, as a number on the model's device; None before the first.
+    """
+
+    name = ""
+
+    def __init__(self, model: nn.Module, weight: float) -> None:
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ValueError(f"weight is {weight}; it must be at least 0")
+        self.weight = float(weight)
+        self.last: Tensor | None = None
+        self.model = unwrapped(model)
+        self._tower = find_vision_tower(self.model).module
+        self._waiting: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self._open = ExitStack()
+        self._closed = False
+        self._seen = self._open.enter_context(observe(self.model, gradients=True))
+        # After the forward pass, so that one which failed does not count.
+        handle = self._tower.register_forward_hook(self._note, with_kwargs=True)
+        self._open.callback(handle.remove)
+
+    def _note(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        # Validation and measurements run without gradients, recomputation inside a backward pass.
+        if not self._closed and torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1:
+            self._waiting.append((args, kwargs))
+
+    def __call__(self, index: Any = None, flipped: Any = None) -> Tensor:
+        """The weighted loss of the last forward pass: a scalar >= 0, differentiable.
+
+        Args:
+            index: numbers of the batch's images, where the teacher is a cache.
+            flipped: which of them were mirrored, where the teacher is a cache; by default none.
+
+        Raises:
+            ProtectionError: no forward pass with gradients since the last call, or more than one; or one whose
+                attention does not depend on any trained parameter.
+        """
+        if not self._waiting:
+            raise ProtectionError(
+                "this protection is closed; make a new one"
+                if self._closed
+                else "there is no forward pass with gradients to protect since the last call: run model(images) first, "
+                "once for each call. A model that was compiled before, or a copy of the model, is not seen; forward "
+                "passes under torch.no_grad do not count"
+            )
+        if len(self._waiting) > 1:
+            count = len(self._waiting)
+            self._waiting.clear()
+            raise ProtectionError(
+                f"{count} forward passes with gradients since the last call, and only the last one could be protected: "
+                "call after each of them and add the losses, or call skip() after one that is not to count"
+            )
+        args, kwargs = self._waiting.pop()
+        if self.weight == 0:
+            self.last = None
+            return torch.zeros((), device=next(self._tower.parameters()).device)
+        log_attention = self._seen.log_attention
+        if not any(layer.requires_grad for layer in log_attention):
+            raise ProtectionError(
+                "the attention does not depend on a trained parameter (the vision tower is frozen, or the last forward "
+                "pass ran under torch.no_grad), so there is nothing to protect"
+            )
+        loss = self._loss(log_attention, args, kwargs, index, flipped)
+        # The hooks would otherwise hold the graph, and a model with a graph on it cannot be copied.
+        self._seen.forget()
+        self.last = loss.detach()
+        return self.weight * loss
+
+    def _loss(
+        self, log_attention: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], index: Any, flipped: Any
+    ) -> Tensor:
+        raise NotImplementedError
+
+    def skip(self) -> None:
+        """Leave the forward passes since the last call unprotected."""
+        self._waiting.clear()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # A copy of the model (an average of its weights, say) takes its hooks along, and is not what is protected.
+        copied = object.__new__(type(self))
+        memo[id(self)] = copied
+        copied._closed, copied._waiting, copied._open = True, [], ExitStack()
+        return copied
+
+    def close(self) -> None:
+        """Stop watching the model; further calls raise. Closing twice is allowed."""
+        self._open.close()
+        self._waiting.clear()
+        self._closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AttentionPreservation(Protection):
+    """Attention preservation (APR): ``weight`` times KL(current || pretrained) of the images in training.
+
+    ::
+
+        protect = AttentionPreservation(model, weight=0.1)
+        ...
+        loss = task_loss + protect()                  # after model(images)
+
+    The pretrained attention of the very same images (flips, crops and all) comes from the ``teacher``:
+
+    - None: under ``peft``, the same model with the adapters off, one more forward pass of the tower; otherwise
+      a frozen copy of the vision tower as it is now;
+    - a second model, for instance the pretrained one, whose tower is run on the same input;
+    - a cache, :class:`AttentionCache` or any callable (numbers, flips) -> log-attention: no further forward
+      pass, but images are named at each call, ``protect(index=..., flipped=...)``.
+
+    A teacher runs in evaluation mode, without gradients, and draws from no random generator.
+
+    Args:
+        model: the model in training, or a wrapper of it (``peft``, ``DistributedDataParallel``).
+        weight: the factor lambda, at least 0.
+        teacher: see above.
+
+    Raises:
+        ObservationError: a model (or a teacher) that cannot be observed.
+    """
 
     name = "apr"
 
-    def __init__(self, weight: float) -> None:
-        if weight < 0:
-            raise ValueError(f"weight is {weight}; it must be at least 0")
-        self.weight = weight
+    def __init__(self, model: nn.Module, weight: float, teacher: nn.Module | CachedAttention | None = None) -> None:
+        super().__init__(model, weight)
+        self._cache: CachedAttention | None = None
+        self._teacher: nn.Module | None = None
+        try:
+            if teacher is None:
+                if not has_adapters(self.model):
+                    self._teacher = copy_without_hooks(self._tower).requires_grad_(False)
+            elif isinstance(teacher, nn.Module):
+                self._teacher = find_vision_tower(unwrapped(teacher)).module
+                if self._teacher is self._tower:
+                    raise ValueError("the teacher is the model in training itself; leave `teacher` out, or give a copy")
+            elif callable(teacher):
+                self._cache = teacher
+            else:
+                raise ValueError(f"teacher is a {type(teacher).__name__}; give a model, a cache or nothing")
+        except BaseException:
+            self.close()
+            raise
 
-    def __call__(self, log_attention: Sequence[Tensor], reference: Sequence[Tensor] | Tensor) -> Tensor:
-        """The weighted loss of one batch; see :func:`attention_preservation_loss`."""
-        return self.weight * attention_preservation_loss(log_attention, reference)
+    @property
+    def needs_index(self) -> bool:
+        """Whether a call needs the numbers of the images."""
+        return self._cache is not None
+
+    def _loss(
+        self, log_attention: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], index: Any, flipped: Any
+    ) -> Tensor:
+        if self._cache is None:
+            if index is not None or flipped is not None:
+                raise ProtectionError("index and flipped belong to a cache; this teacher sees the images themselves")
+            return attention_preservation_loss(log_attention, self._ask(args, kwargs))
+        if index is None:
+            raise ProtectionError("the teacher is a cache: say which images these are, protect(index=..., flipped=...)")
+        numbers = torch.as_tensor(index).tolist()
+        flips = [False] * len(numbers) if flipped is None else torch.as_tensor(flipped).bool().tolist()
+        images = len(log_attention[0])
+        if not len(numbers) == len(flips) == images:
+            raise ProtectionError(f"{len(numbers)} numbers and {len(flips)} flips for a batch of {images} images")
+        return attention_preservation_loss(log_attention, self._cache(numbers, flips))
+
+    @torch.no_grad()
+    def _ask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        """The teacher's log-attention of the input of the forward pass."""
+        teacher = self._teacher if self._teacher is not None else self._tower
+        weight = next(p for p in teacher.parameters() if p.is_floating_point())
+
+        def moved(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            return value.detach().to(weight.device, weight.dtype if value.is_floating_point() else None)
+
+        with ExitStack() as stack:
+            stack.enter_context(undisturbed(teacher))
+            if self._teacher is None:
+                stack.enter_context(bare(self._tower))
+            seen = stack.enter_context(observe(teacher))
+            teacher(*(moved(value) for value in args), **{name: moved(value) for name, value in kwargs.items()})
+            return [layer.detach() for layer in seen.log_attention]
 
 
-class EntropyFloor:
-    """Entropy floor: ``weight`` times the entropy missing below ``fraction`` of the pretrained layer mean."""
+class EntropyFloor(Protection):
+    """Entropy floor: ``weight`` times the entropy missing below ``fraction`` of the pretrained layer mean.
+
+    ::
+
+        protect = EntropyFloor(model, weight=0.1, monitor=monitor)
+        ...
+        loss = task_loss + protect()                  # after model(images)
+
+    Give one of ``monitor``, ``probe`` and ``pretrained_entropy``.
+
+    Args:
+        model: the model in training, or a wrapper of it (``peft``, ``DistributedDataParallel``).
+        weight: the factor lambda, at least 0.
+        fraction: the floor as a fraction of the pretrained entropy, in (0, 1].
+        monitor: its reference has the pretrained entropy.
+        probe: normalised images, one tensor (images, 3, height, width) or batches of them, on which the entropy
+            of the model as it is now, without its ``peft`` adapters, is measured here.
+        pretrained_entropy: (layers,), nats.
+
+    Attributes:
+        active_fraction: mean fraction of (layer, image, head) cells below the floor so far; None before the first call.
+    """
 
     name = "entropy_floor"
 
+    def __init__(
+        self,
+        model: nn.Module,
+        weight: float,
+        *,
+        fraction: float = 0.7,
+        monitor: DriftMonitor | None = None,
+        probe: Tensor | Iterable[Tensor] | None = None,
+        pretrained_entropy: Sequence[float] | Tensor | None = None,
+    ) -> None:
+        given = [monitor is not None, probe is not None, pretrained_entropy is not None]
+        if sum(given) != 1:
+            raise ValueError("give exactly one of monitor, probe and pretrained_entropy: the floor is relative to it")
+        if monitor is not None:
+            pretrained_entropy = monitor.reference.structure.layers("entropy")
+        elif probe is not None:
+            pretrained_entropy = _bare_entropy(unwrapped(model), probe)
+        assert pretrained_entropy is not None
+        self._floor = EntropyFloorTerm(weight, pretrained_entropy, fraction)
+        super().__init__(model, weight)
+
+    @property
+    def active_fraction(self) -> float | None:
+        """How often the floor was active: a floor that is never reached does nothing."""
+        return self._floor.active_fraction
+
+    def _loss(
+        self, log_attention: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], index: Any, flipped: Any
+    ) -> Tensor:
+        return self._floor.missing(log_attention)
+
+
+def _bare_entropy(model: nn.Module, probe: Tensor | Iterable[Tensor]) -> Tensor:
+    batches = probe.split(200) if isinstance(probe, Tensor) else probe
+    with bare(model):
+        return take_snapshot(model, batches).structure.layers("entropy")
+
+
+class EntropyFloorTerm:
+    """The entropy floor of given log-attention, without a model; counts how often it was active."""
+
     def __init__(self, weight: float, pretrained_entropy: Sequence[float] | Tensor, fraction: float = 0.7) -> None:
-        if weight < 0:
+        if not (math.isfinite(weight) and weight >= 0):
             raise ValueError(f"weight is {weight}; it must be at least 0")
         if not 0 < fraction <= 1:
             raise ValueError(f"fraction is {fraction}; it must lie in (0, 1]")
@@ -98,13 +370,69 @@ class EntropyFloor:
         self.batches = 0
 
     def __call__(self, log_attention: Sequence[Tensor]) -> Tensor:
-        """The weighted loss of one batch; counts how often the floor was active."""
+        """The weighted loss of one batch."""
+        return self.weight * self.missing(log_attention)
+
+    def missing(self, log_attention: Sequence[Tensor]) -> Tensor:
+        """The loss of one batch, unweighted."""
         loss, active = entropy_floor_loss(log_attention, self.pretrained_entropy, self.fraction)
         self.active_sum += float(active)
         self.batches += 1
-        return self.weight * loss
+        return loss
 
     @property
     def active_fraction(self) -> float | None:
         """Mean fraction of active cells over the batches so far; None before the first."""
         return self.active_sum / self.batches if self.batches else None
+
+
+class AttentionCache:
+    """Pretrained log-attention of training images by number, in both orientations: a teacher that costs no forward.
+
+    ::
+
+        cache = AttentionCache(model, images)                # before training; images[i] has number i
+        protect = AttentionPreservation(model, weight=0.1, teacher=cache)
+        ...
+        loss = task_loss + protect(index=numbers, flipped=flips)
+
+    A flip moves patches, and what the model sees, so the two orientations are measured, not mirrored. Takes
+    4 x layers x heads x patches bytes an image and orientation, on the CPU (ViT-B/32: 28 KB).
+
+    Args:
+        model: measured as it is now, without its ``peft`` adapters.
+        images: normalised, one tensor (images, 3, height, width) or batches of them in the order of their numbers.
+        flips: also measure the images mirrored left to right.
+        batch_size: images a forward pass, where ``images`` is one tensor.
+    """
+
+    def __init__(
+        self, model: nn.Module, images: Tensor | Iterable[Tensor], *, flips: bool = True, batch_size: int = 200
+    ) -> None:
+        inner = unwrapped(model)
+        tower = find_vision_tower(inner).module
+        weight = next(p for p in tower.parameters() if p.is_floating_point())
+        parts: tuple[list[Tensor], ...] = ([], []) if flips else ([],)
+        with undisturbed(inner), bare(inner):
+            for batch in images.split(batch_size) if isinstance(images, Tensor) else images:
+                for flipped, into in enumerate(parts):
+                    pixels = (batch.flip(-1) if flipped else batch).to(weight.device, weight.dtype)
+                    with observe(inner) as seen:
+                        tower(pixels)
+                    into.append(torch.stack(seen.log_attention, dim=1).float().cpu())
+        if not parts[0]:
+            raise ValueError("there are no images to remember the attention of")
+        self._maps = [torch.cat(part) for part in parts]
+
+    def __len__(self) -> int:
+        return len(self._maps[0])
+
+    def __call__(self, index: Sequence[int], flipped: Sequence[bool]) -> Tensor:
+        """(layers, images, heads, patches), float32. Raises IndexError for a number that is not in the cache."""
+        if any(flipped) and len(self._maps) == 1:
+            raise IndexError("the cache holds no mirrored images; make it with flips=True")
+        for number in index:
+            if not 0 <= number < len(self):
+                raise IndexError(f"no image has number {number}; the cache holds 0 to {len(self) - 1}")
+        rows = [self._maps[int(mirror)][number] for number, mirror in zip(index, flipped, strict=True)]
+        return torch.stack(rows, dim=1)

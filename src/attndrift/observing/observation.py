@@ -76,6 +76,10 @@ class Observation:
         if not self._ready:
             raise ObservationError(self._state)
 
+    def forget(self) -> None:
+        """Let go of what was seen in the last forward pass, with its part of the graph; the next one is seen as ever."""
+        self._clear("what was seen has been let go of; no forward pass has gone through the vision tower since")
+
     @property
     def attention(self) -> list[Tensor]:
         """Per layer (images, heads, N): attention of the query to the patches, summing to 1.

@@ -29,7 +29,7 @@ from attndrift.data.order import EpochBatchSampler, Pixels, TrainingImages, trai
 from attndrift.files import read_json, write_text
 from attndrift.monitor import DivergedError, Drift, DriftCallback, DriftMonitor, evaluation_mode
 from attndrift.observing import observe
-from attndrift.regularizers import AttentionPreservation, EntropyFloor
+from attndrift.regularizers import EntropyFloorTerm, attention_preservation_loss
 from attndrift.study.settings import RunSettings
 from attndrift.training import resume
 
@@ -132,14 +132,11 @@ class _RunTrainer(Trainer):
         self.images = TrainingImages(plan.images, plan.labels, settings.seed, flip=settings.flip)
         self.loader = training_loader(self.images, settings.batch_size // settings.gradient_accumulation)
         self.sampler = cast(EpochBatchSampler, self.loader.batch_sampler)
-        self.floor: EntropyFloor | None = None
-        self.preservation: AttentionPreservation | None = None
+        self.floor: EntropyFloorTerm | None = None
         if settings.regularizer == "entropy_floor":
-            self.floor = EntropyFloor(
+            self.floor = EntropyFloorTerm(
                 settings.regularizer_weight or 0.0, plan.pretrained_entropy, settings.entropy_floor_fraction
             )
-        elif settings.regularizer == "apr":
-            self.preservation = AttentionPreservation(settings.regularizer_weight or 0.0)
 
     def get_train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         return self.loader
@@ -156,8 +153,7 @@ class _RunTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         pixel_values, labels = inputs["pixel_values"], inputs["labels"]
-        weight = self.plan.settings.regularizer_weight
-        if weight and (self.floor is not None or self.preservation is not None):
+        if self.plan.settings.regularizer and self.plan.settings.regularizer_weight:
             with observe(self.model, gradients=True) as seen:
                 output = model(pixel_values=pixel_values, labels=labels)
             self._check(output.loss)
@@ -176,10 +172,10 @@ class _RunTrainer(Trainer):
                 self.floor.batches,
             )
             return loss
-        assert self.preservation is not None
         assert self.plan.reference is not None
         reference = self.plan.reference(inputs["positions"].tolist(), inputs["flipped"].tolist())
-        return self.preservation(log_attention, reference.to(log_attention[0].device))
+        divergence = attention_preservation_loss(log_attention, reference.to(log_attention[0].device))
+        return (self.plan.settings.regularizer_weight or 0.0) * divergence
 
     def _check(self, loss: Tensor) -> float:
         value = float(loss.detach())
@@ -355,8 +351,11 @@ def fit(model: nn.Module, plan: TrainingPlan, folder: Path, reporter: Reporter) 
         progress.history.append(plan.baseline)
     _write_history(folder, progress)
     callback = _RunCallback(trainer, plan, folder, reporter)
-    drift = DriftCallback(plan.monitor, evaluation_steps(settings, len(plan.labels)), on_drift=callback.on_drift)
-    drift.attach(trainer)
+    steps = evaluation_steps(settings, len(plan.labels))
+    # The baseline is history's first row already, and a study has its own log.
+    DriftCallback(plan.monitor, steps, on_drift=callback.on_drift, at_start=False, at_end=False, echo=None).attach(
+        trainer
+    )
     trainer.add_callback(callback)
     with _tensorboard(folder / "tensorboard") as board:
         trainer.add_callback(board)
