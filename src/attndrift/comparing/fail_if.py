@@ -46,14 +46,16 @@ def parse_condition(text: str, allowed: Collection[str]) -> Condition:
     match = _FORM.fullmatch(text)
     if match is None:
         raise CompareError(
-            f"--fail-if {text!r}: write a name, one of < <= > >=, and a number, such as \"cka_mean<0.9\". "
+            f'--fail-if {text!r}: write a name, one of < <= > >=, and a number, such as "cka_mean<0.9". '
             f"The names are {', '.join(sorted(allowed))}"
         )
     name, comparison, number = match.groups()
     if name not in allowed:
         close = difflib.get_close_matches(name, list(allowed), n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
-        raise CompareError(f"--fail-if {text!r}: nothing is called {name!r}.{hint} The names are {', '.join(sorted(allowed))}")
+        raise CompareError(
+            f"--fail-if {text!r}: nothing is called {name!r}.{hint} The names are {', '.join(sorted(allowed))}"
+        )
     limit = float(number)
     if limit in (float("inf"), float("-inf")):
         raise CompareError(f"--fail-if {text!r}: the number {number} is too large to compare with")
