@@ -236,7 +236,7 @@ def test_a_model_folder_that_holds_adapters_beside_its_weights_raises(tiny_clip:
 
 
 def test_what_is_nothing_is_an_error_that_lists_what_there_may_be(tmp_path: Path) -> None:
-    with pytest.raises(CompareError, match="neither a model folder .* nor a peft adapter"):
+    with pytest.raises(CompareError, match=r"neither a model folder .* nor a peft adapter"):
         resolve(tmp_path)
     (tmp_path / "settings.json").write_text("{}")
     with pytest.raises(CompareError, match="a run's folder without checkpoints/best"):
@@ -276,7 +276,7 @@ def test_a_run_and_its_checkpoint_are_one_model_on_either_side(
     assert any("nothing differs" in note for note in both.notes)
     with pytest.raises(ValueError, match="accuracy on classes that were trained is not zero-shot"):
         compare_models("embedded", run_folder, photos, zero_shot="objects")
-    with pytest.raises(CompareError, match="image_size|hidden_size"):
+    with pytest.raises(CompareError, match=r"image_size|hidden_size"):
         compare_models(tiny_clip, run_folder, photos)
 
 
