@@ -305,7 +305,9 @@ def interpolate(
         _print_json(points)
 
 
-@app.command(epilog=_example("attndrift compare embedded studies/demo/runs/E5_tiles_lora_lr1e-3_s42 --images photos"))
+@app.command(
+    epilog=_example("attndrift compare embedded studies/demo/runs/E5_tiles_lora-r8_lr0.003_s42 --images photos")
+)
 def compare(
     base: Annotated[str, typer.Argument(help="A model folder, hub name, `embedded`, run, checkpoint or adapter.")],
     adapted: Annotated[str, typer.Argument(help="The same, or a vision tower alone; adapters are put onto BASE.")],

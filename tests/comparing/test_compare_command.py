@@ -234,6 +234,13 @@ def test_an_unknown_name_lists_those_there_are_before_anything_is_measured(tmp_p
     assert all(name in message for name in SUMMARY)
 
 
+def test_an_unknown_zero_shot_dataset_lists_those_there_are(photos: Path, adapter: Path, tmp_path: Path) -> None:
+    result = _compare("embedded", adapter, "--images", photos, "--zero-shot", "object", "--output", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "did you mean `objects`?" in str(result.exception)
+    assert not (tmp_path / "out").exists()
+
+
 class _Page(HTMLParser):
     def __init__(self) -> None:
         super().__init__()

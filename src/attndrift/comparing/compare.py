@@ -19,7 +19,7 @@ from attndrift import metrics
 from attndrift.comparing.errors import CompareError
 from attndrift.comparing.images import batches, open_images
 from attndrift.comparing.sources import Side, printable, resolve, same_pixels
-from attndrift.comparing.zero_shot import measure_zero_shot
+from attndrift.comparing.zero_shot import check_zero_shot, measure_zero_shot
 from attndrift.data.pixels import PixelStore
 from attndrift.monitor import (
     DivergedError,
@@ -175,6 +175,8 @@ def compare_models(
         say(f"loading {printable(adapted)}")
         second = resolve(adapted, first)
         _check_shapes(first, second)
+        if zero_shot is not None:
+            check_zero_shot(first, second, zero_shot)
         weights, drift, reasons = _weights(first.clip, second.clip)
         with tempfile.TemporaryDirectory(prefix="attndrift-compare-") as temporary:
             shared = same_pixels(first.image_processor, second.image_processor)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from attndrift.comparing.errors import CompareError
 from attndrift.comparing.sources import Side, same_pixels
 from attndrift.data import DATASETS, PixelStore, evaluation_part, load_dataset
+from attndrift.data.registry import find_spec
 from attndrift.transfer import (
     DEFAULT_TEMPLATES,
     TextFeatures,
@@ -22,6 +23,17 @@ from attndrift.transfer import (
 
 RESAMPLES = 10_000
 LEVEL = 0.95
+
+
+def check_zero_shot(base: Side, adapted: Side, name: str) -> None:
+    """Raise ``ValueError`` for an unknown dataset, one that a side was trained on, and a side without tokenizer."""
+    origin = find_spec(name).origin
+    for role, side in (("BASE", base), ("ADAPTED", adapted)):
+        known = None if side.trained_on is None else DATASETS.get(side.trained_on)
+        if known is not None:
+            refuse_same_source(known.origin, origin)
+        if side.tokenizer is None:
+            raise CompareError(f"--zero-shot: {role} ({side.source}) has no tokenizer; save the model's own beside it")
 
 
 def measure_zero_shot(
@@ -37,7 +49,8 @@ def measure_zero_shot(
 ) -> dict[str, Any]:
     """Zero-shot accuracy of both sides on the held-out images of the registered dataset ``name``.
 
-    Each side embeds the class names with its own text encoder and the images with its own processor.
+    Each side embeds the class names with its own text encoder and the images with its own processor. See
+    :func:`check_zero_shot` for what is refused beforehand.
 
     Args:
         weight_drift: between the two; with it, embeddings that are bit for bit equal raise.
@@ -49,13 +62,6 @@ def measure_zero_shot(
     resamples images, and what the accuracies are accuracies of.
     """
     dataset = load_dataset(name)
-    for side in (base, adapted):
-        known = None if side.trained_on is None else DATASETS.get(side.trained_on)
-        if known is not None:
-            refuse_same_source(known.origin, dataset.origin)
-    for role, side in (("BASE", base), ("ADAPTED", adapted)):
-        if side.tokenizer is None:
-            raise CompareError(f"--zero-shot: {role} ({side.source}) has no tokenizer; save the model's own beside it")
     part, _ = evaluation_part(dataset, limit=limit)
     split = dataset.split(part.split)
     shared = same_pixels(base.image_processor, adapted.image_processor)
