@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -27,9 +28,11 @@ def adapter_names(model: nn.Module) -> list[str]:
     return [name for name, _ in model.named_parameters() if ".lora_" in name]
 
 
-def check_adapter_places(model: nn.Module) -> None:
-    """Raise ``ValueError`` where adapters sit outside the vision tower, or where there are none."""
+def check_adapter_places(model: nn.Module, *, text_tower: bool = False) -> None:
+    """Raise ``ValueError`` where no adapter sits in the vision tower, or (unless ``text_tower``) one outside it."""
     names = adapter_names(model)
+    if text_tower:
+        names = [name for name in names if not re.search(r"\btext_model\.", name)]
     if not names:
         raise ValueError("no adapter was placed in the vision tower: none of its modules matches the targets")
     if isinstance(unwrap(model), CLIPModel):
@@ -64,14 +67,37 @@ def same_names(stored: set[str], wanted: set[str], where: Path) -> None:
     )
 
 
-def load_adapter(peft_model: nn.Module, folder: Path) -> None:
+def _stored(path: Path, names: Mapping[str, str] | None) -> dict[str, Tensor]:
+    """The tensors of an adapter's file, under the names that the model has for them."""
+    stored = read_tensors(path)
+    if names is None:
+        return stored
+    renamed = {names.get(name, name): value for name, value in stored.items()}
+    if len(renamed) != len(stored):
+        raise CheckpointError(f"{path}: two of its tensors have one place in the model")
+    return renamed
+
+
+def load_adapter(
+    peft_model: nn.Module,
+    folder: Path,
+    *,
+    names: Mapping[str, str] | None = None,
+    text_tower: bool = False,
+    allow_zero: bool = True,
+) -> None:
     """Put the adapter in ``folder`` into ``peft_model``, every tensor or none.
 
+    Args:
+        names: the file's name of a tensor to the model's, where the file was saved from another layout.
+        text_tower: adapters in the text tower are allowed too.
+        allow_zero: an adapter that changes nothing is allowed.
+
     Raises :class:`CheckpointError` for a missing tensor, one without a place, one of another shape, and
-    one in the text tower.
+    (unless ``text_tower``) one in the text tower.
     """
     path = Path(folder) / ADAPTER_WEIGHTS
-    stored = read_tensors(path)
+    stored = _stored(path, names)
     wanted = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
     same_names(set(stored), set(wanted), path)
     for name, value in stored.items():
@@ -80,11 +106,17 @@ def load_adapter(peft_model: nn.Module, folder: Path) -> None:
                 f"{path}: {name} has shape {tuple(value.shape)}, in the model {tuple(wanted[name].shape)}"
             )
     set_peft_model_state_dict(peft_model, stored)
-    check_adapters_loaded(peft_model, folder, allow_zero=True)
+    check_adapters_loaded(peft_model, folder, allow_zero=allow_zero, names=names, text_tower=text_tower)
 
 
 def check_adapters_loaded(
-    model: nn.Module, folder: str | Path, *, adapter: str = "default", allow_zero: bool = False
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    adapter: str = "default",
+    allow_zero: bool = False,
+    names: Mapping[str, str] | None = None,
+    text_tower: bool = False,
 ) -> None:
     """Raise :class:`CheckpointError` unless the adapter in ``folder`` is in ``model`` and takes part.
 
@@ -95,16 +127,17 @@ def check_adapters_loaded(
         model: a ``peft`` model, for instance from ``PeftModel.from_pretrained``, not merged.
         folder: holds ``adapter_model.safetensors``.
         adapter: its name in ``model``.
+        names, text_tower: see :func:`load_adapter`.
     """
     path = Path(folder) / ADAPTER_WEIGHTS
-    stored = read_tensors(path)
+    stored = _stored(path, names)
     if adapter not in getattr(model, "peft_config", {}):
         raise CheckpointError(
             f"{path}: the model ({type(model).__name__}) carries no adapter {adapter!r}: it is the pretrained one. "
             "Load adapters with PeftModel.from_pretrained, not with load_state_dict(strict=False)"
         )
     try:
-        check_adapter_places(model)
+        check_adapter_places(model, text_tower=text_tower)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
     held = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)

@@ -23,8 +23,8 @@ from attndrift.monitor.processes import OtherProcessError
 from attndrift.monitor.snapshot import take_snapshot
 from attndrift.monitor.trainer import DriftCallback
 from attndrift.monitor.undisturbed import evaluation_mode
-from attndrift.observing.embedding import image_embeddings
 from attndrift.monitor.watching import DriftWatch
+from attndrift.observing.embedding import image_embeddings
 
 if TYPE_CHECKING:
     from attndrift.monitor.lightning import LightningDriftCallback
