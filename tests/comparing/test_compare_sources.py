@@ -92,6 +92,46 @@ def test_adapters_with_trained_modules_and_in_both_towers_are_taken_whole(
 
 
 @pytest.mark.parametrize(
+    "settings",
+    [
+        {"use_dora": True},
+        {"bias": "lora_only"},
+        {"rank_pattern": {r".*layers\.2\..*": 2}, "alpha_pattern": {r".*layers\.2\..*": 1}, "use_rslora": True},
+        {"target_modules": r"vision_model\..*\.(fc1|patch_embedding)"},
+    ],
+)
+def test_adapters_with_settings_of_their_own_end_as_peft_merges_them(
+    embedded: CLIPModel, pixels: Tensor, tmp_path: Path, settings: dict[str, object]
+) -> None:
+    saved = adapted_with_lora(copy.deepcopy(embedded), **settings)
+    saved.save_pretrained(tmp_path, save_embedding_layers=False)
+    side = resolve(tmp_path, resolve("embedded"))
+    merged = saved.merge_and_unload()
+    assert torch.equal(_features(side.clip, pixels), _features(merged, pixels))
+    assert not torch.equal(_features(side.clip, pixels), _features(embedded, pixels))
+
+
+def test_an_adapter_as_base_is_put_onto_the_model_that_it_names(
+    adapter: Path, pixels: Tensor, tmp_path: Path, embedded: CLIPModel
+) -> None:
+    folder = Path(shutil.copytree(adapter, tmp_path / "copy"))
+    change_json(folder / "adapter_config.json", base_model_name_or_path="embedded")
+    assert torch.equal(
+        _features(resolve(folder).clip, pixels), _features(resolve(adapter, resolve("embedded")).clip, pixels)
+    )
+    change_json(folder / "adapter_config.json", base_model_name_or_path=None)
+    with pytest.raises(CompareError, match="names no base model"):
+        resolve(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "adapter_config.json", "checkpoint.json"])
+def test_a_description_that_is_no_object_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("[1]")
+    with pytest.raises(CompareError, match=f"{name}: not a JSON object"):
+        resolve(tmp_path, resolve("embedded"))
+
+
+@pytest.mark.parametrize(
     ("damage", "expected"),
     [
         (lambda n: n.replace("layers.0.", "layers.99.", 1), "layers.99.* has no place in the base model"),

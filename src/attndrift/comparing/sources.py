@@ -121,13 +121,22 @@ def resolve(source: str | Path, base: Side | None = None) -> Side:
     if (folder / ADAPTER_WEIGHTS).is_file() and not (folder / "config.json").is_file():
         raise CompareError(f"{printable(folder)}: holds {ADAPTER_WEIGHTS} without its {ADAPTER_CONFIG}")
     if (folder / "config.json").is_file():
-        if read_json(folder / "config.json").get("model_type") == _TOWER:
-            return _from_tower(str(folder), read_json(folder / "config.json"), base)
+        config = _object(folder / "config.json")
+        if config.get("model_type") == _TOWER:
+            return _from_tower(str(folder), config, base)
         return _whole_model(str(folder), base)
     raise CompareError(
         f"{printable(folder)}: neither a model folder (config.json), a run's folder or checkpoint ({DESCRIPTION}), nor "
         f"a peft adapter ({ADAPTER_CONFIG})"
     )
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """The JSON object in ``path``. Raises :class:`CompareError` where it is anything else."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise CompareError(f"{printable(path)}: not a JSON object; the file was changed or belongs to something else")
+    return value
 
 
 def _checkpoint_in(folder: Path) -> Path | None:
@@ -163,7 +172,7 @@ def _cached_config(source: str) -> dict[str, Any] | None:
         cached = try_to_load_from_cache(source, "config.json")
     except ValueError:  # no hub name has this form
         return None
-    return read_json(Path(cached)) if isinstance(cached, str) else None
+    return _object(Path(cached)) if isinstance(cached, str) else None
 
 
 def _whole_model(source: str, base: Side | None) -> Side:
@@ -205,7 +214,10 @@ def weight_files(source: str) -> list[Path]:
             "refused; convert them where you trust them, with save_pretrained"
         )
     found = []
-    for name in sorted(set(read_json(index)["weight_map"].values())):
+    shards = _object(index).get("weight_map")
+    if not isinstance(shards, dict):
+        raise ModelError(f"{printable(source)}: {INDEX} has no weight_map; download it again")
+    for name in sorted({str(name) for name in shards.values()}):
         shard = _file(source, name) if Path(name).name == name else None
         if shard is None:
             raise ModelError(f"{printable(source)}: {INDEX} names {printable(name)}, which is not there")
@@ -262,8 +274,9 @@ def same_pixels(first: Any, second: Any) -> bool:
 
 
 def _from_checkpoint(folder: Path, checkpoint: Path, base: Side | None) -> Side:
-    description = read_json(checkpoint / DESCRIPTION)
-    recorded = description.get("base", {}) if isinstance(description, dict) else {}
+    recorded = _object(checkpoint / DESCRIPTION).get("base")
+    if not isinstance(recorded, dict) or "source" not in recorded:
+        raise CheckpointError(f"{printable(checkpoint / DESCRIPTION)}: does not say which model it was trained from")
     own = base is not None and recorded.get("weights_sha256") == state_hash(base.clip)
     try:
         model = load_adapted(checkpoint, base=copy.deepcopy(base.clip) if own and base is not None else None)
@@ -291,9 +304,9 @@ def _dataset_of(checkpoint: Path) -> str | None:
     settings = checkpoint.absolute().parent.parent / "settings.json"
     if not settings.is_file():
         return None
-    values = read_json(settings)
+    values = _object(settings)
     values = values.get("settings", values)
-    name = values.get("dataset")
+    name = values.get("dataset") if isinstance(values, dict) else None
     return str(name) if name is not None and values.get("source") is None else None
 
 
@@ -366,10 +379,10 @@ def _put(clip: CLIPModel, stored: dict[str, Tensor], where: str) -> None:
 def _from_adapter(folder: Path, base: Side | None) -> Side:
     """A ``peft`` LoRA merged into a copy of ``base`` (of the model that it names, as BASE itself)."""
     where = printable(folder)
-    settings = read_json(folder / ADAPTER_CONFIG)
-    if not isinstance(settings, dict) or settings.get("peft_type") != "LORA":
-        kind = settings.get("peft_type") if isinstance(settings, dict) else None
-        raise CompareError(f"{where}: an adapter of type {printable(kind)}; LORA is what can be compared")
+    settings = _object(folder / ADAPTER_CONFIG)
+    if settings.get("peft_type") != "LORA":
+        kind = printable(settings.get("peft_type"))
+        raise CompareError(f"{where}: an adapter of type {kind}; LORA is what can be compared")
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise CompareError(
             f"{where}: holds no {ADAPTER_WEIGHTS}. Pickled weights can run code when they are read, so they are refused; "
@@ -416,7 +429,8 @@ def adapter_places(stored: Iterable[str], clip: CLIPModel) -> dict[str, str]:
         plain = name.removeprefix("base_model.model.")
         place = _tower_place(plain)
         match = _LORA_TENSOR.fullmatch(f"base_model.model.{place}")
-        module = match.group(1) if match else place.rpartition(".")[0]
+        # A trained bias belongs to the layer that the adapter wraps.
+        module = match.group(1) if match else place.rpartition(".")[0].removesuffix(".base_layer")
         if plain == name or module not in modules:
             raise CheckpointError(
                 f"{ADAPTER_WEIGHTS}: {printable(name)} has no place in the base model, so the adapter would do nothing there; it "
