@@ -235,22 +235,31 @@ def test_an_empty_probe_set_is_an_error(clip: CLIPModel, images: Tensor) -> None
 
 @pytest.mark.parametrize("how", ["wrapped", "in place", "a part"])
 def test_a_compiled_model_is_measured_as_the_plain_one(clip: CLIPModel, images: Tensor, how: str) -> None:
+    graphs: list[Any] = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
     with torch.no_grad():
         plain = DriftMonitor(copy.deepcopy(clip), images)
         model: Any = clip
         if how == "wrapped":
-            model = torch.compile(clip, backend="eager")
+            model = torch.compile(clip, backend=backend)
         elif how == "in place":
-            clip.vision_model.compile(backend="eager")
+            clip.vision_model.encoder.layers[1].self_attn.compile(backend=backend)
         else:
-            clip.vision_model.encoder = torch.compile(clip.vision_model.encoder, backend="eager")
+            clip.vision_model.encoder = torch.compile(clip.vision_model.encoder, backend=backend)
         model.get_image_features(pixel_values=images)  # compiled before anything observes
+        compiled = len(graphs)
         monitor = DriftMonitor(model, images)
         for changed in (plain.model, clip):
             changed.visual_projection.weight.mul_(-1.0)
             next(p for n, p in changed.vision_model.named_parameters() if "q_proj.weight" in n).mul_(5.0)
     _same(monitor.measure(), plain.measure())
     assert monitor.measure().embedding_drift > 1
+    assert len(graphs) == compiled, "measuring compiles nothing, and uses up no recompilation"
+    assert (compiled > 0) == (how != "wrapped")
 
 
 def test_autocast_around_a_measurement_and_under_a_model_changes_nothing(clip: CLIPModel, images: Tensor) -> None:

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
 from transformers import CLIPModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 
 from attndrift.models import load_clip
@@ -276,3 +279,17 @@ def test_a_loss_that_is_normalised_over_the_accumulated_batch_gets_its_share(
     averaged = train(False)
     for name, value in train(True).items():
         torch.testing.assert_close(value, averaged[name], rtol=1e-4, atol=2e-6, msg=name)
+
+
+def test_tensorboard_gets_the_drift(clip: CLIPModel, images: Tensor, tmp_path: Path) -> None:
+    model = _Classifier(clip)
+    writer = SummaryWriter(str(tmp_path / "board"))
+    callback = DriftCallback(DriftMonitor(model, images), every=3, echo=None)
+    trainer = _trainer(model, images, tmp_path, TensorBoardCallback(tb_writer=writer), callback)
+    trainer.train()
+    board = EventAccumulator(str(tmp_path / "board"))
+    board.Reload()
+    tag = next(tag for tag in board.Tags()["scalars"] if tag.endswith("drift/weight_drift"))
+    events = [(event.step, event.value) for event in board.Scalars(tag)]
+    assert [step for step, _ in events] == [0, 3, 6]
+    assert [value for _, value in events] == pytest.approx([drift.weight_drift for _, drift in callback.drift])
