@@ -440,3 +440,17 @@ def test_a_machine_that_cannot_do_what_is_asked_says_so(
     outcome, _ = _run(text, tmp_path / "s", tmp_path / "cache")
     assert set(outcome.statuses.values()) == {"failed"}
     assert problem in read_json(next((tmp_path / "s" / "runs").iterdir()) / "record.json")["problem"]
+
+
+@pytest.mark.parametrize("keep", ["best", "all"])
+def test_what_a_killed_process_left_half_written_is_removed(tiny_clip: Path, tmp_path: Path, keep: str) -> None:
+    text = _text(tiny_clip, f"  - {{method: linear_probe, epochs: 1, keep: {keep}}}\n", name="left")
+    checkpoints = tmp_path / "s" / "runs" / "digits_linear-probe_lr0.001_s42" / "checkpoints"
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "study.json").write_text('{"name": "left", "description": "", "runs": []}')
+    (checkpoints / ".best-1a2b3c").mkdir(parents=True)
+    (checkpoints / ".best-1a2b3c" / "model.safetensors").write_bytes(b"half")
+    _run(text, tmp_path / "s", tmp_path / "cache")
+    assert {path.name for path in checkpoints.iterdir()} == {"best"} | (
+        {"final", "epoch-1"} if keep == "all" else set()
+    )
