@@ -454,3 +454,30 @@ def test_what_a_killed_process_left_half_written_is_removed(tiny_clip: Path, tmp
     assert {path.name for path in checkpoints.iterdir()} == {"best"} | (
         {"final", "epoch-1"} if keep == "all" else set()
     )
+
+
+@pytest.mark.parametrize("stopped_at", [1, 2])
+def test_tensorboard_of_a_resumed_run_has_every_step_once(
+    tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_at: int
+) -> None:
+    """Stopped while validating, when the epoch's drift is logged and its state is not saved yet."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from attndrift.study import running
+
+    text = _text(tiny_clip, "  - {method: full}\n", name="stopped")
+    real, calls = running.split_accuracy, []
+
+    def stop(*arguments: Any) -> float:
+        calls.append(1)
+        if len(calls) == stopped_at:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(running, "split_accuracy", stop)
+    with pytest.raises(KeyboardInterrupt):
+        _run(text, tmp_path / "s", tmp_path / "cache")
+    _run(text, tmp_path / "s", tmp_path / "cache")
+    events = EventAccumulator(str(next((tmp_path / "s" / "runs").iterdir()) / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/drift_entropy/layer_03")] == [2, 4, 6, 8]
