@@ -328,3 +328,9 @@ def test_what_is_set_for_one_dataset_stands_above_what_is_set_for_all() -> None:
     assert {r.settings.learning_rate for r in study.runs if r.settings.dataset == "pets"} == {1e-3}, "E7 has its own"
     with pytest.raises(StudyError, match="differ in `learning_rate`"):
         load_study("collapse-21", overrides=parse_overrides(["eurosat.learning_rate=1e-3"]))
+
+
+def test_another_dataset_and_its_settings_can_be_set_together() -> None:
+    overrides = parse_overrides(["dataset=digits", "digits.epochs=1"])
+    runs = parse_study("name: x\nruns:\n  - {dataset: tiles}", where="f", overrides=overrides).runs
+    assert [(r.settings.dataset, r.settings.epochs) for r in runs] == [("digits", 1)]

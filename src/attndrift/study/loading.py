@@ -416,7 +416,7 @@ def parse_study(
         dataset, _, field = key.partition(".")
         if field not in RunSettings.model_fields or field == "dataset":
             raise StudyError(f"--set {key}: {_allowed(RunSettings, field)}")
-        known = _dataset_names(file)
+        known = _dataset_names(file) | ({str(overrides["dataset"])} if "dataset" in overrides else set())
         if dataset not in known:
             raise StudyError(
                 f"--set {key}: no run of {where} is on {dataset!r}; they are on {', '.join(sorted(known))}"
