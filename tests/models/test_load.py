@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from transformers import ViTConfig, ViTModel
 
 from attndrift.models.load import ModelError, describe, load_clip, load_config, load_processor
@@ -45,7 +46,9 @@ def test_what_is_not_there_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         load_clip(tmp_path)
 
 
-def test_a_hub_name_out_of_reach_says_so() -> None:
+def test_a_hub_name_out_of_reach_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Without it the hub would be asked, and asked again for half a minute.
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match="not to be had from the hub"):
         load_config("nobody/such-a-model")
 

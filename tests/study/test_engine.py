@@ -146,3 +146,14 @@ def test_a_history_that_was_damaged_is_named(tmp_path: Path) -> None:
 def test_collect_needs_a_study_folder(tmp_path: Path) -> None:
     with pytest.raises(StudyFolderError, match="not a study folder"):
         collect(tmp_path)
+
+
+def test_damaged_descriptions_are_named_with_the_remedy(tmp_path: Path) -> None:
+    run_study(_study(), tmp_path / "s", Executor(), _console())
+    record = next((tmp_path / "s" / "runs").iterdir()) / "record.json"
+    record.write_text(record.read_text()[:20])
+    with pytest.raises(ValueError, match=r"record\.json: not valid JSON.*remove the run's folder"):
+        run_study(_study(), tmp_path / "s", Executor(), _console())
+    (tmp_path / "s" / "study.json").write_text("{}")
+    with pytest.raises(StudyFolderConflict, match=r"study\.json: not the description of a study"):
+        run_study(_study(), tmp_path / "s", Executor(), _console())

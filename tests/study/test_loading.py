@@ -318,3 +318,19 @@ def test_another_dataset_by_override_brings_its_own_settings() -> None:
     )
     runs = parse_study(text, where="f", overrides=parse_overrides(["dataset=b"])).runs
     assert [(r.settings.dataset, r.settings.epochs, r.settings.source) for r in runs] == [("b", 4, None)] * 2
+
+
+def test_what_is_set_for_one_dataset_stands_above_what_is_set_for_all() -> None:
+    overrides = parse_overrides(["train_per_class=160", "pets.train_per_class=40", "pets.learning_rate=1e-3"])
+    study = load_study("collapse-21", overrides=overrides)
+    of = {d: {r.settings.train_per_class for r in study.runs if r.settings.dataset == d} for d in ("eurosat", "pets")}
+    assert of == {"eurosat": {160}, "pets": {40}}
+    assert {r.settings.learning_rate for r in study.runs if r.settings.dataset == "pets"} == {1e-3}, "E7 has its own"
+    with pytest.raises(StudyError, match="differ in `learning_rate`"):
+        load_study("collapse-21", overrides=parse_overrides(["eurosat.learning_rate=1e-3"]))
+
+
+def test_another_dataset_and_its_settings_can_be_set_together() -> None:
+    overrides = parse_overrides(["dataset=digits", "digits.epochs=1"])
+    runs = parse_study("name: x\nruns:\n  - {dataset: tiles}", where="f", overrides=overrides).runs
+    assert [(r.settings.dataset, r.settings.epochs) for r in runs] == [("digits", 1)]

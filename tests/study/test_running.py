@@ -440,3 +440,44 @@ def test_a_machine_that_cannot_do_what_is_asked_says_so(
     outcome, _ = _run(text, tmp_path / "s", tmp_path / "cache")
     assert set(outcome.statuses.values()) == {"failed"}
     assert problem in read_json(next((tmp_path / "s" / "runs").iterdir()) / "record.json")["problem"]
+
+
+@pytest.mark.parametrize("keep", ["best", "all"])
+def test_what_a_killed_process_left_half_written_is_removed(tiny_clip: Path, tmp_path: Path, keep: str) -> None:
+    text = _text(tiny_clip, f"  - {{method: linear_probe, epochs: 1, keep: {keep}}}\n", name="left")
+    checkpoints = tmp_path / "s" / "runs" / "digits_linear-probe_lr0.001_s42" / "checkpoints"
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "study.json").write_text('{"name": "left", "description": "", "runs": []}')
+    (checkpoints / ".best-1a2b3c").mkdir(parents=True)
+    (checkpoints / ".best-1a2b3c" / "model.safetensors").write_bytes(b"half")
+    _run(text, tmp_path / "s", tmp_path / "cache")
+    assert {path.name for path in checkpoints.iterdir()} == {"best"} | (
+        {"final", "epoch-1"} if keep == "all" else set()
+    )
+
+
+@pytest.mark.parametrize("stopped_at", [1, 2])
+def test_tensorboard_of_a_resumed_run_has_every_step_once(
+    tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_at: int
+) -> None:
+    """Stopped while validating, when the epoch's drift is logged and its state is not saved yet."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from attndrift.study import running
+
+    text = _text(tiny_clip, "  - {method: full}\n", name="stopped")
+    real, calls = running.split_accuracy, []
+
+    def stop(*arguments: Any) -> float:
+        calls.append(1)
+        if len(calls) == stopped_at:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(running, "split_accuracy", stop)
+    with pytest.raises(KeyboardInterrupt):
+        _run(text, tmp_path / "s", tmp_path / "cache")
+    _run(text, tmp_path / "s", tmp_path / "cache")
+    events = EventAccumulator(str(next((tmp_path / "s" / "runs").iterdir()) / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/drift_entropy/layer_03")] == [2, 4, 6, 8]

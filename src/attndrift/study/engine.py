@@ -64,6 +64,10 @@ def prepare_folder(study: Study, folder: Path) -> None:
         known: list[dict[str, Any]] = []
         if path.exists():
             content = read_json(path)
+            if not isinstance(content, dict) or not {"name", "runs"} <= set(content):
+                raise StudyFolderConflict(
+                    f"{path}: not the description of a study; restore it, or choose another folder"
+                )
             if content["name"] != study.name:
                 raise StudyFolderConflict(
                     f"{folder}: holds the study {content['name']!r}, not {study.name!r}; choose another with --output"

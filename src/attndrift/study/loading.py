@@ -173,7 +173,13 @@ def _check_keys(values: Iterable[str], where: str, lines: Mapping[Place, int], p
             raise StudyError(f"{where}{_line(lines, (*place, key))}: {_allowed(RunSettings, str(key))}")
 
 
-def _expand(file: _StudyFile, where: str, lines: Mapping[Place, int], overrides: Mapping[str, Any]) -> Study:
+def _expand(
+    file: _StudyFile,
+    where: str,
+    lines: Mapping[Place, int],
+    overrides: Mapping[str, Any],
+    by_dataset: Mapping[str, Mapping[str, Any]],
+) -> Study:
     _check_keys(file.shared, where, lines, ("shared",))
     known = _dataset_names(file)
     for name, values in file.datasets.items():
@@ -193,11 +199,6 @@ def _expand(file: _StudyFile, where: str, lines: Mapping[Place, int], overrides:
                 raise StudyError(f"{where}{at}: `{key}` stands both in the run and in its grid")
             if not axis:
                 raise StudyError(f"{where}{_line(lines, (*place, 'grid', key))}: the grid of `{key}` is empty")
-            if key in overrides and len(axis) > 1:
-                raise StudyError(
-                    f"--set {key}: runs on line {_line(lines, place)[1:]} of {where} differ in `{key}`; "
-                    "setting it would make them equal. Choose runs with --only, or edit the study file."
-                )
         size = 1
         for axis in entry.grid.values():
             size *= len(axis)
@@ -206,7 +207,10 @@ def _expand(file: _StudyFile, where: str, lines: Mapping[Place, int], overrides:
         for point in itertools.product(*entry.grid.values()):
             chosen = dict(zip(entry.grid, point, strict=True))
             dataset = {"dataset": file.shared.get("dataset"), **own, **chosen, **overrides}["dataset"]
-            raw = {**_merge(file, {**own, **chosen}, dataset), **overrides}
+            # What is said of one dataset is the more particular, and stands above what is said of all.
+            set_here = {**overrides, **by_dataset.get(str(dataset), {})}
+            _refuse_equal_runs(set_here, entry, where, lines, place)
+            raw = {**_merge(file, {**own, **chosen}, dataset), **set_here}
             raw = _fit_to_method(raw, own | chosen)
             try:
                 settings = _scaled(RunSettings.model_validate(raw), file.learning_rate_scale)
@@ -214,10 +218,21 @@ def _expand(file: _StudyFile, where: str, lines: Mapping[Place, int], overrides:
                 first = _first_error(error)
                 field = str(first["loc"][0]) if first["loc"] else ""
                 at = _place_of(field, place, file, dataset, entry, lines)
-                source = "--set: " if field in overrides else ""
+                source = "--set: " if field in set_here else ""
                 raise StudyError(f"{where}{at}: {source}{_explain(first, RunSettings)}") from error
             expanded.append((settings, place))
     return _named(file, expanded, where, lines)
+
+
+def _refuse_equal_runs(
+    values: Mapping[str, Any], entry: _Entry, where: str, lines: Mapping[Place, int], place: Place
+) -> None:
+    for key, axis in entry.grid.items():
+        if key in values and len(axis) > 1:
+            raise StudyError(
+                f"--set {key}: runs on line {_line(lines, place)[1:]} of {where} differ in `{key}`; "
+                "setting it would make them equal. Choose runs with --only, or edit the study file."
+            )
 
 
 def _scaled(settings: RunSettings, scale: float) -> RunSettings:
@@ -396,18 +411,19 @@ def parse_study(
     _replace_values(file, replacements, where)
     if seeds is not None:
         _repeat_over_seeds(file, seeds, where, lines)
+    by_dataset: dict[str, dict[str, Any]] = {}
     for key in [k for k in overrides if "." in k]:
         dataset, _, field = key.partition(".")
-        if field not in RunSettings.model_fields:
+        if field not in RunSettings.model_fields or field == "dataset":
             raise StudyError(f"--set {key}: {_allowed(RunSettings, field)}")
-        known = _dataset_names(file)
+        known = _dataset_names(file) | ({str(overrides["dataset"])} if "dataset" in overrides else set())
         if dataset not in known:
             raise StudyError(
                 f"--set {key}: no run of {where} is on {dataset!r}; they are on {', '.join(sorted(known))}"
             )
-        file.datasets.setdefault(dataset, {})[field] = overrides.pop(key)
+        by_dataset.setdefault(dataset, {})[field] = overrides.pop(key)
     try:
-        return _expand(file, where, lines, overrides)
+        return _expand(file, where, lines, overrides, by_dataset)
     except ValidationError as error:
         raise StudyError(f"{where}: {_explain(_first_error(error), Study)}") from error
 

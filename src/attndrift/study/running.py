@@ -299,10 +299,10 @@ class _Run:
         resume.clear(self.folder / "resume")
         keep = {"best": {"best"}, "best+final": {"best", "final"}}.get(self.settings.keep)
         folder = self.folder / "checkpoints"
-        if keep is not None and folder.is_dir():
-            for path in folder.iterdir():
-                if path.name not in keep | {"last-good"}:
-                    shutil.rmtree(path)
+        for path in list(folder.iterdir()) if folder.is_dir() else []:
+            # Hidden ones are what a killed process left half written.
+            if path.name.startswith(".") or (keep is not None and path.name not in keep | {"last-good"}):
+                shutil.rmtree(path)
 
     # -- what is recorded ----------------------------------------------------------------------
 

@@ -357,13 +357,13 @@ def fit(model: nn.Module, plan: TrainingPlan, folder: Path, reporter: Reporter) 
         trainer
     )
     trainer.add_callback(callback)
-    with _tensorboard(folder / "tensorboard") as board:
+    with _tensorboard(folder / "tensorboard", _step_of(state)) as board:
         trainer.add_callback(board)
         try:
             trainer.train(resume_from_checkpoint=str(state) if state else None)
         except DivergedError as error:
             last = resume.newest(folder / "resume", reporter.say)
-            step = int(last.name.removeprefix("step-")) if last else 0
+            step = _step_of(last)
             reporter.say(f"diverged: {error}; last good state: step {step}")
             return _result("diverged", progress, trainer, str(error), step)
         finally:
@@ -384,9 +384,17 @@ def _result(
     return FitResult(status, progress.history, progress.best_accuracy, progress.selected_epoch, active, problem, step)
 
 
+def _step_of(state: Path | None) -> int:
+    """The step of a resumable state; 0 without one."""
+    return int(state.name.removeprefix("step-")) if state else 0
+
+
 @contextmanager
-def _tensorboard(folder: Path) -> Iterator[TensorBoardCallback]:
-    writer = SummaryWriter(str(folder))
+def _tensorboard(folder: Path, done: int) -> Iterator[TensorBoardCallback]:
+    if not done:
+        shutil.rmtree(folder, ignore_errors=True)
+    # What was logged after the state that training goes on from is logged again: readers drop the first.
+    writer = SummaryWriter(str(folder), purge_step=done + 1 if done else None)
     try:
         yield TensorBoardCallback(tb_writer=writer)
     finally:
