@@ -48,6 +48,7 @@ def study(tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 COMMANDS = [
+    "baseline",
     "run",
     "collect",
     "import",

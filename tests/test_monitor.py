@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
@@ -268,18 +269,21 @@ def test_autocast_around_a_measurement_and_under_a_model_changes_nothing(clip: C
             super().__init__()
             self.vision = clip
 
-        def forward(self, pixel_values: Tensor) -> Tensor:
-            return self.vision.get_image_features(pixel_values=pixel_values).pooler_output
+        def forward(self, pixel_values: Tensor) -> Any:
+            return self.vision.get_image_features(pixel_values=pixel_values)
 
     model = Classifier()
     monitor = DriftMonitor(model, images)
     with torch.autocast("cpu", torch.bfloat16):
         drift = monitor.measure()
     assert drift.embedding_drift == pytest.approx(0.0, abs=1e-12)
+    # Its state is one for the whole process, and may be that of a test before.
+    AcceleratorState._reset_state(reset_partial_state=True)
     Accelerator(mixed_precision="bf16", cpu=True).prepare(model)
+    AcceleratorState._reset_state(reset_partial_state=True)
     assert "_original_forward" in model.__dict__, "accelerate has put its own forward over the model's"
     forward = model.forward
-    assert model(images).dtype == torch.float32
+    assert model(images).pooler_output.dtype == torch.float32
     assert monitor.measure().embedding_drift == pytest.approx(0.0, abs=1e-12)
     assert model.forward is forward
 

@@ -377,21 +377,22 @@ def _coloured(folder: Path, brightness: int) -> Path:
 def test_datasets_with_equal_ids_share_no_measurement(tiny_clip: Path, tmp_path: Path) -> None:
     """Baseline and pretrained attention are of the run's own images, whatever the files are called."""
     sizes = "train_per_class: 3, validation_per_class: 1, probe_size: 6, transfer: []"
-    sets = "".join(
-        f"  {name}: {{source: {{path: '{_coloured(tmp_path / name, brightness)}'}}, {sizes}}}\n"
+    sets = {
+        name: f"  {name}: {{source: {{path: '{_coloured(tmp_path / name, brightness)}'}}, {sizes}}}\n"
         for name, brightness in (("bright", 255), ("dark", 40))
-    )
+    }
     # Trained by next to nothing, so that a run ends where the pretrained model is.
     run = (
         "  - {{method: full, regularizer: apr, regularizer_weight: 1, learning_rate: 1e-9, grid: {{dataset: [{}]}}}}\n"
     )
 
-    def rows(name: str, datasets: str, cache: str) -> pd.DataFrame:
-        text = _text(tiny_clip, run.format(datasets) + f"datasets:\n{sets}", name=name)
+    def rows(name: str, datasets: list[str], cache: str) -> pd.DataFrame:
+        described = "datasets:\n" + "".join(sets[dataset] for dataset in datasets)
+        text = _text(tiny_clip, run.format(", ".join(datasets)) + described, name=name)
         _, tables = _run(text, tmp_path / name, tmp_path / cache)
         return tables.runs.set_index("dataset")
 
-    both, alone = rows("both", "bright, dark", "cache"), rows("alone", "dark", "another-cache")
+    both, alone = rows("both", ["bright", "dark"], "cache"), rows("alone", ["dark"], "another-cache")
     assert both.loc["dark", "entropy_baseline"] == alone.loc["dark", "entropy_baseline"]
     assert both.loc["bright", "entropy_baseline"] != both.loc["dark", "entropy_baseline"]
     assert both["cka_mean"].to_list() == pytest.approx([1.0, 1.0], abs=1e-4)
