@@ -47,7 +47,20 @@ def study(tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     return path
 
 
-COMMANDS = ["run", "collect", "import", "analyze", "demo", "list", "show", "bench", "interpolate", "figures", "report"]
+COMMANDS = [
+    "run",
+    "collect",
+    "import",
+    "analyze",
+    "demo",
+    "list",
+    "show",
+    "bench",
+    "interpolate",
+    "figures",
+    "report",
+    "baseline",
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
