@@ -377,17 +377,18 @@ def _coloured(folder: Path, brightness: int) -> Path:
 def test_datasets_with_equal_ids_share_no_measurement(tiny_clip: Path, tmp_path: Path) -> None:
     """Baseline and pretrained attention are of the run's own images, whatever the files are called."""
     sizes = "train_per_class: 3, validation_per_class: 1, probe_size: 6, transfer: []"
-    sets = "".join(
-        f"  {name}: {{source: {{path: '{_coloured(tmp_path / name, brightness)}'}}, {sizes}}}\n"
+    sets = {
+        name: f"  {name}: {{source: {{path: '{_coloured(tmp_path / name, brightness)}'}}, {sizes}}}\n"
         for name, brightness in (("bright", 255), ("dark", 40))
-    )
+    }
     # Trained by next to nothing, so that a run ends where the pretrained model is.
     run = (
         "  - {{method: full, regularizer: apr, regularizer_weight: 1, learning_rate: 1e-9, grid: {{dataset: [{}]}}}}\n"
     )
 
     def rows(name: str, datasets: str, cache: str) -> pd.DataFrame:
-        text = _text(tiny_clip, run.format(datasets) + f"datasets:\n{sets}", name=name)
+        used = "".join(described for dataset, described in sets.items() if dataset in datasets)
+        text = _text(tiny_clip, run.format(datasets) + f"datasets:\n{used}", name=name)
         _, tables = _run(text, tmp_path / name, tmp_path / cache)
         return tables.runs.set_index("dataset")
 
@@ -481,3 +482,33 @@ def test_tensorboard_of_a_resumed_run_has_every_step_once(
     events = EventAccumulator(str(next((tmp_path / "s" / "runs").iterdir()) / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("train/drift_entropy/layer_03")] == [2, 4, 6, 8]
+
+
+def test_a_damaged_checkpoint_of_an_interrupted_run_is_trained_again(
+    tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test's accuracy is the third that is measured: training is over then, and the run is not."""
+    from attndrift.study import running
+
+    text = _text(tiny_clip, "  - {method: last_block}\n", name="damaged")
+    _, undisturbed = _run(text, tmp_path / "undisturbed", tmp_path / "cache")
+    real, calls = running.split_accuracy, []
+
+    def stop(*arguments: Any) -> float:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(running, "split_accuracy", stop)
+    with pytest.raises(KeyboardInterrupt):
+        _run(text, tmp_path / "s", tmp_path / "cache")
+    weights = next((tmp_path / "s").glob("runs/*/checkpoints/best/model.safetensors"))
+    damaged = bytearray(weights.read_bytes())
+    damaged[-1] ^= 1
+    weights.write_bytes(damaged)
+    outcome, _ = _run(text, tmp_path / "s", tmp_path / "cache")
+    assert set(outcome.statuses.values()) == {"failed"}
+    assert "trained anew" in read_json(next((tmp_path / "s" / "runs").iterdir()) / "record.json")["problem"]
+    _, tables = _run(text, tmp_path / "s", tmp_path / "cache")
+    pd.testing.assert_frame_equal(tables.runs, undisturbed.runs)
