@@ -482,3 +482,33 @@ def test_tensorboard_of_a_resumed_run_has_every_step_once(
     events = EventAccumulator(str(next((tmp_path / "s" / "runs").iterdir()) / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("train/drift_entropy/layer_03")] == [2, 4, 6, 8]
+
+
+def test_a_damaged_checkpoint_of_an_interrupted_run_is_trained_again(
+    tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test's accuracy is the third that is measured: training is over then, and the run is not."""
+    from attndrift.study import running
+
+    text = _text(tiny_clip, "  - {method: last_block}\n", name="damaged")
+    _, undisturbed = _run(text, tmp_path / "undisturbed", tmp_path / "cache")
+    real, calls = running.split_accuracy, []
+
+    def stop(*arguments: Any) -> float:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(running, "split_accuracy", stop)
+    with pytest.raises(KeyboardInterrupt):
+        _run(text, tmp_path / "s", tmp_path / "cache")
+    weights = next((tmp_path / "s").glob("runs/*/checkpoints/best/model.safetensors"))
+    damaged = bytearray(weights.read_bytes())
+    damaged[-1] ^= 1
+    weights.write_bytes(damaged)
+    outcome, _ = _run(text, tmp_path / "s", tmp_path / "cache")
+    assert set(outcome.statuses.values()) == {"failed"}
+    assert "trained anew" in read_json(next((tmp_path / "s" / "runs").iterdir()) / "record.json")["problem"]
+    _, tables = _run(text, tmp_path / "s", tmp_path / "cache")
+    pd.testing.assert_frame_equal(tables.runs, undisturbed.runs)

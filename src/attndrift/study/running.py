@@ -22,7 +22,9 @@ from attndrift.data import PixelStore
 from attndrift.files import new_folder, write_json, write_text
 from attndrift.models import (
     AdaptationSettings,
+    CheckpointError,
     CLIPClassifier,
+    FingerprintError,
     adapt,
     load_adapted,
     projection_drift,
@@ -244,7 +246,7 @@ class _Run:
         settings = self.settings
         if settings.keep != "best":
             self._save(model, "final")
-        selected = load_adapted(self.folder / "checkpoints" / "best", base=self.pretrained.copy()).to(self.device)
+        selected = self._selected().to(self.device)
         self._phase("test")
         if settings.protocol == "seed":
             # One split selects and reports: that is the protocol, and the report warns of it. Structure,
@@ -264,6 +266,17 @@ class _Run:
         record["measured_checkpoint"] = "final" if settings.protocol == "seed" else "selected"
         record["embedding_distance"] = drift.embedding_distance
         return record
+
+    def _selected(self) -> CLIPClassifier:
+        """The checkpoint of the selected epoch, proved to be what was saved."""
+        try:
+            return load_adapted(self.folder / "checkpoints" / "best", base=self.pretrained.copy())
+        except FingerprintError:
+            raise
+        except CheckpointError as error:
+            # Its epoch lies behind the resumable states, so that only training again can bring it back.
+            resume.clear(self.folder / "resume")
+            raise CheckpointError(f"{error}. Run the study again: this run is then trained anew") from error
 
     def _target_text_features(self) -> Tensor | None:
         if self.settings.head_init != "text":
