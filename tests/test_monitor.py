@@ -641,3 +641,12 @@ def test_long_trainings_are_written_seldom_and_completely(clip: CLIPModel, image
     assert writes[:20] == list(range(1, 21))
     assert 20 < len(writes) < 40
     assert len(read_tables(tmp_path).history) == 45
+
+
+def test_a_representation_that_is_the_same_for_every_image_has_diverged(clip: CLIPModel, images: Tensor) -> None:
+    monitor = DriftMonitor(clip, images)
+    with torch.no_grad():
+        clip.vision_model.encoder.layers[-1].mlp.fc2.weight.zero_()
+        clip.vision_model.embeddings.patch_embedding.weight.zero_()
+    with pytest.raises(DivergedError, match="the same for all"):
+        monitor.measure()

@@ -334,3 +334,10 @@ def test_another_dataset_and_its_settings_can_be_set_together() -> None:
     overrides = parse_overrides(["dataset=digits", "digits.epochs=1"])
     runs = parse_study("name: x\nruns:\n  - {dataset: tiles}", where="f", overrides=overrides).runs
     assert [(r.settings.dataset, r.settings.epochs) for r in runs] == [("digits", 1)]
+
+
+def test_a_named_prompt_ensemble_is_its_templates() -> None:
+    study = parse_study("name: x\nruns:\n  - {dataset: tiles, prompts: cifar, transfer: [objects]}", where="f")
+    assert len(study.runs[0].settings.prompts) == 18
+    with pytest.raises(StudyError, match="name of an ensemble"):
+        parse_study("name: x\nruns:\n  - {dataset: tiles, prompts: cifat}", where="f")

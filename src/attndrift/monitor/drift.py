@@ -128,6 +128,18 @@ def relative_change_pct(value: float, baseline: float) -> float | None:
     return None if baseline == 0 else 100.0 * (value - baseline) / baseline
 
 
+def _refuse_collapsed(current: Snapshot) -> None:
+    """Raise where every image is represented alike, so that nothing can be compared with it."""
+    for block, states in enumerate(current.hidden, 1):
+        if bool((states == states[:1]).all()):
+            raise DivergedError(
+                f"block {block}: the hidden state is the same for all {len(states)} probe images; the representation "
+                "has collapsed, and CKA has no value"
+            )
+    if bool((current.embeddings == 0).all(dim=1).any()):
+        raise DivergedError("an image embedding is exactly zero; its cosine has no value")
+
+
 def compare_snapshots(
     reference: Snapshot,
     current: Snapshot,
@@ -147,6 +159,7 @@ def compare_snapshots(
         change[name] = relative_change_pct(current.structure.mean(name), reference.structure.mean(name))
         before, after = reference.structure.layers(name), current.structure.layers(name)
         layer_change[name] = 100.0 * (after - before) / before
+    _refuse_collapsed(current)
     pairs = list(zip(reference.hidden, current.hidden, strict=True))
     cka = torch.stack([metrics.linear_cka(before, after) for before, after in pairs])
     debiased = torch.stack([metrics.linear_cka(before, after, debiased=True) for before, after in pairs])

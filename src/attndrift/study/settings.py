@@ -105,7 +105,11 @@ class RunSettings(BaseModel):
     transfer: tuple[str, ...] = Field((), description="zero-shot sets, evaluated after the run")
     transfer_limit: Annotated[int, Field(ge=1)] | None = Field(None, description="images a set; default all")
     track_size: Annotated[int, Field(ge=0)] = Field(1000, description="images of the first set, at epoch ends")
-    prompts: tuple[str, ...] = Field(("a photo of a {class}.",), min_length=1)
+    prompts: tuple[str, ...] = Field(
+        ("a photo of a {class}.",),
+        min_length=1,
+        description="templates, or the name of an ensemble: cifar, eurosat, pets",
+    )
 
     evaluations_per_epoch: Annotated[int, Field(ge=1, le=1000)] = 5
     evaluation_batch_size: Annotated[int, Field(ge=1)] = 200
@@ -131,12 +135,23 @@ class RunSettings(BaseModel):
     def _one_or_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
+    @field_validator("prompts", mode="before")
+    @classmethod
+    def _named_ensemble(cls, value: Any) -> Any:
+        from attndrift.data.prompts import TEMPLATES
+
+        name = value[0] if isinstance(value, (tuple, list)) and len(value) == 1 else value
+        return TEMPLATES[name] if isinstance(name, str) and name in TEMPLATES else value
+
     @field_validator("prompts")
     @classmethod
     def _prompts_have_a_class(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for prompt in value:
             if prompt.count("{class}") != 1:
-                raise ValueError(f"the prompt {prompt!r} must hold {{class}} exactly once")
+                raise ValueError(
+                    f"the prompt {prompt!r} must hold {{class}} exactly once, or be the name of an ensemble: "
+                    "default, cifar, eurosat, pets"
+                )
         return value
 
     @field_validator("transfer")
