@@ -79,15 +79,20 @@ def _kill_and_compare(tiny_clip: Path, tmp_path: Path, kills: int, seed: int) ->
     disturbed = tmp_path / "disturbed"
     finished = 0
     struck = 0
+    studies = 1
     while struck < kills:
+        begun = time.monotonic()
         process = _start(study, disturbed, cache)
         # Most of the time goes into starting; a kill after that strikes while a run is under way.
-        deadline = time.monotonic() + moments.uniform(0.35, 0.95) * duration
+        deadline = begun + moments.uniform(0.35, 0.95) * duration
         while time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.01)
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             struck += 1
+        elif finished == 0:
+            # The undisturbed study was slower, on a busier machine: aim earlier from now on.
+            duration = min(duration, time.monotonic() - begun)
         process.communicate()
         records, _ = _progress(disturbed)
         assert records >= finished, "a finished run was lost"
@@ -95,7 +100,8 @@ def _kill_and_compare(tiny_clip: Path, tmp_path: Path, kills: int, seed: int) ->
         if finished == 5:
             # Done before all kills were spent: begin another study with what is left of them.
             _compare(tmp_path / "undisturbed", disturbed, study, cache)
-            disturbed, finished = tmp_path / f"disturbed-{struck}", 0
+            disturbed, finished = tmp_path / f"disturbed-{studies}", 0
+            studies += 1
     _compare(tmp_path / "undisturbed", disturbed, study, cache)
 
 
