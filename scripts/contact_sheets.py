@@ -1,4 +1,4 @@
-"""Draw one picture sheet of each drawn set into docs/images: contact-objects.png and so on.
+"""Put one picture sheet of each drawn set, and of `digits`, into docs/images: contact-objects.png and so on.
 
     python scripts/contact_sheets.py [--out docs/images] [--seed 2]
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from attndrift.data import load_dataset
 from attndrift.data.procedural import DRAWN, DrawnSet
 
 COLUMNS = 10
@@ -34,6 +35,18 @@ def sheet(drawn: DrawnSet, seed: int) -> Image.Image:
     return Image.fromarray(np.concatenate(rows, axis=0))
 
 
+def digits_sheet() -> Image.Image:
+    """Ten columns, a row a digit: the first ten of each in the test split, enlarged without smoothing."""
+    split = load_dataset("digits").test
+    rows = []
+    for label in range(10):
+        first = np.flatnonzero(split.labels == label)[:COLUMNS]
+        rows.append(
+            np.concatenate([np.asarray(split[int(i)].resize((64, 64), Image.Resampling.NEAREST)) for i in first], 1)
+        )
+    return Image.fromarray(np.concatenate(rows, axis=0))
+
+
 def main() -> None:
     """Write the sheets and say where."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -41,9 +54,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=2, help="2 is the series of the test splits")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    for name, drawn in DRAWN.items():
+    sheets = {name: sheet(drawn, args.seed) for name, drawn in DRAWN.items()} | {"digits": digits_sheet()}
+    for name, picture in sheets.items():
         path = args.out / f"contact-{name}.png"
-        sheet(drawn, args.seed).quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+        picture.quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
         print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 
