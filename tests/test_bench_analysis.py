@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from attndrift.bench.analysis import SHAPES, measure, result, write_study
+from attndrift.bench.analysis import SHAPES, measure, write_study
 from attndrift.bench.plain import plain_analysis
-from attndrift.bench.ratios import Ratio, print_result
+from attndrift.bench.ratios import Ratio
+from attndrift.bench.result import TABLES, Result, print_result
 from attndrift.tables import read_tables
 
 
@@ -45,7 +46,7 @@ def test_both_sides_analyse_every_run(tmp_path: Path) -> None:
 
 def test_result_tells_versions_spread_and_memory() -> None:
     ratio = Ratio("a", "b", 1.5, 1.25, 1.75, 3.0, 2.0, 3, 812.0, 1234.0)
-    found = result([ratio])
+    found = Result("analysis", [ratio], packages=TABLES).to_json()
     assert json.loads(json.dumps(found))["ratios"][0]["megabytes"] == 812.0
     assert {"python", "pandas", "scipy"} <= set(found["versions"])
     out = io.StringIO()

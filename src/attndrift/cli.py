@@ -11,6 +11,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from attndrift.bench.commands import app as bench
+
 app = typer.Typer(
     name="attndrift",
     help="See what fine-tuning does to CLIP: its attention, representation, weights and zero-shot transfer.",
@@ -19,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     add_completion=False,
 )
+app.add_typer(bench)
 
 StudyArgument = Annotated[str, typer.Argument(help="A preset (see `attndrift list presets`) or a study file (YAML).")]
 FolderArgument = Annotated[Path, typer.Argument(help="A study folder, or any folder that holds the tables.")]
@@ -413,35 +416,6 @@ def show(run_folder: Annotated[Path, typer.Argument(help="The folder of a run.")
         _print_json(described)
     else:
         print_run(described)
-
-
-@app.command(epilog=_example("attndrift bench capture --pairs 15 --json"))
-def bench(
-    what: Annotated[str, typer.Argument(help="capture: what observing costs; analysis: 10,000 runs.")] = "capture",
-    model: Annotated[str, typer.Option("--model", help="capture: the model to observe.")] = "config:vit-base-patch32",
-    batch: Annotated[int, typer.Option("--batch", min=1, help="capture: images a forward pass.")] = 32,
-    pairs: Annotated[int, typer.Option("--pairs", min=3, help="Interleaved pairs; medians are over these.")] = 7,
-    runs: Annotated[int, typer.Option("--runs", min=100, help="analysis: runs of the synthetic study.")] = 10_000,
-    as_json: JsonOption = False,
-) -> None:
-    """Measure costs as ratios against a named alternative, in one run."""
-    from attndrift.bench.ratios import print_result
-
-    if what == "capture":
-        from attndrift.bench import capture
-
-        found = capture.result(what, capture.capture(model=model, batch=batch, pairs=pairs))
-    elif what == "analysis":
-        from attndrift.bench import analysis
-
-        ratios = analysis.analysis(runs=runs, pairs=pairs, progress=lambda line: typer.echo(line, err=True))
-        found = analysis.result(ratios)
-    else:
-        _fail(f"there is no bench {what!r}; choose from capture, analysis")
-    if as_json:
-        _print_json(found)
-    else:
-        print_result(found)
 
 
 def main() -> None:

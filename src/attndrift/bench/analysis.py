@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -12,11 +11,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from attndrift.bench.ratios import Ratio
+from attndrift.bench.result import TABLES, Machine, Result
 
 SHAPES: dict[str, dict[str, Any]] = {
     # Name -> arguments of synthetic_tables for 10,000 runs; divided among fewer seeds or datasets below that.
@@ -81,12 +80,13 @@ def analysis(
     pairs: int = 3,
     shapes: list[str] | None = None,
     progress: Callable[[str], None] | None = None,
-) -> list[Ratio]:
+) -> Result:
     """Time and memory of the analysis against the plain way (:mod:`attndrift.bench.plain`), pair by pair.
 
     Each measurement is a process of its own, from before its imports to its result; the order changes from pair
     to pair. The first pair, which fills the file cache, is thrown away.
     """
+    machine = Machine()
     found: list[Ratio] = []
     for shape in shapes or list(SHAPES):
         with tempfile.TemporaryDirectory() as name:
@@ -114,17 +114,5 @@ def analysis(
                 statistics.median(one["megabytes"] for one in other),
             )
         )  # fmt: skip
-    return found
-
-
-def result(ratios: list[Ratio]) -> dict[str, Any]:
-    """Plain values, with versions and machine."""
-    from attndrift.study.record import hardware
-
-    names = ("attndrift", "numpy", "pandas", "pyarrow", "scipy")
-    return {
-        "bench": "analysis",
-        "ratios": [ratio.to_json() for ratio in ratios],
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in names}},
-        "hardware": hardware("cpu", int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))),
-    }
+    threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
+    return Result("analysis", found, threads=threads, packages=TABLES, others_pct=machine.others_pct())

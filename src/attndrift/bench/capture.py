@@ -2,60 +2,20 @@
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
-from typing import Any
-
 import torch
 
-from attndrift.bench.ratios import Ratio
+from attndrift.bench.devices import device_named, wait_for
+from attndrift.bench.ratios import compare
+from attndrift.bench.result import Machine, Result
 from attndrift.metrics import StructureAccumulator
 from attndrift.models import load_clip
 from attndrift.observing import observe
-from attndrift.study.record import hardware, versions
 
 
-def _timed(work: Callable[[], object]) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def compare(
-    what: str, work: Callable[[], object], against: str, alternative: Callable[[], object], pairs: int
-) -> Ratio:
-    """Time ``work`` against ``alternative`` in interleaved pairs, the order changing from pair to pair."""
-    times: list[tuple[float, float]] = []
-    for index in range(pairs + 1):
-        if index % 2:
-            second = _timed(alternative)
-            first = _timed(work)
-        else:
-            first = _timed(work)
-            second = _timed(alternative)
-        times.append((first, second))
-    kept = times[1:]
-    ratios = [first / second for first, second in kept]
-    return Ratio(
-        what,
-        against,
-        statistics.median(ratios),
-        min(ratios),
-        max(ratios),
-        statistics.median(first for first, _ in kept),
-        statistics.median(second for _, second in kept),
-        pairs,
-    )
-
-
-def capture(*, model: str = "config:vit-base-patch32", batch: int = 32, pairs: int = 7) -> list[Ratio]:
+def capture(*, model: str = "config:vit-base-patch32", batch: int = 32, pairs: int = 7) -> Result:
     """The forward pass observed, all four metrics computed, against the bare forward (sdpa) and against eager maps."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    machine = Machine()
+    device = device_named("auto")
     clip = load_clip(model).to(device)
     size = clip.config.vision_config.image_size
     pixels = torch.randn(batch, 3, size, size, device=device)
@@ -81,21 +41,12 @@ def capture(*, model: str = "config:vit-base-patch32", batch: int = 32, pairs: i
         accumulator.update([row / row.sum(-1, keepdim=True) for row in rows])
         accumulator.compute()
 
-    return [
-        compare(f"observed forward with four metrics, batch {batch}", observed, "bare forward, sdpa", bare, pairs),
-        compare(
-            f"observed forward with four metrics, batch {batch}", observed,
-            "eager forward with full maps and the same metrics", full_maps, pairs,
-        ),
-    ]  # fmt: skip
-
-
-def result(name: str, ratios: list[Ratio]) -> dict[str, Any]:
-    """Plain values, with versions and machine."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return {
-        "bench": name,
-        "ratios": [ratio.to_json() for ratio in ratios],
-        "versions": versions(),
-        "hardware": hardware(device, torch.get_num_threads()),
-    }
+    wait = wait_for(device)
+    what = f"observed forward with four metrics, batch {batch}"
+    ratios = [
+        compare(what, observed, "bare forward, sdpa", bare, pairs, wait=wait),
+        compare(what, observed, "eager forward with full maps and the same metrics", full_maps, pairs, wait=wait),
+    ]
+    return Result(
+        "capture", ratios, device=str(device), threads=torch.get_num_threads(), others_pct=machine.others_pct()
+    )

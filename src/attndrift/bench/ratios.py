@@ -1,12 +1,14 @@
-"""Speed as ratios against a named alternative, measured in one run: medians over repeated pairs."""
+"""Ratios against a named alternative, measured in one run: medians over interleaved pairs."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+Work = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Ratio:
         seconds, seconds_against: median times.
         pairs: number of interleaved pairs, after one that is thrown away.
         megabytes, megabytes_against: median of the largest memory that each took; null where not measured.
+        at_most: what the ratio is meant to stay below; null where nothing was promised.
     """
 
     what: str
@@ -32,32 +35,67 @@ class Ratio:
     pairs: int
     megabytes: float | None = None
     megabytes_against: float | None = None
+    at_most: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    def aiming_at(self, at_most: float) -> Ratio:
+        """The same with its target."""
+        return replace(self, at_most=at_most)
 
-def print_result(found: dict[str, Any], console: Console | None = None) -> None:
-    """Print the ratios with their spread, and what they were measured on."""
-    console = console or Console()
-    named = (
-        ("torch", "transformers") if found["bench"] == "capture" else ("python", "numpy", "pandas", "pyarrow", "scipy")
+
+def ratio_of(what: str, against: str, pairs: Sequence[tuple[float, float]]) -> Ratio:
+    """The ratio of pairs of seconds (what, against), of which the first is thrown away."""
+    kept = pairs[1:]
+    ratios = [first / second for first, second in kept]
+    return Ratio(
+        what,
+        against,
+        statistics.median(ratios),
+        min(ratios),
+        max(ratios),
+        statistics.median(first for first, _ in kept),
+        statistics.median(second for _, second in kept),
+        len(kept),
     )
-    table = Table(title=f"bench {found['bench']}", title_justify="left")
-    for name in ("what", "against", "ratio", "spread over pairs", "seconds", "MB"):
-        table.add_column(name)
-    for row in found["ratios"]:
-        table.add_row(
-            row["what"],
-            row["against"],
-            f"{row['ratio']:.3f}",
-            f"{row['low']:.3f} .. {row['high']:.3f} (n = {row['pairs']})",
-            f"{row['seconds']:.3f} / {row['seconds_against']:.3f}",
-            "" if row["megabytes"] is None else f"{row['megabytes']:.0f} / {row['megabytes_against']:.0f}",
-        )  # fmt: skip
-    console.print(table)
-    machine = found["hardware"]
-    shown = [f"{name} {found['versions'][name]}" for name in named if found["versions"].get(name)]
-    console.print(
-        f"{machine.get('accelerator', machine['processor'])}, {machine['threads']} threads, {', '.join(shown)}"
-    )
+
+
+def timed(work: Work, wait: Work) -> float:
+    """Seconds that ``work`` takes; ``wait`` returns once the device has done everything that was asked of it."""
+    wait()
+    start = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - start
+
+
+def _nothing() -> None:
+    return None
+
+
+def compare(
+    what: str,
+    work: Work,
+    against: str,
+    alternative: Work,
+    pairs: int,
+    *,
+    wait: Work = _nothing,
+    at_most: float | None = None,
+) -> Ratio:
+    """Time ``work`` against ``alternative`` in interleaved pairs, the order changing from pair to pair.
+
+    One pair more than ``pairs`` is measured; the first one warms up and is thrown away.
+    """
+    times: list[tuple[float, float]] = []
+    for index in range(pairs + 1):
+        if index % 2:
+            second = timed(alternative, wait)
+            first = timed(work, wait)
+        else:
+            first = timed(work, wait)
+            second = timed(alternative, wait)
+        times.append((first, second))
+    found = ratio_of(what, against, times)
+    return found if at_most is None else found.aiming_at(at_most)
