@@ -125,7 +125,7 @@ def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
         _close(first[name], alone, name)
     _close(first["alone"], first["uneven"], "alone")
 
-    assert first["errors"][0].startswith("OtherProcessError: the drift was not measured: process 1 failed")
+    assert first["errors"][0].startswith("OtherProcessDiverged: nothing was measured: process 1 failed")
     assert second["errors"][0].startswith("DivergedError")
     assert first["errors"][1] == second["errors"][1] == "ValueError: 1 probe images cannot be shared by 2 processes"
 

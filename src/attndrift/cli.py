@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -130,14 +131,21 @@ def _run_study(study: Any, folder: Path, *, verbose: bool) -> Any:
     from attndrift.console import StudyConsole
     from attndrift.study.engine import run_study
     from attndrift.study.running import Executor
+    from attndrift.study.together import Parted, Together, launched
 
     reporter = StudyConsole(verbose=verbose)
     try:
-        with Executor() as execute, reporter.progress:
-            return run_study(study, folder, execute, reporter)
+        with Together() if launched() > 1 else nullcontext() as together, Executor(together=together) as execute:
+            if together is None or together.rank == 0:
+                with reporter.progress:
+                    return run_study(study, folder, execute, reporter)
+            execute.follow()
+    except Parted as error:
+        _fail(str(error))
     except KeyboardInterrupt:
         typer.secho("\nattndrift: stopped; the same command goes on where this one was", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
+    raise typer.Exit  # the first process reports
 
 
 @app.command(epilog=_example("attndrift demo"))

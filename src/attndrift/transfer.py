@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import CLIPModel
 
 from attndrift.monitor import evaluation_mode, image_embeddings
+from attndrift.monitor.processes import Processes
 
 DEFAULT_TEMPLATES = ("a photo of a {class}.",)
 
@@ -170,6 +171,7 @@ def evaluate_zero_shot(
     dataset: str | None = None,
     split: str | None = None,
     preprocessing: Mapping[str, Any] | None = None,
+    processes: Processes | None = None,
     **evidence: Any,
 ) -> ZeroShotResult:
     """Top-1 accuracy of ``model`` on images that it was not fine-tuned on, by cosine with class names.
@@ -189,6 +191,8 @@ def evaluate_zero_shot(
             device: another size may round differently, which would hide that two models are equal.
         weight_drift: how far the weights have moved. With either of the two it guards against evaluating a
             model whose adapted weights do not take part.
+        processes: those that share the images of every batch, each with the same arguments; by default this one
+            evaluates alone.
         dataset, split, preprocessing: recorded with the accuracy, None where not given; so is ``evidence``.
 
     Raises:
@@ -219,27 +223,35 @@ def evaluate_zero_shot(
         raise ValueError(f"labels: {outside} is outside the {len(text.class_names)} class names")
     device = next(model.parameters()).device
     features = text.features.to(device)
+    together = processes or Processes()
     predictions, margins, compared = [], [], []
+    sizes: list[int] = []
+    anchors = torch.empty(0) if pretrained_embeddings is None else pretrained_embeddings
+    anchored = len(anchors)
     done = 0
-    with evaluation_mode(model):
+    with evaluation_mode(model), together.agreeing():
         for batch in _batches(images, len(wanted), batch_size):
-            embedded = image_embeddings(model, batch.to(device)).float()
+            part, _ = together.share(batch, done)
+            embedded = image_embeddings(model, part.to(device)).float()
             _check_embeddings(embedded, features, done)
             best = (nn.functional.normalize(embedded, dim=-1) @ features.T).topk(min(2, len(features)), dim=-1)
             predictions.append(best.indices[:, 0].cpu())
             margins.append((best.values[:, 0] - best.values[:, -1]).cpu())
             if pretrained is not None and done == 0:
-                pretrained_embeddings = _embed(pretrained, batch)
-            if pretrained_embeddings is not None and done < len(pretrained_embeddings):
+                anchors, anchored = _embed(pretrained, part), len(batch)
+            if done < anchored:
                 compared.append(embedded.cpu())
+            sizes.append(len(batch))
             done += len(batch)
+        if anchored > done:
+            raise ValueError(f"pretrained_embeddings: of {anchored} images, of {done} evaluated")
     moved = None
-    if pretrained_embeddings is not None:
-        if len(pretrained_embeddings) > done:
-            raise ValueError(f"pretrained_embeddings: of {len(pretrained_embeddings)} images, of {done} evaluated")
-        now = torch.cat(compared)[: len(pretrained_embeddings)]
-        moved = _moved(now, pretrained_embeddings.float().cpu(), weight_drift)
-    predicted = torch.cat(predictions).numpy()
+    if anchored:
+        if pretrained is not None:
+            anchors = together.join(anchors, sizes[:1])
+        now = together.join(torch.cat(compared), sizes[: len(compared)])[:anchored]
+        moved = _moved(now, anchors.float().cpu(), weight_drift)
+    predicted = together.join(torch.cat(predictions), sizes).numpy()
     correct = predicted == wanted
     described = {
         "dataset": dataset,
@@ -249,12 +261,18 @@ def evaluate_zero_shot(
         "preprocessing": None if preprocessing is None else dict(preprocessing),
         **evidence,
     }
-    return ZeroShotResult(float(correct.mean()), predicted, correct, torch.cat(margins).numpy(), moved, described)
+    kept = together.join(torch.cat(margins), sizes).numpy()
+    return ZeroShotResult(float(correct.mean()), predicted, correct, kept, moved, described)
 
 
 def _embed(model: nn.Module, batch: Tensor) -> Tensor:
     with evaluation_mode(model):
         return image_embeddings(model, batch.to(next(model.parameters()).device)).float().cpu()
+
+
+def embed_together(model: nn.Module, batch: Tensor, processes: Processes) -> Tensor:
+    """Embeddings of a batch as :func:`evaluate_zero_shot` makes them in these processes: float32, on the CPU."""
+    return processes.join(_embed(model, processes.share(batch, 0)[0]), [len(batch)])
 
 
 def _check_embeddings(embedded: Tensor, features: Tensor, first: int) -> None:

@@ -9,7 +9,7 @@ Philox generator (Salmon et al. 2011), which numpy keeps fixed across versions; 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -96,14 +96,22 @@ class Pixels(Protocol):
         """Images (len(positions), 3, height, width), float32; those with ``flip`` are mirrored."""
 
 
-class TrainingImages(Dataset[dict[str, Tensor]]):
+Share = Callable[[Tensor], tuple[Tensor, int]]
+"""A process's part of a batch's positions, filled up with copies; and how many of them are its own, the first ones."""
+
+
+class TrainingImages(Dataset[dict[str, Any]]):
     """Whole batches by position: ``pixel_values``, ``labels``, ``positions`` and ``flipped``.
 
-    Set the epoch with :meth:`set_epoch` before each epoch's iteration, as for the sampler.
+    Where several processes ``share`` each batch, a batch is this process's part of it, filled up so that all
+    parts have one size; ``own`` says how many of its images count, the first ones, and ``total`` how many the
+    whole batch has. Set the epoch with :meth:`set_epoch` before each epoch's iteration, as for the sampler.
     """
 
-    def __init__(self, pixels: Pixels, labels: ArrayLike, seed: int, *, flip: bool = True) -> None:
-        self.pixels, self.seed, self.flip = pixels, seed, flip
+    def __init__(
+        self, pixels: Pixels, labels: ArrayLike, seed: int, *, flip: bool = True, share: Share | None = None
+    ) -> None:
+        self.pixels, self.seed, self.flip, self._share = pixels, seed, flip, share
         self.labels = torch.as_tensor(np.asarray(labels, dtype=np.int64))
         self.epoch = 0
 
@@ -114,9 +122,13 @@ class TrainingImages(Dataset[dict[str, Tensor]]):
         """The epoch (from 0) whose flips are applied."""
         self.epoch = epoch
 
-    def __getitems__(self, positions: Sequence[int]) -> dict[str, Tensor]:
+    def __getitems__(self, positions: Sequence[int]) -> dict[str, Any]:
         """One batch; the loader calls this once a batch."""
+        own = total = len(positions)
         where = np.asarray(positions, dtype=np.int64)
+        if self._share is not None:
+            part, own = self._share(torch.from_numpy(where))
+            where = part.numpy()
         if self.flip:
             mirrored = flips(where, self.seed, self.epoch)
         else:
@@ -127,9 +139,11 @@ class TrainingImages(Dataset[dict[str, Tensor]]):
             "labels": self.labels[chosen],
             "positions": chosen,
             "flipped": torch.from_numpy(mirrored),
+            "own": own,
+            "total": total,
         }
 
-    def __getitem__(self, position: int) -> dict[str, Tensor]:
+    def __getitem__(self, position: int) -> dict[str, Any]:
         """One image, as a batch of one."""
         return self.__getitems__([position])
 
@@ -138,7 +152,7 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def training_loader(images: TrainingImages, batch_size: int) -> DataLoader[dict[str, Tensor]]:
+def training_loader(images: TrainingImages, batch_size: int) -> DataLoader[dict[str, Any]]:
     """A loader of whole batches; call ``set_epoch`` on its ``dataset`` and ``batch_sampler`` every epoch.
 
     It loads in this process: a store's batch is a copy out of a memory map, which no worker would speed up.

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor, distributed
+
+from attndrift.monitor.drift import DivergedError
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,11 @@ class Processes:
         if distributed.is_available() and distributed.is_initialized():
             return Processes(distributed.get_rank(), distributed.get_world_size())
         return Processes()
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that speaks and writes."""
+        return self.rank == 0
 
     def share(self, batch: Tensor, seen: int) -> tuple[Tensor, int]:
         """This process's images of ``batch``, padded; and how many of them are its own.
@@ -81,21 +90,56 @@ class Processes:
         distributed.broadcast(sent, 0)
         return sent.to(values.device)
 
+    def gather(self, rows: Tensor) -> list[Tensor]:
+        """``rows`` of every process, on the CPU; they may differ in their first dimension."""
+        if self.count == 1:
+            return [rows.cpu()]
+        lengths = torch.zeros(self.count, dtype=torch.int64)
+        lengths[self.rank] = len(rows)
+        lengths = self.sum(lengths)
+        padded = torch.zeros((int(lengths.max()), *rows.shape[1:]), dtype=rows.dtype, device=_device())
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in range(self.count)]
+        distributed.all_gather(parts, padded)
+        return [part[:length].cpu() for part, length in zip(parts, lengths.tolist(), strict=True)]
+
+    def wait(self) -> None:
+        """Go on when all processes are here: what each has written before can then be read by all."""
+        self.sum(torch.zeros(1))
+
+    @contextmanager
+    def agreeing(self) -> Iterator[None]:
+        """A block that fails in all processes where it fails in one; nothing in it may wait for another process."""
+        problem: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            if self.count == 1:
+                raise
+            problem = error
+        if self.count > 1:
+            self.agree(problem)
+
     def agree(self, problem: Exception | None) -> None:
         """Raise ``problem``, here or in another process: one that fails alone would leave the others waiting."""
-        flag = torch.tensor([0, 0], dtype=torch.int64)
+        flag = torch.tensor([0, 0, 0], dtype=torch.int64)
         if problem is not None:
-            flag[0], flag[1] = 1, self.rank + 1
+            flag[0], flag[1], flag[2] = 1, self.rank + 1, isinstance(problem, DivergedError)
         flag = self.sum(flag)
         if problem is not None:
             raise problem
         if int(flag[0]):
             who = f"process {int(flag[1]) - 1}" if int(flag[0]) == 1 else f"{int(flag[0])} processes"
-            raise OtherProcessError(f"the drift was not measured: {who} failed; its own error says why")
+            kind = OtherProcessDiverged if int(flag[2]) == int(flag[0]) else OtherProcessError
+            raise kind(f"nothing was measured: {who} failed; its own error says why")
 
 
 class OtherProcessError(RuntimeError):
     """Another process could not measure its share."""
+
+
+class OtherProcessDiverged(OtherProcessError, DivergedError):
+    """Another process found the model outside the finite numbers."""
 
 
 def _device() -> torch.device:

@@ -32,9 +32,11 @@ from attndrift.models import (
     weight_drift,
 )
 from attndrift.monitor import Drift, DriftMonitor, Snapshot, compare_snapshots, evaluation_mode, take_snapshot
+from attndrift.monitor.processes import Processes
 from attndrift.observing import observe
 from attndrift.study import record as records
 from attndrift.study.settings import FLOAT16_ON_CPU, NamedRun, RunSettings
+from attndrift.study.together import Silent, Together
 from attndrift.study.workbench import Pretrained, Target, TransferSet, Workbench
 from attndrift.tables import STRUCTURE_METRICS, TRANSFER_FIELDS
 from attndrift.training import FitResult, TrainingPlan, fit, resume
@@ -81,25 +83,38 @@ def device_of(settings: RunSettings) -> torch.device:
 
 
 def split_accuracy(model: CLIPClassifier, store: PixelStore, labels: ArrayLike, settings: RunSettings) -> float:
-    """Top-1 accuracy of the classifier on all images of a store; ``labels`` by position."""
+    """Top-1 accuracy of the classifier on all images of a store; ``labels`` by position.
+
+    Several processes (``torch.distributed``) share the images; each gets the accuracy on all of them.
+    """
     wanted = torch.as_tensor(np.asarray(labels))
-    device = next(model.parameters()).device
-    logits = predict(
-        lambda pixels: model(pixel_values=pixels).logits,
-        model,
-        store,
-        len(wanted),
-        settings.evaluation_batch_size,
-        device,
-    )
-    return float((logits.argmax(-1) == wanted).double().mean())
+    processes = Processes.current()
+    mine = torch.arange(processes.rank, len(wanted), processes.count)
+    correct = torch.tensor(0)
+    with processes.agreeing():
+        if len(mine):
+            device = next(model.parameters()).device
+            logits = predict(
+                lambda pixels: model(pixel_values=pixels).logits,
+                model,
+                store,
+                mine.tolist(),
+                settings.evaluation_batch_size,
+                device,
+            )
+            correct = (logits.argmax(-1) == wanted[mine]).sum()
+    return int(processes.sum(correct.reshape(1))) / len(wanted)
 
 
 class Executor:
-    """Runs the runs of a study in this process; they share one workbench. A context manager."""
+    """Runs the runs of a study in this process; they share one workbench. A context manager.
 
-    def __init__(self, workbench: Workbench | None = None) -> None:
+    ``together``: the processes that train each run together, of which this one is the first.
+    """
+
+    def __init__(self, workbench: Workbench | None = None, together: Together | None = None) -> None:
         self.workbench = workbench or Workbench()
+        self.together = together
         self._bars = True
 
     def __enter__(self) -> Executor:
@@ -114,9 +129,23 @@ class Executor:
         self.workbench.close()
 
     def __call__(self, run: NamedRun, folder: Path, reporter: Any) -> dict[str, Any]:
-        """Execute ``run`` in ``folder`` and return its record."""
-        with _threads(run.settings.threads):
-            return _Run(run, folder, self.workbench, reporter).execute()
+        """Execute ``run`` in ``folder`` and return its record; where there are more processes, with them."""
+
+        def execute() -> dict[str, Any]:
+            with _threads(run.settings.threads):
+                return _Run(run, folder, self.workbench, reporter).execute()
+
+        return execute() if self.together is None else self.together.lead(run, folder, execute)
+
+    def follow(self) -> None:
+        """Take part in every run that the first process leads, until it has no more."""
+        assert self.together is not None
+
+        def execute(run: NamedRun, folder: Path) -> None:
+            with _threads(run.settings.threads):
+                _Run(run, folder, self.workbench, Silent()).execute()
+
+        self.together.follow(execute)
 
 
 @contextlib.contextmanager
@@ -137,6 +166,7 @@ class _Run:
         self.run, self.folder, self.workbench, self.reporter = run, folder, workbench, reporter
         self.settings = run.settings
         self.device = device_of(run.settings)
+        self.processes = Processes.current()
         self.started = time.monotonic()
 
     def execute(self) -> dict[str, Any]:
@@ -147,7 +177,8 @@ class _Run:
         self.transfer, self.absent = self.workbench.transfer_sets(settings, self.target, self.pretrained)
         for name, reason in self.absent.items():
             self.reporter.say(f"transfer set {name} is left out: {reason}")
-        write_json(self.folder / "splits.json", self.target.splits.to_json())
+        if self.processes.first:
+            write_json(self.folder / "splits.json", self.target.splits.to_json())
         self._phase("the pretrained model")
         self.baseline: Snapshot = self.workbench.baseline(settings, self.target, self.pretrained)
         if settings.method == "none":
@@ -256,7 +287,12 @@ class _Run:
         else:
             values["test_accuracy"] = self._accuracy(selected, "test")
             measured = selected
-        snapshot = take_snapshot(measured, self.target.probe_batches(settings.evaluation_batch_size), measured.embed)
+        snapshot = take_snapshot(
+            measured,
+            self.target.probe_batches(settings.evaluation_batch_size),
+            measured.embed,
+            processes=self.processes,
+        )
         tower, projection = self._weight_drifts(measured)
         drift = compare_snapshots(self.baseline, snapshot, weight_drift=tower, projection_drift=projection)
         transfer, details = self._transfer(measured, drift)
@@ -269,13 +305,15 @@ class _Run:
 
     def _selected(self) -> CLIPClassifier:
         """The checkpoint of the selected epoch, proved to be what was saved."""
+        self.processes.wait()  # until the first one has written it
         try:
             return load_adapted(self.folder / "checkpoints" / "best", base=self.pretrained.copy())
         except FingerprintError:
             raise
         except CheckpointError as error:
             # Its epoch lies behind the resumable states, so that only training again can bring it back.
-            resume.clear(self.folder / "resume")
+            if self.processes.first:
+                resume.clear(self.folder / "resume")
             raise CheckpointError(f"{error}. Run the study again: this run is then trained anew") from error
 
     def _target_text_features(self) -> Tensor | None:
@@ -291,6 +329,8 @@ class _Run:
         return split_accuracy(model, store, getattr(self.target.splits, part).labels, self.settings)
 
     def _save(self, model: CLIPClassifier, name: str) -> None:
+        if not self.processes.first:
+            return
         save_adapted(
             model,
             self.folder / "checkpoints" / name,
@@ -302,6 +342,8 @@ class _Run:
 
     def _keep_last_good(self, model: CLIPClassifier, result: FitResult) -> None:
         """Keep the trained weights of the last state before the divergence."""
+        if not self.processes.first:
+            return
         state = resume.newest(self.folder / "resume", self.reporter.say)
         if state is not None:
             with new_folder(self.folder / "checkpoints" / "last-good") as target:
@@ -309,6 +351,8 @@ class _Run:
                     shutil.copy2(state / name, target / name)
 
     def _clean_up(self) -> None:
+        if not self.processes.first:
+            return
         resume.clear(self.folder / "resume")
         keep = {"best": {"best"}, "best+final": {"best", "final"}}.get(self.settings.keep)
         folder = self.folder / "checkpoints"
@@ -346,12 +390,13 @@ class _Run:
             "hash": item.part.hash,
             "skipped": item.skipped,
         }
-        np.savez_compressed(
-            self.folder / f"transfer_{item.name}.npz",
-            n=np.int64(after.n),
-            adapted=np.packbits(after.correct),
-            pretrained=np.packbits(before.correct),
-        )
+        if self.processes.first:
+            np.savez_compressed(
+                self.folder / f"transfer_{item.name}.npz",
+                n=np.int64(after.n),
+                adapted=np.packbits(after.correct),
+                pretrained=np.packbits(before.correct),
+            )
         return columns, detail
 
     def _sizes(self, model: CLIPClassifier) -> dict[str, Any]:
@@ -425,6 +470,7 @@ class _Run:
             "cka_chance_level": metrics.cka_chance_level(images, width),
             "versions": records.versions(),
             "hardware": records.hardware(str(self.device), settings.threads),
+            "processes": self.processes.count,
             "precision": precision_of(settings, self.device),
             "deterministic": self.device.type == "cpu",
             "hashes": {"model": self.pretrained.description, "data": self.target.splits.hash},
@@ -444,12 +490,14 @@ class _Run:
         return reasons
 
     def _write_history(self, rows: list[dict[str, Any]]) -> None:
+        if not self.processes.first:
+            return
         write_text(self.folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     def _write_maps(self, model: CLIPClassifier | None, drift: Drift) -> None:
         """Attention maps of a few probe images before and after, for figures and report."""
         count = min(self.settings.map_images, len(self.target.splits.probe))
-        if count == 0:
+        if count == 0 or not self.processes.first:
             return
         pixels = self.target.probe.fetch(range(count)).to(self.device)
 

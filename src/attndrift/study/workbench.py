@@ -34,10 +34,11 @@ from attndrift.data import (
 from attndrift.data.cache import cache_folder
 from attndrift.models import describe, load_clip, load_processor
 from attndrift.monitor import Snapshot, evaluation_mode, image_embeddings, take_snapshot
+from attndrift.monitor.processes import Processes
 from attndrift.observing import observe
 from attndrift.study.images import open_dataset, splits_key, splits_of
 from attndrift.study.settings import RunSettings
-from attndrift.transfer import TextFeatures, ZeroShotResult, evaluate_zero_shot, retention
+from attndrift.transfer import TextFeatures, ZeroShotResult, embed_together, evaluate_zero_shot, retention
 
 TEACHER_BATCH = 200
 
@@ -114,9 +115,9 @@ class TransferSet:
         n = len(self.part) if limit is None else min(limit, len(self.part))
         # The first batch, of the size that this evaluation makes it: another size may round differently.
         size = min(settings.evaluation_batch_size, n)
+        processes = Processes.current()
         if size not in self.anchors:
-            with evaluation_mode(pretrained.clip):
-                self.anchors[size] = pretrained.embed(self.store.fetch(range(size)).to(pretrained.device)).float().cpu()
+            self.anchors[size] = embed_together(pretrained.clip, self.store.fetch(range(size)), processes)
         return evaluate_zero_shot(
             model,
             self.store,
@@ -128,6 +129,7 @@ class TransferSet:
             preprocessing=pretrained.preprocessing,
             dataset=self.dataset.name,
             split=self.part.split,
+            processes=processes,
         )
 
 
@@ -244,7 +246,8 @@ class Workbench:
             ("baseline", pretrained.source, str(pretrained.device), target.splits.fingerprint,
              target.splits.probe.hash, settings.threads, settings.evaluation_batch_size),
             lambda: take_snapshot(
-                pretrained.clip, target.probe_batches(settings.evaluation_batch_size), pretrained.embed
+                pretrained.clip, target.probe_batches(settings.evaluation_batch_size), pretrained.embed,
+                processes=Processes.current(),
             ),
         )  # fmt: skip
 

@@ -4,6 +4,9 @@ Mixed precision, accumulation, clipping, the schedule, trackers and resumption a
 Ours are the order of the images and their flips, functions of (seed, epoch, position) alone; the
 regularizers; and the history. A run that is killed and resumed therefore ends with the weights and
 the history, bit for bit on a CPU, of one that was not.
+
+Several processes (``torch.distributed``) share every batch: each takes its part of the images, filled up with
+copies that count for nothing, and the gradients are those of the whole batch. The first process alone writes.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -28,12 +31,14 @@ from transformers.integrations import TensorBoardCallback
 from attndrift.data.order import EpochBatchSampler, Pixels, TrainingImages, training_loader
 from attndrift.files import read_json, write_text
 from attndrift.monitor import DivergedError, Drift, DriftCallback, DriftMonitor, evaluation_mode
+from attndrift.monitor.processes import Processes
 from attndrift.observing import observe
 from attndrift.regularizers import EntropyFloorTerm, attention_preservation_loss
 from attndrift.study.settings import RunSettings
 from attndrift.training import resume
 
 WEIGHTS = "model.safetensors"
+RANDOM = "random.safetensors"
 
 
 class Reporter(Protocol):
@@ -129,7 +134,9 @@ class _RunTrainer(Trainer):
     def setup(self, plan: TrainingPlan, progress: Progress) -> None:
         settings = plan.settings
         self.plan, self.progress = plan, progress
-        self.images = TrainingImages(plan.images, plan.labels, settings.seed, flip=settings.flip)
+        self.processes = Processes.current()
+        share = (lambda positions: self.processes.share(positions, 0)) if self.processes.count > 1 else None
+        self.images = TrainingImages(plan.images, plan.labels, settings.seed, flip=settings.flip, share=share)
         self.loader = training_loader(self.images, settings.batch_size // settings.gradient_accumulation)
         self.sampler = cast(EpochBatchSampler, self.loader.batch_sampler)
         self.floor: EntropyFloorTerm | None = None
@@ -138,7 +145,7 @@ class _RunTrainer(Trainer):
                 settings.regularizer_weight or 0.0, plan.pretrained_entropy, settings.entropy_floor_fraction
             )
 
-    def get_train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+    def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
         return self.loader
 
     def start_epoch(self, epoch: int) -> None:
@@ -153,52 +160,77 @@ class _RunTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         pixel_values, labels = inputs["pixel_values"], inputs["labels"]
-        if self.plan.settings.regularizer and self.plan.settings.regularizer_weight:
-            with observe(self.model, gradients=True) as seen:
-                output = model(pixel_values=pixel_values, labels=labels)
-            self._check(output.loss)
-            loss = output.loss + self._regularization(seen.log_attention, inputs)
-        else:
+        protected = bool(self.plan.settings.regularizer and self.plan.settings.regularizer_weight)
+        with observe(self.model, gradients=True) if protected else nullcontext() as seen:
             output = model(pixel_values=pixel_values, labels=labels)
-            loss = output.loss
-        self._count(loss, output.logits, labels)
+        own, share = inputs["own"], inputs["own"] * self.processes.count / inputs["total"]
+        loss = output.loss if self.processes.count == 1 else self._share_of_loss(output.logits, labels, own, share)
+        if seen is not None:
+            self._check(loss)
+            loss = loss + self._regularization(seen.log_attention, inputs, own, share)
+        self._count(loss, output.logits[:own], labels[:own])
         return (loss, output) if return_outputs else loss
 
-    def _regularization(self, log_attention: Sequence[Tensor], inputs: dict[str, Any]) -> Tensor:
+    @staticmethod
+    def _share_of_loss(logits: Tensor, labels: Tensor, own: int, share: float) -> Tensor:
+        """This process's part of the batch's mean loss, so scaled that the mean over the processes is that mean."""
+        if own == 0:  # fewer images than processes: the copy takes part in the passes, and counts for nothing
+            return 0.0 * logits.float().sum()
+        return share * nn.functional.cross_entropy(logits[:own].float(), labels[:own])
+
+    def _regularization(
+        self, log_attention: Sequence[Tensor], inputs: dict[str, Any], own: int, share: float
+    ) -> Tensor | float:
+        if self.processes.count > 1:
+            log_attention = [layer[:own] for layer in log_attention]
+        loss: Tensor | float = 0.0
         if self.floor is not None:
-            loss = self.floor(log_attention)
-            self.progress.floor_active, self.progress.floor_batches = (
-                self.floor.active_sum,
-                self.floor.batches,
-            )
-            return loss
-        assert self.plan.reference is not None
-        reference = self.plan.reference(inputs["positions"].tolist(), inputs["flipped"].tolist())
-        divergence = attention_preservation_loss(log_attention, reference.to(log_attention[0].device))
-        return (self.plan.settings.regularizer_weight or 0.0) * divergence
+            before = self.floor.active_sum
+            if own:
+                loss = self.floor(log_attention)
+            if self.processes.count > 1:
+                active = torch.tensor([share * (self.floor.active_sum - before)], dtype=torch.float64)
+                self.floor.active_sum = before + float(self.processes.sum(active)) / self.processes.count
+                self.floor.batches = self.progress.floor_batches + 1
+            self.progress.floor_active, self.progress.floor_batches = self.floor.active_sum, self.floor.batches
+        elif own:
+            assert self.plan.reference is not None
+            reference = self.plan.reference(inputs["positions"][:own].tolist(), inputs["flipped"][:own].tolist())
+            divergence = attention_preservation_loss(log_attention, reference.to(log_attention[0].device))
+            loss = (self.plan.settings.regularizer_weight or 0.0) * divergence
+        return loss if self.processes.count == 1 else share * loss
+
+    def _mean(self, loss: Tensor) -> Tensor:
+        return self.processes.sum(loss.detach().double().cpu().reshape(1)) / self.processes.count
 
     def _check(self, loss: Tensor) -> float:
-        value = float(loss.detach())
+        """The loss of the whole batch. Raises :class:`DivergedError`, in all processes, where it is not finite."""
+        value = float(loss.detach()) if self.processes.count == 1 else float(self._mean(loss))
         if not math.isfinite(value):
             raise DivergedError(f"the training loss is {value} after step {self.state.global_step}")
         return value
 
     def _count(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         value = self._check(loss)
-        self.progress.loss_sum += value * len(labels)
-        self.progress.correct += int((logits.detach().argmax(-1) == labels).sum())
-        self.progress.seen += len(labels)
+        correct = (logits.detach().argmax(-1) == labels).sum()
+        counted = torch.stack([correct.cpu(), torch.tensor(len(labels))])
+        hits, images = self.processes.sum(counted).tolist()
+        self.progress.loss_sum += value * images
+        self.progress.correct += hits
+        self.progress.seen += images
 
     def _trained(self) -> dict[str, Tensor]:
         return {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
         # The last step may have left the finite numbers unseen: such weights are no state to go back to.
         unusable = [name for name, p in self._trained().items() if not bool(torch.isfinite(p).all())]
         if unusable:
             raise DivergedError(f"{unusable[0]} is not finite after step {self.state.global_step}")
+        if not self.processes.first:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
         save_file({n: p.contiguous().cpu() for n, p in self._trained().items()}, folder / WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -210,6 +242,32 @@ class _RunTrainer(Trainer):
         with torch.no_grad():
             for name, parameter in trained.items():
                 parameter.copy_(stored[name])
+
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        if self.processes.count == 1:
+            super()._save_rng_state(output_dir)
+            return
+        # What a process draws here is dropout alone; the first one writes what all are at.
+        states = {f"cpu.{rank}": state for rank, state in enumerate(self.processes.gather(torch.get_rng_state()))}
+        if self.args.device.type == "cuda":
+            drawn = self.processes.gather(torch.cuda.get_rng_state())
+            states |= {f"cuda.{rank}": state for rank, state in enumerate(drawn)}
+        if self.processes.first:
+            save_file(states, Path(output_dir) / RANDOM)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if self.processes.count == 1 or checkpoint is None:
+            super()._load_rng_state(checkpoint)
+            return
+        path = Path(checkpoint) / RANDOM
+        stored = load_file(path) if path.is_file() else {}
+        # Of another number of processes: each goes on with a state of its own, which dropout alone shows.
+        if sum(name.startswith("cpu.") for name in stored) != self.processes.count:
+            return
+        torch.set_rng_state(stored[f"cpu.{self.processes.rank}"])
+        if self.args.device.type == "cuda" and f"cuda.{self.processes.rank}" in stored:
+            torch.cuda.set_rng_state(stored[f"cuda.{self.processes.rank}"])
 
 
 class _RunCallback(TrainerCallback):
@@ -250,8 +308,9 @@ class _RunCallback(TrainerCallback):
                 text += self._end_of_epoch(step // self.steps_per_epoch, row)
             self.trainer.log({k: row[k] for k in ("train_loss", "train_accuracy", "val_accuracy") if k in row})
             self.trainer.progress.history.append(row)
-            with (self.folder / "history.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            if self.trainer.processes.first:
+                with (self.folder / "history.jsonl").open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
             self.reporter.say(text)
         if step in self.save_steps:
             control.should_save = True
@@ -272,6 +331,8 @@ class _RunCallback(TrainerCallback):
         return text
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self.trainer.processes.first:
+            return
         scratch = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         resume.publish(scratch, self.folder / "resume", state.global_step, self.trainer.progress.to_json())
 
@@ -306,14 +367,18 @@ def fit(model: nn.Module, plan: TrainingPlan, folder: Path, reporter: Reporter) 
     """
     settings = plan.settings
     precision = precision_of(settings, plan.device)
+    processes = Processes.current()
     scratch = folder / ".trainer"
-    shutil.rmtree(scratch, ignore_errors=True)
+    if processes.first:
+        shutil.rmtree(scratch, ignore_errors=True)
+    # An earlier attempt's states are whole from here on, and no process looks at half of one.
+    processes.wait()
     micro_batch = settings.batch_size // settings.gradient_accumulation
     n_batches = math.ceil(len(plan.labels) / micro_batch)
     total = math.ceil(n_batches / settings.gradient_accumulation) * settings.epochs
     arguments = TrainingArguments(
         output_dir=str(scratch),
-        per_device_train_batch_size=micro_batch,
+        per_device_train_batch_size=math.ceil(micro_batch / processes.count),
         gradient_accumulation_steps=settings.gradient_accumulation,
         num_train_epochs=settings.epochs,
         learning_rate=settings.learning_rate,
@@ -333,6 +398,7 @@ def fit(model: nn.Module, plan: TrainingPlan, folder: Path, reporter: Reporter) 
         report_to="none",
         use_cpu=plan.device.type == "cpu",
         dataloader_pin_memory=False,
+        ddp_find_unused_parameters=False,  # every trained parameter takes part in every loss
     )
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     fused = plan.device.type in ("cpu", "cuda")
@@ -341,6 +407,8 @@ def fit(model: nn.Module, plan: TrainingPlan, folder: Path, reporter: Reporter) 
     trainer = _RunTrainer(model=model, args=arguments, optimizers=(optimizer, None))
     trainer.remove_callback(PrinterCallback)  # a study has its own log
     trainer.setup(plan, progress)
+    if processes.count > 1:
+        torch.manual_seed(settings.seed + processes.rank)  # dropout masks of its own in each process
     state = resume.newest(folder / "resume", reporter.say)
     if state is not None:
         progress.__dict__.update(read_json(state / resume.PROGRESS))
@@ -349,7 +417,8 @@ def fit(model: nn.Module, plan: TrainingPlan, folder: Path, reporter: Reporter) 
         reporter.say(f"goes on from {state.name}")
     else:
         progress.history.append(plan.baseline)
-    _write_history(folder, progress)
+    if processes.first:
+        _write_history(folder, progress)
     callback = _RunCallback(trainer, plan, folder, reporter)
     steps = evaluation_steps(settings, len(plan.labels))
     # The baseline is history's first row already, and a study has its own log.
@@ -357,8 +426,9 @@ def fit(model: nn.Module, plan: TrainingPlan, folder: Path, reporter: Reporter) 
         trainer
     )
     trainer.add_callback(callback)
-    with _tensorboard(folder / "tensorboard", _step_of(state)) as board:
-        trainer.add_callback(board)
+    with _tensorboard(folder / "tensorboard", _step_of(state)) if processes.first else nullcontext() as board:
+        if board is not None:
+            trainer.add_callback(board)
         try:
             trainer.train(resume_from_checkpoint=str(state) if state else None)
         except DivergedError as error:
@@ -367,9 +437,11 @@ def fit(model: nn.Module, plan: TrainingPlan, folder: Path, reporter: Reporter) 
             reporter.say(f"diverged: {error}; last good state: step {step}")
             return _result("diverged", progress, trainer, str(error), step)
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            if processes.first:
+                shutil.rmtree(scratch, ignore_errors=True)
     # Once more, whole and synced: lines that were appended may still be on their way to the disk.
-    _write_history(folder, progress)
+    if processes.first:
+        _write_history(folder, progress)
     return _result("finished", progress, trainer)
 
 
@@ -390,7 +462,7 @@ def _step_of(state: Path | None) -> int:
 
 
 @contextmanager
-def _tensorboard(folder: Path, done: int) -> Iterator[TensorBoardCallback]:
+def _tensorboard(folder: Path, done: int) -> Iterator[TensorBoardCallback | None]:
     if not done:
         shutil.rmtree(folder, ignore_errors=True)
     # What was logged after the state that training goes on from is logged again: readers drop the first.
@@ -405,14 +477,13 @@ def predict(
     forward: Callable[[Tensor], Tensor],
     model: nn.Module,
     images: Pixels,
-    n: int,
+    positions: Sequence[int],
     batch_size: int,
     device: torch.device,
 ) -> Tensor:
-    """``forward`` of images 0..n-1 in evaluation mode, concatenated, float32 on the CPU: (n, ...)."""
+    """``forward`` of the images at ``positions`` in evaluation mode, joined, float32 on the CPU: (positions, ...)."""
     outputs = []
     with evaluation_mode(model):
-        for start in range(0, n, batch_size):
-            positions = list(range(start, min(start + batch_size, n)))
-            outputs.append(forward(images.fetch(positions).to(device)).float().cpu())
+        for start in range(0, len(positions), batch_size):
+            outputs.append(forward(images.fetch(positions[start : start + batch_size]).to(device)).float().cpu())
     return torch.cat(outputs)

@@ -1,0 +1,5 @@
+"""``python -m attndrift``, and what ``torchrun -m attndrift`` starts."""
+
+from attndrift.cli import main
+
+main()

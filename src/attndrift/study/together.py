@@ -1,0 +1,144 @@
+"""A study in which several processes train each run together (DDP), started by ``torchrun`` or ``accelerate launch``.
+
+The first process leads: it alone has the study, its locks, records and tables, and the others follow it from
+run to run. A run that fails in every process fails as it would in one, and the study goes on. A process that
+fails or dies alone ends all of them, with a message, and leaves everything resumable: the others wait for it
+in the middle of a computation, and nothing that they say can be understood any more.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import distributed
+
+from attndrift.study.settings import NamedRun
+
+FOREVER = datetime.timedelta(days=30)
+"""How long a process waits for the others where all is well: a slow run is no fault."""
+
+PATIENCE = datetime.timedelta(seconds=60)
+"""How long a process whose run has failed waits for the others to fail too."""
+
+
+class Parted(BaseException):
+    """The processes have lost each other; the message says why. Not an ``Exception``: it ends more than one run."""
+
+
+class Silent:
+    """The reporter of a process that follows: the first one speaks for all."""
+
+    def step(self, done: int, total: int) -> None:
+        """Say nothing."""
+
+    def phase(self, what: str) -> None:
+        """Say nothing."""
+
+    def say(self, message: str) -> None:
+        """Say nothing."""
+
+
+def launched() -> int:
+    """How many processes a launcher has started for this command; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
+class Together:
+    """This process among those that train together; a context manager that joins and leaves them.
+
+    Attributes:
+        rank, count: of this process, of all.
+    """
+
+    def __enter__(self) -> Self:
+        # Unset, `accelerate` would choose a number of threads of its own; here it is a setting.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        accelerated = torch.cuda.is_available()
+        if accelerated:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        # Both, as a study may have runs on either.
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if accelerated else "gloo", timeout=FOREVER)
+        self.rank, self.count = distributed.get_rank(), distributed.get_world_size()
+        # Words between runs go over a group of their own: they never meet the numbers of a run that has failed.
+        self._words = distributed.new_group(backend="gloo", timeout=FOREVER)
+        self._amid = False
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if not self._amid and self.rank == 0:
+            self._exchange("")
+        if kind is None:
+            distributed.destroy_process_group()
+
+    def lead(self, run: NamedRun, folder: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Do ``work``, the first process's part of a run, with the others. Raises :class:`Parted`, and what it raises."""
+        order = {"run": run.model_dump(mode="json"), "folder": str(folder.absolute())}
+        self._exchange(json.dumps(order))
+        return self._each_its_part(work)
+
+    def follow(self, work: Callable[[NamedRun, Path], None]) -> None:
+        """Do this process's part of every run that the first one leads. Raises :class:`Parted`."""
+        while order := self._exchange("")[0]:
+            found = json.loads(order)
+            run, folder = NamedRun.model_validate(found["run"]), Path(found["folder"])
+            try:
+                self._each_its_part(lambda run=run, folder=folder: work(run, folder))
+            except Exception:  # the first process has it in the run's log and record
+                continue
+
+    def _each_its_part(self, work: Callable[[], Any]) -> Any:
+        problem: Exception | None = None
+        result = None
+        self._amid = True
+        try:
+            result = work()
+        except Exception as error:
+            problem = error
+        said = self._settle(problem)
+        self._amid = False
+        if problem is not None:
+            raise problem
+        for rank, text in enumerate(said):
+            if text:
+                raise RuntimeError(f"process {rank}: {text}")
+        return result
+
+    def _settle(self, problem: Exception | None) -> list[str]:
+        """What is wrong in each process, in words, once all have come to the end of the run."""
+        text = "" if problem is None else f"{type(problem).__name__}: {problem}"
+        try:
+            distributed.monitored_barrier(self._words, timeout=FOREVER if problem is None else PATIENCE)
+            return self._exchange(text)
+        except RuntimeError as error:
+            shown = "".join(traceback.format_exception(problem)) if problem is not None else f"{error}\n"
+            raise Parted(
+                f"{shown}process {self.rank} of {self.count}: {text or 'another process is gone'}. The others are not "
+                "where this one is, so that all of them stop; the same command goes on from the last resumable states"
+            ) from problem
+
+    def _exchange(self, text: str) -> list[str]:
+        """What each process says."""
+        content = torch.tensor(list(text.encode()), dtype=torch.uint8)
+        try:
+            lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.count)]
+            distributed.all_gather(lengths, torch.tensor([len(content)]), group=self._words)
+            longest = max(int(length) for length in lengths)
+            if longest == 0:
+                return [""] * self.count
+            parts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.count)]
+            padded = torch.zeros(longest, dtype=torch.uint8)
+            padded[: len(content)] = content
+            distributed.all_gather(parts, padded, group=self._words)
+        except RuntimeError as error:
+            raise Parted(f"process {self.rank} of {self.count}: another process is gone ({error})") from error
+        return [bytes(part[: int(n)].tolist()).decode() for part, n in zip(parts, lengths, strict=True)]
