@@ -156,22 +156,22 @@ def test_a_killed_process_ends_all_and_the_run_goes_on_where_it_was(tiny_clip: P
         assert again == (tmp_path / "undisturbed" / f"{name}.parquet").read_bytes(), f"{name} differs"
 
 
+BROKEN = """
+import datetime, importlib, os
+
+if os.environ.get("RANK") == "1":
+    def broken(self, *args, **kwargs):
+        raise MemoryError("no memory left for this batch")
+
+    importlib.import_module("attndrift.training.fit")._RunTrainer.compute_loss = broken
+    importlib.import_module("attndrift.study.together").PATIENCE = datetime.timedelta(seconds=2)
+"""
+
+
 @pytest.mark.slow
 def test_a_process_that_fails_alone_ends_all_with_its_message(tiny_clip: Path, tmp_path: Path) -> None:
     _study(tmp_path, tiny_clip, RUNS.replace("  - {method: full, dataset: absent, source: {path: not-there}}\n", ""))
-    (tmp_path / "sitecustomize.py").write_text(
-        "import os\n"
-        "if os.environ.get('RANK') == '1':\n"
-        "    import torch\n"
-        "    if hasattr(torch, 'nn'):\n"
-        "        from attndrift.training import fit\n"
-        "        def broken(self, *args, **kwargs):\n"
-        "            raise MemoryError('no memory left for this batch')\n"
-        "        fit._RunTrainer.compute_loss = broken\n"
-        "        from attndrift.study import together\n"
-        "        import datetime\n"
-        "        together.PATIENCE = datetime.timedelta(seconds=2)\n"
-    )
+    (tmp_path / "sitecustomize.py").write_text(BROKEN)
     paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     code, said = _run(tmp_path, "study", processes=2, PYTHONPATH=paths)
     assert code != 0

@@ -8,7 +8,9 @@ in the middle of a computation, and nothing that they say can be understood any 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import functools
 import json
 import os
 import traceback
@@ -19,6 +21,7 @@ from typing import Any, Self
 
 import torch
 from torch import distributed
+from torch.distributed import rendezvous
 
 from attndrift.study.settings import NamedRun
 
@@ -64,37 +67,48 @@ class Together:
         accelerated = torch.cuda.is_available()
         if accelerated:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        # Both, as a study may have runs on either.
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if accelerated else "gloo", timeout=FOREVER)
-        self.rank, self.count = distributed.get_rank(), distributed.get_world_size()
-        # Words between runs go over a group of their own: they never meet the numbers of a run that has failed.
-        self._words = distributed.new_group(backend="gloo", timeout=FOREVER)
+        # Words go over the store, which knows no order and outlives a process: they never meet the numbers of a run.
+        self._store, self.rank, self.count = next(rendezvous("env://"))
+        # Both kinds, as a study may have runs on either.
+        backend = "cpu:gloo,cuda:nccl" if accelerated else "gloo"
+        distributed.init_process_group(
+            backend, store=self._store, rank=self.rank, world_size=self.count, timeout=FOREVER
+        )
+        self._turn = 0
         self._amid = False
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if not self._amid and self.rank == 0:
-            self._exchange("")
+        if self.rank == 0 and not self._amid:
+            self._store.set(self._key("order"), "")
         if kind is None:
             distributed.destroy_process_group()
 
     def lead(self, run: NamedRun, folder: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Do ``work``, the first process's part of a run, with the others. Raises :class:`Parted`, and what it raises."""
         order = {"run": run.model_dump(mode="json"), "folder": str(folder.absolute())}
-        self._exchange(json.dumps(order))
+        self._store.set(self._key("order"), json.dumps(order))
         return self._each_its_part(work)
 
     def follow(self, work: Callable[[NamedRun, Path], None]) -> None:
         """Do this process's part of every run that the first one leads. Raises :class:`Parted`."""
-        while order := self._exchange("")[0]:
+        while order := self._heard([self._key("order")], FOREVER)[0]:
             found = json.loads(order)
             run, folder = NamedRun.model_validate(found["run"]), Path(found["folder"])
             try:
-                self._each_its_part(lambda run=run, folder=folder: work(run, folder))
+                self._each_its_part(functools.partial(work, run, folder))
             except Exception:  # the first process has it in the run's log and record
                 continue
+
+    def _key(self, what: str) -> str:
+        return f"attndrift/{self._turn}/{what}"
+
+    def _heard(self, keys: list[str], patience: datetime.timedelta) -> list[str]:
+        """What was said under ``keys``. Raises ``RuntimeError`` where it is not said in time, or the store is gone."""
+        self._store.wait(keys, patience)
+        return [self._store.get(key).decode() for key in keys]
 
     def _each_its_part(self, work: Callable[[], Any]) -> Any:
         problem: Exception | None = None
@@ -106,6 +120,7 @@ class Together:
             problem = error
         said = self._settle(problem)
         self._amid = False
+        self._turn += 1
         if problem is not None:
             raise problem
         for rank, text in enumerate(said):
@@ -116,29 +131,20 @@ class Together:
     def _settle(self, problem: Exception | None) -> list[str]:
         """What is wrong in each process, in words, once all have come to the end of the run."""
         text = "" if problem is None else f"{type(problem).__name__}: {problem}"
+        ends = [self._key(f"end/{rank}") for rank in range(self.count)]
+        remedy = "All of them stop; the same command goes on from the last resumable states"
         try:
-            distributed.monitored_barrier(self._words, timeout=FOREVER if problem is None else PATIENCE)
-            return self._exchange(text)
+            self._store.set(ends[self.rank], text)
+            said = self._heard(ends, FOREVER if problem is None else PATIENCE)
+            if self._store.check([self._key("parted")]):
+                # It did not wait for this one, which was in the middle of something that needs both.
+                raise Parted(f"{self._heard([self._key('parted')], PATIENCE)[0]}. {remedy}")
+            return said
         except RuntimeError as error:
-            shown = "".join(traceback.format_exception(problem)) if problem is not None else f"{error}\n"
-            raise Parted(
-                f"{shown}process {self.rank} of {self.count}: {text or 'another process is gone'}. The others are not "
-                "where this one is, so that all of them stop; the same command goes on from the last resumable states"
-            ) from problem
-
-    def _exchange(self, text: str) -> list[str]:
-        """What each process says."""
-        content = torch.tensor(list(text.encode()), dtype=torch.uint8)
-        try:
-            lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.count)]
-            distributed.all_gather(lengths, torch.tensor([len(content)]), group=self._words)
-            longest = max(int(length) for length in lengths)
-            if longest == 0:
-                return [""] * self.count
-            parts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.count)]
-            padded = torch.zeros(longest, dtype=torch.uint8)
-            padded[: len(content)] = content
-            distributed.all_gather(parts, padded, group=self._words)
-        except RuntimeError as error:
-            raise Parted(f"process {self.rank} of {self.count}: another process is gone ({error})") from error
-        return [bytes(part[: int(n)].tolist()).decode() for part, n in zip(parts, lengths, strict=True)]
+            if problem is None:
+                raise Parted(f"process {self.rank} of {self.count}: another process is gone. {remedy}") from error
+            message = f"process {self.rank} of {self.count}: {text}"
+            with contextlib.suppress(RuntimeError):
+                self._store.set(self._key("parted"), message)
+            shown = "".join(traceback.format_exception(problem))
+            raise Parted(f"{shown}{message}. {remedy}") from problem

@@ -243,7 +243,6 @@ class _RunTrainer(Trainer):
             for name, parameter in trained.items():
                 parameter.copy_(stored[name])
 
-
     def _save_rng_state(self, output_dir: str) -> None:
         if self.processes.count == 1:
             super()._save_rng_state(output_dir)
