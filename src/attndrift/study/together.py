@@ -21,7 +21,7 @@ from typing import Any, Self
 
 import torch
 from torch import distributed
-from torch.distributed import rendezvous
+from torch.distributed.rendezvous import rendezvous
 
 from attndrift.study.settings import NamedRun
 
