@@ -169,3 +169,12 @@ def test_the_table_of_metrics() -> None:
     assert float(METRICS["erf95"].function(row)) == 1.0
     x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
     assert float(METRICS["cka_debiased"].function(x, x)) == pytest.approx(1)
+
+
+def test_unchecked_attention_that_is_not_finite_has_no_mean() -> None:
+    accumulator = StructureAccumulator(check=False)
+    good, bad = torch.rand(2, 3, 5), torch.rand(2, 3, 5)
+    bad[1, 2, 3] = float("nan")
+    accumulator.update([good, bad])
+    with pytest.raises(ValueError, match="layer 2 had NaN"):
+        accumulator.compute()

@@ -9,8 +9,11 @@ import weakref
 import pytest
 import torch
 
+from attndrift.metrics import StructureAccumulator
+from attndrift.models import load_clip
 from attndrift.observing import ObservationError, observe
 from attndrift.observing.rows import row_logits
+from attndrift.regularizers import attention_preservation_loss
 
 
 def structure_loss(attention, cls_mass):
@@ -268,3 +271,19 @@ def test_frozen_layers_give_values_without_gradients(tiny, pixels) -> None:
     with observe(model, gradients=True) as observation:
         tiny.call(model, pixels)
     assert not observation.attention[0].requires_grad
+
+
+def test_an_unchecked_observation_never_waits_for_the_device() -> None:
+    """Tensors on the meta device have no values, so whatever would fetch one to the host raises."""
+    model = load_clip("config:tiny").to("meta")
+    pixels, labels = torch.zeros(2, 3, 28, 28, device="meta"), torch.zeros(2, dtype=torch.long, device="meta")
+    with observe(model, gradients=True, hidden=True, check=False) as seen:
+        embedded = model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)
+    loss = torch.nn.functional.cross_entropy(embedded, labels)
+    teacher = [torch.zeros_like(layer) for layer in seen.log_attention]
+    (loss + attention_preservation_loss(seen.log_attention, teacher)).backward()
+    StructureAccumulator(check=False).update(seen.attention, seen.cls_mass)
+    with observe(model) as seen, torch.no_grad():
+        model.vision_model(pixel_values=pixels)
+    with pytest.raises(RuntimeError, match="meta"):
+        seen.attention  # noqa: B018 (a checked reading looks at the values)

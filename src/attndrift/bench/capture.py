@@ -1,52 +1,198 @@
-"""What observing attention costs: against the bare forward pass, and against eager maps."""
+"""What observing attention costs: against the bare forward pass, and against eager maps. Time and memory."""
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
-from attndrift.bench.devices import device_named, wait_for
-from attndrift.bench.ratios import compare
+import torch
+from torch import Tensor
+from transformers import CLIPModel
+
+from attndrift.bench.devices import device_named, precision_named, wait_for
+from attndrift.bench.memory import HOW, peak_bytes, peak_resident_bytes
+from attndrift.bench.ratios import Ratio, ratio_of, rounds
+from attndrift.bench.reference import reference
 from attndrift.bench.result import Machine, Result
 from attndrift.metrics import StructureAccumulator
 from attndrift.models import load_clip
+from attndrift.monitor import DriftMonitor
 from attndrift.observing import observe
 
+OBSERVED = "forward with all four metrics"
+BARE = "bare forward, fused attention (sdpa)"
+REFERENCE = "reference: eager forward, full maps, metrics a batch"
+_MEGA = 1e6
 
-def capture(*, model: str = "config:vit-base-patch32", batch: int = 32, pairs: int = 7) -> Result:
-    """The forward pass observed, all four metrics computed, against the bare forward (sdpa) and against eager maps."""
+
+@dataclass(frozen=True)
+class Case:
+    """A model and a batch, with what was promised for it.
+
+    Attributes:
+        model: as :func:`attndrift.models.load_clip` takes it.
+        batch, gpu_batch: images a forward pass on a CPU, and on an accelerator.
+        at_most: ratio against the bare forward.
+        reference_at_most, gpu_reference_at_most: ratio against the reference.
+        rounds: timed rounds of all alternatives, by default.
+    """
+
+    model: str
+    batch: int
+    gpu_batch: int
+    at_most: float | None = None
+    reference_at_most: float | None = None
+    gpu_reference_at_most: float | None = None
+    rounds: int = 7
+
+
+CASES = (
+    Case("config:vit-base-patch32", 32, 256, 1.05, 1.0, 1 / 1.2, 11),
+    Case("config:vit-large-patch14-336", 8, 32, 1.05, 1 / 1.3, 0.5, 3),
+)
+PROBE = "config:vit-base-patch32"
+PROBE_AT_MOST = 1.15
+
+
+def capture(
+    *,
+    cases: tuple[Case, ...] = CASES,
+    pairs: int | None = None,
+    probe: str | None = PROBE,
+    probe_images: int = 200,
+    device: str = "auto",
+    precision: str = "auto",
+    progress: Callable[[str], None] = lambda line: None,
+) -> Result:
+    """The forward pass observed, all four metrics computed, against the bare one and against eager maps.
+
+    Args:
+        cases: models and batches.
+        pairs: rounds of each case; by default its own number.
+        probe: the model whose drift on ``probe_images`` is measured too; None leaves that out.
+        device, precision: see :mod:`attndrift.bench.devices`.
+    """
     machine = Machine()
-    device = device_named("auto")
-    clip = load_clip(model).to(device)
-    size = clip.config.vision_config.image_size
-    pixels = torch.randn(batch, 3, size, size, device=device)
-    eager = load_clip(model).to(device)
-    eager.set_attn_implementation("eager")
+    where = device_named(device)
+    dtype = precision_named(precision, where)
+    ratios: list[Ratio] = []
+    memory: list[dict[str, Any]] = []
+    for case in cases:
+        work = _Forwards(case, where, dtype)
+        found = rounds(work.works, pairs or case.rounds, wait=wait_for(where), say=lambda line: progress(line))
+        observed, bare, plain = (found[name] for name in ("observed", "bare", "reference"))
+        target = case.gpu_reference_at_most if where.type == "cuda" else case.reference_at_most
+        ratios += [
+            ratio_of(OBSERVED, BARE, observed, bare, case=work.title).aiming_at(case.at_most),
+            ratio_of(OBSERVED, REFERENCE, observed, plain, case=work.title).aiming_at(target),
+        ]
+        memory += work.memory()
+        progress(f"{work.title}: done")
+        del work
+    if probe is not None:
+        ratios += _probe(probe, probe_images, pairs or CASES[0].rounds, where, dtype, progress)
+    return Result(
+        "capture",
+        ratios,
+        tables={"extra peak memory of a forward pass": memory},
+        notes=[
+            "Weights are random, made from the model's configuration: no time here depends on their values.",
+            f"Memory: {HOW}. `resident` is the growth of the whole process as the system counts it, pages instead of "
+            "allocations, as a check from outside.",
+        ],
+        device=str(where),
+        threads=torch.get_num_threads(),
+        others_pct=machine.others_pct(),
+    )
 
-    def bare() -> None:
-        with torch.no_grad():
-            clip.vision_model(pixel_values=pixels)
 
-    def observed() -> None:
+class _Forwards:
+    """The three ways to run one forward pass: bare, observed, and as the reference does."""
+
+    def __init__(self, case: Case, device: torch.device, dtype: torch.dtype) -> None:
+        self.device = device
+        plain = reference("reference_capture")
+        clip = load_clip(case.model)
+        self.clip: CLIPModel = clip.to(device, dtype)
+        self.eager = plain.eager_clip(clip.config, clip.state_dict()).to(device, dtype)
+        vision = clip.config.vision_config
+        batch = case.gpu_batch if device.type == "cuda" else case.batch
+        generator = torch.Generator().manual_seed(0)
+        self.pixels = torch.randn(batch, 3, vision.image_size, vision.image_size, generator=generator).to(device, dtype)
+        tokens = (vision.image_size // vision.patch_size) ** 2 + 1
+        self.maps_bytes = (
+            vision.num_hidden_layers * batch * vision.num_attention_heads * tokens**2 * self.pixels.element_size()
+        )
+        self.title = (
+            f"{case.model.removeprefix('config:')}, {tokens} tokens, batch {batch}, {str(dtype).removeprefix('torch.')}"
+        )
+        self.works = {
+            "bare": self._bare,
+            "observed": self._observed,
+            "reference": lambda: plain.measure_attention(self.eager, [self.pixels]),
+        }
+
+    @torch.no_grad()
+    def _bare(self) -> Tensor:
+        return self.clip.vision_model(pixel_values=self.pixels).pooler_output
+
+    @torch.no_grad()
+    def _observed(self) -> Tensor:
         accumulator = StructureAccumulator()
-        with torch.no_grad(), observe(clip) as seen:
-            clip.vision_model(pixel_values=pixels)
+        with observe(self.clip) as seen:
+            output = self.clip.vision_model(pixel_values=self.pixels).pooler_output
             accumulator.update(seen.attention, seen.cls_mass)
         accumulator.compute()
+        return output
 
-    def full_maps() -> None:
-        accumulator = StructureAccumulator()
-        with torch.no_grad():
-            maps = eager.vision_model(pixel_values=pixels, output_attentions=True).attentions
-        rows = [layer[:, :, 0, 1:] for layer in maps]
-        accumulator.update([row / row.sum(-1, keepdim=True) for row in rows])
-        accumulator.compute()
+    def memory(self) -> list[dict[str, Any]]:
+        """Peak memory of each, and what it is beyond the bare forward's."""
+        peaks = {name: peak_bytes(work, self.device) for name, work in self.works.items()}
+        resident = {
+            name: peak_resident_bytes(work) if self.device.type == "cpu" else None for name, work in self.works.items()
+        }
+        rows: list[dict[str, Any]] = []
+        for name, words in (("bare", BARE), ("observed", OBSERVED), ("reference", REFERENCE)):
+            extra = peaks[name] - peaks["bare"]
+            grown, bare = resident[name], resident["bare"]
+            rows.append({
+                "case": self.title,
+                "what": words,
+                "peak MB": peaks[name] / _MEGA,
+                "extra MB": extra / _MEGA,
+                "all maps MB": self.maps_bytes / _MEGA,
+                "extra, % of all maps": 100 * extra / self.maps_bytes,
+                "extra resident MB": None if grown is None or bare is None else (grown - bare) / _MEGA,
+            })  # fmt: skip
+        return rows
 
-    wait = wait_for(device)
-    what = f"observed forward with four metrics, batch {batch}"
-    ratios = [
-        compare(what, observed, "bare forward, sdpa", bare, pairs, wait=wait),
-        compare(what, observed, "eager forward with full maps and the same metrics", full_maps, pairs, wait=wait),
+
+def _probe(
+    model: str, images: int, pairs: int, device: torch.device, dtype: torch.dtype, progress: Callable[[str], None]
+) -> list[Ratio]:
+    """Measuring drift on the probe images, against forward passes of the same images."""
+    clip = load_clip(model).to(device, dtype)
+    size = clip.config.vision_config.image_size
+    pixels = torch.randn(images, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    monitor = DriftMonitor(clip, pixels)
+
+    @torch.no_grad()
+    def forward() -> Tensor:
+        return clip.get_image_features(pixel_values=pixels).pooler_output
+
+    works: dict[str, Callable[[], object]] = {
+        "two": lambda: (forward(), forward()),
+        "both": lambda: DriftMonitor(clip, pixels).measure(),
+        "one": monitor.measure,
+    }
+    found = rounds(works, pairs, wait=wait_for(device), say=lambda line: progress(line))
+    title = f"{model.removeprefix('config:')}, {images} probe images, {str(dtype).removeprefix('torch.')}"
+    what = "all metrics, CKA, embedding and weight drift"
+    two = "two bare forward passes of the same images"
+    return [
+        ratio_of(
+            f"reference taken, then drift measured: {what}", two, found["both"], found["two"], case=title
+        ).aiming_at(PROBE_AT_MOST),
+        ratio_of(f"each further measurement of drift: {what}", two, found["one"], found["two"], case=title),
     ]
-    return Result(
-        "capture", ratios, device=str(device), threads=torch.get_num_threads(), others_pct=machine.others_pct()
-    )

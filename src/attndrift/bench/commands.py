@@ -23,7 +23,14 @@ app = typer.Typer(
     epilog="Example:  [bold]attndrift bench capture --pairs 15 --json[/bold]",
 )
 
-PairsOption = Annotated[int, typer.Option("--pairs", min=3, help="Interleaved pairs; medians are over these.")]
+PairsOption = Annotated[int, typer.Option("--pairs", min=2, help="Interleaved pairs; medians are over these.")]
+RoundsOption = Annotated[
+    int | None, typer.Option("--pairs", min=2, help="Rounds of everything; medians are over these. Default: by cost.")
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto: an accelerator where there is one.")]
+PrecisionOption = Annotated[
+    str, typer.Option("--precision", help="float32, bfloat16, or auto: bfloat16 on an accelerator.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Also write the result to this JSON file.")]
 
@@ -47,18 +54,56 @@ def _say(line: Any) -> None:
     typer.echo(line, err=True)
 
 
-@app.command(epilog="Example:  [bold]attndrift bench capture --pairs 15 --json[/bold]")
+@app.command(
+    epilog="Example:  [bold]attndrift bench capture --model config:vit-base-patch32 --batch 32 --pairs 15[/bold]"
+)
 def capture(
-    model: Annotated[str, typer.Option("--model", help="The model to observe.")] = "config:vit-base-patch32",
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Images a forward pass.")] = 32,
-    pairs: PairsOption = 7,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Observe this model alone; default: ViT-B/32 and ViT-L/14-336.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option("--batch", min=1, help="Images a forward pass.")] = None,
+    probe: Annotated[bool, typer.Option(help="Also measure drift on 200 probe images.")] = True,
+    pairs: RoundsOption = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
     output: OutputOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """What observing costs: the forward pass with all four metrics, against the bare one and against eager maps."""
-    from attndrift.bench.capture import capture as measure
+    from attndrift.bench import capture as bench
 
-    _deliver(measure(model=model, batch=batch, pairs=pairs), output, as_json)
+    cases = bench.CASES if model is None else (bench.Case(model, batch or 32, batch or 256),)
+    if model is None and batch is not None:
+        raise typer.BadParameter("--batch belongs to a model: name it with --model")
+    found = bench.capture(
+        cases=cases,
+        pairs=pairs,
+        probe=(model or bench.PROBE) if probe else None,
+        device=device,
+        precision=precision,
+        progress=_say,
+    )
+    _deliver(found, output, as_json)
+
+
+@app.command(epilog="Example:  [bold]attndrift bench train --pairs 5 --output train.json[/bold]")
+def train(
+    model: Annotated[str, typer.Option("--model", help="The model to train in full.")] = "config:vit-base-patch32",
+    batch: Annotated[int, typer.Option("--batch", min=2, help="Images a step.")] = 64,
+    profile: Annotated[bool, typer.Option(help="Also profile one step of each kind.")] = True,
+    pairs: PairsOption = 5,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    output: OutputOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What a step costs that is observed, or that preserves attention, against one without and the reference's."""
+    from attndrift.bench.train import train as measure
+
+    found = measure(
+        model=model, batch=batch, pairs=pairs, device=device, precision=precision, profiled=profile, progress=_say
+    )
+    _deliver(found, output, as_json)
 
 
 @app.command(epilog="Example:  [bold]attndrift bench analysis --runs 1000[/bold]")

@@ -20,3 +20,12 @@ def device_named(name: str) -> torch.device:
 def wait_for(device: torch.device) -> Callable[[], None]:
     """Returns once ``device`` has done everything that was asked of it."""
     return torch.cuda.synchronize if device.type == "cuda" else lambda: None
+
+
+def precision_named(name: str, device: torch.device) -> torch.dtype:
+    """``float32``, ``bfloat16``; ``auto`` is bfloat16 on an accelerator that has it and float32 elsewhere."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    if name not in ("float32", "bfloat16"):
+        raise ValueError(f"--precision {name}: choose float32, bfloat16 or auto")
+    return getattr(torch, name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -17,12 +17,13 @@ class Ratio:
 
     Attributes:
         what, against: what was timed, and what it was timed against, in words.
-        ratio: median over pairs of time(what) / time(against).
+        ratio: median over pairs of time(what) / time(against), each pair from one round.
         low, high: smallest and largest ratio of a pair.
         seconds, seconds_against: median times.
-        pairs: number of interleaved pairs, after one that is thrown away.
+        pairs: number of rounds, after one that is thrown away.
         megabytes, megabytes_against: median of the largest memory that each took; null where not measured.
         at_most: what the ratio is meant to stay below; null where nothing was promised.
+        case: what both were measured on: a model, a batch; empty where ``what`` says it.
     """
 
     what: str
@@ -36,32 +37,39 @@ class Ratio:
     megabytes: float | None = None
     megabytes_against: float | None = None
     at_most: float | None = None
+    case: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    def aiming_at(self, at_most: float) -> Ratio:
-        """The same with its target."""
+    def aiming_at(self, at_most: float | None) -> Ratio:
+        """The same with its target; None for none."""
         return replace(self, at_most=at_most)
 
 
-def ratio_of(what: str, against: str, pairs: Sequence[tuple[float, float]]) -> Ratio:
-    """The ratio of pairs of seconds (what, against), of which the first is thrown away."""
-    kept = pairs[1:]
-    ratios = [first / second for first, second in kept]
+def ratio_of(
+    what: str, against: str, seconds: Sequence[float], seconds_against: Sequence[float], *, case: str = ""
+) -> Ratio:
+    """The ratio of times that were measured in pairs, pair i of both in round i."""
+    ratios = [own / other for own, other in zip(seconds, seconds_against, strict=True)]
     return Ratio(
         what,
         against,
         statistics.median(ratios),
         min(ratios),
         max(ratios),
-        statistics.median(first for first, _ in kept),
-        statistics.median(second for _, second in kept),
-        len(kept),
+        statistics.median(seconds),
+        statistics.median(seconds_against),
+        len(ratios),
+        case=case,
     )
 
 
-def timed(work: Work, wait: Work) -> float:
+def _nothing(*_: object) -> None:
+    return None
+
+
+def timed(work: Work, wait: Work = _nothing) -> float:
     """Seconds that ``work`` takes; ``wait`` returns once the device has done everything that was asked of it."""
     wait()
     start = time.perf_counter()
@@ -70,32 +78,24 @@ def timed(work: Work, wait: Work) -> float:
     return time.perf_counter() - start
 
 
-def _nothing() -> None:
-    return None
+def rounds(
+    works: Mapping[str, Work], count: int, *, wait: Work = _nothing, say: Callable[[str], object] = _nothing
+) -> dict[str, list[float]]:
+    """Seconds of every work in each of ``count`` rounds, after one that warms up and is thrown away.
 
-
-def compare(
-    what: str,
-    work: Work,
-    against: str,
-    alternative: Work,
-    pairs: int,
-    *,
-    wait: Work = _nothing,
-    at_most: float | None = None,
-) -> Ratio:
-    """Time ``work`` against ``alternative`` in interleaved pairs, the order changing from pair to pair.
-
-    One pair more than ``pairs`` is measured; the first one warms up and is thrown away.
+    In a round everything is run once. The order turns from round to round, so that nothing always comes after
+    the same other thing, and what slows the machine for a while meets all of them.
     """
-    times: list[tuple[float, float]] = []
-    for index in range(pairs + 1):
-        if index % 2:
-            second = timed(alternative, wait)
-            first = timed(work, wait)
-        else:
-            first = timed(work, wait)
-            second = timed(alternative, wait)
-        times.append((first, second))
-    found = ratio_of(what, against, times)
-    return found if at_most is None else found.aiming_at(at_most)
+    names = list(works)
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for place in range(count + 1):
+        shift = place % len(names)
+        order = names[shift:] + names[:shift]
+        if place % 2:
+            order.reverse()
+        now = {name: timed(works[name], wait) for name in order}
+        say(f"round {place} of {count}: " + ", ".join(f"{name} {now[name]:.3f} s" for name in names))
+        if place:
+            for name in names:
+                found[name].append(now[name])
+    return found

@@ -105,20 +105,27 @@ def write_result(found: dict[str, Any], path: Path) -> None:
 def print_result(found: dict[str, Any], console: Console | None = None) -> None:
     """Print ratios with their spread, further tables, and what they were measured on."""
     console = console or Console()
-    if found["ratios"]:
-        table = Table(title=f"bench {found['bench']}", title_justify="left")
-        for name in ("what", "against", "ratio", "spread over pairs", "seconds", "MB"):
-            table.add_column(name)
-        for row in found["ratios"]:
-            target = "" if row["at_most"] is None else f" (at most {row['at_most']:g})"
-            table.add_row(
+    console.print(f"[bold]bench {found['bench']}[/bold]")
+    for case, rows in _by_case(found["ratios"]).items():
+        table = Table(
+            "what", "against", "ratio", "spread over pairs", "seconds", title=case or None, title_justify="left"
+        )
+        with_memory = any(row["megabytes"] is not None for row in rows)
+        if with_memory:
+            table.add_column("MB")
+        for row in rows:
+            target = "" if row["at_most"] is None else f"\n(at most {row['at_most']:.3g})"
+            cells = [
                 row["what"],
                 row["against"],
                 f"{row['ratio']:.3f}{target}",
                 f"{row['low']:.3f} .. {row['high']:.3f} (n = {row['pairs']})",
                 f"{_digits(row['seconds'])} / {_digits(row['seconds_against'])}",
-                "" if row["megabytes"] is None else f"{row['megabytes']:.0f} / {row['megabytes_against']:.0f}",
-            )
+            ]
+            if with_memory:
+                memory = row["megabytes"]
+                cells.append("" if memory is None else f"{memory:.0f} / {row['megabytes_against']:.0f}")
+            table.add_row(*cells)
         console.print(table)
     for title, rows in found["tables"].items():
         columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -139,6 +146,13 @@ def print_result(found: dict[str, Any], console: Console | None = None) -> None:
             else f"other programs took {others:.0f}% of the processors"
         )
     )
+
+
+def _by_case(ratios: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    cases: dict[str, list[Mapping[str, Any]]] = {}
+    for row in ratios:
+        cases.setdefault(row["case"], []).append(row)
+    return cases
 
 
 def _digits(value: float) -> str:

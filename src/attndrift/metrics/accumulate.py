@@ -70,8 +70,8 @@ class StructureAccumulator:
     stacked and sorted once; ERF and Gini share the sort.
 
     Args:
-        check: look at the values of every batch (one fused pass). Observed attention is a softmax and
-            may skip it.
+        check: look at the values of every batch (one fused pass, for which an accelerator waits). Observed
+            attention is a softmax and may skip it; :meth:`compute` then refuses what was not finite.
     """
 
     def __init__(self, *, check: bool = True) -> None:
@@ -193,12 +193,16 @@ class StructureAccumulator:
     def compute(self) -> StructureSummary:
         """The means over all images so far; more batches may follow.
 
-        Raises ValueError before the first batch.
+        Raises ValueError before the first batch, and for attention that was not finite in any batch.
         """
         if self._images == 0:
             raise ValueError("no batch was added yet: call update before compute")
         means = {name: self._over_images(self._sums[name]) for name in _PER_IMAGE}
         maps = [summed.cpu().to(torch.float64) / self._images for summed in self._maps]
+        for layer, entropy in enumerate(means["entropy"], 1):
+            # Whatever is not finite makes the entropy so, and the mean map.
+            if not bool(torch.isfinite(entropy).all()):
+                raise ValueError(f"attention: layer {layer} had NaN or infinite values; it has no mean")
         diversity = torch.stack([head_diversity(mean, per_head=True, check=self._check) for mean in maps])
         return StructureSummary(
             entropy=means["entropy"],

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -42,6 +40,7 @@ class Observation:
         prefix_tokens: int,
         hidden: bool,
         full_maps: bool,
+        check: bool = True,
     ) -> None:
         self.layers = layers
         self.blocks = blocks
@@ -60,11 +59,15 @@ class Observation:
         self._logits: list[Tensor] = []
         self._hidden: list[Tensor] = []
         self._maps: FullMaps | None = None
-        self._derived: dict[str, Any] = {}
+        self._derived: dict[str, list[Tensor]] = {}
+        self._layers: dict[str, list[Tensor]] = {}
+        self._check = check
+        self._looked_at = False
 
     def _clear(self, state: str) -> None:
         self._ready, self._state = False, state
-        self._logits, self._hidden, self._maps, self._derived = [], [], None, {}
+        self._logits, self._hidden, self._maps = [], [], None
+        self._derived, self._layers, self._looked_at = {}, {}, False
 
     def _fill(self, logits: list[Tensor], hidden: list[Tensor], maps: FullMaps | None, *, gradients: bool) -> None:
         self._logits, self._hidden, self._maps = logits, hidden, maps
@@ -85,7 +88,7 @@ class Observation:
         """Per layer (images, heads, N): attention of the query to the patches, summing to 1.
 
         The softmax over the patch logits alone; of a text encoder, over all tokens. What a mask hides gets 0. The first reading after a forward checks that every row
-        sums to 1 (one synchronisation on an accelerator).
+        sums to 1 (one synchronisation on an accelerator), unless ``observe(..., check=False)`` was asked for.
 
         Raises ObservationError before the first forward, after one that did not finish, or for rows that
         do not sum to 1 (NaN or infinite queries or keys); the message names the layer.
@@ -111,26 +114,50 @@ class Observation:
 
     def _rows(self, name: str) -> list[Tensor]:
         self._read()
-        if not self._derived:
-            self._derived = self._derive()
-        return list(self._derived[name])
+        if self._check and not self._looked_at:
+            self._look()
+        if name not in self._layers:
+            self._layers[name] = [layer for stack in self._stacks(name) for layer in stack.unbind(0)]
+        return list(self._layers[name])
 
-    def _derive(self) -> dict[str, list[Tensor]]:
+    def _stacks(self, name: str) -> list[Tensor]:
+        """Layers of one shape in one tensor (layers, images, ...): a few operations for all instead of for each."""
+        if name not in self._derived:
+            # Where it is read must not decide whether it carries gradients: reading inside no_grad to log a
+            # number would otherwise leave a loss read later without its graph.
+            with torch.inference_mode(False), torch.set_grad_enabled(self._gradients):
+                self._derived[name] = self._derive(name)
+        return self._derived[name]
+
+    def _derive(self, name: str) -> list[Tensor]:
         prefix = self.prefix_tokens
-        # Where it is read must not decide whether it carries gradients: reading inside no_grad to log a
-        # number would otherwise leave a loss read later without its graph.
-        with torch.inference_mode(False), torch.set_grad_enabled(self._gradients):
-            logs = [torch.log_softmax(logits[..., prefix:], -1) for logits in self._logits]
-            attention = [log.exp() for log in logs]
-            mass = [
+        if name == "log_attention":
+            return [torch.log_softmax(logits[..., prefix:], -1) for logits in self._stacks("logits")]
+        if name == "attention":
+            return [logs.exp() for logs in self._stacks("log_attention")]
+        if name == "cls_mass":
+            return [
                 torch.exp(logits[..., :prefix].logsumexp(-1) - logits.logsumexp(-1))
                 if prefix
                 else logits.new_zeros(logits.shape[:-1])
-                for logits in self._logits
+                for logits in self._stacks("logits")
             ]
+        layers, self._logits = self._logits, []
+        kinds = {(layer.shape, layer.device, layer.dtype, layer.requires_grad) for layer in layers}
+        return [torch.stack(layers)] if len(kinds) == 1 else [layer.unsqueeze(0) for layer in layers]
+
+    def _look(self) -> None:
+        """Check that every row sums to 1."""
         with torch.no_grad():
-            worst = torch.stack([(a.sum(-1) - 1).abs().amax().to(attention[0].device) for a in attention])
-            deviations = worst.tolist()
+            # Attention itself would become part of the graph where only its logarithm is asked for.
+            stacks = (
+                [a.detach().exp() for a in self._stacks("log_attention")]
+                if self._gradients
+                else self._stacks("attention")
+            )
+            deviations = [
+                value for a in stacks for value in (a.sum(-1) - 1).abs().flatten(1).amax(1).tolist()
+            ]  # fmt: skip
         for layer, deviation in zip(self.layers, deviations, strict=True):
             # Also true for NaN.
             if not deviation <= _ROW_SUM_TOLERANCE:
@@ -138,7 +165,7 @@ class Observation:
                     f"{layer}: attention rows do not sum to 1 (they are off by {deviation:g}); "
                     "its queries or keys are NaN or infinite, so the model has diverged or overflowed"
                 )
-        return {"attention": attention, "log_attention": logs, "cls_mass": mass}
+        self._looked_at = True
 
     @property
     def cls_hidden(self) -> list[Tensor]:

@@ -30,6 +30,7 @@ def observe(
     hidden: bool = False,
     full_maps: bool = False,
     query: str | int | None = None,
+    check: bool = True,
 ) -> AbstractContextManager[Observation]:
     """See the class token's attention in every forward pass inside the context.
 
@@ -62,6 +63,9 @@ def observe(
             embedding, else ``cls`` where there is a class token, else ``patches``, the mean of the attention
             of all patches. A number is the index of a token, from the end where negative.
             :attr:`Observation.query` says which it is.
+        check: look at the rows when they are first read, and raise where the model has left the finite numbers.
+            That makes an accelerator wait. Without, nothing here waits: rows that are not finite come out as
+            they are, and :meth:`attndrift.metrics.StructureAccumulator.compute` refuses them.
 
     Returns:
         A context manager that gives an :class:`Observation`.
@@ -84,14 +88,14 @@ def observe(
         raise ObservationError(
             f"query: the family `{tower.family.name}` has no `{query}`; it has {known}, or the index of a token"
         )
-    return _observing(tower, name, wanted, gradients=gradients, hidden=hidden, full_maps=full_maps)
+    return _observing(tower, name, wanted, gradients=gradients, hidden=hidden, full_maps=full_maps, check=check)
 
 
 @contextmanager
 def _observing(
-    tower: VisionTower, name: str, query: Query, *, gradients: bool, hidden: bool, full_maps: bool
+    tower: VisionTower, name: str, query: Query, *, gradients: bool, hidden: bool, full_maps: bool, check: bool
 ) -> Iterator[Observation]:
-    recorder = _Recorder(tower, name, query, gradients=gradients, hidden=hidden, full_maps=full_maps)
+    recorder = _Recorder(tower, name, query, gradients=gradients, hidden=hidden, full_maps=full_maps, check=check)
     try:
         recorder.attach()
         yield recorder.observation
@@ -124,7 +128,15 @@ class _Recorder:
     """The hooks of one context, and what they have collected of the forward that is under way."""
 
     def __init__(
-        self, tower: VisionTower, name: str, query: Query, *, gradients: bool, hidden: bool, full_maps: bool
+        self,
+        tower: VisionTower,
+        name: str,
+        query: Query,
+        *,
+        gradients: bool,
+        hidden: bool,
+        full_maps: bool,
+        check: bool,
     ) -> None:
         family = self._family = tower.family
         module = self._tower = tower.module
@@ -157,6 +169,7 @@ class _Recorder:
             prefix_tokens=self._skipped,
             hidden=hidden,
             full_maps=full_maps,
+            check=check,
         )
         self._handles: list[RemovableHandle] = []
         self._tapped: list[tuple[str, nn.Module, str, nn.Module]] = []

@@ -12,7 +12,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _TRANSIENT = 2**22
-"""Most elements that the product of one query with all keys may take at once."""
+"""Most elements that maps made on the way to a mean may take at once."""
+
+_PRODUCT = 2**20
+"""Most elements that the product of one query with all keys may take at once: little memory, and it stays in cache."""
 
 
 _HIDDEN = -1e30
@@ -26,12 +29,22 @@ def _precision(tensor: Tensor) -> torch.dtype:
 def _product(query: Tensor, keys: Tensor, scale: float) -> Tensor:
     # Multiply and sum, not matmul, whose precision settings (TF32, bfloat16 products, autocast) lower.
     dtype = _precision(keys)
-    images = max(1, _TRANSIENT // max(1, keys[0].numel()))
-    rows = [
-        (q.to(dtype).unsqueeze(-2) * k.to(dtype)).sum(-1)
-        for q, k in zip(query.split(images), keys.split(images), strict=True)
-    ]
-    return (rows[0] if len(rows) == 1 else torch.cat(rows)) * scale
+    query, keys, tokens_first = _along_memory(query, keys)
+    images = max(1, _PRODUCT // max(1, keys[0].numel()))
+    rows = [(q.to(dtype) * k.to(dtype)).sum(-1) for q, k in zip(query.split(images), keys.split(images), strict=True)]
+    logits = (rows[0] if len(rows) == 1 else torch.cat(rows)) * scale
+    return logits.transpose(1, 2).contiguous() if tokens_first else logits
+
+
+def _along_memory(query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """``query`` and ``keys`` to be multiplied in the order in which the keys lie, and whether tokens come before heads.
+
+    So they do in the output of a projection; multiplied in the other order, it is read in strides, which takes
+    more than twice as long.
+    """
+    if keys.stride(2) > keys.stride(1):
+        return query.unsqueeze(1), keys.transpose(1, 2), True
+    return query.unsqueeze(2), keys, False
 
 
 class _QueryRow(torch.autograd.Function):
@@ -46,12 +59,15 @@ class _QueryRow(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         query, keys = ctx.saved_tensors
-        grad = (grads[0] * ctx.scale).unsqueeze(-1)
+        grad = grads[0] * ctx.scale
+        row, lying, tokens_first = _along_memory(query, keys)
+        grad = (grad.transpose(1, 2) if tokens_first else grad).unsqueeze(-1)
         for_query = for_keys = None
         if ctx.needs_input_grad[0]:
-            for_query = (grad * keys.to(grad.dtype)).sum(-2).to(query.dtype)
+            for_query = (grad * lying.to(grad.dtype)).sum(1 if tokens_first else 2).to(query.dtype)
         if ctx.needs_input_grad[1]:
-            for_keys = (grad * query.to(grad.dtype).unsqueeze(-2)).to(keys.dtype)
+            for_keys = (grad * row.to(grad.dtype)).to(keys.dtype)
+            for_keys = for_keys.transpose(1, 2) if tokens_first else for_keys
         return for_query, for_keys, None
 
 

@@ -1,0 +1,239 @@
+"""What a training step costs that is observed, and one that holds attention back, against the step without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from attndrift.bench.devices import device_named, wait_for
+from attndrift.bench.memory import peak_bytes
+from attndrift.bench.ratios import Ratio, ratio_of, rounds
+from attndrift.bench.reference import reference
+from attndrift.bench.result import Machine, Result
+from attndrift.metrics import StructureAccumulator
+from attndrift.models import AdaptationSettings, adapt, load_clip
+from attndrift.monitor.weights import copy_without_hooks
+from attndrift.observing import observe
+from attndrift.regularizers import AttentionCache, AttentionPreservation
+
+MODEL = "config:vit-base-patch32"
+CLASSES = 10
+WEIGHT = 0.1
+OBSERVED_AT_MOST, CACHED_AT_MOST, LIVE_AT_MOST = 1.05, 1.10, 1.45
+_MEGA = 1e6
+_SHOWN = 16
+
+WORDS = {
+    "plain": "step without observation, fused attention (sdpa)",
+    "observed": "step observed, all four metrics of every step",
+    "cached": "step with attention preservation, pretrained attention cached",
+    "live": "step with attention preservation, live teacher",
+    "reference": "reference: eager step, full maps, metrics a batch",
+    "reference_live": "reference: eager step, full maps, metrics a batch, second live model for preservation",
+    "teacher": "forward pass of the vision tower without gradients",
+}
+
+
+def train(
+    *,
+    model: str = MODEL,
+    batch: int = 64,
+    pairs: int = 5,
+    steps: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    profiled: bool = True,
+    progress: Callable[[str], None] = lambda line: None,
+) -> Result:
+    """Full fine-tuning of ``model``: forward, loss, backward, clipping, AdamW; every kind of step in every round.
+
+    Args:
+        model: as :func:`attndrift.models.load_clip` takes it.
+        batch: images a step.
+        pairs: rounds.
+        steps: steps that are timed together; by default 1 on a CPU and 10 on an accelerator, where nothing inside a
+            step waits for it.
+        device, precision: see :mod:`attndrift.bench.devices`; bfloat16 is autocast, weights stay float32.
+        profiled: also profile one step of each kind.
+    """
+    machine = Machine()
+    where = device_named(device)
+    half = _autocast(precision, where)
+    setting = _Steps(model, batch, steps or (10 if where.type == "cuda" else 1), where, half)
+    found = rounds(setting.works, pairs, wait=wait_for(where), say=lambda line: progress(line))
+    title = setting.title
+
+    def against(what: str, other: str, at_most: float | None = None) -> Ratio:
+        return ratio_of(WORDS[what], WORDS[other], found[what], found[other], case=title).aiming_at(at_most)
+
+    ratios = [
+        against("observed", "plain", OBSERVED_AT_MOST),
+        against("cached", "plain", CACHED_AT_MOST),
+        against("live", "plain", LIVE_AT_MOST),
+        against("observed", "reference"),
+        against("live", "reference_live"),
+        against("cached", "reference_live"),
+        against("reference", "plain"),
+        against("reference_live", "plain"),
+    ]
+    teacher = ratio_of("", "", found["teacher"], found["plain"]).ratio
+    notes = [
+        "Weights and images are random: no time here depends on their values.",
+        f"The floor of a live teacher is one more forward pass, which took {teacher:.3f} of a step without: no live teacher "
+        f"can cost less than {1 + teacher:.3f}.",
+    ]
+    tables: dict[str, list[dict[str, Any]]] = {"peak memory of a step": setting.memory()}
+    if profiled:
+        tables["profile of one step, milliseconds of operators (calls)"] = setting.profile()
+    return Result(
+        "train",
+        ratios,
+        tables=tables,
+        notes=notes,
+        device=str(where),
+        threads=torch.get_num_threads(),
+        others_pct=machine.others_pct(),
+    )
+
+
+def _autocast(precision: str, device: torch.device) -> bool:
+    if precision not in ("auto", "float32", "bfloat16"):
+        raise ValueError(f"--precision {precision}: choose float32, bfloat16 or auto")
+    return precision == "bfloat16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
+
+
+class _Steps:
+    """One model in training, and the ways to make a step of it."""
+
+    def __init__(self, model: str, batch: int, steps: int, device: torch.device, half: bool) -> None:
+        self.device, self.half, self.steps = device, half, steps
+        clip = load_clip(model)
+        vision = clip.config.vision_config
+        plain = reference("reference_capture")
+        # First the reference's own copies, as adapting works on the model that it is given.
+        self._eager = plain.ImageClassifier(plain.eager_clip(clip.config, clip.state_dict()), CLASSES).to(device)
+        self._eager.clip.requires_grad_(False)
+        for part in (self._eager.clip.vision_model, self._eager.clip.visual_projection):
+            part.requires_grad_(True)
+        self._eager_optimizer = plain.make_optimizer(self._eager)
+        self._eager_teacher = plain.eager_clip(clip.config, clip.state_dict()).to(device).requires_grad_(False)
+        self._teacher: nn.Module = copy_without_hooks(clip.vision_model).requires_grad_(False).to(device)
+        self._model = adapt(clip, AdaptationSettings(method="full"), CLASSES, seed=0).to(device).train()
+        trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+        self._trained = trained
+        self._optimizer = torch.optim.AdamW(trained, 1e-5, weight_decay=0.01, fused=device.type in ("cpu", "cuda"))
+        generator = torch.Generator().manual_seed(0)
+        size = vision.image_size
+        self._pixels = torch.randn(batch, 3, size, size, generator=generator).to(device)
+        self._labels = torch.randint(CLASSES, (batch,), generator=generator).to(device)
+        self._numbers = list(range(batch))
+        self._cache = AttentionCache(self._model, self._pixels, flips=False)
+        self.title = (
+            f"{model.removeprefix('config:')}, {(size // vision.patch_size) ** 2 + 1} tokens, batch {batch}, "
+            f"{'bfloat16 autocast' if half else 'float32'}"
+        )
+        self._reference_step = plain.training_step
+        self.works: dict[str, Callable[[], object]] = {
+            "plain": partial(self._repeat, self._step),
+            "observed": self._observed,
+            "cached": partial(self._protected, self._cache),
+            "live": partial(self._protected, self._teacher),
+            "reference": partial(self._repeat, self._reference),
+            "reference_live": partial(self._repeat, lambda: self._reference(self._eager_teacher)),
+            "teacher": partial(self._repeat, self._teach),
+        }
+
+    def _repeat(self, step: Callable[[], None]) -> None:
+        for _ in range(self.steps):
+            step()
+
+    def _step(self, protect: Callable[[], Tensor] | None = None) -> None:
+        self._optimizer.zero_grad()
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
+            loss = self._model(pixel_values=self._pixels, labels=self._labels).loss
+        if protect is not None:
+            loss = loss + protect()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self._trained, 1.0)
+        self._optimizer.step()
+
+    def _observed(self) -> None:
+        # Nothing in a step waits for an accelerator: rows are checked where the means are taken, at the end.
+        check = self.device.type == "cpu"
+        seen_steps = []
+        for _ in range(self.steps):
+            with observe(self._model, check=check) as seen:
+                self._step()
+            accumulator = StructureAccumulator(check=check)
+            accumulator.update(seen.attention, seen.cls_mass)
+            seen_steps.append(accumulator)
+        for accumulator in seen_steps:
+            accumulator.compute()
+
+    def _protected(self, teacher: nn.Module | AttentionCache) -> None:
+        with AttentionPreservation(self._model, WEIGHT, teacher=teacher) as protect:
+            for _ in range(self.steps):
+                if protect.needs_index:
+                    self._step(lambda: protect(index=self._numbers))
+                else:
+                    self._step(protect)
+
+    def _reference(self, teacher: nn.Module | None = None) -> None:
+        self._reference_step(
+            self._eager, self._eager_optimizer, self._pixels, self._labels, teacher, WEIGHT, bf16=self.half
+        )
+
+    @torch.no_grad()
+    def _teach(self) -> None:
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
+            self._teacher(pixel_values=self._pixels)
+
+    def memory(self) -> list[dict[str, Any]]:
+        """Peak memory of each kind of step beyond weights, gradients and the optimiser's state."""
+        kinds = [name for name in self.works if name != "teacher"]
+        peaks = {}
+        for name in kinds:
+            self.works[name]()
+            peaks[name] = peak_bytes(self.works[name], self.device) / _MEGA
+        return [
+            {"what": WORDS[name], "peak MB": peaks[name], "beyond the step without, MB": peaks[name] - peaks["plain"]}
+            for name in kinds
+        ]
+
+    def profile(self) -> list[dict[str, Any]]:
+        """Self times of operators in one step of each kind, those with the longest first."""
+        activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if self.device.type == "cuda" else [])
+        kinds = ("plain", "observed", "cached", "live", "reference")
+        found: dict[str, dict[str, tuple[float, int]]] = {}
+        for kind in kinds:
+            with profile(activities=activities) as profiler:
+                self.works[kind]()
+            found[kind] = {
+                event.key: (
+                    (event.self_device_time_total if self.device.type == "cuda" else event.self_cpu_time_total) / 1e3,
+                    event.count,
+                )
+                for event in profiler.key_averages()
+            }
+        everything = {name for values in found.values() for name in values}
+        ranked = sorted(everything, key=lambda name: -max(values.get(name, (0.0, 0))[0] for values in found.values()))
+        rows = [
+            {"operator": name, **{kind: _timed_calls(found[kind].get(name)) for kind in kinds}}
+            for name in ranked[:_SHOWN]
+        ]
+        rest = {kind: sum(found[kind].get(name, (0.0, 0))[0] for name in ranked[_SHOWN:]) for kind in kinds}
+        total = {kind: sum(milliseconds for milliseconds, _ in found[kind].values()) for kind in kinds}
+        return [
+            *rows,
+            {"operator": "all others", **{kind: f"{rest[kind]:.1f}" for kind in kinds}},
+            {"operator": "all", **{kind: f"{total[kind]:.1f}" for kind in kinds}},
+        ]
+
+
+def _timed_calls(value: tuple[float, int] | None) -> str:
+    return "" if value is None else f"{value[0]:.1f} ({value[1]})"

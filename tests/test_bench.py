@@ -1,0 +1,132 @@
+"""The benchmarks run on a tiny model, produce ratios, and are written whole. Nothing here looks at how long anything took."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from attndrift.bench.capture import Case, capture
+from attndrift.bench.memory import peak_bytes
+from attndrift.bench.ratios import ratio_of, rounds
+from attndrift.bench.reference import reference
+from attndrift.bench.result import Machine, Result
+from attndrift.bench.train import train
+from attndrift.cli import app
+from attndrift.metrics import StructureAccumulator
+from attndrift.models import load_clip
+from attndrift.observing import observe
+
+TINY = "config:tiny"
+CPU = torch.device("cpu")
+
+
+def test_a_ratio_is_the_median_over_pairs_of_one_round() -> None:
+    found = ratio_of("a", "b", [2.0, 9.0, 4.0], [1.0, 3.0, 4.0], case="c")
+    assert (found.ratio, found.low, found.high, found.pairs, found.case) == (2.0, 1.0, 3.0, 3, "c")
+    assert (found.seconds, found.seconds_against) == (4.0, 3.0)
+    assert found.aiming_at(1.05).to_json()["at_most"] == 1.05
+
+
+def test_rounds_run_everything_in_turning_order_and_throw_the_first_away() -> None:
+    order: list[str] = []
+    found = rounds({name: lambda name=name: order.append(name) for name in "abc"}, 5)
+    assert {name: len(seconds) for name, seconds in found.items()} == {"a": 5, "b": 5, "c": 5}
+    turns = ["".join(order[start : start + 3]) for start in range(0, 18, 3)]
+    assert all(sorted(turn) == ["a", "b", "c"] for turn in turns)
+    assert {turn[0] for turn in turns} == {turn[-1] for turn in turns} == {"a", "b", "c"}
+
+
+def test_traced_memory_is_what_was_held_at_once() -> None:
+    def work() -> None:
+        first = torch.ones(1000, 1000)
+        second = first + 1
+        del first, second
+        torch.ones(500, 1000)
+
+    assert peak_bytes(work, CPU) == pytest.approx(8e6, abs=1e3)
+
+
+def test_the_reference_measures_what_attndrift_measures() -> None:
+    """A reference that computed something else would be no reference."""
+    plain = reference("reference_capture")
+    clip = load_clip(TINY)
+    pixels = torch.randn(5, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    expected = plain.measure_attention(plain.eager_clip(clip.config, clip.state_dict()), [pixels])
+    accumulator = StructureAccumulator()
+    with torch.no_grad(), observe(clip) as seen:
+        clip.vision_model(pixel_values=pixels)
+        accumulator.update(seen.attention)
+    found = accumulator.compute()
+    for name, layers in expected.items():
+        torch.testing.assert_close(found.layers(name), torch.tensor(layers).double(), rtol=1e-4, atol=1e-5)
+
+
+def test_capture_measures_time_memory_and_drift() -> None:
+    found = capture(
+        cases=(Case(TINY, 3, 3, 1.05, 1.0, 1.0),), pairs=2, probe=TINY, probe_images=6, device="cpu"
+    ).to_json()
+    assert [row["at_most"] for row in found["ratios"]] == [1.05, 1.0, 1.15, None]
+    assert all(row["ratio"] > 0 and row["pairs"] == 2 for row in found["ratios"])
+    (memory,) = found["tables"].values()
+    bare, observed, eager = memory
+    # 3 layers of 3 images, 4 heads and 17 x 17 numbers of 4 bytes.
+    assert bare["all maps MB"] == pytest.approx(3 * 3 * 4 * 17 * 17 * 4 / 1e6)
+    assert bare["extra MB"] == 0
+    assert 0 < observed["extra MB"] < eager["extra MB"]
+    assert {"python", "torch", "transformers"} <= set(found["versions"])
+
+
+def test_train_measures_every_kind_of_step() -> None:
+    found = train(model=TINY, batch=3, pairs=2, device="cpu").to_json()
+    assert [row["at_most"] for row in found["ratios"][:3]] == [1.05, 1.10, 1.45]
+    assert all(row["ratio"] > 0 for row in found["ratios"])
+    profile = next(rows for title, rows in found["tables"].items() if title.startswith("profile"))
+    assert profile[-1]["operator"] == "all"
+    assert any("mm" in row["operator"] for row in profile)
+
+
+def test_a_result_is_printed_and_written_whole(tmp_path: Path) -> None:
+    path = tmp_path / "results" / "capture.json"
+    options = ["--model", TINY, "--batch", "2", "--pairs", "2", "--no-probe", "--device", "cpu", "--output", str(path)]
+    printed = CliRunner().invoke(app, ["bench", "capture", *options])
+    assert printed.exit_code == 0, printed.output
+    for words in ("bench capture", "tiny, 17 tokens, batch 2", "(n = 2)", "extra peak memory", "torch"):
+        assert words in printed.output, printed.output
+    written = json.loads(path.read_text())
+    assert written["bench"] == "capture"
+    assert len(written["ratios"]) == 2
+    again = CliRunner().invoke(app, ["bench", "capture", *options, "--json"])
+    assert json.loads(again.stdout)["ratios"][0]["case"] == written["ratios"][0]["case"]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["capture", "--device", "cuda"], "torch sees no such accelerator"),
+        (["capture", "--precision", "int8"], "choose float32, bfloat16 or auto"),
+        (["train", "--precision", "int8"], "choose float32, bfloat16 or auto"),
+        (["capture", "--batch", "4"], "name it with --model"),
+    ],
+)
+def test_a_wrong_option_is_named(options: list[str], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    result = CliRunner().invoke(app, ["bench", *options])
+    assert result.exit_code != 0
+    assert expected in f"{result.exception} {result.output}".replace("\n", " ")
+
+
+def test_an_absent_reference_is_an_error_that_says_where_it_is_kept() -> None:
+    with pytest.raises(FileNotFoundError, match=r"benchmarks/nothing.py is not here.*checkout"):
+        reference("nothing")
+
+
+def test_what_other_programs_took_is_a_share_of_the_machine() -> None:
+    machine = Machine()
+    sum(range(2_000_000))
+    share = machine.others_pct()
+    assert share is None or 0 <= share <= 100
+    assert Result("x", [], others_pct=share).to_json()["others_pct"] == share
