@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from attndrift.guarding import Budget, Guard
     from attndrift.monitor import DriftCallback, DriftMonitor
     from attndrift.observing import ObservationError, observe
     from attndrift.regularizers import AttentionPreservation, EntropyFloor
@@ -15,9 +16,11 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AttentionPreservation": "attndrift.regularizers",
+    "Budget": "attndrift.guarding",
     "DriftCallback": "attndrift.monitor",
     "DriftMonitor": "attndrift.monitor",
     "EntropyFloor": "attndrift.regularizers",
+    "Guard": "attndrift.guarding",
     "ObservationError": "attndrift.observing",
     "evaluate_zero_shot": "attndrift.transfer",
     "observe": "attndrift.observing",
@@ -25,9 +28,11 @@ _HOMES = {
 
 __all__ = [
     "AttentionPreservation",
+    "Budget",
     "DriftCallback",
     "DriftMonitor",
     "EntropyFloor",
+    "Guard",
     "ObservationError",
     "__version__",
     "evaluate_zero_shot",

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from attndrift.monitor.measuring import DriftMonitor
 from attndrift.monitor.snapshot import take_snapshot
-from attndrift.monitor.undisturbed import undisturbed, unwrapped
+from attndrift.monitor.undisturbed import being_measured, undisturbed, unwrapped
 from attndrift.monitor.weights import bare, copy_without_hooks, has_adapters
 from attndrift.observing import find_vision_tower, observe
 
@@ -131,7 +131,12 @@ class Protection:
         self._open.callback(handle.remove)
 
     def _note(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        # Validation and measurements run without gradients, recomputation inside a backward pass.
+        if being_measured():
+            if torch.is_grad_enabled():
+                # The observation would hold the graph until the next pass.
+                self._seen.forget()
+            return
+        # Validation runs without gradients, recomputation inside a backward pass.
         if not self._closed and torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1:
             self._waiting.append((args, kwargs))
 

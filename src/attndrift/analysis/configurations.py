@@ -29,6 +29,9 @@ METHOD_COLUMNS = (
     "freeze_layers",
     "regularizer",
     "regularizer_weight",
+    "guard",
+    "guard_at_least",
+    "guard_at_most",
 )
 CONDITION_COLUMNS = ("model", "protocol", "dataset", "epochs", "batch_size", "weight_decay", "n_train")
 CONFIGURATION_COLUMNS = (*METHOD_COLUMNS, *CONDITION_COLUMNS, "learning_rate")
@@ -112,6 +115,11 @@ def method_label(keys: Mapping[str, str]) -> str:
     if keys["regularizer"]:
         name = {"apr": "APR", "entropy_floor": "entropy floor"}.get(keys["regularizer"], keys["regularizer"])
         label += f" + {name}" + (f" {keys['regularizer_weight']}" if keys["regularizer_weight"] else "")
+    if keys["guard"]:
+        limits = [
+            f"{sign} {keys[name]}" for name, sign in (("guard_at_least", "≥"), ("guard_at_most", "≤")) if keys[name]
+        ]
+        label += f", guarded: {keys['guard'].removesuffix('_pct')} {', '.join(limits)}"
     return label
 
 

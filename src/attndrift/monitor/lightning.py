@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -23,6 +23,9 @@ from attndrift.monitor.measuring import DriftMonitor
 from attndrift.monitor.recording import Existing
 from attndrift.monitor.watching import DriftWatch
 
+if TYPE_CHECKING:
+    from attndrift.guarding import Guard
+
 
 class LightningDriftCallback(Callback):
     """Measures drift during ``lightning.Trainer.fit`` and passes it to the trainer's loggers.
@@ -37,7 +40,7 @@ class LightningDriftCallback(Callback):
     argument here: ``return loss + self.protect()`` in ``training_step`` is all.
 
     Args:
-        monitor, every, alerts, folder, run, existing, echo: as for :class:`~attndrift.monitor.DriftWatch`.
+        monitor, every, alerts, folder, run, existing, guard, echo: as for :class:`~attndrift.monitor.DriftWatch`.
 
     Attributes:
         watch: the :class:`~attndrift.monitor.DriftWatch` underneath.
@@ -53,10 +56,15 @@ class LightningDriftCallback(Callback):
         folder: str | os.PathLike[str] | None = None,
         run: Mapping[str, Any] | None = None,
         existing: Existing = "refuse",
+        guard: Guard | None = None,
         echo: Callable[[str], Any] | None = tqdm.write,
     ) -> None:
-        self.watch = DriftWatch(monitor, every, alerts=alerts, folder=folder, run=run, existing=existing, echo=echo)
-        self._measured = -1
+        self.watch = DriftWatch(
+            monitor, every, alerts=alerts, folder=folder, run=run, existing=existing, guard=guard, echo=echo
+        )
+        self.guard = guard
+        self._stored: dict[str, Any] | None = None
+        self._measured = self._stepped = -1
 
     @property
     def drift(self) -> list[tuple[int, Drift]]:
@@ -71,6 +79,11 @@ class LightningDriftCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure where training starts from."""
         self.watch.watch_model(pl_module)
+        if self.guard is not None:
+            if self._stored is not None:
+                self.guard.load_state_dict(self._stored)
+            self.guard.start()
+            self._stepped = trainer.global_step
         self.watch.describe(epochs=None if trainer.max_epochs in (None, -1) else float(trainer.max_epochs))
         self._measure(trainer, pl_module)
 
@@ -78,15 +91,28 @@ class LightningDriftCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Measure where a measurement is due; with gradient accumulation, once a step."""
+        if self.guard is not None and trainer.global_step != self._stepped:
+            self._stepped = trainer.global_step
+            self.watch.guard_step(self._stepped, _epochs(trainer))
+            trainer.should_stop = trainer.should_stop or self.guard.should_stop
         if self.watch.due(trainer.global_step) and trainer.global_step != self._measured:
             means = self._measure(trainer, pl_module)
             pl_module.log_dict(means, logger=False, on_step=True, on_epoch=False, batch_size=1)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the last state and complete the tables."""
+        self.watch.guard_finish(trainer.global_step, _epochs(trainer))
         if trainer.global_step != self._measured and not self.watch.should_stop:
             self._measure(trainer, pl_module)
         self.watch.finish()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The guard's state, for Lightning's checkpoints."""
+        return {} if self.guard is None else {"guard": self.guard.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the guard's state from a checkpoint; it goes on once the weights are loaded too."""
+        self._stored = state_dict.get("guard")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Complete the tables of a training that ended with an error."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from attndrift import metrics
 from attndrift.monitor.drift import Drift, Snapshot, compare_snapshots
 from attndrift.monitor.processes import Processes
 from attndrift.monitor.snapshot import take_snapshot
-from attndrift.monitor.undisturbed import unwrapped
+from attndrift.monitor.undisturbed import undisturbed, unwrapped
 from attndrift.monitor.weights import bare, bare_parameters, live_parameters
 from attndrift.observing import find_vision_tower
+from attndrift.observing.embedding import image_embeddings
 
 Batches = Callable[[], Iterable[Tensor]]
 """Called at each measurement; yields the normalised probe images, float (images, 3, height, width)."""
@@ -97,6 +100,24 @@ class DriftMonitor:
         current = take_snapshot(self.model, self._batches(), self._embed, processes=self.processes)
         tower, projection = self._weight_drift()
         return compare_snapshots(self.reference, current, weight_drift=tower, projection_drift=projection)
+
+    def embedding_parameters(self) -> dict[str, nn.Parameter]:
+        """The trained parameters of the model that the embedding of an image depends on, by name.
+
+        Asked of the graph of one probe image: a classifier behind the embedding is not among them, nor a text tower.
+        """
+        trained = {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        if not trained:
+            return {}
+        weight = next(p for p in find_vision_tower(self.model).module.parameters() if p.is_floating_point())
+        with undisturbed(self.model):
+            pixels = next(iter(self._batches()))[:1].to(weight.device, weight.dtype)
+            with torch.enable_grad():
+                embedded = (self._embed or partial(image_embeddings, self.model))(pixels)
+                if not embedded.requires_grad:
+                    return {}
+                gradients = torch.autograd.grad(embedded.sum(), list(trained.values()), allow_unused=True)
+        return {name: trained[name] for name, found in zip(trained, gradients, strict=True) if found is not None}
 
 
 def _refuse_sharded(model: nn.Module) -> None:

@@ -130,11 +130,11 @@ class DriftTables:
         )
         write_tables(tables, self.folder)
         rows = self._earlier_events + [{"run_id": self.run["run_id"], **asdict(event)} for event in events]
-        _write_parquet(pa.Table.from_pylist(rows, schema=_ALERT_SCHEMA), self.folder / ALERTS)
+        write_parquet(pa.Table.from_pylist(rows, schema=_ALERT_SCHEMA), self.folder / ALERTS)
         self._unwritten = 0
 
 
-def _write_parquet(table: pa.Table, path: Path) -> None:
+def write_parquet(table: pa.Table, path: Path) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".parquet")
     os.close(handle)
     try:

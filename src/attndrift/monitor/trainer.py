@@ -23,7 +23,11 @@ from attndrift.observing import find_vision_tower
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
+    from attndrift.guarding import Guard, GuardEvent
     from attndrift.regularizers import Protection
+
+
+_GUARD = "attndrift_guard"
 
 
 class DriftCallback(TrainerCallback):
@@ -49,6 +53,8 @@ class DriftCallback(TrainerCallback):
         protect: an :class:`~attndrift.AttentionPreservation` or :class:`~attndrift.EntropyFloor`, added to every
             training loss of the trainer. Where its teacher is a cache, the batches hold the images' numbers under
             ``index`` and, if any were mirrored, ``flipped`` (``remove_unused_columns=False`` lets them through).
+        guard: a :class:`~attndrift.Guard` of the same monitor; what it measures goes to the trainer's logs as ``guard/...``.
+            A protection that it may raise is given to both. Its state is saved in the trainer's checkpoints.
         on_drift: called with (step, epoch, drift) after each measurement.
         at_start, at_end: whether the first and the last state are measured besides the steps of ``every``.
         echo: prints a line for each measurement, None for silence.
@@ -68,6 +74,7 @@ class DriftCallback(TrainerCallback):
         run: Mapping[str, Any] | None = None,
         existing: Existing = "refuse",
         protect: Protection | None = None,
+        guard: Guard | None = None,
         on_drift: Callable[[int, float, Drift], None] | None = None,
         at_start: bool = True,
         at_end: bool = True,
@@ -79,8 +86,12 @@ class DriftCallback(TrainerCallback):
         self._at_start, self._at_end = at_start, at_end
         self._trainer: Trainer | None = None
         self.watch = DriftWatch(
-            monitor, every, alerts=alerts, folder=folder, run=run, existing=existing, on_drift=self._report, echo=echo
-        )
+            monitor, every, alerts=alerts, folder=folder, run=run, existing=existing, guard=guard,
+            on_drift=self._report, echo=echo,
+        )  # fmt: skip
+        self.guard = guard
+        if guard is not None:
+            guard.on_event = self._report_guard
 
     @property
     def drift(self) -> list[tuple[int, Drift]]:
@@ -119,6 +130,11 @@ class DriftCallback(TrainerCallback):
             _add_to_loss(trainer, self.protect)
         self.watch.watch_model(trainer.model)
         self._describe(args)
+        if self.guard is not None:
+            stored = (state.stateful_callbacks or {}).get(_GUARD)
+            if stored is not None:
+                self.guard.load_state_dict(stored)
+            self.guard.start()
         if self._at_start or self.watch.can_stop:
             self.watch.start(state.global_step, float(state.epoch or 0.0))
             control.should_training_stop = control.should_training_stop or self.watch.should_stop
@@ -127,10 +143,14 @@ class DriftCallback(TrainerCallback):
         """Measure where a measurement is due."""
         step = state.global_step
         # At the last step, and not when all is over: trackers are closed by then.
-        last = self._at_end and step >= state.max_steps
-        if self.watch.due(step) or last:
+        last = step >= state.max_steps
+        self.watch.guard_step(step, float(state.epoch or 0.0), last=last)
+        if self.guard is not None and state.stateful_callbacks is not None:
+            # Saved with the trainer's state; restoring a callback itself would make a new one.
+            state.stateful_callbacks[_GUARD] = self.guard.state_dict()
+        if self.watch.due(step) or (last and self._at_end):
             self.watch.measure(step, float(state.epoch or 0.0))
-        if self.watch.should_stop:
+        if self.watch.should_stop or (self.guard is not None and self.guard.should_stop):
             control.should_training_stop = True
 
     def on_log(
@@ -156,6 +176,8 @@ class DriftCallback(TrainerCallback):
         if self.watch.should_stop:
             # The trainer may have loaded what it calls the best model since.
             self.watch.restore()
+        elif self.guard is not None and args.load_best_model_at_end:
+            self.guard.check(state.global_step, float(state.epoch or 0.0))
         self.watch.finish(state.global_step if self._at_end else None, float(state.epoch or 0.0))
 
     def _report(self, step: int, epoch: float | None, drift: Drift) -> None:
@@ -169,6 +191,14 @@ class DriftCallback(TrainerCallback):
             self._trainer.control.should_log = pending
         if self._on_drift is not None:
             self._on_drift(step, float(epoch or 0.0), drift)
+
+    def _report_guard(self, event: GuardEvent) -> None:
+        scalars = {f"guard/{reading.metric}": reading.value for reading in event.after if reading.value is not None}
+        scalars |= {"guard/alpha": event.alpha, "guard/rate": event.rate}
+        if self._trainer is not None and self._trainer.control is not None:
+            pending = self._trainer.control.should_log
+            self._trainer.log(scalars)
+            self._trainer.control.should_log = pending
 
     def _check_model(self, trained: nn.Module, what: str, watched: nn.Module) -> None:
         tower = find_vision_tower(watched).module

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,14 @@ def _device_state(device: torch.device) -> Any:
     return torch.get_device_module(device).get_rng_state(device)
 
 
+_undisturbed: ContextVar[bool] = ContextVar("undisturbed", default=False)
+
+
+def being_measured() -> bool:
+    """Whether this is inside :func:`undisturbed`: a forward pass now is none of the training's, gradients or not."""
+    return _undisturbed.get()
+
+
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Everything inside runs in evaluation mode, without gradients, in the model's own precision, uncompiled.
@@ -71,6 +80,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     depend on where in a training loop it is made. Random states and training flags are put back.
     """
     with ExitStack() as stack:
+        stack.callback(_undisturbed.reset, _undisturbed.set(True))
         stack.enter_context(same_random_state(model))
         stack.enter_context(evaluation_mode(model))
         for kind in sorted({parameter.device.type for parameter in model.parameters()} - {"meta"}):

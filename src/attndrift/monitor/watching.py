@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from torch import nn
 
@@ -16,6 +16,9 @@ from attndrift.monitor.drift import DivergedError, Drift
 from attndrift.monitor.measuring import DriftMonitor
 from attndrift.monitor.recording import DriftTables, Existing, check_columns, describe_training, drift_columns
 from attndrift.monitor.undisturbed import unwrapped
+
+if TYPE_CHECKING:
+    from attndrift.guarding import Guard
 
 
 class DriftWatch:
@@ -40,6 +43,8 @@ class DriftWatch:
         folder: where tables are written (and the best state, where an alert stops), None for none.
         run: columns of the table ``runs`` by name: ``dataset``, ``method``, ``learning_rate``, ``seed``, ...
         existing: ``refuse``, ``replace`` or ``continue`` tables that the folder holds already.
+        guard: a :class:`~attndrift.Guard` of the same monitor; it steps before anything is measured, writes its table
+            into ``folder``, and may stop the training too.
         model: the model whose state is kept and put back on a stop; by default the monitor's.
         on_drift: called with (step, epoch, drift) after each measurement; epoch is None where the loop does not say it.
         echo: prints the line of each measurement, None for silence.
@@ -60,15 +65,19 @@ class DriftWatch:
         folder: str | os.PathLike[str] | None = None,
         run: Mapping[str, Any] | None = None,
         existing: Existing = "refuse",
+        guard: Guard | None = None,
         model: nn.Module | None = None,
         on_drift: Callable[[int, float | None, Drift], None] | None = None,
         echo: Callable[[str], Any] | None = print,
     ) -> None:
+        if guard is not None and guard.monitor is not monitor:
+            raise ValueError("guard watches another monitor; make both from the same one")
         if isinstance(every, int) and every < 1:
             raise ValueError(f"every is {every}; it must be at least 1")
         if run is not None and folder is None:
             raise ValueError("run describes the row of a table: give a folder for the tables")
         self.monitor = monitor
+        self.guard = guard
         self._every = every if isinstance(every, int) else frozenset(every)
         self._book = AlertBook(alerts)
         self._folder = None if folder is None else Path(folder)
@@ -76,10 +85,15 @@ class DriftWatch:
         first = monitor.processes.rank == 0
         self._echo = echo if first else None
         self.tables = DriftTables(folder, run or {}, existing) if folder is not None and first else None
+        if guard is not None and self.tables is not None:
+            guard.folder = guard.folder or self.tables.folder
+            guard.run_id = guard.run_id or self.tables.run["run_id"]
         self._described: dict[str, Any] = {}
         self._best: BestState | None = None
         self._best_drift: Drift | None = None
         self._best_epoch: float | None = None
+        # What the guard made of the last state after it was measured.
+        self._ended: Drift | None = None
         self._status = "running"
         self._last: tuple[int | None, float | None] = (None, None)
         self.drift: list[tuple[int, Drift]] = []
@@ -89,6 +103,8 @@ class DriftWatch:
     def watch_model(self, model: nn.Module) -> None:
         """Keep (and put back, on a stop) the state of ``model``, which has the monitor's model inside."""
         self._model = unwrapped(model)
+        if self.guard is not None:
+            self.guard.guard_model(self._model)
         if self._book.can_stop:
             self._best = BestState(self._model, self._folder, self.monitor.processes)
 
@@ -125,7 +141,24 @@ class DriftWatch:
             noted: further columns of the table ``history``: ``train_loss``, ``val_accuracy``, ...
         """
         self._last = step, epoch
+        self.guard_step(step, epoch)
         return self.measure(step, epoch, **noted) if self.due(step) and not self.should_stop else None
+
+    def guard_step(self, step: int, epoch: float | None = None, *, last: bool = False) -> None:
+        """The guard's part of a step: before the measurement of the same step, which is of the guarded state."""
+        if self.guard is None or self.should_stop:
+            return
+        self.guard.step(step, epoch)
+        if last:
+            self.guard_finish(step, epoch)
+
+    def guard_finish(self, step: int | None, epoch: float | None = None) -> None:
+        """The guard's last check; what it changes in a state that was measured already is measured again."""
+        if self.guard is None or self.should_stop:
+            return
+        changed = self.guard.finish(step, epoch)
+        if changed and self.drift and (step is None or step == self.drift[-1][0]):
+            self._ended = self.monitor.measure()
 
     def measure(self, step: int, epoch: float | None = None, **noted: float) -> Drift | None:
         """Measure now, whatever the step; None where the model has diverged and the best state was put back.
@@ -196,7 +229,8 @@ class DriftWatch:
             return
         # After a stop the model is in its best state again, and that is what the run ended with.
         restored = self.should_stop and self._best_drift is not None
-        final = self._best_drift if restored else self.drift[-1][1] if self.drift else None
+        last = self._ended or (self.drift[-1][1] if self.drift else None)
+        final = self._best_drift if restored else last
         row = describe_training(self._model, self.monitor) | self._described | {"status": self._status}
         if final is not None:
             row |= drift_columns(self.monitor, final)
@@ -206,6 +240,8 @@ class DriftWatch:
 
     def start(self, step: int = 0, epoch: float | None = 0.0) -> None:
         """Measure the state that training starts from."""
+        if self.guard is not None:
+            self.guard.start()
         self.measure(step, epoch)
 
     def finish(self, step: int | None = None, epoch: float | None = None, *, status: str = "finished") -> None:
@@ -215,6 +251,8 @@ class DriftWatch:
             step: optimiser steps done; None where the last measurement was the last state.
             status: ``finished``, or ``failed`` for a training that ended with an error: nothing is measured then.
         """
+        if status == "finished":
+            self.guard_finish(step, epoch)
         measured = self.drift[-1][0] if self.drift else None
         if status == "finished" and step is not None and step != measured and not self.should_stop:
             self.measure(step, epoch)

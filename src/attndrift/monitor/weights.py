@@ -113,7 +113,7 @@ def _tuned(layer: Any, prefix: str, pretrained: Mapping[str, Tensor]) -> Iterato
     if layer.disable_adapters or layer.merged or not layer.active_adapters:
         yield from _parameters(base, prefix, pretrained)
         return
-    adapter = _plain_low_rank(layer)
+    adapter = plain_low_rank(layer)
     weight = f"{prefix}weight"
     if (
         adapter is not None
@@ -132,7 +132,7 @@ def _tuned(layer: Any, prefix: str, pretrained: Mapping[str, Tensor]) -> Iterato
     yield from _parameters(merged.get_base_layer(), prefix, pretrained)
 
 
-def _plain_low_rank(layer: Any) -> str | None:
+def plain_low_rank(layer: Any) -> str | None:
     """The adapter of ``layer`` where it is one LoRA pair and nothing else (no DoRA, no bias, no other adapter)."""
     from peft.tuners.lora import Linear
 

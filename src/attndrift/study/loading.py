@@ -254,6 +254,9 @@ _ONLY_FOR: dict[str, tuple[str, ...]] = {
     "head_init": ("full", "lora", "linear_probe", "last_block"),
     "regularizer": ("full", "lora", "last_block"),
     "regularizer_weight": ("full", "lora", "last_block"),
+    "guard": ("full", "lora", "last_block"),
+    "guard_at_least": ("full", "lora", "last_block"),
+    "guard_at_most": ("full", "lora", "last_block"),
 }
 
 

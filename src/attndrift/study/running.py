@@ -20,6 +20,8 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 from attndrift import metrics
 from attndrift.data import PixelStore
 from attndrift.files import new_folder, write_json, write_text
+from attndrift.guarding import Budget, Guard, RetentionBudget
+from attndrift.guarding.budget import RETENTION
 from attndrift.models import (
     AdaptationSettings,
     CheckpointError,
@@ -40,7 +42,7 @@ from attndrift.study.together import Silent, Together
 from attndrift.study.workbench import Pretrained, Target, TransferSet, Workbench
 from attndrift.tables import STRUCTURE_METRICS, TRANSFER_FIELDS
 from attndrift.training import FitResult, TrainingPlan, fit, resume
-from attndrift.training.fit import precision_of, predict
+from attndrift.training.fit import evaluation_steps, precision_of, predict
 
 FINGERPRINT_IMAGES = 8
 
@@ -227,11 +229,13 @@ class _Run:
             embed=model.embed,
             weight_drift=lambda: self._weight_drifts(model),
         )
+        self.guard = self._guard(model, monitor)
         result = self._train(model, monitor)
         values = self._sizes(model) | {
             "best_val_accuracy": result.best_accuracy,
             "selected_epoch": result.selected_epoch,
             "regularizer_active_fraction": result.active_fraction,
+            "guard_outcome": None if self.guard is None else self.guard.summary()["outcome"],
         }
         if result.status == "diverged":
             self._keep_last_good(model, result)
@@ -266,9 +270,34 @@ class _Run:
             pretrained_entropy=self.baseline.structure.layers("entropy"),
             reference=reference,
             device=self.device,
+            guard=self.guard,
         )
         self._phase("training")
         return fit(model, plan, self.folder, self.reporter)
+
+    def _guard(self, model: CLIPClassifier, monitor: DriftMonitor) -> Guard | None:
+        settings, n_train = self.settings, len(self.target.splits.train)
+        if settings.guard is None:
+            return None
+        if settings.guard != RETENTION:
+            limits = {"at_least": settings.guard_at_least, "at_most": settings.guard_at_most}
+            budget: Budget | RetentionBudget = Budget(settings.guard, **limits)
+        else:
+            # Of a set that is out of reach there is nothing to keep, and the run would not be what it is called.
+            if settings.transfer[0] in self.absent:
+                raise ValueError(f"`guard`: {self.absent[settings.transfer[0]]}")
+            item = self.transfer[0]
+            assert item.guard_part is not None
+            assert item.guard_store is not None
+            budget = Budget.retention(
+                (settings.guard_at_least or 0.0) / 100, item.guard_store, item.guard_part.labels, text_features=item.text,
+                confidence=settings.guard_confidence, batch_size=settings.evaluation_batch_size,
+            )  # fmt: skip
+        self._phase("the guard's probe")
+        return Guard(
+            monitor, budget, evaluation_steps(settings, n_train, settings.guard_checks_per_epoch),
+            validate=lambda: self._accuracy(model, "validation"), echo=self.reporter.say,
+        )  # fmt: skip
 
     def _track(self, track: TransferSet, model: CLIPClassifier) -> float:
         return track.evaluate(model, self.pretrained, self.settings, limit=self.settings.track_size).accuracy
@@ -301,6 +330,8 @@ class _Run:
         record = self._record("finished", values | self._drift_columns(drift) | transfer, details)
         record["measured_checkpoint"] = "final" if settings.protocol == "seed" else "selected"
         record["embedding_distance"] = drift.embedding_distance
+        if self.guard is not None:
+            record["guard"] = self.guard.summary() | {"events": [event.to_json() for event in self.guard.events]}
         return record
 
     def _selected(self) -> CLIPClassifier:
@@ -452,6 +483,9 @@ class _Run:
             "freeze_layers": settings.freeze_layers if settings.method == "full" else None,
             "regularizer": settings.regularizer,
             "regularizer_weight": settings.regularizer_weight,
+            "guard": settings.guard,
+            "guard_at_least": settings.guard_at_least,
+            "guard_at_most": settings.guard_at_most,
             "status": status,
             **values,
             **{f"transfer_{name}_{field}": None for name in self.absent for field in TRANSFER_FIELDS},

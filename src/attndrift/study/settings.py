@@ -92,6 +92,12 @@ class RunSettings(BaseModel):
     regularizer_weight: Annotated[float, Field(ge=0)] | None = None
     entropy_floor_fraction: Annotated[float, Field(gt=0, le=1)] = 0.7
 
+    guard: str | None = Field(None, description="keeps this within a budget: retention_pct, or a metric of the monitor")
+    guard_at_least: float | None = Field(None, description="the budget, in the metric's unit (retention: percent)")
+    guard_at_most: float | None = None
+    guard_confidence: Annotated[float, Field(ge=0.5, lt=1)] = Field(0.9, description="of the bound on retention")
+    guard_checks_per_epoch: Annotated[int, Field(ge=1, le=1000)] = 5
+
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     data_seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     train_per_class: Annotated[int, Field(ge=1)] | None = None
@@ -104,6 +110,9 @@ class RunSettings(BaseModel):
 
     transfer: tuple[str, ...] = Field((), description="zero-shot sets, evaluated after the run")
     transfer_limit: Annotated[int, Field(ge=1)] | None = Field(None, description="images a set; default all")
+    guard_probe_per_class: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="images a class of the first transfer set that guards see, and no run is evaluated on"
+    )
     track_size: Annotated[int, Field(ge=0)] = Field(1000, description="images of the first set, at epoch ends")
     prompts: tuple[str, ...] = Field(
         ("a photo of a {class}.",),
@@ -197,6 +206,7 @@ class RunSettings(BaseModel):
             raise ValueError("`regularizer` and `regularizer_weight` belong together: give both or neither")
         if self.regularizer is not None and self.method in ("linear_probe", "none"):
             raise ValueError(f"`regularizer` does nothing with method: {self.method}, whose attention cannot change")
+        self._check_guard()
         if self.precision == "float16" and self.device == "cpu":
             raise ValueError(FLOAT16_ON_CPU)
         if self.protocol == "seed" and self.validation_per_class is not None:
@@ -213,6 +223,25 @@ class RunSettings(BaseModel):
         if self.dataset in self.transfer:
             raise ValueError(f"`transfer` names the target {self.dataset!r} itself: it would not be zero-shot")
         return self
+
+    def _check_guard(self) -> None:
+        limits = [self.guard_at_least, self.guard_at_most]
+        if self.guard is None:
+            if limits != [None, None]:
+                raise ValueError("`guard_at_least` and `guard_at_most` need `guard`, the quantity that they limit")
+            return
+        if self.method in ("linear_probe", "none"):
+            raise ValueError(f"`guard` does nothing with method: {self.method}, whose encoder cannot change")
+        if limits == [None, None]:
+            raise ValueError("`guard` needs `guard_at_least`, `guard_at_most` or both")
+        if self.guard == "retention_pct":
+            if self.guard_at_least is None or self.guard_at_most is not None:
+                raise ValueError("`guard: retention_pct` takes `guard_at_least` alone, in percent")
+            if not self.transfer or self.guard_probe_per_class is None:
+                raise ValueError(
+                    "`guard: retention_pct` needs a set in `transfer`, and `guard_probe_per_class`: the images of it that "
+                    "the guard measures on, which are left out of the evaluation"
+                )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, every field, in order."""
@@ -292,6 +321,9 @@ def run_name(settings: RunSettings, *, with_model: bool = False, with_data_seed:
         parts.append(f"freeze{settings.freeze_layers}")
     if settings.regularizer:
         parts.append(f"{settings.regularizer.replace('_', '-')}{_number(settings.regularizer_weight or 0)}")
+    if settings.guard:
+        limits = [_number(limit) for limit in (settings.guard_at_least, settings.guard_at_most) if limit is not None]
+        parts.append(f"guard-{settings.guard.removesuffix('_pct').replace('_', '-')}{'-'.join(limits)}")
     if settings.weight_decay != DEFAULT_WEIGHT_DECAY:
         parts.append(f"wd{_number(settings.weight_decay)}")
     if settings.method != "none":

@@ -88,7 +88,10 @@ class Target:
 
 @dataclass
 class TransferSet:
-    """A zero-shot set: images that no run trains on, and the features of its class names."""
+    """A zero-shot set: images that no run trains on, and the features of its class names.
+
+    ``guard_part`` are those that guards measure on; none of them is in ``part``.
+    """
 
     name: str
     dataset: ImageDataset
@@ -96,6 +99,8 @@ class TransferSet:
     store: PixelStore
     text: TextFeatures
     skipped: dict[str, str] = field(default_factory=dict)
+    guard_part: SplitPart | None = None
+    guard_store: PixelStore | None = None
     anchors: dict[int, Tensor] = field(default_factory=dict)
 
     def retention(self, accuracy: float, pretrained: float) -> float | None:
@@ -199,6 +204,7 @@ class Workbench:
     def _transfer_set(self, name: str, settings: RunSettings, target: Target, pretrained: Pretrained) -> TransferSet:
         dataset = self._dataset(name, settings)
         refuse_same_origin(target.dataset, [dataset])
+        probe_per_class = settings.guard_probe_per_class if name == settings.transfer[0] else None
 
         def make() -> TransferSet:
             part, skipped = evaluation_part(
@@ -216,9 +222,11 @@ class Workbench:
                 part.labels[order],
                 tuple(part.ids[i] for i in order),
             )
+            guard_part, part = _kept_apart(part, probe_per_class, len(dataset.class_names))
             store = self._store(dataset, part, pretrained)
+            guard_store = None if guard_part is None else self._store(dataset, guard_part, pretrained)
             text = self._text(pretrained, dataset.class_names, settings.prompts)
-            return TransferSet(name, dataset, part, store, text, skipped)
+            return TransferSet(name, dataset, part, store, text, skipped, guard_part, guard_store)
 
         key = (
             "transfer",
@@ -227,6 +235,7 @@ class Workbench:
             settings.transfer_limit,
             settings.data_seed,
             settings.prompts,
+            probe_per_class,
         )
         return self._once(key, make)
 
@@ -280,6 +289,31 @@ class Workbench:
                 pretrained, target.train, len(part), f"{images}|{settings.threads}", self.cache, flip=settings.flip
             ),
         )
+
+
+def _kept_apart(part: SplitPart, per_class: int | None, classes: int) -> tuple[SplitPart | None, SplitPart]:
+    """The first ``per_class`` images of each class, for guards, and the rest, which they never see.
+
+    Raises ``ValueError`` where a class would have nothing left to be evaluated on.
+    """
+    if per_class is None:
+        return None, part
+    # How many images of the same class come before each one.
+    rank = np.zeros(len(part), dtype=np.int64)
+    for label in range(classes):
+        own = part.labels == label
+        rank[own] = np.arange(int(own.sum()))
+        if own.any() and own.sum() <= per_class:
+            raise ValueError(
+                f"`guard_probe_per_class` is {per_class}, and class {label} of the transfer set has {int(own.sum())} images: "
+                "some must be left that the guard does not see"
+            )
+
+    def those(chosen: NDArray[np.bool_], name: str) -> SplitPart:
+        where = np.flatnonzero(chosen)
+        return SplitPart(name, part.split, part.indices[where], part.labels[where], tuple(part.ids[i] for i in where))
+
+    return those(rank < per_class, "guard"), those(rank >= per_class, part.name)
 
 
 class Teacher:

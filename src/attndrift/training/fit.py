@@ -30,6 +30,7 @@ from transformers.integrations import TensorBoardCallback
 
 from attndrift.data.order import EpochBatchSampler, Pixels, TrainingImages, training_loader
 from attndrift.files import read_json, write_text
+from attndrift.guarding import Guard
 from attndrift.monitor import DivergedError, Drift, DriftCallback, DriftMonitor, evaluation_mode
 from attndrift.monitor.processes import Processes
 from attndrift.observing import observe
@@ -69,6 +70,7 @@ class TrainingPlan:
         save_weights: writes the live model's checkpoint under a name (``best``, ``final``, ``epoch-3``).
         pretrained_entropy: (layers,), for the entropy floor.
         reference: pretrained attention of the training images, for attention preservation.
+        guard: keeps the run within a budget; of the same monitor.
     """
 
     settings: RunSettings
@@ -83,6 +85,7 @@ class TrainingPlan:
     pretrained_entropy: Tensor
     reference: Reference | None
     device: torch.device
+    guard: Guard | None = None
 
 
 @dataclass
@@ -342,11 +345,11 @@ def _spread(steps_per_epoch: int, times: int, epochs: int) -> frozenset[int]:
     return frozenset(epoch * steps_per_epoch + step for epoch in range(epochs) for step in within)
 
 
-def evaluation_steps(settings: RunSettings, n_train: int) -> list[int]:
-    """Optimiser steps after which the structure is measured."""
+def evaluation_steps(settings: RunSettings, n_train: int, times: int | None = None) -> list[int]:
+    """Optimiser steps after which something is done ``times`` an epoch; by default, the structure is measured."""
     micro_batches = math.ceil(n_train / (settings.batch_size // settings.gradient_accumulation))
     steps_per_epoch = math.ceil(micro_batches / settings.gradient_accumulation)
-    return sorted(_spread(steps_per_epoch, settings.evaluations_per_epoch, settings.epochs))
+    return sorted(_spread(steps_per_epoch, times or settings.evaluations_per_epoch, settings.epochs))
 
 
 def precision_of(settings: RunSettings, device: torch.device) -> str:
@@ -421,9 +424,9 @@ def fit(model: nn.Module, plan: TrainingPlan, folder: Path, reporter: Reporter) 
     callback = _RunCallback(trainer, plan, folder, reporter)
     steps = evaluation_steps(settings, len(plan.labels))
     # The baseline is history's first row already, and a study has its own log.
-    DriftCallback(plan.monitor, steps, on_drift=callback.on_drift, at_start=False, at_end=False, echo=None).attach(
-        trainer
-    )
+    DriftCallback(
+        plan.monitor, steps, guard=plan.guard, on_drift=callback.on_drift, at_start=False, at_end=False, echo=None
+    ).attach(trainer)
     trainer.add_callback(callback)
     with _tensorboard(folder / "tensorboard", _step_of(state)) if processes.first else nullcontext() as board:
         if board is not None:
