@@ -10,7 +10,7 @@ import argparse
 import torch
 from torch.nn.functional import cross_entropy
 
-from attndrift import AttentionPreservation, DriftMonitor
+from attndrift import AttentionPreservation, Budget, DriftMonitor, Guard
 from attndrift.data import load_dataset
 from attndrift.models import load_clip, load_processor
 from attndrift.monitor import Alert, DriftWatch
@@ -23,6 +23,7 @@ def main(arguments: list[str] | None = None) -> DriftWatch:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--steps", type=int, default=60)
     options.add_argument("--weight", type=float, default=1.0, help="of the attention preservation, 0 for none")
+    options.add_argument("--budget", type=float, help="keep the mean CKA at least this high, e.g. 0.95")
     options.add_argument("--output", help="folder for the tables, for `attndrift analyze`")
     given = options.parse_args(arguments)
 
@@ -34,12 +35,12 @@ def main(arguments: list[str] | None = None) -> DriftWatch:
     def pixels(numbers: list[int]) -> torch.Tensor:
         return processor([train[number] for number in numbers], return_tensors="pt")["pixel_values"]
 
-    probe_images = pixels(list(range(PROBE)))
+    monitor = DriftMonitor(model, pixels(list(range(PROBE))))
     optimizer = torch.optim.AdamW([*model.parameters(), *head.parameters()], 3e-4)
-    monitor = DriftMonitor(model, probe_images)
     protect = AttentionPreservation(model, weight=given.weight)
     stop = Alert("cka_mean", below=0.7, action="stop")
-    with DriftWatch(monitor, every=10, alerts=[stop], folder=given.output) as watch:
+    guard = Guard(monitor, Budget("cka_mean", at_least=given.budget), every=10) if given.budget else None
+    with DriftWatch(monitor, every=10, alerts=[stop], folder=given.output, guard=guard) as watch:
         watch.describe(dataset="tiles")
         for step in range(1, given.steps + 1):
             numbers = torch.randint(PROBE, len(train), (BATCH,)).tolist()

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import CLIPModel
 
 import attndrift.monitor
+from attndrift import Budget, Guard
 from attndrift.models import load_clip
 from attndrift.monitor import Alert, DriftMonitor
 from attndrift.regularizers import AttentionPreservation
@@ -169,3 +170,22 @@ def test_a_training_that_fails_says_so(clip: CLIPModel, images: Tensor, tmp_path
     with pytest.raises(OSError, match="gone"):
         _fit(module, images, tmp_path, callback)
     assert read_tables(tmp_path / "drift").runs["status"].tolist() == ["failed"]
+
+
+@needs_lightning
+def test_a_guard_keeps_its_budget_and_goes_into_the_checkpoints(
+    clip: CLIPModel, images: Tensor, tmp_path: Path
+) -> None:
+    from attndrift.monitor import LightningDriftCallback
+
+    module = _Module(clip)
+    monitor = DriftMonitor(module.clip, images)
+    guard = Guard(monitor, Budget("embedding_drift", at_most=1e-5), every=2, echo=None)
+    callback = LightningDriftCallback(monitor, every=2, guard=guard, echo=None)
+    trainer = _fit(module, images, tmp_path, callback)
+    assert [event.step for event in guard.events] == [2, 4, 6]
+    assert any(event.action == "taken back" for event in guard.events)
+    assert all(drift.embedding_drift <= 1e-5 for _, drift in callback.drift)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    stored = torch.load(tmp_path / "last.ckpt", weights_only=False)["callbacks"]
+    assert stored["LightningDriftCallback"]["guard"] == guard.state_dict()

@@ -94,7 +94,8 @@ def _row(runs: pd.DataFrame, **wanted: Any) -> pd.Series[Any]:
 # Null where a setting has no meaning for a method; everything else is filled.
 NOT_FOR_ALL = {
     "experiment", "lora_rank", "lora_alpha", "lora_targets", "freeze_layers", "regularizer", "regularizer_weight",
-    "regularizer_active_fraction", "transfer_objects_retention_pct",
+    "regularizer_active_fraction", "transfer_objects_retention_pct", "guard", "guard_at_least", "guard_at_most",
+    "guard_outcome",
 }  # fmt: skip
 NOT_FOR_NONE = {
     "learning_rate", "epochs", "batch_size", "weight_decay", "train_projection", "selected_epoch", "n_train",

@@ -234,7 +234,12 @@ class RunSettings(BaseModel):
             raise ValueError(f"`guard` does nothing with method: {self.method}, whose encoder cannot change")
         if limits == [None, None]:
             raise ValueError("`guard` needs `guard_at_least`, `guard_at_most` or both")
-        if self.guard == "retention_pct":
+        if self.guard != "retention_pct":
+            # Imported where it is needed: the settings themselves need no torch.
+            from attndrift.guarding import Budget
+
+            Budget(self.guard, at_least=self.guard_at_least, at_most=self.guard_at_most)
+        else:
             if self.guard_at_least is None or self.guard_at_most is not None:
                 raise ValueError("`guard: retention_pct` takes `guard_at_least` alone, in percent")
             if not self.transfer or self.guard_probe_per_class is None:

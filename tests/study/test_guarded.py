@@ -1,0 +1,125 @@
+"""Runs of a study that keep a budget: what the guard sees, what is recorded, and what settings are refused."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from attndrift.analysis.configurations import prepare
+from attndrift.console import StudyConsole
+from attndrift.files import read_json
+from attndrift.study.engine import run_study
+from attndrift.study.loading import parse_study
+from attndrift.study.running import Executor
+from attndrift.study.settings import RunSettings
+from attndrift.study.workbench import Workbench
+from attndrift.tables import Tables, read_tables
+
+STUDY = """
+name: guarded
+shared:
+  model: embedded
+  dataset: digits
+  train_per_class: 8
+  validation_per_class: 2
+  probe_size: 20
+  test_limit: 20
+  epochs: 1
+  batch_size: 16
+  learning_rate: 1e-3
+  transfer: [objects]
+  transfer_limit: 150
+  guard_probe_per_class: 2
+  guard_checks_per_epoch: 2
+  track_size: 0
+  evaluations_per_epoch: 1
+  map_images: 0
+  threads: 1
+  keep: best
+runs:
+  - {experiment: P, method: full}
+  - {experiment: R, method: full, guard: retention_pct, guard_at_least: 80}
+  - {experiment: C, method: lora, guard: cka_mean, guard_at_least: 0.999}
+  - {experiment: U, method: full, guard: retention_pct, guard_at_least: 150}
+"""
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tables]:
+    folder = tmp_path_factory.mktemp("study") / "guarded"
+    with Executor(Workbench(folder.parent / "cache")) as execute:
+        outcome = run_study(
+            parse_study(STUDY, where="study"), folder, execute, StudyConsole(console=Console(file=io.StringIO()))
+        )
+    assert set(outcome.statuses.values()) == {"finished"}, outcome
+    return folder, read_tables(folder)
+
+
+def _record(study: tuple[Path, Tables], experiment: str) -> dict[str, Any]:
+    folder, tables = study
+    (name,) = tables.runs.loc[tables.runs["experiment"] == experiment, "run_id"]
+    return dict(read_json(folder / "runs" / name / "record.json"))
+
+
+def test_a_guarded_run_keeps_its_budget_and_records_every_check(study: tuple[Path, Tables]) -> None:
+    for experiment, outcome in (("R", None), ("C", "kept"), ("U", "given up")):
+        record = _record(study, experiment)
+        told = record["guard"]
+        assert record["row"]["guard_outcome"] == told["outcome"]
+        assert outcome is None or told["outcome"] == outcome
+        assert [event["step"] for event in told["events"]] == ([0, 2, 5] if experiment == "U" else [2, 5])
+        assert told["accuracy"] is not None
+    kept = _record(study, "R")["guard"]["events"][-1]["after"][0]
+    assert kept["metric"] == "retention_pct"
+    assert kept["bound"] >= 80
+    assert _record(study, "C")["row"]["cka_mean"] >= 0.999
+    assert "guard" not in _record(study, "P")
+
+
+def test_a_budget_out_of_reach_leaves_the_pretrained_encoder(study: tuple[Path, Tables]) -> None:
+    row = _record(study, "U")["row"]
+    assert row["weight_drift"] == row["projection_drift"] == 0.0
+    assert row["transfer_objects_retention_pct"] == 100.0
+
+
+def test_no_run_is_evaluated_on_what_the_guards_see(study: tuple[Path, Tables]) -> None:
+    folder, tables = study
+    settings = RunSettings.model_validate(_record(study, "R")["settings"])
+    bench = Workbench(folder.parent / "cache")
+    pretrained = bench.pretrained("embedded", torch.device("cpu"))
+    (item,), _ = bench.transfer_sets(settings, bench.target(settings, pretrained), pretrained)
+    assert item.guard_part is not None
+    classes = len(item.dataset.class_names)
+    assert item.guard_part.class_counts(classes) == [2] * classes
+    assert not set(item.guard_part.ids) & set(item.part.ids)
+    assert len(item.part) == 150 - 2 * classes
+    assert set(tables.runs["transfer_objects_n"]) == {150 - 2 * classes}
+
+
+def test_guarded_runs_are_configurations_of_their_own(study: tuple[Path, Tables]) -> None:
+    prepared = prepare(study[1])
+    labels = set(prepared.runs["variant"])
+    assert any("guarded: retention ≥ 80" in label for label in labels), labels
+    assert len(labels) == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"guard": "retention_pct", "guard_at_least": 90}, "guard_probe_per_class"),
+        ({"guard": "cka_mean"}, "needs `guard_at_least`"),
+        ({"guard_at_least": 0.9}, "need `guard`"),
+        ({"guard": "cka_mean", "guard_at_least": 0.9, "method": "linear_probe"}, "cannot change"),
+        ({"guard": "cka", "guard_at_least": 0.9}, "there is no metric"),
+    ],
+)
+def test_impossible_guards_are_refused_before_anything_runs(given: dict[str, Any], message: str) -> None:
+    text = "name: one\nshared: {dataset: digits, transfer: [objects]}\nruns:\n  - " + json.dumps(given)
+    with pytest.raises(ValueError, match=message):
+        parse_study(text, where="study")
