@@ -21,7 +21,6 @@ from attndrift.monitor import DivergedError, Drift, DriftMonitor
 from attndrift.monitor.alerts import logger
 from attndrift.monitor.best import BestState
 from attndrift.monitor.undisturbed import unwrapped
-from attndrift.monitor.weights import bare
 from attndrift.regularizers import Protection
 
 SMALLEST_SHARE = 1 / 64  # of the change; a budget that only less than this keeps is out of reach
@@ -134,11 +133,16 @@ class Guard:
         self.given_up = False
         self.should_stop = False
         self.seconds = 0.0
-        with bare(monitor.model):
+        # Adapters that have been trained already are at zero while the pretrained state is measured.
+        present = self._anchor.state()
+        self._anchor.put(0.0, present)
+        try:
             self._meters = {
                 i: b.against(monitor.model) for i, b in enumerate(self.budgets) if isinstance(b, RetentionBudget)
             }
             self.pretrained = self._measure()
+        finally:
+            self._anchor.put(1.0, present)
         self._room = [reading.slack for reading in self.pretrained]
 
     def guard_model(self, model: nn.Module) -> None:
