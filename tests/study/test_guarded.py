@@ -45,7 +45,7 @@ shared:
 runs:
   - {experiment: P, method: full}
   - {experiment: R, method: full, guard: retention_pct, guard_at_least: 80}
-  - {experiment: C, method: lora, guard: cka_mean, guard_at_least: 0.999}
+  - {experiment: C, method: lora, guard: weight_drift, guard_at_most: 1e-3}
   - {experiment: U, method: full, guard: retention_pct, guard_at_least: 150}
 """
 
@@ -78,7 +78,7 @@ def test_a_guarded_run_keeps_its_budget_and_records_every_check(study: tuple[Pat
     kept = _record(study, "R")["guard"]["events"][-1]["after"][0]
     assert kept["metric"] == "retention_pct"
     assert kept["bound"] >= 80
-    assert _record(study, "C")["row"]["cka_mean"] >= 0.999
+    assert 0 < _record(study, "C")["row"]["weight_drift"] <= 1e-3
     assert "guard" not in _record(study, "P")
 
 
