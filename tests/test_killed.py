@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -46,16 +47,16 @@ runs:
 """
 
 
-def _start(study: Path, folder: Path, cache: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "attndrift.cli", "run", str(study), "--output", str(folder)]
+def _start(study: Path, folder: Path, cache: Path, *options: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "attndrift.cli", "run", str(study), "--output", str(folder), *options]
     environment = os.environ | {"ATTNDRIFT_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )
 
 
-def _finish(study: Path, folder: Path, cache: Path) -> str:
-    process = _start(study, folder, cache)
+def _finish(study: Path, folder: Path, cache: Path, *options: str) -> str:
+    process = _start(study, folder, cache, *options)
     output = process.communicate(timeout=500)[0].decode()
     assert process.returncode == 0, output
     return output
@@ -68,13 +69,28 @@ def _progress(folder: Path) -> tuple[int, int]:
     return records, max(states, default=0)
 
 
-def _kill_and_compare(tiny_clip: Path, tmp_path: Path, kills: int, seed: int) -> None:
-    study = tmp_path / "study.yaml"
+@dataclass
+class Undisturbed:
+    """A study that ran in one process from beginning to end, and how long that took."""
+
+    study: Path
+    folder: Path
+    cache: Path
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    root = tmp_path_factory.mktemp("killed")
+    study = root / "study.yaml"
     study.write_text(STUDY.format(model=tiny_clip))
-    cache = tmp_path / "cache"
     started = time.monotonic()
-    _finish(study, tmp_path / "undisturbed", cache)
-    duration = time.monotonic() - started
+    _finish(study, root / "undisturbed", root / "cache")
+    return Undisturbed(study, root / "undisturbed", root / "cache", time.monotonic() - started)
+
+
+def _kill_and_compare(undisturbed: Undisturbed, tmp_path: Path, kills: int, seed: int) -> None:
+    study, cache, duration = undisturbed.study, undisturbed.cache, undisturbed.seconds
     moments = random.Random(seed)
     disturbed = tmp_path / "disturbed"
     finished = 0
@@ -99,14 +115,15 @@ def _kill_and_compare(tiny_clip: Path, tmp_path: Path, kills: int, seed: int) ->
         finished = records
         if finished == 5:
             # Done before all kills were spent: begin another study with what is left of them.
-            _compare(tmp_path / "undisturbed", disturbed, study, cache)
+            _finish(study, disturbed, cache)
+            _compare(undisturbed.folder, disturbed)
             disturbed, finished = tmp_path / f"disturbed-{studies}", 0
             studies += 1
-    _compare(tmp_path / "undisturbed", disturbed, study, cache)
-
-
-def _compare(undisturbed: Path, disturbed: Path, study: Path, cache: Path) -> None:
     _finish(study, disturbed, cache)
+    _compare(undisturbed.folder, disturbed)
+
+
+def _compare(undisturbed: Path, disturbed: Path) -> None:
     for name in ("runs", "history", "layers"):
         expected = (undisturbed / f"{name}.parquet").read_bytes()
         assert (disturbed / f"{name}.parquet").read_bytes() == expected, f"{name} differs"
@@ -118,11 +135,28 @@ def _compare(undisturbed: Path, disturbed: Path, study: Path, cache: Path) -> No
     assert not list(disturbed.glob("runs/*/resume/step-*")), "resumable states are removed when a run is done"
 
 
-def test_a_study_killed_twice_ends_in_the_same_tables(tiny_clip: Path, tmp_path: Path) -> None:
-    _kill_and_compare(tiny_clip, tmp_path, kills=2, seed=0)
+def test_a_study_killed_twice_ends_in_the_same_tables(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    _kill_and_compare(undisturbed, tmp_path, kills=2, seed=0)
+
+
+def test_two_runs_at_a_time_end_in_the_same_tables_though_the_first_process_is_killed(
+    undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    folder = tmp_path / "two"
+    process = _start(undisturbed.study, folder, undisturbed.cache, "--jobs", "2")
+    while not list(folder.glob("runs/*/resume/step-*")):
+        assert process.poll() is None, process.communicate()[0].decode()
+        time.sleep(0.01)
+    # That process alone: those that it started have to end by themselves, and to free their runs.
+    process.kill()
+    process.communicate(timeout=60)
+    assert len(list(folder.glob("runs/*/record.json"))) < 5
+    output = _finish(undisturbed.study, folder, undisturbed.cache, "--jobs", "2")
+    assert "busy" not in output
+    _compare(undisturbed.folder, folder)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_study_killed_at_ten_random_moments_ends_in_the_same_tables(tiny_clip: Path, tmp_path: Path) -> None:
-    _kill_and_compare(tiny_clip, tmp_path, kills=10, seed=1)
+def test_a_study_killed_at_ten_random_moments_ends_in_the_same_tables(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    _kill_and_compare(undisturbed, tmp_path, kills=10, seed=1)

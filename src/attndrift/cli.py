@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -31,6 +30,8 @@ OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Where
 
 EXIT_PROBLEM = 1
 TOP_FINDINGS = 5
+DEMO_JOBS = 4
+"""Most runs of the demo at a time: each takes about half a gigabyte."""
 EXIT_CONDITION = 3
 EXIT_INTERRUPTED = 130
 
@@ -86,6 +87,9 @@ def run(
         bool, typer.Option("--dry-run", help="Print the runs, their size and cost; run nothing.")
     ] = False,
     keep: Annotated[str | None, typer.Option("--keep", help="Checkpoints to keep: best, best+final or all.")] = None,
+    jobs: Annotated[
+        int, typer.Option("--jobs", "-j", min=1, help="Runs at a time, each in a process with its own threads.")
+    ] = 1,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print every evaluation.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -116,7 +120,7 @@ def run(
             print_plan(chosen, planned)
         return
     folder = output or Path("studies") / chosen.name
-    outcome = _run_study(chosen, folder, verbose=verbose)
+    outcome = _run_study(chosen, folder, jobs=jobs, verbose=verbose)
     if as_json:
         _print_json({"folder": str(folder), "runs": outcome.statuses})
     else:
@@ -127,24 +131,39 @@ def run(
         _fail(f"{len(names)} runs failed ({', '.join(names[:3])}); see log.txt in {folder / 'runs'}")
 
 
-def _run_study(study: Any, folder: Path, *, verbose: bool) -> Any:
+def _run_study(study: Any, folder: Path, *, jobs: int, verbose: bool = False) -> Any:
     from attndrift.console import StudyConsole
-    from attndrift.study.engine import run_study
-    from attndrift.study.running import Executor
-    from attndrift.study.together import Parted, Together, launched
+    from attndrift.study.engine import one_after_the_other, run_study
+    from attndrift.study.processes import Deferred, InProcesses
 
     reporter = StudyConsole(verbose=verbose)
     try:
-        with Together() if launched() > 1 else nullcontext() as together, Executor(together=together) as execute:
-            if together is None or together.rank == 0:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:
+            return _run_together(study, folder, reporter, jobs)
+        with reporter.progress:
+            engine = InProcesses(jobs) if jobs > 1 else one_after_the_other
+            return run_study(study, folder, Deferred(), reporter, engine=engine)
+    except KeyboardInterrupt:
+        typer.secho("\nattndrift: stopped; the same command goes on where this one was", err=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _run_together(study: Any, folder: Path, reporter: Any, jobs: int) -> Any:
+    """A launcher has started several processes, which train each run together."""
+    from attndrift.study.engine import run_study
+    from attndrift.study.running import Executor
+    from attndrift.study.together import Parted, Together
+
+    if jobs > 1:
+        _fail(f"--jobs {jobs}: a launcher's processes train each run together, one run after the other")
+    try:
+        with Together() as together, Executor(together=together) as execute:
+            if together.rank == 0:
                 with reporter.progress:
                     return run_study(study, folder, execute, reporter)
             execute.follow()
     except Parted as error:
         _fail(str(error))
-    except KeyboardInterrupt:
-        typer.secho("\nattndrift: stopped; the same command goes on where this one was", err=True)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
     raise typer.Exit  # the first process reports
 
 
@@ -154,12 +173,19 @@ def demo(
     only: Annotated[
         list[str] | None, typer.Option("--only", help="A run's name or its label (E2, A1, ...). Repeatable.")
     ] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", min=1, help="Runs at a time; default: one a core, at most 4.")
+    ] = None,
 ) -> None:
     """Run the 21 runs on the small embedded model and drawn images, then report on them. No network needed."""
     from attndrift.study.loading import load_study
+    from attndrift.study.processes import jobs_that_fit
 
     study = load_study("demo")
-    outcome = _run_study(study.select(only) if only else study, output, verbose=False)
+    if only:
+        study = study.select(only)
+    settings = [one.settings for one in study.runs]
+    outcome = _run_study(study, output, jobs=jobs or jobs_that_fit(settings, at_most=DEMO_JOBS))
     analysis, drawn, (_, html) = _write_report(output, output)
     figures_drawn = sum(figure.left_out is None for figure in drawn)
     typer.echo(f"\nreport:  {html}\nfigures: {output / 'figures'} ({figures_drawn})\ntables:  {output / 'tables'}")

@@ -27,16 +27,16 @@ _MARKS = {"finished": "[green]✓[/]", "kept": "[green]=[/]", "diverged": "[yell
 class RunReporter:
     """Writes a run's log and moves its bar."""
 
-    def __init__(self, log: Path, study: StudyConsole, name: str) -> None:
-        self._log, self._study, self._name = log, study, name
+    def __init__(self, log: Path, study: StudyConsole, name: str, bar: TaskID) -> None:
+        self._log, self._study, self._name, self._bar = log, study, name, bar
 
     def step(self, done: int, total: int) -> None:
         """``done`` of ``total`` optimiser steps are done."""
-        self._study.progress.update(self._study.run_bar, completed=done, total=total)
+        self._study.progress.update(self._bar, completed=done, total=total)
 
     def phase(self, what: str) -> None:
         """Say what the run is doing now."""
-        self._study.progress.update(self._study.run_bar, description=f"  {self._name}: {what}")
+        self._study.progress.update(self._bar, description=f"  {self._name}: {what}")
 
     def say(self, message: str) -> None:
         """Append a line to the run's log."""
@@ -64,7 +64,6 @@ class StudyConsole:
             transient=True,
             disable=not self.console.is_terminal,
         )
-        self.run_bar = self.progress.add_task("", total=None, visible=False)
         self._runs_bar = self.progress.add_task("", total=None, visible=False)
         self._started = time.monotonic()
         self._total = self._done = self._worked = 0
@@ -79,10 +78,12 @@ class StudyConsole:
 
     @contextmanager
     def run(self, run: NamedRun, folder: Path) -> Iterator[RunReporter]:
-        """Yield the reporter of one run."""
-        self.progress.reset(self.run_bar, description=f"  {run.run_id}", total=None, visible=True)
-        yield RunReporter(folder / "log.txt", self, run.run_id)
-        self.progress.update(self.run_bar, visible=False)
+        """Yield the reporter of one run; several may be under way."""
+        bar = self.progress.add_task(f"  {run.run_id}", total=None)
+        try:
+            yield RunReporter(folder / "log.txt", self, run.run_id, bar)
+        finally:
+            self.progress.remove_task(bar)
 
     def ended(self, run: NamedRun, status: str, detail: str) -> None:
         """A run has ended."""

@@ -1,4 +1,4 @@
-"""Running a study so that nothing is lost: one process, one run after the other.
+"""Running a study so that nothing is lost: one run after the other here, or as another engine has it.
 
 A run is done when its ``record.json`` is there. Whatever else a run's folder holds is either a
 resumable state, whole or absent, or is written again. Several processes may work on one study folder:
@@ -8,7 +8,7 @@ a run belongs to the process that holds its lock, and the system frees the lock 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -92,31 +92,58 @@ Execute = Callable[[NamedRun, Path, Any], dict[str, Any]]
 """Runs one run in its folder, telling a reporter, and returns its record."""
 
 
-def run_study(study: Study, folder: Path, execute: Execute, reporter: StudyReporter) -> StudyOutcome:
+class Engine(Protocol):
+    """Decides where and when the runs of a study are run; each goes through :func:`run_one`."""
+
+    def __call__(
+        self, study: Study, folder: Path, execute: Execute, reporter: StudyReporter
+    ) -> Iterator[tuple[NamedRun, str, str]]:
+        """Run every run of ``study``, yielding each with its status and a detail when it ends, in any order."""
+
+
+def one_after_the_other(
+    study: Study, folder: Path, execute: Execute, reporter: StudyReporter
+) -> Iterator[tuple[NamedRun, str, str]]:
+    """The engine that runs everything in this process, in the order of the study."""
+    for run in study.runs:
+        yield run, *run_one(run, study.name, folder / RUNS_FOLDER / run.run_id, execute, reporter)
+
+
+def run_study(
+    study: Study,
+    folder: Path,
+    execute: Execute,
+    reporter: StudyReporter,
+    *,
+    engine: Engine = one_after_the_other,
+) -> StudyOutcome:
     """Run every run of ``study`` that is not done, and collect the tables.
 
     A run that raises is recorded as failed, with its error, and is tried again the next time; the others
     go on. ``KeyboardInterrupt`` stops the study; everything done so far stays.
     """
     prepare_folder(study, folder)
-    outcome = StudyOutcome(folder)
-    finished = sum(_is_done(folder / RUNS_FOLDER / run.run_id) for run in study.runs)
-    reporter.begin(study, finished)
-    for run in study.runs:
-        status, detail = _run_one(run, study.name, folder / RUNS_FOLDER / run.run_id, execute, reporter)
-        outcome.statuses[run.run_id] = status
+    reporter.begin(study, sum(is_done(folder / RUNS_FOLDER / run.run_id) for run in study.runs))
+    statuses = {}
+    for run, status, detail in engine(study, folder, execute, reporter):
+        statuses[run.run_id] = status
         reporter.ended(run, status, detail)
     with FileLock(folder / ".study.lock"):
         collect(folder)
-    return outcome
+    return StudyOutcome(folder, {run.run_id: statuses[run.run_id] for run in study.runs})
 
 
-def _is_done(folder: Path) -> bool:
+def is_done(folder: Path) -> bool:
+    """Whether the run in ``folder`` has ended, and not by failing."""
     record = read_record(folder)
     return record is not None and record["status"] != "failed"
 
 
-def _run_one(run: NamedRun, study: str, folder: Path, execute: Execute, reporter: StudyReporter) -> tuple[str, str]:
+def run_one(run: NamedRun, study: str, folder: Path, execute: Execute, reporter: StudyReporter) -> tuple[str, str]:
+    """Run one run of the study called ``study`` in ``folder``, if it is not done, and write its record.
+
+    Returns status and detail, as :meth:`StudyReporter.ended` is told. Only what is no ``Exception`` is raised.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", timeout=0):

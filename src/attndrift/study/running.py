@@ -111,43 +111,56 @@ def split_accuracy(model: CLIPClassifier, store: PixelStore, labels: ArrayLike, 
 class Executor:
     """Runs the runs of a study in this process; they share one workbench. A context manager.
 
+    Pickled, it is one with an empty workbench and the same cache on disk.
+
     ``together``: the processes that train each run together, of which this one is the first.
     """
 
     def __init__(self, workbench: Workbench | None = None, together: Together | None = None) -> None:
         self.workbench = workbench or Workbench()
         self.together = together
-        self._bars = True
 
     def __enter__(self) -> Executor:
-        # A study has its own progress; a bar for each file of weights would break its lines.
-        self._bars = is_progress_bar_enabled()
-        disable_progress_bar()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bars:
-            enable_progress_bar()
         self.workbench.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _executor, (self.workbench.cache,)
 
     def __call__(self, run: NamedRun, folder: Path, reporter: Any) -> dict[str, Any]:
         """Execute ``run`` in ``folder`` and return its record; where there are more processes, with them."""
 
         def execute() -> dict[str, Any]:
-            with _threads(run.settings.threads):
-                return _Run(run, folder, self.workbench, reporter).execute()
+            return self._execute(run, folder, reporter)
 
         return execute() if self.together is None else self.together.lead(run, folder, execute)
 
     def follow(self) -> None:
         """Take part in every run that the first process leads, until it has no more."""
         assert self.together is not None
+        self.together.follow(lambda run, folder: self._execute(run, folder, Silent()))
 
-        def execute(run: NamedRun, folder: Path) -> None:
-            with _threads(run.settings.threads):
-                _Run(run, folder, self.workbench, Silent()).execute()
+    def _execute(self, run: NamedRun, folder: Path, reporter: Any) -> dict[str, Any]:
+        with _no_bars(), _threads(run.settings.threads):
+            return _Run(run, folder, self.workbench, reporter).execute()
 
-        self.together.follow(execute)
+
+def _executor(cache: Path) -> Executor:
+    return Executor(Workbench(cache))
+
+
+@contextlib.contextmanager
+def _no_bars() -> Iterator[None]:
+    # A study has its own progress; a bar for each file of weights would break its lines.
+    before = is_progress_bar_enabled()
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        if before:
+            enable_progress_bar()
 
 
 @contextlib.contextmanager

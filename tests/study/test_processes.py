@@ -1,0 +1,109 @@
+"""Several runs at a time, with a stand-in for training: the same tables, and what happens where a process dies."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from attndrift.console import StudyConsole
+from attndrift.files import read_json
+from attndrift.study.engine import run_study
+from attndrift.study.loading import parse_study
+from attndrift.study.processes import InProcesses, jobs_that_fit, usable_cores
+from attndrift.study.settings import NamedRun, Study
+
+TEXT = "name: four\nruns:\n  - {dataset: tiles, threads: 1, grid: {seed: [1, 2, 3, 4]}}\n"
+
+
+@dataclass
+class StandIn:
+    """Finishes every run at once, but for those that it is to fail or to die at."""
+
+    fail: tuple[int, ...] = ()
+    die: tuple[int, ...] = ()
+
+    def __call__(self, run: NamedRun, folder: Path, reporter: Any) -> dict[str, Any]:
+        seed = run.settings.seed
+        reporter.phase("training")
+        reporter.step(1, 2)
+        reporter.say(f"process {os.getpid()}")
+        if seed in self.fail:
+            raise RuntimeError("the disk is full")
+        if seed in self.die:
+            os.kill(os.getpid(), signal.SIGKILL)
+        (folder / "history.jsonl").write_text('{"step": 0, "epoch": 0.0, "entropy": 3.5}\n')
+        return {
+            "status": "finished",
+            "run_id": run.run_id,
+            "row": {"dataset": "tiles", "method": "full", "seed": seed, "status": "finished"},
+        }
+
+
+def _study() -> Study:
+    return parse_study(TEXT, where="f")
+
+
+def _console() -> StudyConsole:
+    return StudyConsole(console=Console(file=io.StringIO()))
+
+
+def _log(folder: Path, run: NamedRun) -> str:
+    return (folder / "runs" / run.run_id / "log.txt").read_text()
+
+
+def test_two_at_a_time_give_the_tables_and_logs_of_one_after_the_other(tmp_path: Path) -> None:
+    study = _study()
+    run_study(study, tmp_path / "one", StandIn(), _console())
+    outcome = run_study(study, tmp_path / "two", StandIn(), _console(), engine=InProcesses(2))
+    assert list(outcome.statuses.items()) == [(run.run_id, "finished") for run in study.runs]
+    for table in ("runs", "history", "layers"):
+        written = [(tmp_path / name / f"{table}.parquet").read_bytes() for name in ("one", "two")]
+        assert written[0] == written[1], table
+    processes = {_log(tmp_path / "two", run).split()[-1] for run in study.runs}
+    assert len(processes) == 2
+    assert str(os.getpid()) not in processes
+    again = run_study(study, tmp_path / "two", StandIn(fail=(1, 2, 3, 4)), _console(), engine=InProcesses(2))
+    assert again.count("kept") == 4
+
+
+def test_a_run_that_raises_and_one_whose_process_is_killed_leave_the_others(tmp_path: Path) -> None:
+    folder, study = tmp_path / "s", _study()
+    outcome = run_study(study, folder, StandIn(fail=(2,), die=(3,)), _console(), engine=InProcesses(2))
+    assert list(outcome.statuses.values()) == ["finished", "failed", "failed", "finished"]
+    problems = [read_json(folder / "runs" / run.run_id / "record.json")["problem"] for run in study.runs[1:3]]
+    assert problems[0] == "RuntimeError: the disk is full"
+    assert problems[1].endswith("the process that ran it was killed by SIGKILL (out of memory?)")
+    assert "SIGKILL" in _log(folder, study.runs[2])
+    again = run_study(study, folder, StandIn(), _console(), engine=InProcesses(2))
+    assert list(again.statuses.values()) == ["kept", "finished", "finished", "kept"]
+
+
+def test_an_interruption_ends_the_processes_and_the_study_goes_on_later(tmp_path: Path) -> None:
+    class Interrupted(StudyConsole):
+        def ended(self, run: NamedRun, status: str, detail: str) -> None:
+            raise KeyboardInterrupt
+
+    folder = tmp_path / "s"
+    with pytest.raises(KeyboardInterrupt):
+        run_study(_study(), folder, StandIn(), Interrupted(console=Console(file=io.StringIO())), engine=InProcesses(2))
+    outcome = run_study(_study(), folder, StandIn(), _console(), engine=InProcesses(2))
+    assert outcome.count("busy") == 0
+    assert outcome.count("finished") + outcome.count("kept") == 4
+    assert outcome.count("kept") >= 1
+
+
+def test_jobs_leave_every_run_its_threads() -> None:
+    settings = [run.settings for run in _study().runs]
+    wide = [one.model_copy(update={"threads": 1000}) for one in settings]
+    assert jobs_that_fit(settings, at_most=64) == min(usable_cores(), 4)
+    assert jobs_that_fit(settings, at_most=1) == 1
+    assert jobs_that_fit(wide, at_most=64) == 1
+    with pytest.raises(ValueError, match="at least 1"):
+        InProcesses(0)
