@@ -2,6 +2,7 @@
 
 from attndrift.models.adapters import check_adapter_places, check_adapters_loaded, load_adapter
 from attndrift.models.checkpoint import load_adapted, save_adapted
+from attndrift.models.class_token import class_token_alone
 from attndrift.models.classifier import CLIPClassifier
 from attndrift.models.drift import projection_drift, state_for_drift, weight_drift
 from attndrift.models.errors import CheckpointError, FingerprintError, ModelError
@@ -18,6 +19,7 @@ __all__ = [
     "adapt",
     "check_adapter_places",
     "check_adapters_loaded",
+    "class_token_alone",
     "count_parameters",
     "describe",
     "load_adapted",

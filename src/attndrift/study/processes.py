@@ -37,6 +37,23 @@ def jobs_that_fit(settings: Sequence[RunSettings], at_most: int) -> int:
     return max(1, min(at_most, usable_cores() // threads, len(settings)))
 
 
+class Deferred:
+    """An :class:`attndrift.study.running.Executor` that is made where it is first called.
+
+    So the process that only looks on imports no torch.
+    """
+
+    def __init__(self) -> None:
+        self._made: Execute | None = None
+
+    def __call__(self, run: NamedRun, folder: Path, reporter: Any) -> dict[str, Any]:
+        if self._made is None:
+            from attndrift.study.running import Executor
+
+            self._made = Executor()
+        return self._made(run, folder, reporter)
+
+
 class InProcesses:
     """The engine that runs ``jobs`` runs at a time, each in a process that takes one run after the other.
 

@@ -32,7 +32,7 @@ from attndrift.data import (
     refuse_same_origin,
 )
 from attndrift.data.cache import cache_folder
-from attndrift.models import describe, load_clip, load_processor
+from attndrift.models import class_token_alone, describe, load_clip, load_processor
 from attndrift.monitor import Snapshot, evaluation_mode, image_embeddings, take_snapshot
 from attndrift.monitor.processes import Processes
 from attndrift.observing import observe
@@ -158,7 +158,7 @@ class Workbench:
         """The backbone called ``source``, loaded once."""
 
         def make() -> Pretrained:
-            clip = load_clip(source).eval().to(device)
+            clip = class_token_alone(load_clip(source)).eval().to(device)
             tokenizer, image_processor = load_processor(source)
             keys = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "image_mean", "image_std")
             described = image_processor.to_dict()
