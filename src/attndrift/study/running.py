@@ -183,6 +183,8 @@ class _Run:
         self.device = device_of(run.settings)
         self.processes = Processes.current()
         self.started = time.monotonic()
+        self.phases: dict[str, float] = {}
+        self._in_phase: tuple[str, float] | None = None
 
     def execute(self) -> dict[str, Any]:
         settings = self.settings
@@ -201,8 +203,16 @@ class _Run:
         return self._adapted()
 
     def _phase(self, what: str) -> None:
+        self._end_phase()
+        self._in_phase = what, time.monotonic()
         self.reporter.phase(what)
         self.reporter.say(what)
+
+    def _end_phase(self) -> None:
+        if self._in_phase is not None:
+            what, begun = self._in_phase
+            self.phases[what] = self.phases.get(what, 0.0) + time.monotonic() - begun
+            self._in_phase = None
 
     # -- the untouched model -------------------------------------------------------------------
 
@@ -475,6 +485,7 @@ class _Run:
     def _record(
         self, status: str, values: dict[str, Any], transfer: dict[str, Any], problem: str | None = None
     ) -> dict[str, Any]:
+        self._end_phase()
         settings = self.settings
         trains = settings.method != "none"
         row = {
@@ -523,7 +534,10 @@ class _Run:
             "hashes": {"model": self.pretrained.description, "data": self.target.splits.hash},
             "data": self.target.dataset.source,
             "preprocessing": self.pretrained.preprocessing,
-            "time": {"seconds": round(time.monotonic() - self.started, 3)},
+            "time": {
+                "seconds": round(time.monotonic() - self.started, 3),
+                "phases": {what: round(seconds, 3) for what, seconds in self.phases.items()},
+            },
         }
 
     def _nulls(self, row: dict[str, Any]) -> dict[str, str]:
