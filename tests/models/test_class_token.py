@@ -71,3 +71,12 @@ def test_checkpoints_know_no_difference(tmp_path: Path) -> None:
         for base in (whole, alone):
             found = load_adapted(tmp_path / "c", base=copy.deepcopy(base)).eval().embed(_pixels())
             torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_an_untouched_copy_that_is_not_trained_computes_the_same_to_the_last_bit(tiny_clip: Path) -> None:
+    clip = class_token_alone(load_clip(tiny_clip)).eval()
+    copied = adapt(copy.deepcopy(clip), AdaptationSettings(method="linear_probe"), 10, seed=3).eval()
+    side = clip.config.vision_config.image_size
+    pixels = torch.randn(20, 3, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(copied.embed(pixels), clip.get_image_features(pixel_values=pixels).pooler_output)

@@ -21,8 +21,10 @@ class _ClassTokenAttention(CLIPAttention):
         def heads(states: Tensor) -> Tensor:
             return states.view(*states.shape[:-1], -1, self.head_dim).transpose(1, 2)
 
+        # Contiguous: otherwise torch rounds by whether the weights are trained, and an untouched copy would differ.
+        own = hidden_states[:, :1].contiguous()
         mixed = nn.functional.scaled_dot_product_attention(
-            heads(self.q_proj(hidden_states[:, :1])),
+            heads(self.q_proj(own)),
             heads(self.k_proj(hidden_states)),
             heads(self.v_proj(hidden_states)),
             dropout_p=self.dropout if self.training else 0.0,
