@@ -185,8 +185,9 @@ def demo(
     if only:
         study = study.select(only)
     settings = [one.settings for one in study.runs]
-    outcome = _run_study(study, output, jobs=jobs or jobs_that_fit(settings, at_most=DEMO_JOBS))
-    analysis, drawn, (_, html) = _write_report(output, output)
+    jobs = jobs or jobs_that_fit(settings, at_most=DEMO_JOBS)
+    outcome = _run_study(study, output, jobs=jobs)
+    analysis, drawn, (_, html) = _write_report(output, output, processes=jobs)
     figures_drawn = sum(figure.left_out is None for figure in drawn)
     typer.echo(f"\nreport:  {html}\nfigures: {output / 'figures'} ({figures_drawn})\ntables:  {output / 'tables'}")
     typer.echo("\nWhat the numbers say first:")
@@ -294,7 +295,7 @@ def report(folder: FolderArgument, output: OutputOption = None, as_json: JsonOpt
         typer.echo(f"{markdown}\n{html}")
 
 
-def _write_report(folder: Path, output: Path) -> tuple[Any, list[Any], tuple[Path, Path]]:
+def _write_report(folder: Path, output: Path, *, processes: int = 1) -> tuple[Any, list[Any], tuple[Path, Path]]:
     from attndrift.figures import draw_figures
     from attndrift.report import write_report
     from attndrift.tables import read_tables
@@ -302,7 +303,7 @@ def _write_report(folder: Path, output: Path) -> tuple[Any, list[Any], tuple[Pat
     analysis = _analysis(folder)
     analysis.write(output)
     tables = read_tables(folder)
-    drawn = draw_figures(tables, output / "figures", maps=folder, analysis=analysis)
+    drawn = draw_figures(tables, output / "figures", maps=folder, analysis=analysis, processes=processes)
     paths = write_report(folder, output=output, analysis=analysis, figures=drawn, tables=tables)
     return analysis, drawn, paths
 

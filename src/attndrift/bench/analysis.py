@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import statistics
@@ -14,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from scipy import stats
+
 from attndrift.bench.ratios import Ratio
 from attndrift.bench.result import TABLES, Machine, Result
 
@@ -23,6 +26,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     "2,000 configurations of 5 runs": {"datasets": 20, "rates": 10, "lora_ranks": 9, "seeds": 5},
     "10,000 configurations of one run": {"datasets": 100, "rates": 10, "lora_ranks": 9, "seeds": 1},
 }
+
+GROWTH_PARTS = (8, 4, 2, 1)
+"""Studies whose time is followed: these parts of all runs."""
 
 
 def measure(what: str, folder: str) -> dict[str, Any]:
@@ -79,12 +85,13 @@ def analysis(
     evaluations: int = 100,
     pairs: int = 3,
     shapes: list[str] | None = None,
+    grows: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Result:
     """Time and memory of the analysis against the plain way (:mod:`attndrift.bench.plain`), pair by pair.
 
     Each measurement is a process of its own, from before its imports to its result; the order changes from pair
-    to pair. The first pair, which fills the file cache, is thrown away.
+    to pair. The first pair, which fills the file cache, is thrown away. ``grows``: also measure smaller studies.
     """
     machine = Machine()
     found: list[Ratio] = []
@@ -114,5 +121,38 @@ def analysis(
                 statistics.median(one["megabytes"] for one in other),
             )
         )  # fmt: skip
+    tables = growth(runs=runs, evaluations=evaluations, shapes=shapes, progress=progress) if grows else {}
     threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
-    return Result("analysis", found, threads=threads, packages=TABLES, others_pct=machine.others_pct())
+    return Result("analysis", found, tables, threads=threads, packages=TABLES, others_pct=machine.others_pct())
+
+
+def growth(
+    *,
+    runs: int = 10_000,
+    evaluations: int = 100,
+    shapes: list[str] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, list[dict[str, Any]]]:
+    """Seconds and memory of the analysis against the number of runs, and the exponent of each shape, as tables.
+
+    The exponent is the slope of the logarithm of the seconds beyond those of the smallest study, which are those of
+    starting and importing, over the logarithm of the runs.
+    """
+    rows: list[dict[str, Any]] = []
+    exponents: list[dict[str, Any]] = []
+    for shape in shapes or list(SHAPES):
+        own = []
+        for size in (max(100, runs // 100), *(runs // part for part in GROWTH_PARTS)):
+            with tempfile.TemporaryDirectory() as name:
+                count = write_study(shape, Path(name), runs=size, evaluations=evaluations)
+                done = [_fresh("attndrift", Path(name)) for _ in range(2)][-1]
+            own.append({"shape": shape, "runs": count, "s": done["seconds"], "MB": done["megabytes"]})
+            if progress is not None:
+                progress(f"{shape}, {count:,} runs: {done['seconds']:.1f} s")
+        fixed = own[0]["s"]
+        fit = stats.linregress(
+            [math.log(one["runs"]) for one in own[1:]], [math.log(one["s"] - fixed) for one in own[1:]]
+        )
+        exponents.append({"shape": shape, "exponent": fit.slope, "standard error": fit.stderr, "sizes": len(own) - 1})
+        rows += own
+    return {"growth with the number of runs": rows, "exponents": exponents}

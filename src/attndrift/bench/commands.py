@@ -109,6 +109,7 @@ def train(
 @app.command(epilog="Example:  [bold]attndrift bench analysis --runs 1000[/bold]")
 def analysis(
     runs: Annotated[int, typer.Option("--runs", min=100, help="Runs of the synthetic study.")] = 10_000,
+    grows: Annotated[bool, typer.Option("--growth", help="Also measure smaller studies: the exponent.")] = False,
     pairs: PairsOption = 3,
     output: OutputOption = None,
     as_json: JsonOption = False,
@@ -116,4 +117,19 @@ def analysis(
     """What the analysis of a large study costs, in time and memory, against a plain one."""
     from attndrift.bench.analysis import analysis as measure
 
-    _deliver(measure(runs=runs, pairs=pairs, progress=_say), output, as_json)
+    _deliver(measure(runs=runs, pairs=pairs, grows=grows, progress=_say), output, as_json)
+
+
+@app.command(epilog="Example:  [bold]attndrift bench study --output study.json[/bold]")
+def study(
+    pairs: Annotated[int, typer.Option("--pairs", min=1, help="How often both sides run the whole study.")] = 1,
+    runs: Annotated[
+        int | None, typer.Option("--runs", min=3, help="Only the first so many rows of the matrix.")
+    ] = None,
+    output: OutputOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What a study of 21 runs costs, against the plain script and against its arithmetic alone; minutes."""
+    from attndrift.bench.study import study as measure
+
+    _deliver(measure(pairs=pairs, runs=runs, progress=_say), output, as_json)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import multiprocessing
 import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,6 +81,7 @@ def draw_figures(
     maps: Path | Mapping[str, Any] | None = None,
     analysis: Analysis | None = None,
     only: Iterable[str] | None = None,
+    processes: int = 1,
 ) -> list[FigureResult]:
     """Draw every figure that ``tables`` have the data for into the folder ``output``.
 
@@ -93,6 +96,7 @@ def draw_figures(
             from run to one of these.
         analysis: result of :func:`attndrift.analysis.analyze` on the same tables; computed where not given.
         only: names of figures; all by default.
+        processes: how many draw at the same time; the files are the same.
 
     Raises:
         FigureError: ``only`` names a figure that does not exist.
@@ -106,27 +110,47 @@ def draw_figures(
             raise FigureError(f"there is no figure `{name}`{hint}")
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
+    names = [name for name in FIGURES if name in chosen]
     source = Source(tables, maps, analysis)
-    results: list[FigureResult] = []
-    for name in FIGURES:
-        if name not in chosen:
-            continue
-        title, draw = FIGURES[name]
-        result = FigureResult(name, title)
-        try:
-            with styled(), warnings.catch_warnings():
-                # A name in a script that the font lacks shows boxes; that is no reason to stop or to warn.
-                warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-                drawing = draw(source)
-                result.files = _save(drawing, folder, name)
-            result.caption = drawing.caption
-        except NoData as reason:
-            result.left_out = str(reason)
-            for suffix in SUFFIXES:
-                (folder / f"{name}{suffix}").unlink(missing_ok=True)
-        results.append(result)
+    if processes > 1 and len(names) > processes:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(processes, context, initializer=_hold, initargs=(source, folder)) as pool:
+            results = list(pool.map(_draw_held, names))
+    else:
+        results = [_draw(source, folder, name) for name in names]
     _write_index(folder, results, partial=only is not None)
     return results
+
+
+def _draw(source: Source, folder: Path, name: str) -> FigureResult:
+    """Draw one figure, or remove its files where there is nothing to draw."""
+    title, draw = FIGURES[name]
+    result = FigureResult(name, title)
+    try:
+        with styled(), warnings.catch_warnings():
+            # A name in a script that the font lacks shows boxes; that is no reason to stop or to warn.
+            warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+            drawing = draw(source)
+            result.files = _save(drawing, folder, name)
+        result.caption = drawing.caption
+    except NoData as reason:
+        result.left_out = str(reason)
+        for suffix in SUFFIXES:
+            (folder / f"{name}{suffix}").unlink(missing_ok=True)
+    return result
+
+
+_held: tuple[Source, Path]
+
+
+def _hold(source: Source, folder: Path) -> None:
+    """Keep, in a process that draws, what all of its figures need."""
+    global _held
+    _held = source, folder
+
+
+def _draw_held(name: str) -> FigureResult:
+    return _draw(*_held, name)
 
 
 def _save(drawing: Drawing, folder: Path, name: str) -> list[Path]:

@@ -140,7 +140,11 @@ class Executor:
     def follow(self) -> None:
         """Take part in every run that the first process leads, until it has no more."""
         assert self.together is not None
-        self.together.follow(lambda run, folder: self._execute(run, folder, Silent()))
+
+        def execute(run: NamedRun, folder: Path) -> None:
+            self._execute(run, folder, Silent())
+
+        self.together.follow(execute)
 
     def _execute(self, run: NamedRun, folder: Path, reporter: Any) -> dict[str, Any]:
         with _no_bars(), _threads(run.settings.threads):

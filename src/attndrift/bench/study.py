@@ -1,0 +1,416 @@
+"""What a whole study costs: the 21 runs at a reduced budget, against the plain script and against the bare arithmetic.
+
+Both sides read the same image files, train on the same batches in the same order with the same flips, and measure
+after the same steps. Each side is a fresh process, timed from its start, imports and first reading of images included.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attndrift.bench.ratios import Ratio
+from attndrift.bench.reference import reference_path
+from attndrift.bench.result import Machine, Result
+from attndrift.study.loading import load_study
+from attndrift.study.processes import usable_cores
+from attndrift.study.settings import DatasetSource, RunSettings, Study
+
+if TYPE_CHECKING:
+    from attndrift.data import ImageSplit
+
+TARGETS = {"eurosat": "tiles", "pets": "critters"}
+IMAGES_PER_CLASS = {"tiles": (40, 20), "critters": (10, 6)}
+"""Drawn images of a class that are written to files: training and held-out ones."""
+
+BUDGET: dict[str, Any] = {
+    "model": "embedded", "learning_rate_scale": 30, "epochs": 2, "batch_size": 32, "threads": 1, "probe_size": 50,
+    "test_limit": 200, "transfer": ["objects"], "transfer_limit": 500, "track_size": 0, "evaluation_batch_size": 100,
+    "tiles.train_per_class": 32, "critters.train_per_class": 9, "device": "cpu",
+}  # fmt: skip
+"""What is reduced; everything else is as in the preset ``collapse-21``."""
+
+STEPS_TIMED = 6
+TARGET_RATIO = 1 / 1.2
+TARGET_FLOOR = 0.9
+
+_OURS = """
+import json, sys
+from pathlib import Path
+from attndrift.console import StudyConsole
+from attndrift.study.engine import one_after_the_other, run_study
+from attndrift.study.processes import Deferred, InProcesses
+from attndrift.study.settings import Study
+study = Study.model_validate_json(Path(sys.argv[1]).read_text())
+jobs = int(sys.argv[3])
+engine = InProcesses(jobs) if jobs > 1 else one_after_the_other
+if __name__ == "__main__":
+    run_study(study, Path(sys.argv[2]), Deferred(), StudyConsole(), engine=engine)
+"""
+
+
+def reduced_study(images: Path, runs: int | None = None) -> Study:
+    """The 21 runs and the untouched model at :data:`BUDGET`, their targets read from the files below ``images``."""
+    study = load_study("collapse-21", overrides=BUDGET, datasets=TARGETS, replacements=[("freeze_layers", 9, 7)])
+    chosen = [
+        run.model_copy(
+            update={"settings": run.settings.model_copy(
+                update={"source": DatasetSource.model_validate({"path": str(images / run.settings.dataset)})}
+            )}
+        )
+        for run in study.runs
+    ]  # fmt: skip
+    return study.model_copy(update={"name": "bench", "runs": tuple(chosen[:runs])})
+
+
+def _numbered(split: ImageSplit, per_class: int) -> Iterator[int]:
+    taken: dict[int, int] = {}
+    for index, label in enumerate(split.labels.tolist()):
+        if taken.get(label, 0) < per_class:
+            taken[label] = taken.get(label, 0) + 1
+            yield index
+
+
+def write_images(folder: Path) -> None:
+    """Draw the targets' images and write them as ``DATASET/SPLIT/CLASS/NUMBER.jpg``."""
+    from attndrift.data import load_dataset
+
+    for name, counts in IMAGES_PER_CLASS.items():
+        dataset = load_dataset(name)
+        for split, per_class in ((dataset.train, counts[0]), (dataset.test, counts[1])):
+            for index in _numbered(split, per_class):
+                place = folder / name / split.name / dataset.class_names[int(split.labels[index])]
+                place.mkdir(parents=True, exist_ok=True)
+                split[index].save(place / f"{index:06d}.jpg", quality=95)
+
+
+def write_reference(study: Study, folder: Path, threads: int) -> Path:
+    """The study as the reference script reads it; its transfer images are written too. Returns the JSON file."""
+    from attndrift.data import evaluation_part, load_dataset
+    from attndrift.data.order import epoch_order, flips
+    from attndrift.models.load import EMBEDDED
+    from attndrift.study.images import open_dataset, splits_of
+
+    first = study.runs[0].settings
+    datasets: dict[str, Any] = {}
+    for run in study.runs:
+        settings = run.settings
+        if settings.dataset in datasets or settings.method == "none":
+            continue
+        dataset = open_dataset(settings.dataset, settings)
+        splits = splits_of(dataset, settings)
+        assert settings.source is not None
+        root = Path(settings.source.path or "")
+        n = len(splits.train)
+        datasets[settings.dataset] = {
+            name: [
+                [str(root / part.split / one), int(label)]
+                for one, label in zip(part.ids, part.labels.tolist(), strict=True)
+            ]
+            for name, part in splits.parts.items()
+        } | {
+            "class_names": list(dataset.class_names),
+            "order": [epoch_order(n, settings.seed, epoch).tolist() for epoch in range(settings.epochs)],
+            "flips": [flips(n, settings.seed, epoch).tolist() for epoch in range(settings.epochs)],
+        }
+    transfer = load_dataset(first.transfer[0])
+    part, _ = evaluation_part(transfer, limit=first.transfer_limit, data_seed=first.data_seed)
+    place = folder / first.transfer[0]
+    place.mkdir(parents=True, exist_ok=True)
+    files = []
+    for index, label in zip(part.indices.tolist(), part.labels.tolist(), strict=True):
+        path = place / f"{index:06d}.png"
+        transfer.split(part.split)[index].save(path)
+        files.append([str(path), label])
+    equal = ("seed", "batch_size", "warmup", "clip_norm", "evaluations_per_epoch", "evaluation_batch_size")
+    trained = next(run.settings for run in study.runs if run.settings.method != "none")
+    differing = (
+        "dataset", "method", "learning_rate", "weight_decay", "lora_rank", "lora_targets", "freeze_layers",
+        "regularizer", "regularizer_weight",
+    )  # fmt: skip
+    content = {
+        "model": str(EMBEDDED),
+        "threads": threads,
+        "settings": {name: getattr(trained, name) for name in equal} | {"epochs": trained.epochs},
+        "datasets": datasets,
+        "transfer": {
+            "files": files, "class_names": list(transfer.class_names), "template": first.prompts[0],
+        },
+        "runs": [
+            {"run_id": run.run_id} | {name: getattr(run.settings, name) for name in differing} for run in study.runs
+        ],
+    }  # fmt: skip
+    path = folder / "reference.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def _process(command: Sequence[str], environment: dict[str, str]) -> float:
+    """Seconds that a process takes."""
+    started = time.perf_counter()
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise RuntimeError(f"bench study: {command[1]} ended with {done.returncode}: {done.stderr[-1500:]}")
+    return time.perf_counter() - started
+
+
+# ------------------------------------------------------------------------------------------------- the floor
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Runs whose training steps are the same arithmetic."""
+
+    method: str
+    lora_rank: int | None
+    lora_targets: str | None
+    freeze_layers: int
+
+    @classmethod
+    def of(cls, settings: RunSettings) -> Kind:
+        return cls(settings.method, settings.lora_rank, settings.lora_targets, settings.freeze_layers)
+
+
+def bare_rates(path: str) -> None:
+    """Print seconds of a bare step of every kind of run, and of a bare forward pass, of the study in ``path``.
+
+    Bare: forward, backward, clipping and optimiser on tensors that are there, as the study's own models compute
+    them, and nothing else. Called in fresh processes, as many at once as the study has.
+    """
+    import torch
+
+    from attndrift.models import CLIPClassifier, adapt, class_token_alone, load_clip
+    from attndrift.study.running import adaptation
+
+    study = Study.model_validate_json(Path(path).read_text(encoding="utf-8"))
+    settings = {Kind.of(run.settings): run.settings for run in study.runs if run.settings.method != "none"}
+    one = next(iter(settings.values()))
+    torch.set_num_threads(one.threads)
+    generator = torch.Generator().manual_seed(0)
+    side = load_clip(one.model).config.vision_config.image_size
+    batch = torch.randn(one.batch_size, 3, side, side, generator=generator)
+    many = torch.randn(one.evaluation_batch_size, 3, side, side, generator=generator)
+    labels = torch.randint(0, 10, (one.batch_size,), generator=generator)
+
+    def step(model: CLIPClassifier, trained: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
+        model(pixel_values=batch, labels=labels).loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+
+    def seconds(work: Callable[[], object]) -> float:
+        times = []
+        for _ in range(STEPS_TIMED + 1):
+            started = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - started)
+        return statistics.median(times[1:])
+
+    steps = []
+    for chosen in settings.values():
+        model = adapt(class_token_alone(load_clip(chosen.model)), adaptation(chosen), 10, 0).train()
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, chosen.learning_rate, fused=True)
+        steps.append(seconds(lambda m=model, t=trained, o=optimizer: step(m, t, o)))  # type: ignore[misc]
+    model = adapt(class_token_alone(load_clip(one.model)), adaptation(one), 10, 0).eval()
+    with torch.no_grad():
+        forward = seconds(lambda: model.embed(many)) / len(many)
+    print(json.dumps({"steps": steps, "image": forward}))
+
+
+def floor(study: Study, path: Path, jobs: int, environment: dict[str, str]) -> dict[str, float]:
+    """Seconds of the study's arithmetic alone, by phase, summed over its runs: bare steps and forward passes."""
+    code = "import sys; from attndrift.bench.study import bare_rates; bare_rates(sys.argv[1])"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True, env=environment)
+        for _ in range(jobs)
+    ]
+    measured = [json.loads(process.communicate()[0].splitlines()[-1]) for process in processes]
+    kinds = list({Kind.of(run.settings): None for run in study.runs if run.settings.method != "none"})
+    step = {
+        kind: statistics.mean(one["steps"][place] for one in measured) for place, kind in enumerate(kinds)
+    }  # fmt: skip
+    image = statistics.mean(one["image"] for one in measured)
+    phases = {"training": 0.0, "test": 0.0, "zero-shot transfer": 0.0}
+    for run in study.runs:
+        settings = run.settings
+        if settings.method == "none":
+            continue
+        per_epoch, evaluations, validation = _amounts(settings)
+        phases["training"] += settings.epochs * per_epoch * step[Kind.of(settings)]
+        phases["training"] += (evaluations * settings.probe_size + settings.epochs * validation) * image
+        phases["test"] += settings.probe_size * image
+        phases["zero-shot transfer"] += (settings.transfer_limit or 0) * image
+    return phases
+
+
+def _amounts(settings: RunSettings) -> tuple[int, int, int]:
+    """Steps an epoch, evaluations in all, and validation images an epoch."""
+    from attndrift.study.images import open_dataset, splits_of
+    from attndrift.training.fit import evaluation_steps
+
+    splits = splits_of(open_dataset(settings.dataset, settings), settings)
+    n = len(splits.train)
+    return math.ceil(n / settings.batch_size), len(evaluation_steps(settings, n)), len(splits.validation)
+
+
+# ------------------------------------------------------------------------------------------------- the outcome
+
+
+def _phases(folder: Path, study: Study) -> dict[str, float]:
+    """Seconds that the runs of a finished study spent in each phase, summed over runs."""
+    from attndrift.study.collect import RUNS_FOLDER
+    from attndrift.study.record import read_record
+
+    found: dict[str, float] = {}
+    for run in study.runs:
+        record = read_record(folder / RUNS_FOLDER / run.run_id)
+        if record is None or record["status"] == "failed":
+            raise RuntimeError(f"bench study: {run.run_id} did not finish; see {folder}")
+        for what, seconds in record["time"]["phases"].items():
+            name = "zero-shot transfer" if what.startswith("zero-shot") else what
+            if run.settings.method == "none":
+                name = "the untouched model, images included"
+            found[name] = found.get(name, 0.0) + seconds
+    return found
+
+
+def _agreement(folder: Path, results: dict[str, Any], study: Study) -> list[dict[str, Any]]:
+    """How far the two sides' results are from each other, over the adapted runs."""
+    from attndrift.tables import read_tables
+
+    runs = read_tables(folder).runs.set_index("run_id")
+    pretrained = results["pretrained"]["transfer_accuracy"]
+    adapted = [run.run_id for run in study.runs if run.settings.method != "none"]
+    rows = []
+    for name, unit, ours, theirs in (
+        ("test accuracy", "points", "test_accuracy", lambda r: 100 * r["test_accuracy"]),
+        ("zero-shot kept", "points", "transfer_objects_retention_pct", lambda r: 100 * r["transfer_accuracy"] / pretrained),
+        ("entropy change", "points", "entropy_change_pct", lambda r: r["entropy_change_pct"]),
+        ("CKA, mean over blocks", "", "cka_mean", lambda r: r["cka_mean"]),
+        ("embedding drift", "", "embedding_drift", lambda r: r["embedding_drift"]),
+        ("weight drift", "", "weight_drift", lambda r: r["weight_drift"]),
+    ):  # fmt: skip
+        values = runs[ours].to_dict()
+        own = [float(values[one]) * (100 if name == "test accuracy" else 1) for one in adapted]
+        other = [float(theirs(results[one])) for one in adapted]
+        differences = [a - b for a, b in zip(own, other, strict=True)]
+        rows.append(
+            {
+                "measure": name,
+                "unit": unit,
+                "attndrift, mean": statistics.mean(own),
+                "reference, mean": statistics.mean(other),
+                "range over runs": max(other) - min(other),
+                "mean difference": statistics.mean(differences),
+                "median absolute difference": statistics.median(abs(one) for one in differences),
+                "largest": max(differences, key=abs),
+                "correlation over runs": statistics.correlation(own, other),
+                "n": len(adapted),
+            }
+        )
+    return rows
+
+
+def study(*, pairs: int = 1, runs: int | None = None, progress: Callable[[str], None] | None = None) -> Result:
+    """Time a whole study of 21 runs against the plain script and against its own arithmetic, and compare results.
+
+    ``pairs``: how often both sides are run, in changing order. ``runs``: only the first so many, for trying it out.
+    """
+    say = progress or (lambda line: None)
+    cores = usable_cores()
+    machine = Machine()
+    script = reference_path("reference_study")
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        write_images(root / "images")
+        chosen = reduced_study(root / "images", runs)
+        jobs = min(cores, len(chosen.runs))
+        plan = root / "study.json"
+        plan.write_text(chosen.model_dump_json(), encoding="utf-8")
+        given = write_reference(chosen, root, threads=cores)
+        single = os.environ | {"OMP_NUM_THREADS": "1"}
+        measured: list[tuple[float, float]] = []
+        for place in range(pairs):
+            # A cold cache each time: images are read, and pretrained attention computed, within the time.
+            own = [sys.executable, "-c", _OURS, str(plan), str(root / f"study-{place}"), str(jobs)]
+            other = [sys.executable, str(script), str(given), str(root / f"reference-{place}.json")]
+            cold = {"ATTNDRIFT_CACHE": str(root / f"cache-{place}")}
+            sides = {
+                "attndrift": partial(_process, own, single | cold),
+                "reference": partial(_process, other, os.environ | {"OMP_NUM_THREADS": str(cores)}),
+            }
+            order = ("attndrift", "reference") if place % 2 == 0 else ("reference", "attndrift")
+            seconds = {side: sides[side]() for side in order}
+            say(", ".join(f"{side} {value:.1f} s" for side, value in seconds.items()))
+            measured.append((seconds["attndrift"], seconds["reference"]))
+        bare = floor(chosen, plan, jobs, single)
+        say(f"bare arithmetic {sum(bare.values()) / jobs:.1f} s")
+        spent = _phases(root / f"study-{pairs - 1}", chosen)
+        agreement = _agreement(
+            root / f"study-{pairs - 1}", json.loads((root / f"reference-{pairs - 1}.json").read_text()), chosen
+        )
+    own_seconds = statistics.median(first for first, _ in measured)
+    least = sum(bare.values()) / jobs
+    inside = sum(spent.get(phase, 0.0) for phase in bare)
+    ratios = [
+        _ratio(
+            f"collapse-21 at a reduced budget, {len(chosen.runs)} rows, {jobs} runs at a time with 1 thread each",
+            f"reference_study.py, run after run with {cores} threads", measured, TARGET_RATIO,
+        ),
+        _ratio(
+            "the same, training and evaluation of the adapted runs",
+            "its arithmetic alone: bare steps and forward passes on tensors in memory",
+            [(inside / jobs, least)], 1 / TARGET_FLOOR,
+        ),
+        _ratio(
+            "the same, from the start of the process to the tables", "its arithmetic alone", [(own_seconds, least)], None
+        ),
+    ]  # fmt: skip
+    table = [
+        {
+            "phase": phase,
+            "seconds, summed over runs": seconds,
+            "arithmetic alone": bare.get(phase),
+            "reached, %": 100 * bare[phase] / seconds if phase in bare else None,
+        }
+        for phase, seconds in sorted(spent.items(), key=lambda item: -item[1])
+    ]
+    table.append(
+        {
+            "phase": f"starting, waiting and collecting (of {jobs} processes)",
+            "seconds, summed over runs": jobs * own_seconds - sum(spent.values()),
+        }
+    )
+    return Result(
+        "study",
+        ratios,
+        {"Where the time goes": table, "The same results": agreement},
+        [
+            "Both sides: same image files, splits, batches, flips, steps, evaluations; images decoded within the time. "
+            "The classifier starts alike; dropout of LoRA draws differently. The reference computes no debiased CKA, "
+            "keeps no resumable states and proves no checkpoint.",
+        ],
+        threads=cores,
+        others_pct=machine.others_pct(),
+    )
+
+
+def _ratio(what: str, against: str, measured: Sequence[tuple[float, float]], at_most: float | None) -> Ratio:
+    ratios = [first / second for first, second in measured]
+    return Ratio(
+        what, against, statistics.median(ratios), min(ratios), max(ratios),
+        statistics.median(first for first, _ in measured), statistics.median(second for _, second in measured),
+        len(measured), at_most=at_most,
+    )  # fmt: skip
