@@ -221,11 +221,17 @@ def test_files_are_complete_equal_and_indexed(tmp_path: Path) -> None:
     first = draw_figures(tables, tmp_path / "a", only=only)
     with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "red", "svg.hashsalt": "other"}):
         draw_figures(tables, tmp_path / "b", only=only)
+    side_by_side = draw_figures(tables, tmp_path / "c", only=only, processes=2)
+    assert [(one.name, one.caption, one.left_out) for one in side_by_side] == [
+        (one.name, one.caption, one.left_out) for one in first
+    ]
+    assert (tmp_path / "a" / "index.json").read_bytes() == (tmp_path / "c" / "index.json").read_bytes()
     assert [result.name for result in first] == ["fig2_baseline_structure", "fig6_lr_sweep", "interpolation"]
     for result in first[:2]:
         assert [path.suffix for path in result.files] == [".png", ".svg", ".csv"]
         for path in result.files:
-            assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
+            for other in ("b", "c"):
+                assert path.read_bytes() == (tmp_path / other / path.name).read_bytes(), path.name
         with Image.open(result.files[0]) as image:
             assert image.width == pytest.approx(300 * 85 / 25.4, abs=1)
             assert image.info["dpi"][0] == pytest.approx(300, abs=0.5)
