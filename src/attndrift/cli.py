@@ -27,6 +27,10 @@ StudyArgument = Annotated[str, typer.Argument(help="A preset (see `attndrift lis
 FolderArgument = Annotated[Path, typer.Argument(help="A study folder, or any folder that holds the tables.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Where to write.")]
+AnalysisOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="NAME=VALUE of the analysis (docs/analysis-schema.md), e.g. level=0.9. Repeatable."),
+]
 
 EXIT_PROBLEM = 1
 TOP_FINDINGS = 5
@@ -224,45 +228,74 @@ def collect(folder: Annotated[Path, typer.Argument(help="A study folder.")], as_
         typer.echo(f"not run yet, or not finished: {', '.join(missing)}")
 
 
-@app.command("import", epilog=_example("attndrift import their-results/ --output imported"))
+@app.command(
+    "import",
+    epilog=_example(
+        "attndrift import their-results/ --output imported --rename lr=learning_rate --scale test_accuracy=0.01"
+    ),
+)
 def import_(
-    tables: Annotated[Path, typer.Argument(help="A folder or file: Parquet, CSV or JSON lines.")],
+    tables: Annotated[
+        list[Path],
+        typer.Argument(help="A folder, or files: runs, history, layers, interpolation as Parquet, CSV, TSV or JSON."),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the tables; must not hold tables.")],
     rename: Annotated[
         list[str] | None, typer.Option("--rename", help="THEIRS=OURS: a column's name. Repeatable.")
     ] = None,
+    scale: Annotated[
+        list[str] | None, typer.Option("--scale", help="COLUMN=FACTOR, e.g. percent to 0..1: =0.01. Repeatable.")
+    ] = None,
+    null: Annotated[
+        list[str] | None, typer.Option("--null", help="A word that means null in any column. Repeatable.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Say what would come in and what is missing; write nothing.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace tables that are in the folder.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Bring foreign records into the tables, checking columns, types and units."""
-    from attndrift.importing import import_tables
+    from attndrift.importing import import_tables, parse_renames, parse_scales
 
-    report = import_tables(tables, output, rename=_pairs(rename or [], "--rename"))
+    report = import_tables(
+        tables[0] if len(tables) == 1 else tables,
+        output,
+        rename=parse_renames(rename or []),
+        scale=parse_scales(scale or []),
+        nulls=null or (),
+        check_only=check,
+        overwrite=overwrite,
+    )
     if as_json:
         _print_json(dataclasses.asdict(report))
     else:
         typer.echo(str(report))
 
 
-@app.command(epilog=_example("attndrift analyze studies/collapse-21"))
-def analyze(folder: FolderArgument, output: OutputOption = None, as_json: JsonOption = False) -> None:
+@app.command(epilog=_example("attndrift analyze studies/collapse-21 --set damaged_below_pct=60"))
+def analyze(
+    folder: FolderArgument, output: OutputOption = None, settings: AnalysisOption = None, as_json: JsonOption = False
+) -> None:
     """Compute the statistics of a study: analysis.json, and tables as CSV, Markdown and LaTeX."""
-    analysis = _analysis(folder)
+    analysis = _analysis(folder, settings)
     target = output or folder
     paths = analysis.write(target)
     if as_json:
-        _print_json(analysis.to_json())
+        typer.echo(analysis.to_json(), nl=False)
         return
     for finding in analysis.findings:
         typer.echo(f"[{finding.question}] {finding.sentence}")
     typer.echo(f"{len(paths)} files below {target}")
 
 
-def _analysis(folder: Path) -> Any:
+def _analysis(folder: Path, settings: list[str] | None = None) -> Any:
     from attndrift.analysis import analyze as analyze_tables
-    from attndrift.analysis import load_tables, read_image_outcomes
+    from attndrift.analysis import load_tables, parse_analysis_settings, read_image_outcomes
 
+    chosen = parse_analysis_settings(settings or [])
     _collect_if_study(folder)
-    return analyze_tables(load_tables(folder), outcomes=read_image_outcomes(folder))
+    return analyze_tables(load_tables(folder), settings=chosen, outcomes=read_image_outcomes(folder))
 
 
 @app.command(epilog=_example("attndrift figures studies/collapse-21 --only pareto_front"))
@@ -270,13 +303,14 @@ def figures(
     folder: FolderArgument,
     output: OutputOption = None,
     only: Annotated[list[str] | None, typer.Option("--only", help="A figure's name. Repeatable.")] = None,
+    settings: AnalysisOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Draw the figures of a study (PNG and SVG), each with the table that it shows."""
     from attndrift.figures import draw_figures
     from attndrift.tables import read_tables
 
-    analysis = _analysis(folder)
+    analysis = _analysis(folder, settings)
     drawn = draw_figures(read_tables(folder), output or folder / "figures", maps=folder, analysis=analysis, only=only)
     if as_json:
         _print_json([dataclasses.asdict(figure) for figure in drawn])
@@ -286,21 +320,25 @@ def figures(
 
 
 @app.command(epilog=_example("attndrift report studies/collapse-21"))
-def report(folder: FolderArgument, output: OutputOption = None, as_json: JsonOption = False) -> None:
+def report(
+    folder: FolderArgument, output: OutputOption = None, settings: AnalysisOption = None, as_json: JsonOption = False
+) -> None:
     """Write report.md and a self-contained report.html, with the figures and every statistic."""
-    _, drawn, (markdown, html) = _write_report(folder, output or folder)
+    _, drawn, (markdown, html) = _write_report(folder, output or folder, settings)
     if as_json:
         _print_json({"markdown": markdown, "html": html, "figures": [figure.name for figure in drawn]})
     else:
         typer.echo(f"{markdown}\n{html}")
 
 
-def _write_report(folder: Path, output: Path, *, processes: int = 1) -> tuple[Any, list[Any], tuple[Path, Path]]:
+def _write_report(
+    folder: Path, output: Path, settings: list[str] | None = None, *, processes: int = 1
+) -> tuple[Any, list[Any], tuple[Path, Path]]:
     from attndrift.figures import draw_figures
     from attndrift.report import write_report
     from attndrift.tables import read_tables
 
-    analysis = _analysis(folder)
+    analysis = _analysis(folder, settings)
     analysis.write(output)
     tables = read_tables(folder)
     drawn = draw_figures(tables, output / "figures", maps=folder, analysis=analysis, processes=processes)
@@ -338,9 +376,38 @@ def interpolate(
         typer.echo(f"alpha {alpha:.2f}: {values}", err=as_json)
 
     points = sweep(run_folder, wanted, progress=line)
-    _collect_if_study(run_folder.absolute().parent.parent)
+    study = run_folder.absolute().parent.parent
+    _collect_if_study(study)
+    choices = _label_free_choices(study, run_folder.absolute().name)
     if as_json:
-        _print_json(points)
+        _print_json({"run": run_folder.absolute().name, "points": points, "choices": choices})
+        return
+    for choice in choices:
+        if choice["alpha"] is None:
+            typer.echo(f"to keep {choice['wanted_pct']:g}% on {choice['transfer_set']}: {choice['reason']}")
+            continue
+        text = f"to keep {choice['wanted_pct']:g}% on {choice['transfer_set']}: alpha {choice['alpha']:.3f}"
+        if choice["kept_pct"] is not None:
+            text += f", which keeps {choice['kept_pct']:.1f}%"
+        if choice["test_accuracy"] is not None:
+            text += f" at a test accuracy of {100 * choice['test_accuracy']:.2f}%"
+        best = "" if choice["best_alpha"] is None else f"; labels would choose {choice['best_alpha']:.3f}"
+        typer.echo(f"{text} (chosen without labels, by agreement with the pretrained predictions{best})")
+
+
+def _label_free_choices(study: Path, run_id: str) -> list[dict[str, Any]]:
+    """What the analysis says of one run's sweep: the alpha chosen by agreement for each wanted retention."""
+    from attndrift.analysis import AnalysisSettings
+    from attndrift.analysis.configurations import prepare
+    from attndrift.analysis.interpolation import interpolation_tables
+    from attndrift.tables import read_tables
+
+    if not (study / "runs.parquet").is_file():
+        return []
+    tables = read_tables(study, names=("runs", "interpolation"))
+    found = interpolation_tables(prepare(tables), tables.interpolation, AnalysisSettings(), [])
+    rows = found["interpolation_choice"].rows
+    return [row for row in rows if row["run_id"] == run_id and row["rule"] == "agreement"]
 
 
 @app.command(epilog=_example("attndrift baseline embedded"))

@@ -1,16 +1,20 @@
 """Foreign records in: check them, say what is missing and what that costs, write the Parquet tables.
 
 Files are recognised by name (``runs``, ``history``, ``layers``, ``interpolation``) with one of the
-suffixes parquet, csv, jsonl (ndjson) or json (a list of records). Nothing is guessed about values: a
-percentage where a fraction is meant is an error that says so, and ``rename`` is the only way in which
-a column changes its name.
+suffixes parquet, csv, tsv, jsonl (ndjson) or json (a list of records). Nothing is guessed about values: a
+percentage where a fraction is meant is an error that says so, ``rename`` is the only way in which
+a column changes its name, and ``scale`` the only one in which it changes its unit. A table ``layers`` with a
+column for each metric becomes long, and cells of a number's column that hold a usual word for "nothing" become
+null; the report says both.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
+import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -23,9 +27,14 @@ import pyarrow.parquet as pq
 
 from attndrift.tables import SCHEMAS, STRUCTURE_METRICS, TableError, Tables, columns_of, transfer_sets, write_tables
 
-SUFFIXES = (".parquet", ".csv", ".jsonl", ".ndjson", ".json")
+SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson", ".json")
+
+NULLS = ("", "-", "--", "–", "—", "?", "na", "n/a", "n.a.", "nan", "none", "null", "nil", "missing")
+"""Words for "nothing" in columns of numbers and truth values, in any case."""
 
 COSTS: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    ("runs", ("seed",), "telling seeds apart: all runs count as one seed, so everything is descriptive"),
+    ("runs", ("dataset",), "telling data sets apart: all runs are taken to share one"),
     ("runs", ("learning_rate",), "rate tables, correlations with the rate, cells, operating points"),
     ("runs", ("best_val_accuracy",), "selection rules, operating points of best validation, iso-accuracy"),
     ("runs", ("test_accuracy",), "the accuracy-retention front on test accuracy (validation is used instead)"),
@@ -60,6 +69,8 @@ class TableReport:
     missing: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     renamed: dict[str, str] = field(default_factory=dict)
+    scaled: dict[str, float] = field(default_factory=dict)
+    read_as: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -82,6 +93,8 @@ class ImportReport:
                 continue
             text.append(f"{table.name}: {table.rows} rows, {len(table.present)} known columns from {table.source}")
             text += [f"  renamed `{old}` to `{new}`" for old, new in table.renamed.items()]
+            text += [f"  multiplied `{name}` by {factor:g}" for name, factor in table.scaled.items()]
+            text += [f"  {line}" for line in table.read_as]
             if table.unknown:
                 text.append("  kept, but read by no analysis: " + ", ".join(f"`{name}`" for name in table.unknown))
         for title, items in (
@@ -104,17 +117,20 @@ def import_tables(
     output: str | os.PathLike[str],
     *,
     rename: Mapping[str, str] | None = None,
+    scale: Mapping[str, float] | None = None,
+    nulls: Sequence[str] = (),
     overwrite: bool = False,
     check_only: bool = False,
 ) -> ImportReport:
     """Check foreign tables and write them as ``runs.parquet`` and the others in ``output``.
 
     ``source`` is a folder, a file or several files; ``rename`` maps foreign column names to the
-    documented ones (in whichever table has them; ``table.old=new`` limits it to one). The tables
+    documented ones (in whichever table has them; ``table.old=new`` limits it to one), ``scale`` multiplies
+    columns (documented names, or ``table.name``), ``nulls`` are words that mean null in any column. The tables
     appear all or not at all. With ``check_only`` nothing is written.
 
     Raises :class:`attndrift.tables.TableError` for a missing file or column, a wrong type, a value out
-    of range (percent where 0..1 is meant), a rename that fits nothing, and, unless ``overwrite``, for
+    of range (percent where 0..1 is meant), a rename or scale that fits nothing, and, unless ``overwrite``, for
     tables that already exist in ``output``.
     """
     root = Path(output)
@@ -123,13 +139,17 @@ def import_tables(
     if existing and not overwrite and not check_only:
         raise TableError(f"{existing[0]} already exists; choose another folder, or ask to overwrite")
     renames, used = dict(rename or {}), set[str]()
+    factors, scaled = dict(scale or {}), set[str]()
     frames: dict[str, pd.DataFrame] = {}
     reports: list[TableReport] = []
     for name in SCHEMAS:
         report = TableReport(name, str(files[name]) if name in files else None)
         reports.append(report)
         if name in files:
-            frame = _renamed(_read(files[name]), name, renames, used, report, str(files[name]))
+            frame = _renamed(_read(files[name], nulls), name, renames, used, report, str(files[name]))
+            frame = _long(frame, report) if name == "layers" else frame
+            _empty_cells(frame, name, report)
+            _scale(frame, name, factors, scaled, report)
             _text_types(frame, name)
             frames[name] = frame
             _describe(frame, name, report)
@@ -137,16 +157,23 @@ def import_tables(
     unused = [key for key in renames if key not in used]
     if unused:
         raise TableError(f"rename: no table has a column `{unused[0].split('.', 1)[-1]}`")
+    unscaled = [key for key in factors if key not in scaled]
+    if unscaled:
+        raise TableError(f"scale: no table has a column `{unscaled[0].split('.', 1)[-1]}` (names after renaming)")
     for report in reports:
         result.suggestions += _suggestions(report)
     if "runs" not in frames:
-        raise TableError(f"{_shown(source)}: no table `runs` (runs.parquet, runs.csv, runs.jsonl or runs.json)")
+        raise TableError(f"{_shown(source)}: no table `runs` ({', '.join(f'runs{suffix}' for suffix in SUFFIXES)})")
     _derive_retention(frames["runs"], result)
     try:
         tables = Tables(**frames)
     except TableError as error:
         near = "; ".join(result.suggestions)
-        raise TableError(f"{error}" + (f". {near}" if near and "missing" in str(error) else "")) from error
+        text = str(error) + (f". {near}" if near and "missing" in str(error) else "")
+        column = re.search(r"column `([^`]+)`", text)
+        if "percent where 0..1" in text and column:
+            text += f". If all of it is in percent: --scale {column[1]}=0.01"
+        raise TableError(text) from error
     result.hints += _unit_hints(tables)
     result.costs = _costs(reports, tables)
     if not check_only:
@@ -162,6 +189,21 @@ def parse_renames(pairs: Sequence[str]) -> dict[str, str]:
         if not separator or not old.strip() or not new.strip():
             raise TableError(f"rename `{pair}`: must be old=new, for example lr=learning_rate")
         result[old.strip()] = new.strip()
+    return result
+
+
+def parse_scales(pairs: Sequence[str]) -> dict[str, float]:
+    """``["test_accuracy=0.01"]`` as a mapping. Raises :class:`TableError` for what is not ``column=factor``."""
+    result: dict[str, float] = {}
+    for pair in pairs:
+        column, _, factor = pair.partition("=")
+        try:
+            value = float(factor)
+        except ValueError:
+            value = math.nan
+        if not column.strip() or not math.isfinite(value) or value == 0:
+            raise TableError(f"scale `{pair}`: must be column=factor, for example test_accuracy=0.01")
+        result[column.strip()] = value
     return result
 
 
@@ -198,15 +240,19 @@ def _files(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) ->
     return found
 
 
-def _read(path: Path) -> pd.DataFrame:
+def _read(path: Path, nulls: Sequence[str]) -> pd.DataFrame:
     suffix = path.suffix.lower()
     try:
         if suffix == ".parquet":
             frame = pq.read_table(path).to_pandas()
-        elif suffix == ".csv":
-            frame = pd.read_csv(path, na_values=["null", "None"], keep_default_na=True, low_memory=False)
+        elif suffix in (".csv", ".tsv"):
+            separator = "\t" if suffix == ".tsv" else _separator(path)
+            words = ["null", "None", *nulls]
+            frame = pd.read_csv(path, sep=separator, na_values=words, keep_default_na=True, low_memory=False)
         else:
             frame = pd.DataFrame(_records(path))
+        if nulls and suffix not in (".csv", ".tsv"):
+            frame = frame.mask(frame.isin(list(nulls)))
     except (pa.ArrowInvalid, OSError, ValueError, pd.errors.ParserError) as error:
         raise TableError(f"{path}: cannot be read as {suffix[1:]} ({error})") from error
     frame.columns = [str(column).strip() for column in frame.columns]
@@ -214,6 +260,13 @@ def _read(path: Path) -> pd.DataFrame:
     if len(twice):
         raise TableError(f"{path}: the column `{twice[0]}` appears more than once")
     return frame
+
+
+def _separator(path: Path) -> str:
+    """The one of comma, semicolon and tab that the heading holds most of."""
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        heading = file.readline()
+    return max(",;\t", key=heading.count)
 
 
 def _records(path: Path) -> list[dict[str, object]]:
@@ -247,6 +300,48 @@ def _renamed(
     if len(twice):
         raise TableError(f"{where}: two columns would be called `{twice[0]}`")
     return result
+
+
+def _long(frame: pd.DataFrame, report: TableReport) -> pd.DataFrame:
+    """``layers`` with a row a value, where it came with a column a metric."""
+    keys = [name for name in ("run_id", "step", "layer", "head") if name in frame.columns]
+    wide = [name for name in (*STRUCTURE_METRICS, "cka", "cls_mass") if name in frame.columns]
+    if "metric" in frame.columns or "value" in frame.columns or not wide or len(keys) < 3:
+        return frame
+    report.read_as.append(f"one column a metric ({', '.join(wide)}): made one row a value")
+    long = frame.melt(id_vars=keys, value_vars=wide, var_name="metric", value_name="value")
+    return long[long["value"].notna()].reset_index(drop=True)
+
+
+def _empty_cells(frame: pd.DataFrame, name: str, report: TableReport) -> None:
+    """Usual words for "nothing" become null in columns of numbers and truth values, in place."""
+    for column in columns_of(name, frame):
+        if column.kind == "string" or column.name not in frame.columns:
+            continue
+        values = frame[column.name]
+        if pd.api.types.is_numeric_dtype(values.dtype) or pd.api.types.is_bool_dtype(values.dtype):
+            continue
+        words = values.map(lambda value: value.strip().lower() if isinstance(value, str) else None)
+        empty = words.isin(list(NULLS)) & values.notna()
+        if empty.any():
+            shown = ", ".join(f"`{word}`" for word in sorted({str(word) for word in values[empty]}))
+            report.read_as.append(f"{int(empty.sum())} cells of `{column.name}` ({shown}) read as null")
+            frame[column.name] = values.mask(empty)
+
+
+def _scale(frame: pd.DataFrame, name: str, factors: Mapping[str, float], used: set[str], report: TableReport) -> None:
+    """Multiply columns, in place."""
+    for key, factor in factors.items():
+        table, _, rest = key.partition(".")
+        column = rest if table in SCHEMAS else key
+        if (table in SCHEMAS and table != name) or column not in frame.columns:
+            continue
+        try:
+            frame[column] = pd.to_numeric(frame[column], errors="raise") * factor
+        except (TypeError, ValueError) as error:
+            raise TableError(f"scale: column `{column}` of the table {name} holds no numbers ({error})") from error
+        report.scaled[column] = factor
+        used.add(key)
 
 
 def _text_types(frame: pd.DataFrame, name: str) -> None:

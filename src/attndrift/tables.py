@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -66,10 +67,10 @@ RUNS = (
     Column("experiment", "string", "label of the seed report's matrix (E2, A1, ...)"),
     Column("protocol", "string", "seed | leak-free"),
     Column("model", "string", "backbone"),
-    Column("dataset", "string", "fine-tuning target", required=True),
+    Column("dataset", "string", "fine-tuning target"),
     Column("method", "string", "full | lora | linear_probe | last_block | none", required=True),
     Column("learning_rate", "float", "peak rate of AdamW", 0.0),
-    Column("seed", "int", "initialisation, order and augmentation", required=True),
+    Column("seed", "int", "initialisation, order and augmentation; runs without one count as one seed"),
     Column("data_seed", "int", "splits, subsets and probe"),
     Column("epochs", "float", "planned epochs", 0.0),
     Column("batch_size", "int", "images an optimiser step", 0),
@@ -164,6 +165,15 @@ TRANSFER_FIELDS = tuple(_TRANSFER)
 _TRANSFER_PATTERN = re.compile(r"^transfer_(?P<set>.+)_(?P<field>accuracy|pretrained|retention_pct|n)$")
 
 
+_SWEEP_PATTERN = re.compile(r"^transfer_(?P<set>.+)_(?P<field>accuracy|agreement)$")
+
+
+def agreement_column(name: str) -> Column:
+    """The ``interpolation`` column that says how many zero-shot predictions on the set ``name`` are still the
+    pretrained model's; it needs no labels."""
+    return _fraction(f"transfer_{name}_agreement", f"share of images that keep the pretrained prediction, {name}")
+
+
 def transfer_columns(name: str) -> tuple[Column, ...]:
     """The four ``runs`` columns of the transfer set ``name``."""
     return tuple(
@@ -186,10 +196,11 @@ def columns_of(table: str, frame: pd.DataFrame) -> tuple[Column, ...]:
     """Columns of ``table``: those of its schema and those of the transfer sets that ``frame`` has."""
     extra: list[Column] = []
     if table in ("runs", "interpolation"):
-        names = dict.fromkeys(m["set"] for c in frame.columns if (m := _TRANSFER_PATTERN.match(str(c))))
+        pattern = _TRANSFER_PATTERN if table == "runs" else _SWEEP_PATTERN
+        names = dict.fromkeys(m["set"] for c in frame.columns if (m := pattern.match(str(c))))
         for name in names:
             columns = transfer_columns(name)
-            extra += columns if table == "runs" else columns[:1]
+            extra += columns if table == "runs" else (columns[0], agreement_column(name))
     return SCHEMAS[table] + tuple(extra)
 
 
@@ -200,7 +211,8 @@ _ARROW = {"string": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool
 def conform(table: str, frame: pd.DataFrame, *, where: str | None = None) -> pd.DataFrame:
     """``frame`` with every column of ``table``, in order and typed; absent columns are null.
 
-    Unknown columns are kept at the end. Raises :class:`TableError`, naming column and row, for a
+    Unknown columns are kept at the end. Infinite numbers (the loss of a diverged run, a change relative to 0)
+    become null; :func:`infinite_values` counts them. Raises :class:`TableError`, naming column and row, for a
     missing or null key, a value of the wrong type, or one outside its range (an accuracy of 97.2
     where 0.972 is meant, for example).
     """
@@ -208,17 +220,45 @@ def conform(table: str, frame: pd.DataFrame, *, where: str | None = None) -> pd.
     columns = columns_of(table, frame)
     known = {column.name for column in columns}
     result: dict[str, pd.Series] = {}
+    infinite = infinite_values(frame)
     for column in columns:
         if column.name not in frame.columns:
             if column.required:
                 raise TableError(f"{where}: the column `{column.name}` ({column.meaning}) is missing")
             result[column.name] = pd.Series([None] * len(frame), index=frame.index, dtype=_DTYPES[column.kind])
             continue
-        result[column.name] = _typed(column, frame[column.name], where)
+        values = frame[column.name]
+        if column.kind == "float":
+            values, count = _without_infinite(values)
+            if count:
+                infinite[column.name] = infinite.get(column.name, 0) + count
+        result[column.name] = _typed(column, values, where)
     for name in frame.columns:
         if name not in known:
             result[str(name)] = frame[name]
-    return pd.DataFrame(result, index=frame.index).reset_index(drop=True)
+    whole = pd.DataFrame(result, index=frame.index).reset_index(drop=True)
+    if infinite:
+        whole.attrs[_INFINITE] = infinite
+    return whole
+
+
+_INFINITE = "infinite"
+
+
+def infinite_values(frame: pd.DataFrame) -> dict[str, int]:
+    """How many infinite numbers of each column :func:`conform` turned into nulls."""
+    return dict(frame.attrs.get(_INFINITE, {}))
+
+
+def _without_infinite(values: pd.Series) -> tuple[pd.Series, int]:
+    """``values`` with nulls for infinities, and how many there were."""
+    try:
+        infinite = np.isinf(pd.to_numeric(values, errors="raise").to_numpy(dtype=float, na_value=np.nan))
+    except (TypeError, ValueError):
+        # Not numbers at all: the check of types says so.
+        return values, 0
+    count = int(infinite.sum())
+    return (values.mask(infinite), count) if count else (values, 0)
 
 
 def _typed(column: Column, values: Any, where: str) -> Any:

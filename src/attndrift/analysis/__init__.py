@@ -4,7 +4,7 @@ from attndrift.analysis.core import analyze
 from attndrift.analysis.images import read_image_outcomes
 from attndrift.analysis.loading import load_tables
 from attndrift.analysis.result import Analysis, Finding, Table, read_analysis
-from attndrift.analysis.settings import AnalysisSettings
+from attndrift.analysis.settings import AnalysisSettings, parse_analysis_settings
 
 __all__ = [
     "Analysis",
@@ -13,6 +13,7 @@ __all__ = [
     "Table",
     "analyze",
     "load_tables",
+    "parse_analysis_settings",
     "read_analysis",
     "read_image_outcomes",
 ]

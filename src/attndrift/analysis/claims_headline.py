@@ -81,7 +81,8 @@ def _t_interval(values: Sequence[float], level: float) -> Interval:
     """Student's interval of a mean over seeds; null, with the reason, for fewer than three."""
     n = len(values)
     if n < 3:
-        return Interval(level=level, n=n, unit="seed", method="none", reason=f"{n} seeds: an interval needs at least 3")
+        count = "one seed" if n == 1 else f"{n} seeds"
+        return Interval(level=level, n=n, unit="seed", method="none", reason=f"{count}: an interval needs at least 3")
     error = float(stats.sem(values))
     if error == 0:
         return Interval(level=level, n=n, unit="seed", method="none", reason=f"all {n} seeds give the same value")
@@ -95,8 +96,13 @@ def _retention(ground: _Ground, own: pd.DataFrame) -> tuple[float, Interval]:
     if len(own) == 1:
         interval = ground.images.retention(_row(own), str(ground.transfer))
     else:
-        interval = _t_interval(own[ground.retention].tolist(), ground.level)
+        interval = _t_interval(_by_seed(own, ground.retention), ground.level)
     return float(own[ground.retention].mean()), interval
+
+
+def _by_seed(own: pd.DataFrame, column: str) -> list[float]:
+    """Means of the runs of each seed: runs of one seed, or of none that is given, are no sample of seeds."""
+    return [float(value) for value in own.groupby("replicate", sort=True)[column].mean().dropna()]
 
 
 def _row(own: pd.DataFrame) -> Mapping[str, Any]:
@@ -280,7 +286,7 @@ def _entropy(e: Evidence, ground: _Ground) -> None:
         return
     onset = e.settings.collapse_onset_pct
     means = {text: float(part[ENTROPY].mean()) for text, _, part in rates}
-    intervals = {text: _t_interval(part[ENTROPY].tolist(), ground.level) for text, _, part in rates}
+    intervals = {text: _t_interval(_by_seed(part, ENTROPY), ground.level) for text, _, part in rates}
     told: list[str] = []
     for text, _, part in _shown(rates):
         bracket = f" ({_limits(intervals[text], signed=True, digits=2)})" if intervals[text].low is not None else ""
@@ -289,10 +295,11 @@ def _entropy(e: Evidence, ground: _Ground) -> None:
         told.append(f"{number_text(means[text])}%{bracket}{block} at {text}")
     fell = [text for text, _, _ in rates if means[text] <= onset]
     where = (
-        f"the mean fell by {-onset:g}% or more at {', '.join(fell)}"
-        + (f" and at none of the other {len(rates) - len(fell)} rates" if len(fell) < len(rates) else "")
+        f"the mean fell by {-onset:g}% or more at {', '.join(fell)}" + _elsewhere(len(rates) - len(fell))
         if fell
-        else f"the mean fell by {-onset:g}% or more at none of {len(rates)} rate{'' if len(rates) == 1 else 's'}"
+        else f"the mean fell by {-onset:g}% or more at none of {len(rates)} rates"
+        if len(rates) > 1
+        else f"the mean did not fall by {-onset:g}% or more"
     )
     kept = ""
     if ground.transfer is not None:
@@ -360,6 +367,12 @@ def _entropy(e: Evidence, ground: _Ground) -> None:
         n_configurations=len(rates),
         n_runs=len(own),
     )
+
+
+def _elsewhere(others: int) -> str:
+    if not others:
+        return ""
+    return " and not at the other rate" if others == 1 else f" and at none of the other {others} rates"
 
 
 def _datasets(e: Evidence) -> set[str]:

@@ -36,7 +36,7 @@ def method_claims(e: Evidence) -> None:
         points = " points" if measure.unit in ("%", "fraction") else ""
         test = c.configurations.tests[0]
         strength = judge(c.n_configurations, c.n_cells, c.n_seeds, test, c.interval, e.settings)
-        mean = c.cells.mean
+        mean = c.configurations.mean
         lower = c.cells.below_zero
         d_z = f", d_z = {number_text(c.cells.d_z)} on cells" if c.cells.d_z is not None else ""
         cells_test = c.cells.tests[0]

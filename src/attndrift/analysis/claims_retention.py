@@ -11,6 +11,7 @@ from attndrift.analysis.wording import (
     interval_text,
     judge,
     number_text,
+    spread_text,
     test_text,
     told,
     where_text,
@@ -51,6 +52,60 @@ def retention_claims(e: Evidence) -> None:
         for selection in e.selections:
             if selection.transfer_set == name:
                 _selection(e, selection)
+    _interpolation(e)
+
+
+_RULES = {
+    "agreement": "agreement with the pretrained model's predictions on the unlabelled transfer images",
+    "cka": "mean CKA",
+    "embedding_drift": "embedding drift",
+}
+
+
+def _interpolation(e: Evidence) -> None:
+    """How well an alpha chosen without labels kept the retention that was wanted."""
+    rows = [row for row in e.tables["interpolation_choice"].rows if row["kept_pct"] is not None]
+    for name in sorted({str(row["transfer_set"]) for row in rows}):
+        for rule, words in _RULES.items():
+            mine = [row for row in rows if (row["transfer_set"], row["rule"]) == (name, rule)]
+            if not mine:
+                continue
+            told: list[str] = []
+            for wanted in sorted({float(row["wanted_pct"]) for row in mine}, reverse=True):
+                own = [row for row in mine if row["wanted_pct"] == wanted]
+                kept = sum(bool(row["kept"]) for row in own)
+                errors = [float(row["error_points"]) for row in own]
+                text = (
+                    f"for {wanted:g}% it was kept in {kept} of {len(own)}, the retention there "
+                    f"{spread_text(errors, signed=True)} points from the wanted one"
+                )
+                costs = [
+                    100 * (float(row["best_test_accuracy"]) - float(row["test_accuracy"]))
+                    for row in own
+                    if row["test_accuracy"] is not None and row["best_test_accuracy"] is not None
+                ]
+                if costs:
+                    text += f", the test accuracy {spread_text(costs, signed=True)} points below that of the best alpha"
+                told.append(text)
+            n = len({row["run_id"] for row in mine})
+            e.add(
+                f"rq3 {name} interpolation {rule}",
+                "RQ3",
+                f"Along {n} interpolation sweep{'' if n == 1 else 's'} alpha was chosen by {words} to keep a wanted "
+                f"retention on {name}: {'; '.join(told)}. "
+                + ("Descriptive only" if n >= 3 else "Too few sweeps to tell how well the rule does on others")
+                + f" (n = {n} run{'' if n == 1 else 's'}).",
+                "descriptive" if n >= 3 else "too few",
+                rule=rule,
+                n_runs=n,
+                choices=[
+                    {
+                        key: row[key]
+                        for key in ("run_id", "wanted_pct", "alpha", "kept_pct", "error_points", "kept", "best_alpha")
+                    }
+                    for row in mine
+                ],
+            )
 
 
 def _signal(e: Evidence, s: Signal, *, best: bool) -> None:
@@ -109,7 +164,13 @@ def _warning(e: Evidence, here: list[Signal], name: str, when: str) -> None:
     interval = best.roc_interval
     low = None if interval is None else interval.low
     few = best.n_configurations < e.settings.min_configurations
-    clear = low is not None and low > 0.5
+    spread = interval is not None and interval.low is not None and interval.low != interval.high
+    clear = spread and low is not None and low > 0.5
+    against = (
+        f"{interval_text(interval)}; {'above' if clear else 'not clearly above'} chance, 0.5"
+        if spread or best.roc_auc is None or best.roc_auc < 1
+        else "it separates these runs without a mistake, so that resampling them shows no uncertainty"
+    )
     strength: Strength = "descriptive"
     moment = "at the end" if when == "final" else "after the first epoch"
     extra = (
@@ -123,7 +184,7 @@ def _warning(e: Evidence, here: list[Signal], name: str, when: str) -> None:
         f"Of {len(known)} signals measured {moment}, {_SIGNAL_LABELS[best.signal]} tells the {best.n_damaged} "
         f"of {best.n_runs} runs "
         f"that end below {e.settings.damaged_below_pct:g}% {name} retention apart best: ROC area {best.roc_auc:.2f} "
-        f"({interval_text(interval)}; {'above' if clear else 'not clearly above'} chance, 0.5). {extra}",
+        f"({against}). {extra}",
         strength,
         effect=best.roc_auc,
         signal=best.signal,

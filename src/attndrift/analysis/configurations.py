@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from attndrift.analysis.measures import Measure, outcomes
 from attndrift.analysis.result import Excluded, number
-from attndrift.tables import STRUCTURE_METRICS, Tables, transfer_sets
+from attndrift.tables import SCHEMAS, STRUCTURE_METRICS, Tables, infinite_values, transfer_sets
 
 METHOD_COLUMNS = (
     "method",
@@ -202,11 +202,29 @@ def _derive_changes(runs: pd.DataFrame, notes: list[str]) -> None:
         runs[name] = given
 
 
+def _name_what_is_missing(tables: Tables, runs: pd.DataFrame, notes: list[str]) -> None:
+    """Notes on infinite numbers and on runs without a data set or a seed; those get names, in place."""
+    for table in SCHEMAS:
+        for column, count in infinite_values(getattr(tables, table)).items():
+            notes.append(f"`{column}` is infinite in {count} rows of the table `{table}`; read there as null.")
+    nameless = runs["dataset"].isna()
+    if nameless.any():
+        runs.loc[nameless, "dataset"] = NOT_GIVEN
+        notes.append(f"{int(nameless.sum())} of {len(runs)} runs name no data set: they are taken to share one.")
+    unseeded = int((runs["seed"].isna() & (runs["method"] != "none")).sum())
+    if unseeded:
+        notes.append(
+            f"{unseeded} of {len(runs)} runs name no seed: they count as one seed, so nothing that needs several is "
+            "claimed from them."
+        )
+
+
 def prepare(tables: Tables) -> Prepared:
     """Order the runs, name their methods and configurations, set aside those that cannot be analysed."""
     notes: list[str] = []
     runs = tables.runs.sort_values("run_id", kind="stable").reset_index(drop=True)
     sets = sorted(transfer_sets(runs))
+    _name_what_is_missing(tables, runs, notes)
     _derive_changes(runs, notes)
     keys = _keys(runs)
     _drop_wobbling(runs, keys, notes)

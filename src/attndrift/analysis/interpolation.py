@@ -54,6 +54,17 @@ def interpolation_tables(
             )
             for n in names
         ],
+        *[
+            Column(
+                name=f"transfer_{n}_agreement",
+                label=f"{n}: pretrained prediction kept",
+                unit="%",
+                digits=1,
+                scale=100.0,
+            )
+            for n in names
+            if frame[f"transfer_{n}_agreement"].notna().any()
+        ],
         *[Column(name=f"transfer_{n}_retention_pct", label=f"{n} retention", unit="%", digits=1) for n in names],
         Column(name="entropy_change_pct", label="Entropy change", unit="%", digits=2, signed=True),
         Column(name="cka_mean", label="CKA, mean over blocks", digits=3),
@@ -107,6 +118,14 @@ class _Rule:
 
 
 RULES = (
+    _Rule(
+        "agreement",
+        "transfer_{}_agreement",
+        "largest alpha at which at least the wanted share of the transfer images, without their labels, keeps the "
+        "pretrained model's prediction; retention is no lower than that share where right predictions change no more "
+        "often than wrong ones",
+        False,
+    ),
     _Rule("cka", "cka_mean", "largest alpha with a mean CKA of at least the wanted share", False),
     _Rule(
         "embedding_drift",
@@ -217,11 +236,12 @@ def _apply(
     rule: _Rule, run_id: str, sweep: pd.DataFrame, prepared: Prepared, transfer_set: str, wanted: float
 ) -> tuple[float | None, str]:
     alpha = sweep["alpha"].to_numpy(dtype=float)
-    signal = sweep[rule.column].to_numpy(dtype=float)
+    column = rule.column.format(transfer_set)
+    signal = sweep[column].to_numpy(dtype=float)
     if not np.isfinite(signal).any():
-        return None, f"`{rule.column}` was not measured along alpha"
+        return None, f"`{column}` was not measured along alpha"
     if not rule.calibrated:
-        keeps = 100 * signal if rule.column == "cka_mean" else 100 * (1 - signal)
+        keeps = 100 * (1 - signal) if rule.column == "embedding_drift" else 100 * signal
     else:
         curve = _calibration(rule.column, run_id, sweep, prepared, transfer_set)
         if isinstance(curve, str):

@@ -44,15 +44,22 @@ def _cells(runs: pd.DataFrame, names: list[str]) -> pd.DataFrame:
 def _intervals(
     values: Floats, configuration: NDArray[np.intp], settings: AnalysisSettings, *names: str
 ) -> list[Interval]:
-    """Intervals of the column means of ``values`` (cells, measures; NaN where missing), configurations resampled."""
+    """Intervals of the mean over configuration means of ``values`` (cells, measures; NaN where missing).
+
+    Configurations are resampled, and each counts once however many seeds it has: the mean that is printed and
+    tested beside the interval is the same one.
+    """
     n = int(configuration.max()) + 1 if len(configuration) else 0
     present = np.isfinite(values)
     sums = np.zeros((n, values.shape[1]))
     counts = np.zeros_like(sums)
     np.add.at(sums, configuration, np.where(present, values, 0.0))
     np.add.at(counts, configuration, present.astype(float))
+    held = counts > 0
+    means = np.divide(sums, counts, out=np.zeros_like(sums), where=held)
     result: list[Interval] = []
-    draws = cluster_means(sums, counts, draw(settings, n, *names)) if n else np.zeros((0, values.shape[1]))
+    indices = draw(settings, n, *names) if n else None
+    draws = np.zeros((0, values.shape[1])) if indices is None else cluster_means(means, held.astype(float), indices)
     for column in range(values.shape[1]):
         used = int((counts[:, column] > 0).sum())
         result.append(interval_of(draws[:, column], settings, used))
@@ -171,8 +178,8 @@ def _compare(
                 n_configurations=len(means[2]),
                 n_cells=len(d),
                 n_seeds=len(set(seeds)),
-                first_mean=number(a.mean()),
-                second_mean=number(b.mean()),
+                first_mean=number(means[0].mean()),
+                second_mean=number(means[1].mean()),
                 cells=difference("cells", a, b, d),
                 configurations=by_configuration,
                 interval=intervals[column],

@@ -115,7 +115,7 @@ class Comparison(Part):
     n_configurations: int
     n_cells: int
     n_seeds: int
-    first_mean: float | None = None
+    first_mean: float | None = Field(default=None, description="mean over configuration means")
     second_mean: float | None = None
     cells: Difference
     configurations: Difference

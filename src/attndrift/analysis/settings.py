@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 
 class AnalysisSettings(BaseModel):
@@ -49,3 +51,24 @@ class AnalysisSettings(BaseModel):
     )
     max_rate_groups: int = Field(default=40, ge=1, description="rate sweeps tested, those with most rates and runs")
     max_sweeps: int = Field(default=40, ge=1, description="sweep tables of each kind, the largest ones")
+
+
+def parse_analysis_settings(pairs: Sequence[str]) -> AnalysisSettings:
+    """Settings from ``["damaged_below_pct=60", "iso_accuracies=0.8,0.9"]``; what is not named keeps its default.
+
+    Raises ValueError, saying which setting and what is allowed.
+    """
+    given: dict[str, object] = {}
+    for pair in pairs:
+        name, separator, value = pair.partition("=")
+        known = AnalysisSettings.model_fields.get(name.strip())
+        if not separator or known is None:
+            names = ", ".join(AnalysisSettings.model_fields)
+            raise ValueError(f"analysis setting `{pair}`: write NAME=VALUE; the names are {names}")
+        several = isinstance(known.default, tuple)
+        given[name.strip()] = tuple(part.strip() for part in value.split(",") if part.strip()) if several else value
+    try:
+        return AnalysisSettings.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"analysis setting `{first['loc'][0]}`: {first['msg']} (got {first['input']!r})") from error

@@ -254,7 +254,7 @@ def interval_of(
 
 
 def cluster_means(sums: Floats, counts: Floats, indices: NDArray[np.intp]) -> Floats:
-    """Means over resampled configurations; ``sums`` and ``counts`` (configurations, measures), every run counts once.
+    """Weighted means over resampled configurations; ``sums`` and ``counts`` (weights) are (configurations, measures).
 
     Returns (resamples, measures), NaN where a resample holds no value.
     """

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,10 +97,16 @@ def _excludes_zero(interval: Interval | None) -> bool:
 
 
 def number_text(value: float | None, digits: int = 2, signed: bool = True) -> str:
-    if value is None:
+    if value is None or not math.isfinite(value):
         return "not known"
     text = f"{value:{'+' if signed else ''}.{digits}f}"
     return text.lstrip("+-") if float(text) == 0 else text
+
+
+def spread_text(values: Sequence[float], digits: int = 1, signed: bool = False) -> str:
+    """One value, or the lowest and the highest of several."""
+    low, high = number_text(min(values), digits, signed), number_text(max(values), digits, signed)
+    return low if low == high else f"{low} to {high}"
 
 
 def p_text(value: float) -> str:

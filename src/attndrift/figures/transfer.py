@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -291,7 +293,7 @@ def interpolation(source: Source) -> Drawing:
         raise NoData("no interpolation sweep was made (`attndrift interpolate RUN` makes one)")
     runs = source.tables.runs.set_index("run_id")
     ids = list(dict.fromkeys(table["run_id"]))[:6]
-    transfer = [c for c in table.columns if str(c).startswith("transfer_") and table[c].notna().any()]
+    transfer = [c for c in table.columns if _TRANSFER.fullmatch(str(c)) and table[c].notna().any()]
     columns = [("test_accuracy", axis_label("test_accuracy"))]
     columns += [(str(c), axis_label(str(c))) for c in transfer[:1]]
     columns += [(c, axis_label(c)) for c in ("entropy_change_pct", "embedding_drift")]
@@ -301,7 +303,7 @@ def interpolation(source: Source) -> Drawing:
     rows = -(-len(columns) // 2)
     figure, axes = new_figure(18 + 36 * rows, rows, min(2, len(columns)), sharex=True)
     look = looks([(run_id, str(runs.loc[run_id, "method"])) for run_id in ids])
-    banded = False
+    banded, wanted, chosen = False, *_chosen(source, transfer[0] if transfer else "", ids)
     for (column, label), panel in zip(columns, axes.flat, strict=False):
         for run_id in ids:
             own = table[(table["run_id"] == run_id) & table[column].notna()].sort_values("alpha")
@@ -310,6 +312,10 @@ def interpolation(source: Source) -> Drawing:
                 own["alpha"], scaled(column, own[column]), color=one.color, marker=one.marker, linestyle=one.line
             )
             banded |= _image_band(panel, own["alpha"], column, own[column], runs.loc[run_id], one)
+            if run_id in chosen and column.endswith("_accuracy"):
+                at = chosen[run_id][0]
+                value = np.interp(at, own["alpha"].to_numpy(float), scaled(column, own[column]))
+                panel.plot(at, value, marker="*", markersize=8, color=one.color, markerfacecolor="white", zorder=4)
         panel.set_ylabel(label)
         panel.yaxis.set_major_locator(MaxNLocator(4))
         panel.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "¼", "½", "¾", "1"])
@@ -320,16 +326,49 @@ def interpolation(source: Source) -> Drawing:
     for panel in axes.flat[len(columns) :]:
         panel.set_visible(False)
     entries = [(_run_label(source, run_id), mark(one)) for run_id, one in look.items()]
+    if chosen:
+        star = Line2D([], [], color=GREY, marker="*", markersize=8, markerfacecolor="white", linestyle="none")
+        entries.append((f"alpha chosen without labels for {wanted:g}%", star))
     legend(figure, entries, {1}, images="bands are 95% intervals over test images" if banded else "")
     bands = f"Bands: {LEVEL:.0%} intervals over the test images of that run (Wilson). " if banded else ""
     left = len(set(table["run_id"])) - len(ids)
     text = (
         "Interpolation (1 − alpha) pretrained + alpha adapted between the weights of single runs "
         f"(n = {len(ids)} run{'' if len(ids) == 1 else 's'}; a line is one run, so no spread over seeds is "
-        f"drawn). {bands}alpha = 0 is the pretrained model."
+        f"drawn). {bands}alpha = 0 is the pretrained model.{_choice_text(wanted, chosen)}"
         + (f" {left} further sweeps are in the tables." if left else "")
     )
     return Drawing(figure, source.caption(text), table[table["run_id"].isin(ids)])
+
+
+_TRANSFER = re.compile(r"transfer_(.+)_accuracy")
+
+
+def _chosen(source: Source, column: str, ids: Sequence[str]) -> tuple[float, dict[str, tuple[float, float | None]]]:
+    """The wanted retention, and for each run the alpha chosen by agreement, with the retention there."""
+    wanted = source.analysis.settings.wanted_retentions_pct
+    if not wanted or not column:
+        return 0.0, {}
+    middle = sorted(wanted)[len(wanted) // 2]
+    return middle, {
+        str(row["run_id"]): (float(row["alpha"]), row["kept_pct"])
+        for row in source.analysis.tables["interpolation_choice"].rows
+        if row["rule"] == "agreement"
+        and row["wanted_pct"] == middle
+        and row["alpha"] is not None
+        and row["run_id"] in ids
+        and f"transfer_{row['transfer_set']}_accuracy" == column
+    }
+
+
+def _choice_text(wanted: float, chosen: dict[str, tuple[float, float | None]]) -> str:
+    kept = [f"{value:.1f}" for _, value in chosen.values() if value is not None]
+    if not kept:
+        return ""
+    return (
+        f" Stars: the largest alpha at which {wanted:g}% of the predictions on the transfer images are still those of the "
+        f"pretrained model, chosen without labels; it kept {', '.join(kept)}% of the pretrained accuracy."
+    )
 
 
 def _image_band(panel: Any, alpha: pd.Series, column: str, values: pd.Series, run: pd.Series, look: Look) -> bool:

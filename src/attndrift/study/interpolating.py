@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from attndrift.files import write_json
 from attndrift.models import load_adapted, projection_drift, weight_drift
@@ -34,9 +36,10 @@ def interpolate(
 ) -> list[dict[str, Any]]:
     """Measure a finished run's selected checkpoint along ``alphas`` and write ``interpolation.json``.
 
-    Every point has the columns of the table ``interpolation``. The test split is read once a point, so
-    an alpha chosen by its test accuracy is chosen on the split that it is reported on: choose by drift,
-    or on validation. Raises ``ValueError`` for a run that is not finished and for an alpha outside 0..1.
+    Every point has the columns of the table ``interpolation``. ``transfer_S_agreement`` is the share of the
+    transfer images whose zero-shot prediction is that of the pretrained model, which needs no labels. The test
+    split is read once a point, so an alpha chosen by its test accuracy is chosen on the split that it is
+    reported on: choose by agreement, by drift, or on validation. Raises ``ValueError`` for a run that is not finished and for an alpha outside 0..1.
     """
     record = read_record(folder)
     if record is None or record["status"] != "finished":
@@ -57,6 +60,7 @@ def interpolate(
     start = dict(pretrained.clip.named_parameters())
     end = dict(adapted.backbone.named_parameters())
     points = []
+    before: dict[str, NDArray[np.int64]] = {}
     for alpha in sorted(set(alphas)):
         with torch.no_grad():
             for name, parameter in model.backbone.named_parameters():
@@ -78,7 +82,13 @@ def interpolate(
             "weight_drift": drift.weight_drift,
         }
         for item in transfer:
-            point[f"transfer_{item.name}_accuracy"] = item.evaluate(model, pretrained, settings).accuracy
+            found = item.evaluate(model, pretrained, settings)
+            if alpha == 0.0:
+                before[item.name] = found.predictions
+            elif item.name not in before:
+                before[item.name] = bench.pretrained_transfer(settings, item, pretrained).predictions
+            point[f"transfer_{item.name}_accuracy"] = found.accuracy
+            point[f"transfer_{item.name}_agreement"] = float((found.predictions == before[item.name]).mean())
         points.append(point)
         if progress is not None:
             progress(float(alpha), point)
