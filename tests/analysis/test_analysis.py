@@ -11,12 +11,21 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
-from attndrift.analysis import Analysis, AnalysisSettings, analyze, load_tables, read_analysis
+from attndrift.analysis import (
+    Analysis,
+    AnalysisSettings,
+    analyze,
+    load_tables,
+    parse_analysis_settings,
+    read_analysis,
+)
 from attndrift.analysis.interpolation import largest_alpha
 from attndrift.analysis.operating import crossings, on_front
 from attndrift.analysis.schema import TABLES, schema_markdown
 from attndrift.analysis.synthetic import synthetic_tables
+from attndrift.cli import app
 from attndrift.tables import Tables, write_tables
 
 QUICK = AnalysisSettings(bootstrap_resamples=200)
@@ -399,6 +408,72 @@ def test_spellings_of_one_setting_are_one_configuration(usual: Tables) -> None:
     found = analyze(Tables(runs=runs), settings=QUICK)
     assert {row["n_seeds"] for row in found.tables["configurations"].rows} == {3}
     assert found.data.methods == ["LoRA r=8"]
+
+
+def test_alpha_is_chosen_by_the_predictions_that_stay() -> None:
+    """On the transfer images without their labels; what it kept is read off the labels afterwards."""
+    run = {"run_id": "a", "dataset": "d", "method": "full", "seed": 0, "transfer_s_pretrained": 0.6}
+    sweep = pd.DataFrame(
+        {
+            "run_id": "a",
+            "alpha": [0.0, 0.5, 1.0],
+            "test_accuracy": [0.1, 0.7, 0.9],
+            "transfer_s_accuracy": [0.6, 0.57, 0.3],
+            "transfer_s_agreement": [1.0, 0.92, 0.52],
+        }
+    )
+    runs = pd.DataFrame([run | {"transfer_s_accuracy": 0.3, "transfer_s_retention_pct": 50.0, "test_accuracy": 0.9}])
+    found = analyze(Tables(runs, interpolation=sweep), settings=QUICK)
+    rows = {(r["wanted_pct"], r["rule"]): r for r in found.tables["interpolation_choice"].rows}
+    row = rows[90.0, "agreement"]
+    assert row["alpha"] == pytest.approx(0.5 + 0.5 * 0.02 / 0.4)
+    assert row["kept_pct"] == pytest.approx(95 - 45 * (row["alpha"] - 0.5) / 0.5)
+    assert row["best_alpha"] == pytest.approx(0.5 + 0.5 * 5 / 45)
+    assert row["kept"]
+    assert rows[95.0, "agreement"]["alpha"] == pytest.approx(0.5 * 0.05 / 0.08)
+    assert rows[90.0, "cka"]["reason"] == "`cka_mean` was not measured along alpha"
+    (claim,) = [f for f in found.findings if f.evidence.get("rule") == "agreement"]
+    assert "for 90% it was kept in 1 of 1, the retention there +2.8 points from the wanted one" in claim.sentence
+    assert "the test accuracy +1.2 points below that of the best alpha" in claim.sentence
+    assert claim.strength == "too few"
+
+
+def test_intervals_are_of_the_mean_that_is_printed(usual: Tables) -> None:
+    """With unequal seeds each configuration counts once, in the mean, its test and its interval alike."""
+    runs = usual.runs[usual.runs["method"] != "none"]
+    spare = (runs["seed"] != 0) & (runs["learning_rate"] == runs["learning_rate"].min())
+    for c in (found := analyze(Tables(runs=runs[~spare]), settings=QUICK)).changes:
+        assert c.interval.low is None or c.interval.low <= (c.configurations.mean or 0) <= (c.interval.high or 0)
+    (c,) = [c for c in found.comparisons if (c.measure, c.scope) == ("entropy_change_pct", "all datasets")]
+    assert c.cells.mean != pytest.approx(c.configurations.mean)
+    assert (c.first_mean or 0) - (c.second_mean or 0) == pytest.approx(c.configurations.mean)
+    (claim,) = [f for f in found.findings if f.id.startswith("rq2") and "entropy-change-pct" in f.id]
+    assert claim.evidence["effect"] == c.configurations.mean
+
+
+def test_settings_from_text() -> None:
+    made = parse_analysis_settings(["damaged_below_pct=60", "iso_accuracies=0.8, 0.9"])
+    assert (made.damaged_below_pct, made.iso_accuracies) == (60.0, (0.8, 0.9))
+    for wrong, said in (("damaged=60", "the names are"), ("level=2", "`level`.*less than 1"), ("alpha", "NAME=VALUE")):
+        with pytest.raises(ValueError, match=said):
+            parse_analysis_settings([wrong])
+
+
+def test_the_command_prints_json_for_programs(usual: Tables, tmp_path: Path) -> None:
+    write_tables(usual, tmp_path)
+    arguments = [
+        "analyze",
+        str(tmp_path),
+        "--json",
+        "--set",
+        "damaged_below_pct=80",
+        "--set",
+        "bootstrap_resamples=100",
+    ]
+    printed = CliRunner().invoke(app, arguments)
+    assert printed.exit_code == 0, printed.output
+    assert json.loads(printed.stdout) == json.loads((tmp_path / "analysis.json").read_text())
+    assert json.loads(printed.stdout)["settings"]["damaged_below_pct"] == 80
 
 
 def test_unknown_settings_are_errors() -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from attndrift.analysis.synthetic import synthetic_tables
-from attndrift.importing import import_tables, parse_renames
+from attndrift.importing import import_tables, parse_renames, parse_scales
 from attndrift.tables import TableError, read_tables
 
 
@@ -187,3 +187,69 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "runs.json").write_text("{")
     with pytest.raises(TableError, match=r"runs\.json: cannot be read as json"):
         import_tables(tmp_path, tmp_path / "out")
+
+
+def test_percent_comes_in_where_it_is_said_to_be_percent(runs: pd.DataFrame, tmp_path: Path) -> None:
+    percent = runs.assign(test_accuracy=100 * runs["test_accuracy"], gini_change_pct=runs["gini_change_pct"] / 100)
+    path = save(percent, tmp_path / "runs.csv")
+    with pytest.raises(TableError, match=r"--scale test_accuracy=0\.01"):
+        import_tables(path, tmp_path / "out")
+    scale = parse_scales(["test_accuracy=0.01", "runs.gini_change_pct=100"])
+    report = import_tables(path, tmp_path / "out", scale=scale)
+    assert "multiplied `test_accuracy` by 0.01" in str(report)
+    made = read_tables(tmp_path / "out").runs
+    pd.testing.assert_series_equal(made["test_accuracy"], runs["test_accuracy"])
+    pd.testing.assert_series_equal(made["gini_change_pct"], runs["gini_change_pct"])
+    with pytest.raises(TableError, match="no table has a column `acc`"):
+        import_tables(path, tmp_path / "out2", scale={"acc": 0.01})
+    for wrong in ("test_accuracy", "test_accuracy=", "test_accuracy=nan", "=2"):
+        with pytest.raises(TableError, match="must be column=factor"):
+            parse_scales([wrong])
+
+
+def test_words_for_nothing_are_null_in_columns_of_numbers(runs: pd.DataFrame, tmp_path: Path) -> None:
+    spelled = runs.astype({"cka_mean": object})
+    spelled["cka_mean"] = ["-", "N/A", "missing", *runs["cka_mean"].iloc[3:]]
+    report = import_tables(save(spelled, tmp_path / "runs.json"), tmp_path / "out")
+    assert "3 cells of `cka_mean` (`-`, `N/A`, `missing`) read as null" in str(report)
+    assert read_tables(tmp_path / "out").runs["cka_mean"].isna().sum() == 3 + runs["cka_mean"].iloc[3:].isna().sum()
+    spelled["cka_mean"] = ["lost", *runs["cka_mean"].iloc[1:]]
+    path = save(spelled, tmp_path / "runs.csv")
+    with pytest.raises(TableError, match="`cka_mean` must be float"):
+        import_tables(path, tmp_path / "out2")
+    import_tables(path, tmp_path / "out2", nulls=["lost"])
+    assert pd.isna(read_tables(tmp_path / "out2").runs["cka_mean"].iloc[0])
+
+
+@pytest.mark.parametrize(("suffix", "separator"), [(".csv", ";"), (".csv", "\t"), (".tsv", "\t")])
+def test_other_separators(runs: pd.DataFrame, suffix: str, separator: str, tmp_path: Path) -> None:
+    path = tmp_path / f"runs{suffix}"
+    runs.to_csv(path, sep=separator, index=False)
+    import_tables(path, tmp_path / "out")
+    pd.testing.assert_frame_equal(read_tables(tmp_path / "out").runs, runs, rtol=1e-9)
+
+
+def test_wide_layers_become_long(runs: pd.DataFrame, tmp_path: Path) -> None:
+    save(runs, tmp_path / "runs.csv")
+    names = runs["run_id"].iloc[:2].tolist()
+    wide = pd.DataFrame(
+        [
+            {"run_id": run, "step": step, "layer": layer, "entropy": 3.0 + layer, "gini": None if layer == 2 else 0.1}
+            for run in names
+            for step in (0, 5)
+            for layer in (1, 2)
+        ]
+    )
+    save(wide, tmp_path / "layers.csv")
+    report = import_tables(tmp_path, tmp_path / "out")
+    assert "one column a metric (entropy, gini): made one row a value" in str(report)
+    layers = read_tables(tmp_path / "out").layers
+    assert layers["metric"].value_counts().to_dict() == {"entropy": 8, "gini": 4}
+    assert layers.loc[layers["metric"] == "entropy", "value"].tolist() == wide["entropy"].tolist()
+
+
+def test_records_without_seeds_say_what_that_costs(runs: pd.DataFrame, tmp_path: Path) -> None:
+    path = save(runs.drop(columns=["seed", "dataset"]), tmp_path / "runs.csv")
+    costs = "\n".join(import_tables(path, tmp_path / "out").costs)
+    assert "no `seed` in `runs`: telling seeds apart" in costs
+    assert "no `dataset` in `runs`: telling data sets apart" in costs

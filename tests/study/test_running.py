@@ -248,10 +248,19 @@ def test_interpolation_starts_at_the_pretrained_and_ends_at_the_adapted_model(st
     assert first["embedding_drift"] == pytest.approx(0.0, abs=1e-12)
     assert first["weight_drift"] == first["entropy_change_pct"] == 0.0
     assert first["transfer_objects_accuracy"] == row["transfer_objects_pretrained"]
+    assert first["transfer_objects_agreement"] == 1.0
+    # No more right answers can have been lost than answers were changed.
+    for point in points:
+        lost = first["transfer_objects_accuracy"] - point["transfer_objects_accuracy"]
+        assert abs(lost) <= 1 - point["transfer_objects_agreement"] + 1e-12
+    assert last["transfer_objects_agreement"] < 1
+    (alone,) = interpolate(study / "runs" / run, (0.5,), workbench=bench)
+    assert alone == middle, "without alpha 0 the pretrained predictions are made for themselves"
     assert last["test_accuracy"] == row["test_accuracy"]
     assert last["weight_drift"] == pytest.approx(row["weight_drift"], rel=1e-4)
     assert last["embedding_drift"] == pytest.approx(row["embedding_drift"], rel=1e-3)
     assert middle["weight_drift"] == pytest.approx(0.5 * last["weight_drift"], rel=1e-4)
+    interpolate(study / "runs" / run, (0.0, 0.5, 1.0), workbench=bench)
     tables, _ = gather(study)
     sweep = tables.interpolation[tables.interpolation["run_id"] == run]
     assert sweep["alpha"].tolist() == [0.0, 0.5, 1.0]

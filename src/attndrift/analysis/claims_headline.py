@@ -20,7 +20,7 @@ from scipy import stats
 from attndrift.analysis.images import ImageIntervals
 from attndrift.analysis.measures import LAST_LAYER, SIGNALS
 from attndrift.analysis.result import Interval, Signal
-from attndrift.analysis.wording import Evidence, capital, interval_text, judge, number_text
+from attndrift.analysis.wording import Evidence, capital, interval_text, judge, number_text, test_text
 
 _MOST_RATES = 5
 _WORDS = {"apr": "attention preservation (APR)", "entropy_floor": "the entropy floor"}
@@ -468,7 +468,7 @@ def _warning(e: Evidence, transfer: str) -> None:
             "RQ3",
             f"{moment}, {labels[best.signal][:1].lower() + labels[best.signal][1:] if not labels[best.signal].startswith('CKA') else labels[best.signal]} "
             f"ranks the {best.n_configurations} configurations ({seeds}) by their final retention on {transfer} best of "
-            f"{len(known)} signals, Spearman rho = {told(best)}{beside}. The best was picked on the same runs, so its rho "
+            f"{len(known)} signals, Spearman rho = {told(best)}, {test_text(best.spearman_configurations)}{beside}. The best was picked on the same runs, so its rho "
             "is optimistic; configurations differ in method, dataset and rate at once.",
             strength,
             topic="warning",

@@ -59,6 +59,15 @@ def regularizer_claims(e: Evidence) -> None:
                 n_configurations=len(mine) + 1,
             )
 
+    if sweeps and not any(finding.question == "RQ4" for finding in e.found):
+        e.add(
+            "rq4 none",
+            "RQ4",
+            "No regularizer can be set beside the same run without it with an entropy change in both, so RQ4 cannot be "
+            "answered.",
+            "too few",
+        )
+
 
 def setting_claims(e: Evidence) -> None:
     swept = [r for r in e.rates if r.measure == "entropy_change_pct" or r.measure.endswith("_retention_pct")]
@@ -139,11 +148,11 @@ def setting_claims(e: Evidence) -> None:
                 n_seeds=min(int(row["n_seeds"]) for row in known),
                 n_configurations=len(known),
             )
-    if not swept and not ranges:
+    if not any(finding.question == "RQ5" for finding in e.found):
         e.add(
             "rq5 none",
             "RQ5",
-            "No two runs differ in one hyperparameter alone, so RQ5 cannot be answered.",
+            "No two runs with a measured change differ in one hyperparameter alone, so RQ5 cannot be answered.",
             "too few",
         )
     if len({word for _, word, _, _ in ranges}) > 1:

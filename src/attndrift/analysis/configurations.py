@@ -8,6 +8,7 @@ rate; its runs differ in nothing but their seeds. A *cell* is one (conditions, r
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -277,9 +278,9 @@ def prepare(tables: Tables) -> Prepared:
     keep = ~every["run_id"].isin([item.run_id for item in excluded])
     kept = every[keep].reset_index(drop=True)
     if excluded:
-        notes.append(
-            f"{len(excluded)} of {len(runs)} runs are listed but not analysed (diverged, failed or unfinished)."
-        )
+        reasons = Counter(item.reason for item in excluded)
+        shown = "; ".join(f"{count}: {reason}" for reason, count in sorted(reasons.items()))
+        notes.append(f"{len(excluded)} of {len(runs)} runs are listed but not analysed ({shown}).")
     _count_duplicates(kept, notes)
     measures = [m for m in outcomes(sets) if m.name in kept.columns and kept[m.name].notna().any()]
     absent = [f"`{m.name}`" for m in outcomes(sets) if m not in measures]

@@ -12,6 +12,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from attndrift.analysis.configurations import format_rate
 from attndrift.analysis.result import Column, Table
 from attndrift.files import write_text
 
@@ -32,7 +33,9 @@ def write_table(table: Table, folder: Path) -> list[Path]:
 def cell(column: Column, row: dict[str, Any]) -> str:
     """The printed value of ``column`` in ``row``, with its standard deviation where there is one."""
     value = row.get(column.name)
-    text = _print(value, column)
+    # A rate is written as everywhere else: 3e-6, not 3e-06.
+    rate = column.name == "learning_rate" and isinstance(value, float)
+    text = format_rate(float(f"{value:.4g}")) if rate else _print(value, column)
     spread = row.get(column.sd) if column.sd else None
     if value is None or spread is None:
         return text
@@ -53,8 +56,8 @@ def _print(value: Any, column: Column, *, signed: bool = True) -> str:
         if column.digits is None:
             return f"{scaled:.4g}"
         text = f"{scaled:{'+' if column.signed and signed else ''}.{column.digits}f}"
-        # A rounded minus zero says that there was a decrease; there was none to speak of.
-        return text.replace("-", "", 1) if float(text) == 0 and text.startswith("-") else text
+        # A rounded zero with a sign says that there was a change; there was none to speak of.
+        return text.lstrip("+-") if float(text) == 0 else text
     return str(value)
 
 

@@ -205,7 +205,8 @@ class _Maker:
         for row in self.analysis.tables["configurations"].rows:
             known.setdefault(tuple(row.get(key) for key in keys), []).append(row["configuration"])
         matches = [known.get(tuple(row.get(key) for key in keys), []) for row in table.rows]
-        if not any(len(match) == 1 for match in matches):
+        # Interpolated points belong to no configuration: a column of dashes serves nobody.
+        if 2 * sum(len(match) == 1 for match in matches) < len(matches):
             return table
         rows = [
             {**row, "configuration": match[0] if len(match) == 1 else None}
