@@ -21,6 +21,7 @@ from attndrift.analysis import (
     parse_analysis_settings,
     read_analysis,
 )
+from attndrift.analysis.formats import to_markdown
 from attndrift.analysis.interpolation import largest_alpha
 from attndrift.analysis.operating import crossings, on_front
 from attndrift.analysis.schema import TABLES, schema_markdown
@@ -289,6 +290,7 @@ def test_one_seed_is_never_supported() -> None:
     found = analyze(tables(seeds=1, rates=6), settings=QUICK)
     assert "supported" not in {f.strength for f in found.findings}
     assert found.data.single_seed
+    assert all("Single-seed study" in to_markdown(table) for table in found.all_tables().values())
 
 
 def test_signals_against_pandas(usual: Tables) -> None:

@@ -30,10 +30,10 @@ def numbers(value: Any, where: str = "") -> list[str]:
     return [found for key, item in items for found in numbers(item, f"{where}.{key}")]
 
 
-def tests_in(value: Any) -> list[dict[str, Any]]:
+def statistics_of(value: Any) -> list[dict[str, Any]]:
     found = [value] if isinstance(value, dict) and {"p", "statistic", "n"} <= set(value) else []
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return found + [test for item in items for test in tests_in(item)]
+    return found + [test for item in items for test in statistics_of(item)]
 
 
 def prose(text: str) -> str:
@@ -50,7 +50,7 @@ def test_analysis(seed: int, tmp_path: Path) -> None:
         found = analyze(tables, settings=QUICK)
     content = json.loads(found.to_json())
     assert numbers(content) == []
-    for test in tests_in(content):
+    for test in statistics_of(content):
         if test["p"] is None:
             assert test["reason"], test
         else:

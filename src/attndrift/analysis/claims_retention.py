@@ -27,14 +27,6 @@ _TOLD_SIGNALS = ("abs_entropy_change", "entropy_change", "embedding_drift", "wei
 
 def retention_claims(e: Evidence) -> None:
     scored = [s for s in e.signals if s.scope == "all runs"]
-    if not scored:
-        e.add(
-            "rq3 none",
-            "RQ3",
-            "No run carries a retention on a transfer set, so RQ3 cannot be answered.",
-            "too few",
-        )
-        return
     for name in e.transfer_sets:
         for when in ("final", "first epoch"):
             here = [s for s in scored if s.transfer_set == name and s.when == when]
@@ -52,6 +44,22 @@ def retention_claims(e: Evidence) -> None:
         for selection in e.selections:
             if selection.transfer_set == name:
                 _selection(e, selection)
+    if not any(finding.id.startswith("rq3-") for finding in e.found):
+        columns = [f"transfer_{name}_retention_pct" for name in e.transfer_sets]
+        kept = sum(
+            any(row.get(column) is not None for column in columns)
+            for row in e.tables["runs"].rows
+            if row.get("variant") != "pretrained"
+        )
+        e.add(
+            "rq3 none",
+            "RQ3",
+            "No run carries a retention on a transfer set, so RQ3 cannot be answered."
+            if not kept
+            else f"{kept} run{' carries' if kept == 1 else 's carry'} a retention and no signal varies beside it in three or "
+            "more of them, so what goes with the loss of transfer cannot be told.",
+            "too few",
+        )
     _interpolation(e)
 
 

@@ -23,6 +23,9 @@ TOPICS = ("transfer", "methods", "entropy", "regularizer", "warning")
 fine-tuning against LoRA at rates that both used; whether the attention entropy fell, and at which rate; whether
 a regularizer held the transfer; which signal warned."""
 
+SINGLE_SEED = "Single-seed study: descriptive only; no row carries an uncertainty between seeds."
+"""What stands on every table of a study of one seed."""
+
 _WEIGHT_OF = {"supported": 1.0, "descriptive": 0.75}
 
 Level = Literal["cells", "configurations"]
@@ -342,10 +345,15 @@ class Analysis(Part):
         return chosen[:n]
 
     def all_tables(self) -> dict[str, Table]:
-        """The tables, and the statistics laid out as tables."""
+        """The tables, and the statistics laid out as tables; those of a study of one seed say so."""
         from attndrift.analysis.flatten import statistics_tables
 
-        return self.tables | statistics_tables(self)
+        tables = self.tables | statistics_tables(self)
+        if not self.data.single_seed:
+            return tables
+        return {
+            name: table.model_copy(update={"notes": [SINGLE_SEED, *table.notes]}) for name, table in tables.items()
+        }
 
     def write(self, folder: str | Path) -> list[Path]:
         """Write ``analysis.json`` and every table as CSV, Markdown and LaTeX in ``tables/``; returns the paths.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from attndrift.analysis.result import Analysis, Column, Table
+from attndrift.analysis.result import SINGLE_SEED, Analysis, Column, Table
 from attndrift.report.background import limits_section, method_section, reproducibility_section
 from attndrift.report.blocks import Block, Bullets, FigureBlock, Findings, Section, Text, View, table_block
 from attndrift.report.evidence import transfer_table
@@ -119,7 +119,7 @@ def caution(analysis: Analysis) -> str | None:
     """The note that every table of a study of one seed carries."""
     if not analysis.data.single_seed:
         return None
-    return "Single-seed study: descriptive only; no row carries an uncertainty between seeds."
+    return SINGLE_SEED
 
 
 def _summary(analysis: Analysis) -> Section:
