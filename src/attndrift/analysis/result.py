@@ -351,9 +351,7 @@ class Analysis(Part):
         tables = self.tables | statistics_tables(self)
         if not self.data.single_seed:
             return tables
-        return {
-            name: table.model_copy(update={"notes": [SINGLE_SEED, *table.notes]}) for name, table in tables.items()
-        }
+        return {name: table.model_copy(update={"notes": [SINGLE_SEED, *table.notes]}) for name, table in tables.items()}
 
     def write(self, folder: str | Path) -> list[Path]:
         """Write ``analysis.json`` and every table as CSV, Markdown and LaTeX in ``tables/``; returns the paths.
