@@ -24,7 +24,7 @@ from attndrift.analysis import (
 from attndrift.analysis.formats import to_markdown
 from attndrift.analysis.interpolation import largest_alpha
 from attndrift.analysis.operating import crossings, on_front
-from attndrift.analysis.schema import TABLES, schema_markdown
+from attndrift.analysis.schema import TABLES, schema_markdown, tables_markdown
 from attndrift.analysis.synthetic import synthetic_tables
 from attndrift.cli import app
 from attndrift.tables import Tables, write_tables
@@ -489,3 +489,7 @@ def test_the_schema_page_is_current_and_complete(result: Analysis) -> None:
         "write it again: python -c 'from attndrift.analysis.schema import schema_markdown as s; print(s(), end=\"\")'"
     )
     assert set(TABLES) == set(result.tables)
+    page = page.with_name("tables.md")
+    assert page.read_text(encoding="utf-8") == tables_markdown(), (
+        "write it again: python -c 'from attndrift.analysis.schema import tables_markdown as s; print(s(), end=\"\")'"
+    )

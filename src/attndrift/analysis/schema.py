@@ -1,4 +1,4 @@
-"""The documentation of ``analysis.json``, generated from the types."""
+"""The documentation of ``analysis.json`` and of the tables, generated from the types."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pydantic import BaseModel
 from attndrift.analysis import result
 from attndrift.analysis.measures import SIGNALS
 from attndrift.analysis.settings import AnalysisSettings
+from attndrift.importing import SUFFIXES
+from attndrift.tables import SCHEMAS, agreement_column, transfer_columns
 
 PARTS: tuple[type[BaseModel], ...] = (
     result.Analysis,
@@ -85,6 +87,57 @@ def schema_markdown() -> str:
         column = f"absolute value of `{source.column}`" if source.absolute else f"`{source.column}`"
         lines.append(f"| `{source.name}` | {column} | {source.expected_sign:+d} |")
     return "\n".join(lines) + "\n"
+
+
+_TABLE_WORDS = {
+    "runs": "A row a run. Only this table has to be there.",
+    "history": "A row an evaluation.",
+    "layers": "A row a run, step, layer, head and metric. A table with a column a metric is made long by the import.",
+    "interpolation": "A row a run and alpha, where sweeps were made.",
+}
+
+
+def tables_markdown() -> str:
+    """The page ``docs/tables.md``."""
+    lines = [
+        "# The tables",
+        "",
+        "Generated from `attndrift.tables`; do not edit. Everything that is analysed comes from these four Parquet tables, "
+        "whoever made them. Percentages are in percent, accuracies and CKA in 0..1, entropies in nats. A column that does "
+        "not apply is null, one that is absent is read as null; infinite numbers are read as null and named in the notes.",
+        "",
+        "Records in another form come in as `runs`, `history`, `layers` and `interpolation` with one of the suffixes "
+        f"{', '.join(f'`{suffix}`' for suffix in SUFFIXES)}:",
+        "",
+        "```",
+        "attndrift import theirs/ -o imported --check                        # what is missing, and what that costs",
+        "attndrift import theirs/ -o imported --rename lr=learning_rate --scale test_accuracy=0.01 --null lost",
+        "attndrift report imported",
+        "```",
+        "",
+        "Nothing is guessed about names and units: a likely misnomer and a likely other unit are pointed out, a value out "
+        "of range is an error.",
+    ]
+    for table, columns in SCHEMAS.items():
+        lines += ["", f"## {table}", "", _TABLE_WORDS[table], ""]
+        lines += ["| column | type | range | meaning |", "| --- | --- | --- | --- |"]
+        shown = list(columns)
+        if table == "runs":
+            shown += transfer_columns("SET")
+        elif table == "interpolation":
+            shown += [transfer_columns("SET")[0], agreement_column("SET")]
+        for column in shown:
+            name = f"`{column.name}`" + (" (required)" if column.required else "")
+            meaning = column.meaning.replace("|", "\\|")
+            lines.append(f"| {name} | {column.kind} | {_range(column.low, column.high)} | {meaning} |")
+    lines += ["", "`SET` stands for the name of a transfer set; there may be several.", ""]
+    return "\n".join(lines)
+
+
+def _range(low: float | None, high: float | None) -> str:
+    if low is None and high is None:
+        return ""
+    return f"{low:g} .. {high:g}" if low is not None and high is not None else f"from {low:g}"
 
 
 def _first_sentences(text: str | None) -> str:
