@@ -92,7 +92,7 @@ class Together:
         self._store.set(self._key("order"), json.dumps(order))
         return self._each_its_part(work)
 
-    def follow(self, work: Callable[[NamedRun, Path], None]) -> None:
+    def follow(self, work: Callable[[NamedRun, Path], object]) -> None:
         """Do this process's part of every run that the first one leads. Raises :class:`Parted`."""
         while order := self._heard([self._key("order")], FOREVER)[0]:
             found = json.loads(order)
