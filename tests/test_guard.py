@@ -134,11 +134,16 @@ def test_a_guard_that_is_not_needed_leaves_the_training_bit_for_bit(
     plain, guarded = _model(method), _model(method)
     torch.manual_seed(3)
     _train(plain, images, labels, 12)
+
+    def validate() -> float:
+        guarded.eval()
+        return float(torch.rand(()))
+
     guard = Guard(
         DriftMonitor(guarded, images[:8]),
         [Budget("cka_mean", at_least=0.0), Budget.retention(0.01, images, wanted, text_features=named)],
         every=3,
-        validate=lambda: 0.5,
+        validate=validate,
         echo=None,
     )
     torch.manual_seed(3)
@@ -173,6 +178,16 @@ def test_a_budget_out_of_reach_gives_back_the_pretrained_weights(
         for name, value in pretrained.vision_model.named_parameters():
             assert torch.equal(value, model.backbone.vision_model.get_parameter(name)), name
         assert torch.equal(pretrained.visual_projection.weight, model.backbone.visual_projection.weight)
+
+
+def test_a_pretrained_model_outside_is_seen_without_a_start_too(images: Tensor, labels: Tensor) -> None:
+    model = _model()
+    before = _encoder(_weights(model))
+    guard = Guard(DriftMonitor(model, images[:8]), Budget("cka_mean", at_least=1.5), every=2, echo=None)
+    _train(model, images, labels, 2, guard.step)
+    assert [event.action for event in guard.events] == ["given up"]
+    for name, value in _encoder(_weights(model)).items():
+        assert torch.equal(value, before[name]), name
 
 
 def test_after_giving_up_only_the_classifier_trains(images: Tensor, labels: Tensor) -> None:

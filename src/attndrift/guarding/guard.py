@@ -20,7 +20,7 @@ from attndrift.guarding.events import GuardEvent, write_events
 from attndrift.monitor import DivergedError, Drift, DriftMonitor
 from attndrift.monitor.alerts import logger
 from attndrift.monitor.best import BestState
-from attndrift.monitor.undisturbed import unwrapped
+from attndrift.monitor.undisturbed import undisturbed, unwrapped
 from attndrift.regularizers import Protection
 
 SMALLEST_SHARE = 1 / 64  # of the change; a budget that only less than this keeps is out of reach
@@ -147,10 +147,11 @@ class Guard:
 
     def guard_model(self, model: nn.Module) -> None:
         """Keep (and put back, with ``keep_best``) the state of ``model``, which has the monitor's model inside."""
+        self._model = unwrapped(model)
         if self._keep_best:
             # A folder of its own: an alert of the same training keeps its best state beside the tables.
             folder = None if self.folder is None else self.folder / "guard"
-            self._best = BestState(unwrapped(model), folder, self.monitor.processes)
+            self._best = BestState(self._model, folder, self.monitor.processes)
 
     # -- in a loop ---------------------------------------------------------------------------------
 
@@ -162,7 +163,7 @@ class Guard:
         """Say so, and hold the pretrained weights from the beginning, where they themselves are outside a budget."""
         if self._reachable or self.given_up:
             return
-        self._give_up(0, 0.0, self.pretrained, None, self._measurements)
+        self._give_up(0, 0.0, self.pretrained, None, 0)
 
     def step(self, step: int, epoch: float | None = None) -> GuardEvent | None:
         """To be called after every optimiser step: lowers the rate where that is lowered, checks where that is due."""
@@ -345,7 +346,9 @@ class Guard:
     def _accuracy(self) -> float | None:
         if self._validate is None:
             return None
-        value = float(self._validate())
+        # Evaluation mode is often left on by such functions, and their loaders draw.
+        with undisturbed(self._model):
+            value = float(self._validate())
         return float(self.monitor.processes.from_first(torch.tensor(value, dtype=torch.float64)))
 
     def _room_left(self, readings: Sequence[Reading]) -> float:
@@ -361,6 +364,8 @@ class Guard:
         if self.given_up:
             self._anchor.put(0.0, self._anchor.state())
             return self._hold(step, epoch)
+        if not self._reachable:
+            return self._give_up(step, epoch, self.pretrained, self._accuracy(), 0)
         if not self._anchor.finite():
             raise DivergedError(f"a guarded weight is not finite after step {step}")
         count = self._measurements
