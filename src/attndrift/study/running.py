@@ -321,8 +321,9 @@ class _Run:
                 confidence=settings.guard_confidence, batch_size=settings.evaluation_batch_size,
             )  # fmt: skip
         self._phase("the guard's probe")
+        steps = evaluation_steps(settings, n_train, settings.guard_checks_per_epoch)
         return Guard(
-            monitor, budget, evaluation_steps(settings, n_train, settings.guard_checks_per_epoch),
+            monitor, budget, [step for step in steps if step >= settings.guard_from * steps[-1]],
             validate=lambda: self._accuracy(model, "validation"), echo=self.reporter.say,
         )  # fmt: skip
 

@@ -97,6 +97,9 @@ class RunSettings(BaseModel):
     guard_at_most: float | None = None
     guard_confidence: Annotated[float, Field(ge=0.5, lt=1)] = Field(0.9, description="of the bound on retention")
     guard_checks_per_epoch: Annotated[int, Field(ge=1, le=1000)] = 5
+    guard_from: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of the training that goes by before the guard's first check"
+    )
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     data_seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
