@@ -159,6 +159,10 @@ class Guard:
         """Whether to check after this step."""
         return step % self._every == 0 if isinstance(self._every, int) else step in self._every
 
+    def checked(self, step: int) -> bool:
+        """Whether the state after ``step``, the last one that was checked, is within every budget (or the pretrained)."""
+        return bool(self.events) and self.events[-1].step == step
+
     def start(self) -> None:
         """Say so, and hold the pretrained weights from the beginning, where they themselves are outside a budget."""
         if self._reachable or self.given_up:

@@ -320,7 +320,10 @@ class _RunCallback(TrainerCallback):
     def _end_of_epoch(self, epoch: int, row: dict[str, Any]) -> str:
         progress, settings = self.trainer.progress, self.plan.settings
         row["val_accuracy"] = accuracy = self.plan.validate()
-        if progress.best_accuracy is None or accuracy > progress.best_accuracy:
+        guard = self.plan.guard
+        # A state that its guard has not checked may be outside the budget, and is no candidate.
+        allowed = guard is None or guard.checked(epoch * self.steps_per_epoch)
+        if allowed and (progress.best_accuracy is None or accuracy > progress.best_accuracy):
             progress.best_accuracy, progress.selected_epoch = accuracy, epoch
             self.plan.save_weights("best")
         if settings.keep == "all":
