@@ -321,6 +321,14 @@ def test_every_action_is_a_line_a_row_and_part_of_the_report(tmp_path: Path, ima
     assert "a cost of 10.0 points" in guard.report()
 
 
+def test_no_check_comes_before_the_first(images: Tensor, labels: Tensor) -> None:
+    model = _model()
+    guard = Guard(DriftMonitor(model, images[:8]), Budget("cka_mean", at_least=0.0), every=2, first=5, echo=None)
+    with guard:
+        _train(model, images, labels, 9, guard.step)
+    assert [event.step for event in guard.events] == [6, 8, 9]
+
+
 def test_without_a_validation_function_the_cost_is_not_known(images: Tensor, labels: Tensor) -> None:
     model = _model()
     guard = Guard(DriftMonitor(model, images[:16]), Budget("embedding_drift", at_most=2e-4), every=5, echo=None)

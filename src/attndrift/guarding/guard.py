@@ -67,6 +67,7 @@ class Guard:
         monitor: of the model in training; it measures the budgets on drift, on its own probe images.
         budgets: one or more; all of them are kept.
         every: check after this many optimiser steps; or the steps to check after. Besides, at the end.
+        first: no check before this step. Until then the model may leave the budget; see docs/guard.md on what that is good for.
         protect: an :class:`~attndrift.AttentionPreservation` or :class:`~attndrift.EntropyFloor` of the loop, whose
             weight the guard raises and lowers, never below where it began.
         validate: returns the validation accuracy, 0..1, of the model as it is; for the report of what the guard cost.
@@ -93,6 +94,7 @@ class Guard:
         budgets: Budget | RetentionBudget | Sequence[Budget | RetentionBudget],
         every: int | Collection[int] = 100,
         *,
+        first: int = 0,
         protect: Protection | None = None,
         validate: Callable[[], float] | None = None,
         keep_best: bool = False,
@@ -116,6 +118,7 @@ class Guard:
         self.run_id: str | None = None
         self.on_event: Callable[[GuardEvent], Any] | None = None
         self._every = every if isinstance(every, int) else frozenset(every)
+        self._first = first
         self._validate, self._keep_best, self._patience = validate, keep_best, patience
         self._echo = echo if monitor.processes.rank == 0 else None
         self._first_weight = None if protect is None else protect.weight
@@ -157,6 +160,8 @@ class Guard:
 
     def due(self, step: int) -> bool:
         """Whether to check after this step."""
+        if step < self._first:
+            return False
         return step % self._every == 0 if isinstance(self._every, int) else step in self._every
 
     def checked(self, step: int) -> bool:

@@ -323,7 +323,7 @@ class _Run:
         self._phase("the guard's probe")
         steps = evaluation_steps(settings, n_train, settings.guard_checks_per_epoch)
         return Guard(
-            monitor, budget, [step for step in steps if step >= settings.guard_from * steps[-1]],
+            monitor, budget, steps, first=math.ceil(settings.guard_from * steps[-1]),
             validate=lambda: self._accuracy(model, "validation"), echo=self.reporter.say,
         )  # fmt: skip
 
