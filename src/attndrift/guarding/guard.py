@@ -17,6 +17,7 @@ from torch import nn
 from attndrift.guarding.anchor import Anchor, State
 from attndrift.guarding.budget import Budget, Reading, RetentionBudget
 from attndrift.guarding.events import GuardEvent, write_events
+from attndrift.guarding.head import follow
 from attndrift.monitor import DivergedError, Drift, DriftMonitor
 from attndrift.monitor.alerts import logger
 from attndrift.monitor.best import BestState
@@ -44,8 +45,9 @@ class Guard:
     At every check the budgets are measured. Where one is crossed,
 
     - the trained weights that the image embedding depends on are taken back along the line to their pretrained values,
-      (1 - alpha) theta0 + alpha theta1, with the largest alpha that is found to keep every budget; the classifier stays
-      as it is and trains on behind the encoder that it finds;
+      (1 - alpha) theta0 + alpha theta1, with the largest alpha that is found to keep every budget;
+    - a linear classifier that is given as ``head`` follows: it is changed so that it makes of the monitor's probe images
+      what it made of them before, without labels. Any other one stays as it is and trains on behind the encoder that it finds;
     - from then on no step leads further from the pretrained weights than they are now (norm of the whole change): what
       is beyond is taken back along the same line after each step, so that the classifier never trains behind an encoder
       that it will not have;
@@ -68,6 +70,8 @@ class Guard:
         budgets: one or more; all of them are kept.
         every: check after this many optimiser steps; or the steps to check after. Besides, at the end.
         first: no check before this step. Until then the model may leave the budget; see docs/guard.md on what that is good for.
+        head: the linear classifier on the image embedding, where there is one; the monitor's probe should then be images
+            like those that it classifies.
         protect: an :class:`~attndrift.AttentionPreservation` or :class:`~attndrift.EntropyFloor` of the loop, whose
             weight the guard raises and lowers, never below where it began.
         validate: returns the validation accuracy, 0..1, of the model as it is; for the report of what the guard cost.
@@ -95,6 +99,7 @@ class Guard:
         every: int | Collection[int] = 100,
         *,
         first: int = 0,
+        head: nn.Linear | None = None,
         protect: Protection | None = None,
         validate: Callable[[], float] | None = None,
         keep_best: bool = False,
@@ -112,7 +117,10 @@ class Guard:
                 raise TypeError(f"budgets: expected Budget objects, got {type(budget).__name__}")
         if not self.budgets:
             raise ValueError("budgets: there is none, so there is nothing to keep")
+        if head is not None and not isinstance(head, nn.Linear):
+            raise ValueError(f"head is a {type(head).__name__}; only a linear layer on the image embedding can follow")
         self.monitor = monitor
+        self.head = head
         self.protect = protect
         self.folder = None if folder is None else Path(folder)
         self.run_id: str | None = None
@@ -384,7 +392,10 @@ class Guard:
             return self._kept(step, epoch, before, room)
         outside = self._accuracy()
         end = self._anchor.state()
+        embeddings = None if self.head is None else self.monitor.embeddings()
         alpha, after = self._take_back(end, room)
+        if self.head is not None and embeddings is not None:
+            follow(self.head, embeddings, self.monitor.embeddings())
         if alpha == 0:
             return self._give_up(step, epoch, before, outside, self._measurements - count)
         self.rate = max(self.rate * min(0.75, max(0.25, alpha)), SLOWEST)

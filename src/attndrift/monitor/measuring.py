@@ -101,6 +101,13 @@ class DriftMonitor:
         tower, projection = self._weight_drift()
         return compare_snapshots(self.reference, current, weight_drift=tower, projection_drift=projection)
 
+    def embeddings(self) -> Tensor:
+        """What the model makes of the probe images now: (images, dimensions), float32, on the CPU; all in every process."""
+        weight = next(p for p in find_vision_tower(self.model).module.parameters() if p.is_floating_point())
+        embed = self._embed or partial(image_embeddings, self.model)
+        with undisturbed(self.model):
+            return torch.cat([embed(batch.to(weight.device, weight.dtype)).float().cpu() for batch in self._batches()])
+
     def embedding_parameters(self) -> dict[str, nn.Parameter]:
         """The trained parameters of the model that the embedding of an image depends on, by name.
 

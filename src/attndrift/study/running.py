@@ -324,7 +324,7 @@ class _Run:
         steps = evaluation_steps(settings, n_train, settings.guard_checks_per_epoch)
         return Guard(
             monitor, budget, steps, first=math.ceil(settings.guard_from * steps[-1]),
-            validate=lambda: self._accuracy(model, "validation"), echo=self.reporter.say,
+            head=model.classifier, validate=lambda: self._accuracy(model, "validation"), echo=self.reporter.say,
         )  # fmt: skip
 
     def _track(self, track: TransferSet, model: CLIPClassifier) -> float:
