@@ -18,6 +18,7 @@ from transformers import Trainer, TrainingArguments
 
 from attndrift import AttentionPreservation, Budget, DriftCallback, DriftMonitor, Guard
 from attndrift.guarding.anchor import Anchor
+from attndrift.guarding.head import follow
 from attndrift.models import AdaptationSettings, CLIPClassifier, adapt, load_clip
 from attndrift.monitor import Alert, DriftWatch, image_embeddings
 from attndrift.transfer import TextFeatures
@@ -297,6 +298,58 @@ def test_a_probe_that_the_pretrained_model_cannot_read_is_refused(images: Tensor
         Guard(DriftMonitor(model, images[:8]), budget)
 
 
+# -- the classifier follows ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_classifier_follows_its_embedding(bias: bool) -> None:
+    """Scaled down, shifted and a little turned, an embedding is read as before; the layer stays near where it was."""
+    generator = torch.Generator().manual_seed(0)
+    before, fresh = (torch.randn(n, 8, generator=generator) for n in (60, 500))
+    turn = torch.eye(8) + 0.2 * torch.randn(8, 8, generator=generator)
+    shift = 2.0 * torch.ones(8) if bias else torch.zeros(8)
+    torch.manual_seed(1)
+    head = nn.Linear(8, 3, bias=bias)
+    wanted = head(fresh).detach()
+    moved = 0.4 * fresh @ turn + shift
+    unread = (head(moved) - wanted).norm() / wanted.norm()
+    follow(head, before, 0.4 * before @ turn + shift)
+    assert (head(moved) - wanted).norm() / wanted.norm() < 0.3 * unread
+    weight = head.weight.detach().clone()
+    follow(head, before, before)
+    torch.testing.assert_close(head.weight, nn.Parameter(weight))
+
+
+def test_in_directions_that_no_image_shows_the_weights_stay() -> None:
+    generator = torch.Generator().manual_seed(0)
+    before = torch.randn(5, 20, generator=generator)
+    now = 0.5 * before
+    head = nn.Linear(20, 3)
+    start = head.weight.detach().clone()
+    follow(head, before, now)
+    seen = torch.linalg.svd(now - now.mean(0), full_matrices=True)
+    unseen = seen.Vh[4:]
+    torch.testing.assert_close((head.weight - start) @ unseen.T, torch.zeros(3, 16), atol=1e-5, rtol=0)
+    assert (head.weight - start).norm() > 0.01
+
+
+def test_what_is_taken_back_is_read_as_before(images: Tensor, labels: Tensor) -> None:
+    disagreement = {}
+    for with_head in (False, True):
+        model = _model()
+        monitor = DriftMonitor(model, images[:32])
+        guard = Guard(
+            monitor, Budget("embedding_drift", at_most=2e-4), every=100, head=model.classifier if with_head else None,
+            echo=None,
+        )  # fmt: skip
+        _train(model, images, labels, 20, guard.step)
+        with torch.no_grad():
+            before = model.eval()(images).logits
+            assert guard.check(20).action == "taken back"
+            disagreement[with_head] = float((model(images).logits - before).norm())
+    assert disagreement[True] < 0.5 * disagreement[False]
+
+
 # -- what it says, keeps and resumes ----------------------------------------------------------------------
 
 
@@ -474,6 +527,7 @@ def test_impossible_guards_are_refused(images: Tensor, text: Any) -> None:
         (lambda: Budget.retention(90, images, wanted, text_features=named), "0.9 for 90%"),
         (lambda: Budget.retention(0.9, iter([images]), wanted, text_features=named), "read again"),  # type: ignore[arg-type]
         (lambda: Guard(monitor, []), "nothing to keep"),
+        (lambda: Guard(monitor, Budget("cka_mean", at_least=0.9), head=nn.Identity()), "only a linear layer"),  # type: ignore[arg-type]
         (lambda: Guard(monitor, Budget("cka_mean", at_least=0.9), keep_best=True), "give validate="),
         (lambda: Guard(monitor, Budget("cka_mean", at_least=0.9), every=0), "at least 1"),
     ):
