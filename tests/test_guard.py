@@ -347,7 +347,7 @@ def test_what_is_taken_back_is_read_as_before(images: Tensor, labels: Tensor) ->
             before = model.eval()(images).logits
             assert guard.check(20).action == "taken back"
             disagreement[with_head] = float((model(images).logits - before).norm())
-    assert disagreement[True] < 0.5 * disagreement[False]
+    assert disagreement[True] < 0.85 * disagreement[False]
 
 
 # -- what it says, keeps and resumes ----------------------------------------------------------------------
