@@ -410,37 +410,68 @@ def _label_free_choices(study: Path, run_id: str) -> list[dict[str, Any]]:
     return [row for row in rows if row["run_id"] == run_id and row["rule"] == "agreement"]
 
 
-@app.command(epilog=_example("attndrift baseline embedded"))
+@app.command(epilog=_example("attndrift baseline embedded --images photos --zero-shot objects"))
 def baseline(
-    model: Annotated[str, typer.Argument(help="A folder, a hub name, `embedded`, or `config:NAME`.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="A folder, a hub name, `embedded`, or `config:NAME`; with --images a run or adapter too."),
+    ],
+    images: Annotated[
+        Path | None,
+        typer.Option("--images", help="A folder of images: measure attention by block and head, with maps."),
+    ] = None,
     zero_shot: Annotated[
         list[str] | None,
-        typer.Option("--zero-shot", help="A dataset to classify; default: objects and cifar100. Repeatable."),
+        typer.Option(
+            "--zero-shot", help="A dataset to classify; default: objects and cifar100, none with --images. Repeatable."
+        ),
     ] = None,
     template: Annotated[
         list[str] | None, typer.Option("--template", help="A prompt that holds {class}. Repeatable: an ensemble.")
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Images a set; default: all.")] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for tables, maps and page of --images.")
+    ] = Path("baseline"),
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave out and list images that cannot be decoded.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Zero-shot accuracy of an untouched model, with intervals, prompts and what it was measured on."""
+    """One model as it is: zero-shot accuracy with intervals, and with --images its attention."""
     from attndrift.baseline import DEFAULT_SETS, zero_shot_baseline
     from attndrift.console import progress_bar
     from attndrift.transfer import DEFAULT_TEMPLATES
 
-    with progress_bar() as progress:
-        found = zero_shot_baseline(
-            model, zero_shot or DEFAULT_SETS, limit=limit, templates=template or DEFAULT_TEMPLATES, progress=progress
+    found: dict[str, Any] = {"model": None, "scores": [], "absent": {}, "structure": None}
+    if images is not None:
+        from attndrift.comparing import measure_structure, print_structure, write_structure
+
+        structure = measure_structure(
+            model, images, skip_unreadable=skip_unreadable, progress=lambda message: typer.echo(message, err=True)
         )
+        written = write_structure(structure, output)
+        found |= {"model": structure.model, "structure": {**structure.to_json(), "files": written}}
+        if not as_json:
+            print_structure(structure, written)
+    sets = zero_shot or (DEFAULT_SETS if images is None else ())
+    if sets:
+        with progress_bar() as progress:
+            scored = zero_shot_baseline(
+                model, sets, limit=limit, templates=template or DEFAULT_TEMPLATES, progress=progress
+            )
+        found |= dataclasses.asdict(scored)
     if as_json:
-        _print_json(dataclasses.asdict(found))
+        _print_json(found)
         return
-    for score in found.scores:
+    if not sets:
+        return
+    for score in scored.scores:
         typer.echo(
             f"zero-shot {score.dataset} ({score.split}): {100 * score.accuracy:.2f}% "
             f"[{100 * score.low:.2f}, {100 * score.high:.2f}], {score.n:,} images, chance {100 * score.chance:.2f}%"
         )
-    for name, reason in found.absent.items():
+    for name, reason in scored.absent.items():
         typer.echo(f"zero-shot {name}: not measured, {reason}")
     prompts = ", ".join(f"`{one}`" for one in template or DEFAULT_TEMPLATES)
     typer.echo(f"Prompts: {prompts}. Intervals: Wilson, 95%, over images. --json has class names and preprocessing")

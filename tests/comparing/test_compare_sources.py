@@ -343,7 +343,7 @@ def test_a_towers_name_on_a_hub_is_taken_and_the_program_prints_one_json_object(
     environment.pop("HF_HUB_CACHE", None)
     result = subprocess.run(
         [*command, "--output", str(tmp_path / "out"), "--json", "--fail-if", "weight_drift>0.01"],
-        capture_output=True, text=True, timeout=120, check=False, env=environment,
+        capture_output=True, text=True, timeout=400, check=False, env=environment,
     )  # fmt: skip
     assert result.returncode == 3, result.stderr
     found = json.loads(result.stdout)

@@ -17,7 +17,7 @@ from transformers import CLIPModel
 
 from attndrift import metrics
 from attndrift.comparing.errors import CompareError
-from attndrift.comparing.images import batches, open_images
+from attndrift.comparing.images import batches, open_images, pictures, some_pictures
 from attndrift.comparing.sources import Side, printable, resolve, same_pixels
 from attndrift.comparing.zero_shot import check_zero_shot, measure_zero_shot
 from attndrift.data.pixels import PixelStore
@@ -35,7 +35,6 @@ from attndrift.transfer import InertModelError
 
 TOP_HEADS = 5
 """Heads that are reported for each metric."""
-MAP_IMAGES = 4
 
 _STRUCTURE_UNITS = {
     "entropy": "nats",
@@ -212,12 +211,7 @@ def compare_models(
     return Comparison(
         base=first.to_json(),
         adapted=second.to_json(),
-        images={
-            "folder": printable(images),
-            "n": len(store),
-            "skipped": [{"name": name, "reason": reason} for name, reason in opened.skipped.items()],
-            "in_maps": maps.names,
-        },
+        images=opened.to_json(maps.names),
         summary=summary,
         reasons={name: reasons[name] for name in SUMMARY if summary[name] is None and name in reasons},
         cka_chance=metrics.cka_chance_level(len(store), width),
@@ -331,7 +325,7 @@ def _refuse_inert(
 
 
 def _maps(base: CLIPModel, adapted: CLIPModel, store: PixelStore, own: PixelStore, names: list[str]) -> MapPictures:
-    chosen = np.unique(np.linspace(0, len(store) - 1, min(MAP_IMAGES, len(store))).round().astype(np.int64))
+    chosen = some_pictures(len(store))
     maps = []
     for clip, pixels in ((base, store), (adapted, own)):
         with evaluation_mode(clip), observe(clip) as seen:
@@ -340,7 +334,7 @@ def _maps(base: CLIPModel, adapted: CLIPModel, store: PixelStore, own: PixelStor
     side = math.isqrt(maps[0].shape[1])
     shape = (len(chosen), side, side)
     return MapPictures(
-        images=store.fetch_uint8(chosen).numpy().transpose(0, 2, 3, 1),
+        images=pictures(store, chosen),
         base=maps[0].reshape(shape),
         adapted=maps[1].reshape(shape),
         names=[names[int(index)] for index in chosen],

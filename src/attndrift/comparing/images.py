@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from attndrift.comparing.errors import CompareError
@@ -17,6 +18,8 @@ from attndrift.data.dataset import ImageSplit
 from attndrift.data.errors import some
 from attndrift.data.pixels import PixelStore
 from attndrift.data.readers import IMAGE_SUFFIXES, FileReader
+
+MAP_IMAGES = 4
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,15 @@ class ImageFolder:
     def names(self) -> list[str]:
         """Names of the readable images, in order."""
         return [self.split.ids[i] for i in self.indices]
+
+    def to_json(self, shown: list[str]) -> dict[str, Any]:
+        """Plain values for a record; ``shown`` are the names of the images in the maps."""
+        return {
+            "folder": self.split.dataset,
+            "n": len(self.indices),
+            "skipped": [{"name": name, "reason": reason} for name, reason in self.skipped.items()],
+            "in_maps": shown,
+        }
 
     def store(self, processor: Any, cache: Path) -> PixelStore:
         """Pixels of the readable images as ``processor`` makes them; ``cache`` is a folder of the caller's."""
@@ -85,6 +97,16 @@ def _files(folder: Path) -> Iterator[Path]:
             path = Path(where) / name
             if not name.startswith(".") and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
                 yield path
+
+
+def some_pictures(images: int) -> NDArray[np.int64]:
+    """Positions of the few images of which maps are shown, spread over all of them."""
+    return np.unique(np.linspace(0, images - 1, min(MAP_IMAGES, images)).round().astype(np.int64))
+
+
+def pictures(store: PixelStore, chosen: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Images of a store as the model sees them, before normalising: (images, height, width, 3)."""
+    return store.fetch_uint8(chosen).numpy().transpose(0, 2, 3, 1)
 
 
 def batches(store: PixelStore, size: int) -> Iterator[Tensor]:

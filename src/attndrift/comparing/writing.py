@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import io
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from attndrift.comparing.compare import SUMMARY, Comparison, MapPictures
-from attndrift.figures.style import DIVERGING, MM, WIDTH, new_figure, styled
-from attndrift.files import write_json, write_text
+from attndrift.comparing.pages import (
+    LABELS,
+    Panel,
+    draw_panels,
+    number,
+    numbered,
+    print_images,
+    print_tables,
+    render,
+)
+from attndrift.files import write_bytes, write_json, write_text
 from attndrift.tables import STRUCTURE_METRICS
 
 PAGE, PICTURE, RECORD = "compare.html", "attention.png", "compare.json"
-_LABELS = {"entropy": "entropy (nats)", "erf95": "ERF@0.95", "gini": "Gini", "head_diversity": "head diversity"}
-_NONE = "–"
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
@@ -41,74 +40,33 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
         write_text(written[-1], pd.DataFrame(getattr(comparison, name)).to_csv(index=False))
     picture = draw_maps(comparison.maps)
     written.append(folder / PICTURE)
-    written[-1].write_bytes(picture)
+    write_bytes(written[-1], picture)
     written.append(folder / PAGE)
     write_text(written[-1], page(comparison, picture))
     return written
 
 
 def draw_maps(maps: MapPictures) -> bytes:
-    """The attention maps side by side, as a PNG. Images carry numbers: their names stand beside the picture."""
-    count = len(maps.images)
-    height, width = maps.images.shape[1:3]
-    extent = (0, width, height, 0)
-    with styled():
-        figure, axes = new_figure(10 + count * WIDTH / MM / 4.9, count, 4)
-        for row in range(count):
-            base, adapted = 100 * maps.base[row], 100 * maps.adapted[row]
-            change = adapted - base
-            top = max(float(base.max()), float(adapted.max()))
-            # A change of exactly nothing still needs a scale.
-            far = max(float(abs(change).max()), 1e-9)
-            axes[row, 0].imshow(maps.images[row], extent=extent)
-            axes[row, 0].set_ylabel(f"image {row + 1}")
-            for place, values in ((1, base), (2, adapted)):
-                shares = axes[row, place].imshow(values, cmap="viridis", vmin=0, vmax=top, extent=extent)
-            differences = axes[row, 3].imshow(change, cmap=DIVERGING, vmin=-far, vmax=far, extent=extent)
-            for panels, mesh in ((axes[row, 2], shares), (axes[row, 3], differences)):
-                bar = figure.colorbar(mesh, ax=panels, location="right", fraction=0.06, pad=0.02, aspect=12)
-                bar.ax.yaxis.set_major_locator(MaxNLocator(3))
-        for panel in axes.flat:
-            panel.set_xticks([])
-            panel.set_yticks([])
-            panel.spines[["left", "bottom"]].set_visible(False)
-        for panel, title in zip(axes[0], ("image", "base", "adapted", "change"), strict=True):
-            panel.set_title(title, loc="center")
-        out = io.BytesIO()
-        figure.savefig(out, format="png", metadata={"Software": None})
-    return out.getvalue()
+    """The attention maps of both models side by side, and their change, as a PNG."""
+    panels = (
+        Panel("base", maps.base),
+        Panel("adapted", maps.adapted),
+        Panel("change", maps.adapted - maps.base, change=True),
+    )
+    return draw_panels(maps.images, panels)
 
 
 def page(comparison: Comparison, picture: bytes) -> str:
-    """The comparison as one HTML page: pictures inside, no script, nothing fetched, every name escaped."""
-    environment = Environment(
-        loader=PackageLoader("attndrift.comparing"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    # The template puts a line break at both ends of the element's text.
-    style = files("attndrift.comparing").joinpath("templates", "compare.css").read_text(encoding="utf-8").rstrip("\n")
-    digest = base64.b64encode(hashlib.sha256(f"\n{style}\n".encode()).digest()).decode("ascii")
-    return environment.get_template("compare.html.j2").render(
+    """The comparison as one HTML page."""
+    return render(
+        "compare.html.j2",
+        picture,
         comparison=comparison,
-        style=Markup(style),
-        style_hash=Markup(f"'sha256-{digest}'"),
-        picture=Markup(f"data:image/png;base64,{base64.b64encode(picture).decode('ascii')}"),
+        images=comparison.images,
         tables=tables(comparison),
-        shown=_shown_names(comparison),
+        shown=numbered(comparison.maps.names),
         zero_shot=zero_shot_lines(comparison),
     )
-
-
-def _shown_names(comparison: Comparison) -> list[str]:
-    return [f"image {number}: {name}" for number, name in enumerate(comparison.maps.names, 1)]
-
-
-def number(value: float | None, form: str = ".4g") -> str:
-    """A value as text; a null as a dash, never as 0."""
-    return _NONE if value is None else format(value, form)
 
 
 def tables(comparison: Comparison) -> list[dict[str, Any]]:
@@ -138,7 +96,7 @@ def _layers(comparison: Comparison) -> list[dict[str, Any]]:
             for row in comparison.layers
         ]  # fmt: skip
         headings = ["block", "base", "adapted", "change %"]
-        found.append({"title": f"{_LABELS[metric]} by block", "headings": headings, "rows": rows, "note": ""})
+        found.append({"title": f"{LABELS[metric]} by block", "headings": headings, "rows": rows, "note": ""})
     rows = [
         [str(row["layer"]), number(row["cka"], ".4f"), number(row["cka_debiased"], ".4f")] for row in comparison.layers
     ]
@@ -206,21 +164,8 @@ def print_comparison(comparison: Comparison, written: Sequence[Path], console: C
     console = console or Console()
     for side in (("base", comparison.base), ("adapted", comparison.adapted)):
         console.print(f"{side[0]}: {escape(side[1]['source'])} ({side[1]['kind']})", highlight=False)
-    images = comparison.images
-    console.print(f"images: {escape(images['folder'])}, n = {images['n']}", highlight=False)
-    for skipped in images["skipped"]:
-        console.print(escape(f"skipped: {skipped['name']} ({skipped['reason']})"), highlight=False)
-    for table in tables(comparison):
-        drawn = Table(title=table["title"], title_justify="left")
-        for place, heading in enumerate(table["headings"]):
-            words = heading.startswith("what")
-            # A name that a condition may use is of no use when it is cut.
-            drawn.add_column(heading, justify="left" if place == 0 or words else "right", no_wrap=not words)
-        for row in table["rows"]:
-            drawn.add_row(*[escape(cell) for cell in row])
-        console.print(drawn)
-        if table["note"]:
-            console.print(escape(table["note"]), highlight=False)
+    print_images(comparison.images, console)
+    print_tables(tables(comparison), console)
     for line in (*zero_shot_lines(comparison), *comparison.notes):
         console.print(escape(line), highlight=False)
     for path in written:
