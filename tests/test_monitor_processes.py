@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +137,42 @@ def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path / "run")) == [
         "alerts.parquet", "best.safetensors", "history.parquet", "layers.parquet", "runs.parquet",
     ]  # fmt: skip
+
+
+def test_a_trainer_of_two_processes_measures_what_one_process_does(tmp_path: Path) -> None:
+    """``torchrun`` with two processes: shares, sums, and weights that are bit for bit those without a monitor."""
+    here = Path(__file__).parent
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={WORLD}",
+        str(here / "trainer_in_processes.py"), str(tmp_path),
+    ]  # fmt: skip
+    path = os.pathsep.join([str(here), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=540, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(WORLD))
+    assert set(first) == {"full", "lora, checkpointing", "frozen, autocast", "protected", "stopped"}
+    for way, found in first.items():
+        other = second[way]
+        assert found["weights"] == other["weights"], f"{way}: both processes hold one model"
+        for one, two, alone in zip(found["together"], other["together"], found["alone"], strict=True):
+            assert one == two, f"{way}: both processes have the same numbers"
+            _close(one, alone, way)
+            assert one["images"] == 7
+        # Of seven images a process runs four, a padded one among them, and never all.
+        assert found["shares"] == other["shares"] == [4] * len(found["together"]), way
+        assert found["together"][0]["values"]["weight_drift"] == 0
+        assert found["together"][-1]["values"]["weight_drift"] > 0
+        assert len(found["lines"]) == len(found["together"])
+        assert other["lines"] == []
+        assert len(read_tables(tmp_path / "tables" / way).history) == len(found["together"])
+        if way == "stopped":
+            assert found["steps"] == 2
+            assert found["weights"] == found["untrained"], "the best state is back in both"
+        else:
+            assert found["weights"] != found["untrained"]
+        if "unwatched" in found:
+            assert found["unwatched"] == found["weights"], f"{way}: weights with and without the monitor"
 
 
 def _close(left: Any, right: Any, where: str) -> None:

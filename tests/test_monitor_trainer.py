@@ -12,14 +12,14 @@ from peft import LoraConfig, get_peft_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
-from transformers import CLIPModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import CLIPModel, Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback
-from transformers.trainer_callback import PrinterCallback
 
 from attndrift.models import load_clip
 from attndrift.monitor import Alert, DriftCallback, DriftMonitor
 from attndrift.regularizers import AttentionCache, AttentionPreservation, EntropyFloor, Protection
 from attndrift.tables import read_tables
+from training_loops import Classifier, Tracker, rows, state_of, trainer_of
 
 
 @pytest.fixture
@@ -33,60 +33,11 @@ def images() -> Tensor:
     return torch.randn(12, 3, 28, 28, generator=torch.Generator().manual_seed(1))
 
 
-class _Classifier(nn.Module):
-    def __init__(self, clip: nn.Module) -> None:
-        super().__init__()
-        torch.manual_seed(2)
-        self.clip, self.head = clip, nn.Linear(32, 2)
-
-    def embed(self, pixel_values: Tensor) -> Tensor:
-        return self.clip.get_image_features(pixel_values=pixel_values).pooler_output  # type: ignore[operator]
-
-    def forward(self, pixel_values: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        logits = self.head(self.embed(pixel_values))
-        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
-
-
-def _data(images: Tensor, numbered: bool = False) -> list[dict[str, Any]]:
-    rows = [{"pixel_values": image, "labels": i % 2} for i, image in enumerate(images)]
-    return [row | {"index": i, "flipped": False} for i, row in enumerate(rows)] if numbered else rows
-
-
-def _trainer(model: nn.Module, images: Tensor, folder: Path, *callbacks: Any, **options: Any) -> Trainer:
-    numbered = options.pop("numbered", False)
-    options = {
-        "per_device_train_batch_size": 4, "num_train_epochs": 2, "report_to": "none", "use_cpu": True, "seed": 0,
-        "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True, "remove_unused_columns": False,
-        "dataloader_pin_memory": False, "learning_rate": 1e-3,
-    } | options  # fmt: skip
-    data = _data(images, numbered)
-    trainer = Trainer(
-        model, TrainingArguments(str(folder), **options), train_dataset=data, eval_dataset=_data(images),  # type: ignore[arg-type]
-        callbacks=list(callbacks),
-    )  # fmt: skip
-    trainer.remove_callback(PrinterCallback)
-    return trainer
-
-
-def _state(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-class _Tracker(TrainerCallback):
-    """Stands where TensorBoard and its like stand: before the user's own callbacks."""
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[int, dict[str, float]]] = []
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        self.seen.append((state.global_step, dict(logs)))
-
-
 @pytest.mark.parametrize("adapters", [False, True])
 def test_it_logs_without_attaching_and_trains_as_without(
     clip: CLIPModel, images: Tensor, tmp_path: Path, adapters: bool
 ) -> None:
-    def model() -> _Classifier:
+    def model() -> Classifier:
         torch.manual_seed(4)
         inner: Any = copy.deepcopy(clip)
         if adapters:
@@ -94,15 +45,15 @@ def test_it_logs_without_attaching_and_trains_as_without(
             inner = get_peft_model(inner, LoraConfig(r=2, target_modules=targets, lora_dropout=0.3))
         for layer in inner.vision_model.encoder.layers:
             layer.self_attn.dropout = 0.2
-        return _Classifier(inner)
+        return Classifier(inner)
 
     plain = model()
-    _trainer(plain, images, tmp_path).train()
-    watched, tracker, lines = model(), _Tracker(), []
+    trainer_of(plain, images, tmp_path).train()
+    watched, tracker, lines = model(), Tracker(), []
     callback = DriftCallback(DriftMonitor(watched, images), every=2, echo=lines.append)
-    trainer = _trainer(watched, images, tmp_path, tracker, callback)
+    trainer = trainer_of(watched, images, tmp_path, tracker, callback)
     trainer.train()
-    for name, value in _state(plain).items():
+    for name, value in state_of(plain).items():
         assert torch.equal(value, watched.state_dict()[name]), name
     drifts = [(step, logs) for step, logs in tracker.seen if "drift/entropy" in logs]
     assert [step for step, _ in drifts] == [0, 2, 4, 6]
@@ -123,12 +74,12 @@ def test_start_and_end_can_be_left_out_and_the_last_step_is_measured_once(
         ({"every": [1, 6]}, [0, 1, 6]),
         ({"every": 4, "at_start": False, "at_end": False}, [4]),
     ):
-        model = _Classifier(copy.deepcopy(clip))
+        model = Classifier(copy.deepcopy(clip))
         seen: list[tuple[int, float]] = []
         callback = DriftCallback(
             DriftMonitor(model, images), echo=None, on_drift=lambda s, e, _, seen=seen: seen.append((s, e)), **options
         )
-        trainer = _trainer(model, images, tmp_path)
+        trainer = trainer_of(model, images, tmp_path)
         assert callback.attach(trainer) is callback
         trainer.train()
         assert [step for step, _ in seen] == steps
@@ -142,9 +93,9 @@ def test_a_training_that_another_callback_ends_is_measured_to_its_end(
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             control.should_training_stop = state.global_step == 3
 
-    model = _Classifier(clip)
+    model = Classifier(clip)
     callback = DriftCallback(DriftMonitor(model, images), every=2, echo=None, folder=tmp_path / "drift")
-    _trainer(model, images, tmp_path, callback, Enough()).train()
+    trainer_of(model, images, tmp_path, callback, Enough()).train()
     assert [step for step, _ in callback.drift] == [0, 2, 3]
     assert read_tables(tmp_path / "drift").history["step"].tolist() == [0, 2, 3]
 
@@ -153,28 +104,28 @@ def test_the_monitor_must_watch_what_is_trained(clip: CLIPModel, images: Tensor,
     other = copy.deepcopy(clip)
     callback = DriftCallback(DriftMonitor(other, images), echo=None)
     with pytest.raises(ValueError, match="another model than the trainer trains"):
-        _trainer(_Classifier(clip), images, tmp_path, callback).train()
+        trainer_of(Classifier(clip), images, tmp_path, callback).train()
     inner = DriftCallback(DriftMonitor(clip, images), protect=AttentionPreservation(other, 1.0), echo=None)
     with pytest.raises(ValueError, match="the protection of this callback watches another model"):
-        _trainer(_Classifier(clip), images, tmp_path, inner).train()
+        trainer_of(Classifier(clip), images, tmp_path, inner).train()
     with pytest.raises(ValueError, match="at least 1"):
         DriftCallback(DriftMonitor(clip, images), every=0)
 
 
 def test_a_stop_ends_the_training_with_the_best_state(clip: CLIPModel, images: Tensor, tmp_path: Path) -> None:
-    model = _Classifier(clip)
+    model = Classifier(clip)
     states: dict[int, dict[str, Tensor]] = {}
 
     class Spy(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            states[state.global_step] = _state(model)
+            states[state.global_step] = state_of(model)
 
     limit = 0.01
     alert = Alert("weight_drift", above=limit, action="stop")
     callback = DriftCallback(
         DriftMonitor(model, images), 1, alerts=[alert], folder=tmp_path / "drift", run={"dataset": "noise"}, echo=None
     )
-    trainer = _trainer(model, images, tmp_path, Spy(), callback, num_train_epochs=20, learning_rate=1e-3)
+    trainer = trainer_of(model, images, tmp_path, Spy(), callback, num_train_epochs=20, learning_rate=1e-3)
     trainer.train()
     drifts = dict(callback.drift)
     last = trainer.state.global_step
@@ -192,10 +143,10 @@ def test_a_stop_ends_the_training_with_the_best_state(clip: CLIPModel, images: T
 def test_losses_and_accuracies_of_the_trainer_are_in_the_history(
     clip: CLIPModel, images: Tensor, tmp_path: Path
 ) -> None:
-    model = _Classifier(clip)
+    model = Classifier(clip)
     callback = DriftCallback(DriftMonitor(model, images), 3, folder=tmp_path / "drift", echo=None)
     options = {"eval_strategy": "epoch", "logging_strategy": "steps", "logging_steps": 3}
-    trainer = _trainer(model, images, tmp_path, callback, **options)
+    trainer = trainer_of(model, images, tmp_path, callback, **options)
     trainer.compute_metrics = lambda p: {"accuracy": float((p.predictions.argmax(-1) == p.label_ids).mean())}
     trainer.train()
     history = read_tables(tmp_path / "drift").history
@@ -228,28 +179,28 @@ def test_protect_is_one_argument_and_the_same_as_by_hand(
 
     options = {"gradient_accumulation_steps": accumulation, "num_train_epochs": 2}
     numbered = kind == "cache"
-    first = _Classifier(copy.deepcopy(clip))
+    first = Classifier(copy.deepcopy(clip))
     by_hand = _protections(first, images)[kind]
-    arguments = _trainer(first, images, tmp_path, **options).args
-    ByHand(first, arguments, train_dataset=_data(images, numbered), callbacks=[]).train()  # type: ignore[arg-type]
+    arguments = trainer_of(first, images, tmp_path, **options).args
+    ByHand(first, arguments, train_dataset=rows(images, numbered), callbacks=[]).train()  # type: ignore[arg-type]
 
-    second = _Classifier(copy.deepcopy(clip))
+    second = Classifier(copy.deepcopy(clip))
     protect = _protections(second, images)[kind]
-    tracker = _Tracker()
+    tracker = Tracker()
     callback = DriftCallback(DriftMonitor(second, images), every=1, protect=protect, folder=tmp_path / "d", echo=None)
-    trainer = _trainer(second, images, tmp_path, tracker, callback, numbered=numbered, **options)
+    trainer = trainer_of(second, images, tmp_path, tracker, callback, numbered=numbered, **options)
     trainer.train()
     trainer.evaluate()
-    for name, value in _state(first).items():
+    for name, value in state_of(first).items():
         torch.testing.assert_close(second.state_dict()[name], value, rtol=1e-6, atol=1e-7, msg=name)
     assert "compute_loss" not in trainer.__dict__, "the trainer has its own loss again"
     assert any(logs.get("drift/protect_loss", 0.0) > 0 for _, logs in tracker.seen)
     run = read_tables(tmp_path / "d").runs.iloc[0]
     assert (run["regularizer"], run["regularizer_weight"]) == (protect.name, 3.0)
-    plain = _Classifier(copy.deepcopy(clip))
-    _trainer(plain, images, tmp_path, **options).train()
+    plain = Classifier(copy.deepcopy(clip))
+    trainer_of(plain, images, tmp_path, **options).train()
     assert not torch.equal(
-        _state(plain)["clip.visual_projection.weight"], _state(first)["clip.visual_projection.weight"]
+        state_of(plain)["clip.visual_projection.weight"], state_of(first)["clip.visual_projection.weight"]
     )
 
 
@@ -259,22 +210,22 @@ def test_a_loss_that_is_normalised_over_the_accumulated_batch_gets_its_share(
     """Where the trainer sums micro-batches, the protection of each counts 1/n, as it does where it averages them."""
 
     def train(summed: bool) -> dict[str, Tensor]:
-        model = _Classifier(copy.deepcopy(clip))
+        model = Classifier(copy.deepcopy(clip))
         callback = DriftCallback(
             DriftMonitor(model, images), protect=AttentionPreservation(model, 5.0), at_start=False, echo=None
         )
         options = {"gradient_accumulation_steps": 3, "num_train_epochs": 3}
-        trainer = _trainer(model, images, tmp_path, callback, **options)
+        trainer = trainer_of(model, images, tmp_path, callback, **options)
         if summed:
             trainer.compute_loss_func = lambda outputs, labels, num_items_in_batch=None: (
                 nn.functional.cross_entropy(outputs["logits"], labels, reduction="sum") / num_items_in_batch
             )
-            own = _Classifier.forward
+            own = Classifier.forward
             model.forward = lambda pixel_values, labels=None: own(  # type: ignore[method-assign]
                 model, pixel_values, torch.zeros(len(pixel_values), dtype=torch.long) if labels is None else labels
             )
         trainer.train()
-        return _state(model)
+        return state_of(model)
 
     averaged = train(False)
     for name, value in train(True).items():
@@ -282,10 +233,10 @@ def test_a_loss_that_is_normalised_over_the_accumulated_batch_gets_its_share(
 
 
 def test_tensorboard_gets_the_drift(clip: CLIPModel, images: Tensor, tmp_path: Path) -> None:
-    model = _Classifier(clip)
+    model = Classifier(clip)
     writer = SummaryWriter(str(tmp_path / "board"))
     callback = DriftCallback(DriftMonitor(model, images), every=3, echo=None)
-    trainer = _trainer(model, images, tmp_path, TensorBoardCallback(tb_writer=writer), callback)
+    trainer = trainer_of(model, images, tmp_path, TensorBoardCallback(tb_writer=writer), callback)
     trainer.train()
     board = EventAccumulator(str(tmp_path / "board"))
     board.Reload()

@@ -4,11 +4,12 @@ Three lines in any training loop::
 
     protect = AttentionPreservation(model, weight=0.1)     # before the first step
 
-    loss = cross_entropy(model(images), labels) + protect()
+    loss = cross_entropy(model(images), labels) + protect(model)
     loss.backward()
 
 ``protect`` watches the model's vision tower from its creation until ``close()`` (or the end of a ``with``
-block), and each call gives the loss of the forward pass before it. The functions underneath work on the
+block), and each call gives the loss of the forward pass before it. It knows the model, so ``protect()`` is the
+same; naming it makes the line speak for itself, and another model than the protected one is an error. The functions underneath work on the
 log-attention that :func:`attndrift.observe` yields, in float32, whatever precision the model runs in.
 ``log_attention`` is a sequence over layers of tensors (images, heads, patches).
 """
@@ -140,17 +141,21 @@ class Protection:
         if not self._closed and torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1:
             self._waiting.append((args, kwargs))
 
-    def __call__(self, index: Any = None, flipped: Any = None) -> Tensor:
+    def __call__(self, model: nn.Module | None = None, *, index: Any = None, flipped: Any = None) -> Tensor:
         """The weighted loss of the last forward pass: a scalar >= 0, differentiable.
 
         Args:
+            model: the protected model, or a wrapper of it, or nothing: no forward pass is run.
             index: numbers of the batch's images, where the teacher is a cache.
             flipped: which of them were mirrored, where the teacher is a cache; by default none.
 
         Raises:
             ProtectionError: no forward pass with gradients since the last call, or more than one; or one whose
-                attention does not depend on any trained parameter.
+                attention does not depend on any trained parameter; or another ``model`` than the protected one.
+            TypeError: ``model`` is no model, such as image numbers given without their name.
         """
+        if model is not None:
+            self._check(model)
         if not self._waiting:
             raise ProtectionError(
                 "this protection is closed; make a new one"
@@ -187,6 +192,15 @@ class Protection:
     ) -> Tensor:
         raise NotImplementedError
 
+    def _check(self, model: nn.Module) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"expected the model, got a {type(model).__name__}; image numbers go by name, index=...")
+        if not any(part is self._tower for part in unwrapped(model).modules()):
+            raise ProtectionError(
+                f"this {type(model).__name__} does not hold the vision tower that is protected; make a protection for it, "
+                "AttentionPreservation(model, ...)"
+            )
+
     def skip(self) -> None:
         """Leave the forward passes since the last call unprotected."""
         self._waiting.clear()
@@ -220,7 +234,7 @@ class AttentionPreservation(Protection):
 
         protect = AttentionPreservation(model, weight=0.1)
         ...
-        loss = task_loss + protect()                  # after model(images)
+        loss = task_loss + protect(model)             # after model(images)
 
     The pretrained attention of the very same images (flips, crops and all) comes from the ``teacher``:
 
@@ -311,9 +325,10 @@ class EntropyFloor(Protection):
 
         protect = EntropyFloor(model, weight=0.1, monitor=monitor)
         ...
-        loss = task_loss + protect()                  # after model(images)
+        loss = task_loss + protect(model)             # after model(images)
 
-    Give one of ``monitor``, ``probe`` and ``pretrained_entropy``.
+    The pretrained entropy of each layer comes from one of ``monitor``, ``probe``, ``pretrained_entropy`` and an
+    :class:`AttentionCache` as ``teacher``.
 
     Args:
         model: the model in training, or a wrapper of it (``peft``, ``DistributedDataParallel``).
@@ -321,8 +336,10 @@ class EntropyFloor(Protection):
         fraction: the floor as a fraction of the pretrained entropy, in (0, 1].
         monitor: its reference has the pretrained entropy.
         probe: normalised images, one tensor (images, 3, height, width) or batches of them, on which the entropy
-            of the model as it is now, without its ``peft`` adapters, is measured here.
+            of the ``teacher`` is measured here: of a second model, by default of the model as it is now, without its
+            ``peft`` adapters.
         pretrained_entropy: (layers,), nats.
+        teacher: a second model, with ``probe``; or an :class:`AttentionCache` of the training images, alone.
 
     Attributes:
         active_fraction: mean fraction of (layer, image, head) cells below the floor so far; None before the first call.
@@ -339,14 +356,22 @@ class EntropyFloor(Protection):
         monitor: DriftMonitor | None = None,
         probe: Tensor | Iterable[Tensor] | None = None,
         pretrained_entropy: Sequence[float] | Tensor | None = None,
+        teacher: nn.Module | AttentionCache | None = None,
     ) -> None:
-        given = [monitor is not None, probe is not None, pretrained_entropy is not None]
+        cache = teacher if isinstance(teacher, AttentionCache) else None
+        given = [monitor is not None, probe is not None, pretrained_entropy is not None, cache is not None]
         if sum(given) != 1:
-            raise ValueError("give exactly one of monitor, probe and pretrained_entropy: the floor is relative to it")
+            raise ValueError(
+                "give exactly one of monitor, probe, pretrained_entropy and a cache as the teacher: the floor is relative to it"
+            )
+        if teacher is not None and cache is None and (probe is None or not isinstance(teacher, nn.Module)):
+            raise ValueError(f"teacher is a {type(teacher).__name__}; give a model and its probe, or an AttentionCache")
         if monitor is not None:
             pretrained_entropy = monitor.reference.structure.layers("entropy")
+        elif cache is not None:
+            pretrained_entropy = cache.layer_entropy()
         elif probe is not None:
-            pretrained_entropy = _bare_entropy(unwrapped(model), probe)
+            pretrained_entropy = _bare_entropy(unwrapped(model if teacher is None else teacher), probe)
         assert pretrained_entropy is not None
         self._floor = EntropyFloorTerm(weight, pretrained_entropy, fraction)
         super().__init__(model, weight)
@@ -440,6 +465,11 @@ class AttentionCache:
 
     def __len__(self) -> int:
         return len(self._maps[0])
+
+    def layer_entropy(self) -> Tensor:
+        """Mean entropy of each layer over images and heads, as they are and not mirrored: (layers,), nats."""
+        logs = self._maps[0].double()
+        return -(logs.exp() * logs).sum(-1).mean(dim=(0, 2))
 
     def __call__(self, index: Sequence[int], flipped: Sequence[bool]) -> Tensor:
         """(layers, images, heads, patches), float32. Raises IndexError for a number that is not in the cache."""

@@ -128,7 +128,7 @@ class Guard:
         self._every = every if isinstance(every, int) else frozenset(every)
         self._first = first
         self._validate, self._keep_best, self._patience = validate, keep_best, patience
-        self._echo = echo if monitor.processes.rank == 0 else None
+        self._echo = echo
         self._first_weight = None if protect is None else protect.weight
         self._anchor = Anchor(monitor)
         self._best: BestState | None = None
@@ -162,7 +162,7 @@ class Guard:
         if self._keep_best:
             # A folder of its own: an alert of the same training keeps its best state beside the tables.
             folder = None if self.folder is None else self.folder / "guard"
-            self._best = BestState(self._model, folder, self.monitor.processes)
+            self._best = BestState(self._model, folder, lambda: self.monitor.processes)
 
     # -- in a loop ---------------------------------------------------------------------------------
 
@@ -481,7 +481,8 @@ class Guard:
 
     def _record(self, event: GuardEvent) -> GuardEvent:
         self.events.append(event)
-        if self._echo is not None:
+        # Asked now: a trainer may have started its processes after this was made.
+        if self._echo is not None and self.monitor.processes.first:
             self._echo(f"guard at step {event.step}: {event}")
         if self.folder is not None and self.monitor.processes.rank == 0:
             write_events(self.events, self.run_id or self.folder.resolve().name, self.folder)

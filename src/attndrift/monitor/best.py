@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,9 +24,10 @@ class BestState:
         model: whose weights.
         folder: where ``best.safetensors`` is written, whole or not at all, by the first process; None keeps
             them in memory.
+        processes: called for those that train together, as they are then.
     """
 
-    def __init__(self, model: nn.Module, folder: Path | None, processes: Processes) -> None:
+    def __init__(self, model: nn.Module, folder: Path | None, processes: Callable[[], Processes]) -> None:
         self._model = model
         self._path = None if folder is None else folder / BEST
         self._processes = processes
@@ -41,7 +43,7 @@ class BestState:
         self.step = step
         if self._path is None:
             self._held = {name: value.to("cpu", copy=True) for name, value in self._state().items()}
-        elif self._processes.rank == 0:
+        elif self._processes().rank == 0:
             # Clones: buffers may share memory, which the format refuses.
             values = {name: value.cpu().clone().contiguous() for name, value in self._state().items()}
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,8 +63,8 @@ class BestState:
         """Put the kept state back, in every process, and return its step. Raises RuntimeError where none was kept."""
         if self.step is None:
             raise RuntimeError("no state was kept: no measured state was without an alert, so there is none to restore")
-        stored = self._held
-        if stored is None and self._processes.rank == 0:
+        stored, processes = self._held, self._processes()
+        if stored is None and processes.rank == 0:
             assert self._path is not None
             stored = load_file(self._path)
         now = self._state()
@@ -73,8 +75,8 @@ class BestState:
                 f"the state of step {self.step} cannot be restored: other parameters are trained now than then "
                 f"({len(strange)}, the first is {strange[0]})"
             )
-        self._processes.agree(problem)
+        processes.agree(problem)
         for name, value in now.items():
             before = torch.empty_like(value, device="cpu") if stored is None else stored[name]
-            value.copy_(before if self._held is not None else self._processes.from_first(before))
+            value.copy_(before if self._held is not None else processes.from_first(before))
         return self.step

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -10,15 +10,13 @@ from torch import Tensor, nn
 
 from attndrift import metrics
 from attndrift.monitor.drift import Drift, Snapshot, compare_snapshots
+from attndrift.monitor.probe import Batches, Probe, batches_of
 from attndrift.monitor.processes import Processes
 from attndrift.monitor.snapshot import take_snapshot
 from attndrift.monitor.undisturbed import undisturbed, unwrapped
 from attndrift.monitor.weights import bare, bare_parameters, live_parameters
 from attndrift.observing import find_vision_tower
 from attndrift.observing.embedding import image_embeddings
-
-Batches = Callable[[], Iterable[Tensor]]
-"""Called at each measurement; yields the normalised probe images, float (images, 3, height, width)."""
 
 WeightDrift = Callable[[], tuple[float | None, float | None]]
 """Returns the weight drift of the vision transformer and of its projection."""
@@ -37,13 +35,14 @@ class DriftMonitor:
     states stay as they are. Works with ``peft`` adapters, frozen parts, gradient checkpointing, ``torch.compile``
     and ``autocast``, whose precision is left aside: a measurement runs in that of the weights.
 
-    Where ``torch.distributed`` is initialised, every process must measure; each takes its share of the images
-    and all get the same result, that of one process alone.
+    Where ``torch.distributed`` is initialised by the time of a measurement, every process must measure; each takes
+    its share of the images and all get the same result, that of one process alone.
 
     Args:
         model: any module with one vision transformer inside that :func:`attndrift.observe` can see into.
-        probe: the probe images, one tensor (images, 3, height, width) or a callable that yields batches, the
-            same ones at each call (and in each process).
+        probe: the probe images, normalised as the model takes them: one tensor (images, 3, height, width); what an
+            image processor returns; a list, dataset or ``DataLoader``, whose images are read once and kept; or a
+            callable that yields batches, the same ones at each call. In each process the same ones.
         reference: the state to measure against: a :class:`Snapshot` of the same images, or a model. By default
             the model as it is now, without its ``peft`` adapters: the bare model.
         embed: images to embeddings, of the live model; by default as the model's family has it.
@@ -55,13 +54,14 @@ class DriftMonitor:
 
     Raises:
         ObservationError: a model that cannot be observed.
+        TypeError: a probe of something else than normalised images.
         ValueError: merged adapters, sharded parameters, an empty probe set, or a reference of another shape.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        probe: Tensor | Batches,
+        probe: Probe,
         *,
         reference: Snapshot | nn.Module | None = None,
         embed: Callable[[Tensor], Tensor] | None = None,
@@ -72,14 +72,11 @@ class DriftMonitor:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         self.model = unwrapped(model)
-        self.processes = Processes.current() if distributed else Processes()
+        self._distributed = distributed
         self._embed = embed
         _refuse_sharded(self.model)
-        if isinstance(probe, Tensor):
-            images, size = probe, batch_size * self.processes.count
-            self._batches: Batches = lambda: images.split(size)
-        else:
-            self._batches = probe
+        # As many images at a time in each process, and they may become more than one after this.
+        self._batches: Batches = batches_of(probe, lambda: batch_size * self.processes.count, self.model)
         origin = self.model
         if isinstance(reference, nn.Module):
             if embed is not None:
@@ -94,6 +91,11 @@ class DriftMonitor:
                 reference = take_snapshot(self.model, self._batches(), embed, processes=self.processes)
         self.reference = reference
         self._weight_drift = weight_drift or _ParameterDrift(self.model, origin, values)
+
+    @property
+    def processes(self) -> Processes:
+        """The processes that measure together, as they are now: a trainer may start them after this was made."""
+        return Processes.current() if self._distributed else Processes()
 
     def measure(self) -> Drift:
         """Measure now. Raises :class:`DivergedError` where the model has left the finite numbers."""

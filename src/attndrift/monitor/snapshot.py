@@ -34,6 +34,7 @@ def take_snapshot(
 
     Raises:
         DivergedError: a hidden state or an embedding is not finite.
+        TypeError: images that are not floating-point, so not normalised.
         ValueError: there are no images, or fewer than processes.
     """
     model = unwrapped(model)
@@ -48,6 +49,8 @@ def take_snapshot(
     with undisturbed(model):
         try:
             for batch in batches:
+                if not batch.is_floating_point():
+                    raise TypeError(f"probe: a batch of {batch.dtype}, which is not normalised; see DriftMonitor")
                 pixels, own = together.share(batch, sum(sizes))
                 with observe(model, hidden=True) as seen:
                     embedded = embed(pixels.to(weight.device, weight.dtype))

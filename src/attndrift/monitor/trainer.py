@@ -173,11 +173,14 @@ class DriftCallback(TrainerCallback):
         """Measure the last state, complete the tables, and take the protection out of the trainer's loss."""
         if self._trainer is not None:
             _remove_from_loss(self._trainer)
+        loaded = args.load_best_model_at_end and state.best_model_checkpoint is not None
         if self.watch.should_stop:
             # The trainer may have loaded what it calls the best model since.
             self.watch.restore()
         elif self.guard is not None and args.load_best_model_at_end:
             self.guard.check(state.global_step, float(state.epoch or 0.0))
+        elif loaded and state.best_global_step not in (None, state.global_step):
+            self.watch.select(state.best_global_step, _epoch_of(state, state.best_global_step))
         self.watch.finish(state.global_step if self._at_end else None, float(state.epoch or 0.0))
 
     def _report(self, step: int, epoch: float | None, drift: Drift) -> None:
@@ -218,6 +221,11 @@ class DriftCallback(TrainerCallback):
             self.watch.describe(regularizer=self.protect.name, regularizer_weight=self.protect.weight)
 
 
+def _epoch_of(state: TrainerState, step: int) -> float | None:
+    epochs = [entry["epoch"] for entry in state.log_history if entry.get("step") == step and "epoch" in entry]
+    return float(epochs[-1]) if epochs else None
+
+
 def _calling_trainer(callback: TrainerCallback) -> Trainer | None:
     """The trainer that is calling ``callback`` now, found among the callers; None where there is none."""
     from transformers import Trainer
@@ -247,6 +255,13 @@ class _ProtectedLoss:
         named: dict[str, Any] = {}
         if getattr(self._protect, "needs_index", False):
             named = {name: inputs[name] for name in _KEYS if name in inputs}
+            if model.training and "index" not in named:
+                from attndrift.regularizers import ProtectionError
+
+                raise ProtectionError(
+                    "the teacher is a cache, and the batches do not say which images they hold: put each image's number "
+                    "under `index`, and pass remove_unused_columns=False to TrainingArguments, which drops it otherwise"
+                )
             inputs = {name: value for name, value in inputs.items() if name not in named}
         # Whatever ran with gradients in between (a probe of the user's) is not of this batch.
         self._protect.skip()

@@ -82,9 +82,8 @@ class DriftWatch:
         self._book = AlertBook(alerts)
         self._folder = None if folder is None else Path(folder)
         self._on_drift = on_drift
-        first = monitor.processes.rank == 0
-        self._echo = echo if first else None
-        self.tables = DriftTables(folder, run or {}, existing) if folder is not None and first else None
+        self._echo = echo
+        self.tables = DriftTables(folder, run or {}, existing) if folder is not None else None
         if guard is not None and self.tables is not None:
             guard.folder = guard.folder or self.tables.folder
             guard.run_id = guard.run_id or self.tables.run["run_id"]
@@ -94,6 +93,7 @@ class DriftWatch:
         self._best_epoch: float | None = None
         # What the guard made of the last state after it was measured.
         self._ended: Drift | None = None
+        self._selected: tuple[Drift, float | None] | None = None
         self._status = "running"
         self._last: tuple[int | None, float | None] = (None, None)
         self.drift: list[tuple[int, Drift]] = []
@@ -106,7 +106,12 @@ class DriftWatch:
         if self.guard is not None:
             self.guard.guard_model(self._model)
         if self._book.can_stop:
-            self._best = BestState(self._model, self._folder, self.monitor.processes)
+            self._best = BestState(self._model, self._folder, lambda: self.monitor.processes)
+
+    @property
+    def _speaks(self) -> bool:
+        # Asked anew each time: a trainer may start its processes after this was made.
+        return self.monitor.processes.first
 
     @property
     def alerts(self) -> list[AlertEvent]:
@@ -181,8 +186,7 @@ class DriftWatch:
         if self.tables is not None:
             self.tables.add(step, epoch, drift)
             self.tables.note(step, noted)
-        if self._echo is not None:
-            self._echo(f"drift at step {step}: {drift.line()}")
+        self._print(f"drift at step {step}: {drift.line()}")
         fired = self._book.check(step, epoch, drift)
         if self._on_drift is not None:
             self._on_drift(step, epoch, drift)
@@ -203,8 +207,12 @@ class DriftWatch:
             self._write()
         return drift
 
+    def _print(self, text: str) -> None:
+        if self._echo is not None and self._speaks:
+            self._echo(text)
+
     def _say(self, text: str) -> None:
-        if self.monitor.processes.rank == 0:
+        if self._speaks:
             logger.warning(text)
 
     def _stop(self, event: AlertEvent) -> None:
@@ -220,22 +228,36 @@ class DriftWatch:
         if self._best is not None and self._best.step is not None:
             self._best.restore()
 
+    def select(self, step: int, epoch: float | None = None) -> Drift:
+        """Measure the earlier state that a loop has loaded in place of its last one: the table ``runs`` ends with it.
+
+        Args:
+            step, epoch: of that state. The table ``history`` stays as it is.
+        """
+        drift = self.monitor.measure()
+        self._selected = drift, epoch
+        self._print(f"drift of the selected state (step {step}): {drift.line()}")
+        return drift
+
     def note(self, step: int, **values: float) -> bool:
         """Add columns of the table ``history`` to the row of ``step``; False where that step was not measured."""
         return self.tables is not None and self.tables.note(step, values)
 
     def _write(self) -> None:
-        if self.tables is None or not self.tables.history:
+        if self.tables is None or not self.tables.history or not self._speaks:
             return
         # After a stop the model is in its best state again, and that is what the run ended with.
         restored = self.should_stop and self._best_drift is not None
         last = self._ended or (self.drift[-1][1] if self.drift else None)
         final = self._best_drift if restored else last
+        selected = self._best_epoch if restored else None
+        if self._selected is not None:
+            final, selected = self._selected
         row = describe_training(self._model, self.monitor) | self._described | {"status": self._status}
         if final is not None:
             row |= drift_columns(self.monitor, final)
-        if restored and self._best_epoch is not None:
-            row["selected_epoch"] = self._best_epoch
+        if selected is not None:
+            row["selected_epoch"] = selected
         self.tables.write(row, self.alerts)
 
     def start(self, step: int = 0, epoch: float | None = 0.0) -> None:
