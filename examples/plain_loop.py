@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> DriftWatch:
         for step in range(1, given.steps + 1):
             numbers = torch.randint(PROBE, len(train), (BATCH,)).tolist()
             features = model.get_image_features(pixel_values=pixels(numbers)).pooler_output
-            loss = cross_entropy(head(features), torch.from_numpy(train.labels[numbers])) + protect()
+            loss = cross_entropy(head(features), torch.from_numpy(train.labels[numbers])) + protect(model)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -71,7 +71,7 @@ def _made(way: str, clip: CLIPModel) -> Classifier:
     return model.to(torch.bfloat16) if way == "bfloat16 weights" else model
 
 
-@pytest.mark.filterwarnings("ignore::Warning:torch")
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
 @pytest.mark.parametrize("protected", [False, True], ids=["watched", "protected"])
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_to_train_is_measured_and_left_bit_for_bit_as_it_is(
@@ -369,6 +369,7 @@ def test_protect_takes_the_model_for_the_readers_sake(clip: CLIPModel, images: T
     """``loss = task + protect(model)``: the protection knows its model, and refuses another one."""
     model = Classifier(clip)
     monitor = DriftMonitor(model, images)
+    other = Classifier(copy.deepcopy(clip))
     protections = (AttentionPreservation(model, 1.0), EntropyFloor(model, 1.0, monitor=monitor, fraction=1.0))
     with torch.no_grad():
         clip.vision_model.encoder.layers[0].self_attn.q_proj.weight.mul_(3)
@@ -382,7 +383,7 @@ def test_protect_takes_the_model_for_the_readers_sake(clip: CLIPModel, images: T
         assert values == [values[0]] * 4
         assert values[0] > 0
         with pytest.raises(ProtectionError, match="does not hold the vision tower"):
-            protect(copy.deepcopy(model))
+            protect(other)
         with pytest.raises(TypeError, match="image numbers go by name"):
             protect([1, 2])  # type: ignore[arg-type]
 

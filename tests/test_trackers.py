@@ -1,0 +1,102 @@
+"""The drift in W&B, MLflow and Trackio, read back from where each of them keeps it; offline, and skipped where not installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Logged = dict[int, float]
+"""CKA by step."""
+
+
+def _from_wandb(folder: Path) -> Logged:
+    from wandb.proto import wandb_internal_pb2 as messages
+    from wandb.sdk.internal.datastore import DataStore
+
+    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    store, found = DataStore(), {}
+    store.open_for_scan(str(path))
+    while (data := store.scan_data()) is not None:
+        record = messages.Record()
+        record.ParseFromString(data)
+        if record.WhichOneof("record_type") != "history":
+            continue
+        values = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
+        if "train/drift/cka_mean" in values:
+            found[int(float(values["train/global_step"]))] = float(values["train/drift/cka_mean"])
+    return found
+
+
+def _from_mlflow(folder: Path) -> Logged:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    (experiment,) = [one for one in client.search_experiments() if one.name == "drift"]
+    (run,) = client.search_runs([experiment.experiment_id])
+    return {one.step: one.value for one in client.get_metric_history(run.info.run_id, "drift/cka_mean")}
+
+
+def _from_trackio(folder: Path) -> Logged:
+    import json
+
+    (path,) = (folder / "trackio").rglob("drift*.db")
+    with sqlite3.connect(path) as connection:
+        rows = connection.execute("SELECT step, metrics FROM metrics").fetchall()
+    decoded = [(step, json.loads(values)) for step, values in rows]
+    return {int(step): values["train/drift/cka_mean"] for step, values in decoded if "train/drift/cka_mean" in values}
+
+
+READERS: dict[str, Callable[[Path], Logged]] = {
+    "wandb": _from_wandb,
+    "mlflow": _from_mlflow,
+    "trackio": _from_trackio,
+}
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+import torch
+from training_loops import Classifier, trainer_of
+from attndrift.models import load_clip
+from attndrift.monitor import DriftCallback, DriftMonitor
+
+folder, tracker = Path(sys.argv[1]), sys.argv[2]
+torch.manual_seed(0)
+model = Classifier(load_clip("config:tiny"))
+images = torch.randn(12, 3, 28, 28, generator=torch.Generator().manual_seed(1))
+callback = DriftCallback(DriftMonitor(model, images), every=2, echo=None)
+options = {"report_to": tracker, "run_name": "drift", "learning_rate": 1e-2, "project": "drift", "trackio_static_space_id": False}
+trainer_of(model, images, folder / "trainer", callback, **options).train()
+(folder / "drift.json").write_text(json.dumps({step: float(drift.cka.mean()) for step, drift in callback.drift}))
+"""
+
+
+@pytest.mark.parametrize("tracker", READERS)
+def test_a_tracker_gets_the_drift_through_the_trainers_own_logging(tracker: str, tmp_path: Path) -> None:
+    import json
+
+    if importlib.util.find_spec(tracker) is None:
+        pytest.skip(f"{tracker} is not installed (pip install {tracker}); the drift in it is not tested")
+    here = Path(__file__).parent
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(here), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true", "WANDB_PROJECT": "drift",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db", "MLFLOW_EXPERIMENT_NAME": "drift",
+        "TRACKIO_DIR": str(tmp_path / "trackio"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    # In a process of its own: trackers leave threads, servers and settings behind.
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path), tracker],
+        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    measured = {int(step): value for step, value in json.loads((tmp_path / "drift.json").read_text()).items()}
+    assert list(measured) == [0, 2, 4, 6]
+    assert READERS[tracker](tmp_path) == pytest.approx(measured, abs=1e-9)
