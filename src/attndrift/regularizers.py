@@ -371,7 +371,8 @@ class EntropyFloor(Protection):
         elif cache is not None:
             pretrained_entropy = cache.layer_entropy()
         elif probe is not None:
-            pretrained_entropy = _bare_entropy(unwrapped(model if teacher is None else teacher), probe)
+            measured = teacher if isinstance(teacher, nn.Module) else model
+            pretrained_entropy = _bare_entropy(unwrapped(measured), probe)
         assert pretrained_entropy is not None
         self._floor = EntropyFloorTerm(weight, pretrained_entropy, fraction)
         super().__init__(model, weight)

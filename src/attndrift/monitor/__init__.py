@@ -18,7 +18,8 @@ from attndrift.monitor.drift import (
     compare_snapshots,
     relative_change_pct,
 )
-from attndrift.monitor.measuring import Batches, DriftMonitor, WeightDrift
+from attndrift.monitor.measuring import DriftMonitor, WeightDrift
+from attndrift.monitor.probe import Batches
 from attndrift.monitor.processes import OtherProcessError
 from attndrift.monitor.snapshot import take_snapshot
 from attndrift.monitor.trainer import DriftCallback
