@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
@@ -128,6 +129,9 @@ class DriftCallback(TrainerCallback):
         if self.protect is not None:
             self._check_model(trainer.model, "protection", self.protect.model)
             _add_to_loss(trainer, self.protect)
+            if args.torch_compile:
+                # Code that was compiled for an unprotected model of the same class would be used again, without the hooks.
+                torch.compiler.reset()
         self.watch.watch_model(trainer.model)
         self._describe(args)
         if self.guard is not None:
