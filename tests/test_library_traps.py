@@ -238,8 +238,11 @@ def test_adapters_under_the_old_keys_load_inert_by_peft_and_in_place_or_not_at_a
 
     tower = CLIPVisionModel(clip.config.vision_config).eval()
     tower.load_state_dict(clip.vision_model.state_dict())
-    adapted: Any = get_peft_model(tower, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    adapted: Any = get_peft_model(tower, LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
     with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.5)
         moved = adapted(pixel_values=images).pooler_output
     adapted.save_pretrained(tmp_path)
     file = tmp_path / "adapter_model.safetensors"
