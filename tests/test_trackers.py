@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import sqlite3
+import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,16 +17,29 @@ Logged = dict[int, float]
 """CKA by step."""
 
 
+def _records(path: Path) -> Iterator[bytes]:
+    """The records of an offline file of W&B: a header of 7 bytes, then LevelDB's log format in blocks of 32 KiB."""
+    data, place, parts = path.read_bytes(), 7, b""
+    while place + 7 <= len(data):
+        left = 32768 - place % 32768
+        if left < 7:
+            place += left
+            continue
+        length, kind = struct.unpack_from("<HB", data, place + 4)
+        parts += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield parts
+            parts = b""
+
+
 def _from_wandb(folder: Path) -> Logged:
     from wandb.proto import wandb_internal_pb2 as messages
-    from wandb.sdk.internal.datastore import DataStore
 
     (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    store, found = DataStore(), {}
-    store.open_for_scan(str(path))
-    while (data := store.scan_data()) is not None:
-        record = messages.Record()
-        record.ParseFromString(data)
+    found: Logged = {}
+    for data in _records(path):
+        record = messages.Record.FromString(data)
         if record.WhichOneof("record_type") != "history":
             continue
         values = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
