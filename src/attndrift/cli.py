@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import sys
@@ -37,18 +38,27 @@ TOP_FINDINGS = 5
 DEMO_JOBS = 4
 """Most runs of the demo at a time: each takes about half a gigabyte."""
 EXIT_CONDITION = 3
+EXIT_DEFECT = 70
 EXIT_INTERRUPTED = 130
 
 
+def _complain(message: object) -> None:
+    from attndrift.words import shown
+
+    typer.secho(f"attndrift: {shown(message)}", fg=typer.colors.RED, err=True)
+
+
 def _fail(message: str) -> NoReturn:
-    typer.secho(f"attndrift: {message}", fg=typer.colors.RED, err=True)
+    _complain(message)
     raise typer.Exit(EXIT_PROBLEM)
 
 
 def _print_json(value: Any) -> None:
     from attndrift.files import plain
 
-    typer.echo(json.dumps(plain(value), indent=1, ensure_ascii=False))
+    # A name may hold bytes that are no text; in JSON they are escapes, as in the files.
+    text = json.dumps(plain(value), indent=1, ensure_ascii=False)
+    typer.echo(text.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 def _example(text: str) -> str:
@@ -551,6 +561,21 @@ def show(run_folder: Annotated[Path, typer.Argument(help="The folder of a run.")
         print_run(described)
 
 
+_NO_PLACE = {
+    errno.ENOSPC: "make room, or choose another place with --output",
+    errno.EDQUOT: "make room, or choose another place with --output",
+    errno.EROFS: "make it writable, or choose another place with --output",
+    errno.EPERM: "make it writable, or choose another place with --output",
+    errno.EACCES: "make it writable, or choose another place with --output",
+}
+
+
+def remedy(error: BaseException) -> str:
+    """What to do where a place cannot be written to, as the end of a message; empty for other errors."""
+    advice = _NO_PLACE.get(error.errno or 0) if isinstance(error, OSError) else None
+    return f". To go on, {advice}; nothing that was finished is lost, and the same command goes on" if advice else ""
+
+
 def main() -> None:
     """Entry point: known errors are one line, not a traceback (ATTNDRIFT_TRACEBACK=1 shows it)."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -561,8 +586,16 @@ def main() -> None:
     except (ValueError, OSError) as error:
         if os.environ.get("ATTNDRIFT_TRACEBACK"):
             raise
-        typer.secho(f"attndrift: {error}", fg=typer.colors.RED, err=True)
+        _complain(f"{error}{remedy(error)}")
         sys.exit(EXIT_PROBLEM)
+    except Exception as error:
+        if os.environ.get("ATTNDRIFT_TRACEBACK"):
+            raise
+        _complain(
+            f"{type(error).__name__}: {error}. This should have been said better, and is worth a report: "
+            "ATTNDRIFT_TRACEBACK=1 shows where it happened"
+        )
+        sys.exit(EXIT_DEFECT)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from rich.progress import (
 )
 
 from attndrift.study.settings import NamedRun, Study
+from attndrift.words import shown, without_secrets
 
 _MARKS = {"finished": "[green]✓[/]", "kept": "[green]=[/]", "diverged": "[yellow]~[/]", "failed": "[red]✗[/]"}
 
@@ -39,12 +40,13 @@ class RunReporter:
         self._study.progress.update(self._bar, description=f"  {self._name}: {what}")
 
     def say(self, message: str) -> None:
-        """Append a line to the run's log."""
+        """Append a line to the run's log, without secrets."""
+        message = without_secrets(message)
         stamp = time.strftime("%H:%M:%S")
-        with self._log.open("a", encoding="utf-8") as file:
+        with self._log.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{stamp} {message}\n")
         if self._study.verbose:
-            self._study.console.print(f"  {self._name}: {escape(message)}", highlight=False)
+            self._study.console.print(f"  {self._name}: {escape(shown(message))}", highlight=False)
 
 
 class StudyConsole:
@@ -95,7 +97,7 @@ class StudyConsole:
         if self._worked and self._done < self._total:
             minutes = elapsed / self._worked * (self._total - self._done) / 60
             left = f", about {minutes:.0f} min left" if minutes >= 1 else ", under a minute left"
-        note = f" ({detail})" if detail and status != "kept" else ""
+        note = f" ({shown(detail)})" if detail and status != "kept" else ""
         line = f"{_MARKS.get(status, '·')} {self._done:>3}/{self._total} {run.run_id}: {status}{escape(note)}"
         self.console.print(line + f"  [dim]{elapsed / 60:.1f} min{left}[/]", highlight=False, soft_wrap=True)
 

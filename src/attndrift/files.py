@@ -46,8 +46,11 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace ``path`` by ``text`` (UTF-8) in one step."""
-    write_bytes(path, text.encode("utf-8"))
+    """Replace ``path`` by ``text`` (UTF-8) in one step.
+
+    Bytes of a file name that are no text become escapes, which JSON reads back as they were.
+    """
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def plain(value: Any) -> Any:

@@ -22,10 +22,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from attndrift.tables import SCHEMAS, STRUCTURE_METRICS, TableError, Tables, columns_of, transfer_sets, write_tables
+from attndrift.tables import (
+    SCHEMAS,
+    STRUCTURE_METRICS,
+    TableError,
+    Tables,
+    columns_of,
+    read_parquet,
+    transfer_sets,
+    write_tables,
+)
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 
@@ -244,7 +251,7 @@ def _read(path: Path, nulls: Sequence[str]) -> pd.DataFrame:
     suffix = path.suffix.lower()
     try:
         if suffix == ".parquet":
-            frame = pq.read_table(path).to_pandas()
+            frame = read_parquet(path)
         elif suffix in (".csv", ".tsv"):
             separator = "\t" if suffix == ".tsv" else _separator(path)
             words = ["null", "None", *nulls]
@@ -253,7 +260,7 @@ def _read(path: Path, nulls: Sequence[str]) -> pd.DataFrame:
             frame = pd.DataFrame(_records(path))
         if nulls and suffix not in (".csv", ".tsv"):
             frame = frame.mask(frame.isin(list(nulls)))
-    except (pa.ArrowInvalid, OSError, ValueError, pd.errors.ParserError) as error:
+    except (OSError, ValueError, OverflowError, RecursionError, MemoryError, pd.errors.ParserError) as error:
         raise TableError(f"{path}: cannot be read as {suffix[1:]} ({error})") from error
     frame.columns = [str(column).strip() for column in frame.columns]
     twice = frame.columns[frame.columns.duplicated()]

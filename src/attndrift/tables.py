@@ -325,6 +325,18 @@ class Tables:
                 raise TableError(f"table {name}: run_id `{min(strangers)}` is not in the table runs")
 
 
+def read_parquet(path: Path) -> pd.DataFrame:
+    """The table in a Parquet file. Raises ``ValueError``, with the reason, where it cannot be read."""
+    try:
+        # Not by path: a damaged file must not be taken for a data set of several, nor its name for an address.
+        with path.open("rb") as file:
+            return pq.read_table(file).to_pandas()
+    # Damaged bytes come out of Arrow and pandas as almost any error, among them of memory and of keys.
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise ValueError(f"{type(error).__name__}: {reason[:300]}") from error
+
+
 def read_tables(folder: str | os.PathLike[str], *, names: Iterable[str] = tuple(SCHEMAS)) -> Tables:
     """Read the tables of ``folder`` (a study folder, or any folder that holds ``runs.parquet``).
 
@@ -343,8 +355,8 @@ def read_tables(folder: str | os.PathLike[str], *, names: Iterable[str] = tuple(
         if not path.is_file():
             continue
         try:
-            frame = pq.read_table(path).to_pandas()
-        except (pa.ArrowInvalid, OSError) as error:
+            frame = read_parquet(path)
+        except ValueError as error:
             raise TableError(
                 f"{path}: not a readable Parquet file ({error}); write it again with `attndrift collect`"
             ) from error

@@ -15,6 +15,7 @@ from typing import Any
 from attndrift.analysis.configurations import format_rate
 from attndrift.analysis.result import Column, Table
 from attndrift.files import write_text
+from attndrift.words import sheet_text
 
 SUFFIXES = (".csv", ".md", ".tex")
 _NULL = "–"
@@ -87,13 +88,15 @@ def _raw(value: Any) -> Any:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (list, tuple)):
-        return "; ".join(str(item) for item in value)
+        return sheet_text("; ".join(str(item) for item in value))
+    if isinstance(value, str):
+        return sheet_text(value)
     return repr(value) if isinstance(value, float) else value
 
 
 def to_markdown(table: Table) -> str:
     """A pipe table under its title, its notes below it."""
-    lines = [f"**{table.title}**", ""]
+    lines = [f"**{_no_markup(table.title)}**", ""]
     if table.rows:
         lines.append("| " + " | ".join(_pipe(heading(c)) for c in table.columns) + " |")
         lines.append("|" + "|".join(" ---: " if _numeric(table, c) else " --- " for c in table.columns) + "|")
@@ -101,12 +104,17 @@ def to_markdown(table: Table) -> str:
         lines.append("")
     else:
         lines += ["No rows.", ""]
-    lines += [f"- {note}" for note in table.notes]
+    lines += [f"- {_no_markup(note)}" for note in table.notes]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
 def _pipe(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    return _no_markup(text).replace("|", "\\|").replace("\n", " ")
+
+
+def _no_markup(text: str) -> str:
+    """``text`` without what Markdown takes for HTML."""
+    return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def _numeric(table: Table, column: Column) -> bool:

@@ -18,7 +18,7 @@ from transformers import CLIPModel
 from attndrift import metrics
 from attndrift.comparing.errors import CompareError
 from attndrift.comparing.images import batches, open_images, pictures, some_pictures
-from attndrift.comparing.sources import Side, printable, resolve, same_pixels
+from attndrift.comparing.sources import Side, resolve, same_pixels
 from attndrift.comparing.zero_shot import check_zero_shot, measure_zero_shot
 from attndrift.data.pixels import PixelStore
 from attndrift.monitor import (
@@ -32,6 +32,7 @@ from attndrift.monitor import (
 from attndrift.observing import ObservationError, observe
 from attndrift.tables import STRUCTURE_METRICS
 from attndrift.transfer import InertModelError
+from attndrift.words import printable
 
 TOP_HEADS = 5
 """Heads that are reported for each metric."""

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attndrift.comparing.errors import CompareError
-from attndrift.comparing.sources import printable
 from attndrift.data.dataset import ImageSplit
 from attndrift.data.errors import some
 from attndrift.data.pixels import PixelStore
 from attndrift.data.readers import IMAGE_SUFFIXES, FileReader
+from attndrift.words import printable
 
 MAP_IMAGES = 4
 

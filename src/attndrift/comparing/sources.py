@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import re
 import warnings
 from collections.abc import Iterable, Mapping
@@ -36,6 +35,7 @@ from attndrift.models.checkpoint import DESCRIPTION, MERGED_TOLERANCE, check_fin
 from attndrift.models.classifier import seeded
 from attndrift.models.from_config import CONFIG_PREFIX
 from attndrift.models.load import EMBEDDED, state_hash
+from attndrift.words import printable
 
 ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS = "model.safetensors"
@@ -92,16 +92,6 @@ class Side:
             "weights_sha256": state_hash(self.clip),
             "notes": list(self.notes),
         }
-
-
-def printable(text: object) -> str:
-    """``text`` on one line in characters that any terminal and file takes; the others as escapes.
-
-    File names may hold line breaks, terminal commands, marks that turn the direction of writing, and
-    bytes that are no text at all.
-    """
-    whole = os.fsencode(str(text)).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in whole)
 
 
 def resolve(source: str | Path, base: Side | None = None) -> Side:

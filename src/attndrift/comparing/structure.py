@@ -31,12 +31,13 @@ from attndrift.comparing.pages import (
     print_tables,
     render,
 )
-from attndrift.comparing.sources import printable, resolve
+from attndrift.comparing.sources import resolve
 from attndrift.data.pixels import PixelStore
 from attndrift.files import write_bytes, write_json, write_text
 from attndrift.metrics import STRUCTURE_METRICS, StructureAccumulator, StructureSummary
 from attndrift.monitor import evaluation_mode, image_embeddings
 from attndrift.observing import ObservationError, observe
+from attndrift.words import printable
 
 PAGE, PICTURE, RECORD = "structure.html", "attention.png", "structure.json"
 SHOWN_BLOCKS = 4

@@ -19,6 +19,7 @@ from attndrift.figures.source import Drawing, NoData, Source
 from attndrift.figures.style import styled
 from attndrift.files import write_json, write_text
 from attndrift.tables import Tables
+from attndrift.words import sheet_text
 
 if TYPE_CHECKING:
     from attndrift.analysis import Analysis
@@ -172,7 +173,8 @@ def _save(drawing: Drawing, folder: Path, name: str) -> list[Path]:
             raise
         paths.append(path)
     path = folder / f"{name}.csv"
-    write_text(path, drawing.data.to_csv(index=False, lineterminator="\n"))
+    shown = drawing.data.map(lambda value: sheet_text(value) if isinstance(value, str) else value)
+    write_text(path, shown.to_csv(index=False, lineterminator="\n"))
     return [*paths, path]
 
 

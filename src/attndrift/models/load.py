@@ -19,7 +19,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.utils import logging as hf_logging
 from transformers.utils.hub import extract_commit_hash
 
-from attndrift.files import sha256
+from attndrift.files import read_json, sha256
 from attndrift.models.errors import ModelError
 from attndrift.models.from_config import CONFIG_PREFIX, config_of, processor_for, random_clip
 
@@ -88,7 +88,10 @@ def _refuse_pickles(source: str) -> None:
     folder = Path(source)
     if not folder.is_dir():
         return
-    if (folder / "model.safetensors").is_file() or (folder / "model.safetensors.index.json").is_file():
+    if (folder / "model.safetensors").is_file():
+        return
+    if (folder / "model.safetensors.index.json").is_file():
+        _check_shards(folder / "model.safetensors.index.json", source)
         return
     pickles = sorted(p.name for suffix in _PICKLES for p in folder.glob(suffix))
     if pickles:
@@ -98,6 +101,21 @@ def _refuse_pickles(source: str) -> None:
             + _CONVERT.format(what="folder", folder="new_folder")
         )
     raise ModelError(f"{source}: not a model folder: it holds no model.safetensors")
+
+
+def _check_shards(index: Path, source: str) -> None:
+    """Raise :class:`ModelError` unless the files that ``index`` names are ``safetensors`` in its own folder."""
+    try:
+        content = read_json(index)
+        shards = sorted({str(name) for name in content["weight_map"].values()})
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ModelError(f"{source}: {index.name} is not an index of weights ({type(error).__name__})") from error
+    for name in shards:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise ModelError(
+                f"{source}: {index.name} names {name!r}; weights are read from .safetensors files in the model's own "
+                "folder alone"
+            )
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,9 @@ import pandas as pd
 
 from attndrift.files import read_json
 from attndrift.study.record import read_record
+from attndrift.study.settings import NAME_PATTERN
 from attndrift.tables import HISTORY, RUNS, Tables, conform, write_tables
+from attndrift.words import printable
 
 STUDY = "study.json"
 RUNS_FOLDER = "runs"
@@ -27,7 +31,29 @@ def planned_runs(folder: Path) -> list[str]:
     path = folder / STUDY
     if not path.is_file():
         raise StudyFolderError(f"{folder}: not a study folder (no {STUDY}); `attndrift run STUDY` makes one")
-    return [str(run["run_id"]) for run in read_json(path)["runs"]]
+    names = [str(run["run_id"]) for run in read_json(path)["runs"]]
+    for name in names:
+        if not re.fullmatch(NAME_PATTERN, name):
+            raise StudyFolderError(
+                f"{path}: {printable(name)!r} is not the name of a run; the file was changed by hand"
+            )
+    return names
+
+
+def refuse_links(folder: Path) -> None:
+    """Raise :class:`StudyFolderError` for a link in a study folder that leads out of it: nothing is written through it.
+
+    The study folder itself may be a link.
+    """
+    root = folder.resolve()
+    for where, folders, files in os.walk(root):
+        for name in (*folders, *files):
+            path = Path(where) / name
+            if path.is_symlink() and not path.resolve().is_relative_to(root):
+                raise StudyFolderError(
+                    f"{printable(path)}: a link that leads out of the study folder, to {printable(path.resolve())}; "
+                    "nothing is written through it. Put the files themselves there, or link the whole study folder"
+                )
 
 
 def _history(folder: Path) -> Iterator[dict[str, Any]]:
@@ -91,6 +117,7 @@ def gather(folder: Path, run_ids: Iterable[str] | None = None) -> tuple[Tables, 
 
 def collect(folder: Path) -> tuple[Tables, list[str]]:
     """Gather the tables of the study in ``folder`` and write them there as Parquet."""
+    refuse_links(folder)
     tables, missing = gather(folder)
     write_tables(tables, folder)
     return tables, missing

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from filelock import FileLock, Timeout
 
 from attndrift.files import read_json, write_json
-from attndrift.study.collect import RUNS_FOLDER, STUDY, collect
+from attndrift.study.collect import RUNS_FOLDER, STUDY, collect, refuse_links
 from attndrift.study.record import changed_settings, now, read_record, write_record, write_settings
 from attndrift.study.settings import NamedRun, Study
 
@@ -60,6 +60,7 @@ def prepare_folder(study: Study, folder: Path) -> None:
     if folder.exists() and not path.exists() and any(p for p in folder.iterdir() if not p.name.startswith(".")):
         raise StudyFolderConflict(f"{folder}: not empty and not a study folder; choose another with --output")
     folder.mkdir(parents=True, exist_ok=True)
+    refuse_links(folder)
     with FileLock(folder / ".study.lock"):
         known: list[dict[str, Any]] = []
         if path.exists():

@@ -187,6 +187,7 @@ def _expand(
             at = _line(lines, ("datasets", name))
             raise StudyError(f"{where}{at}: `datasets`: no run is on {name!r}; they are on {', '.join(sorted(known))}")
         _check_keys(values, where, lines, ("datasets", name))
+    _check_number(file, where, lines)
     expanded: list[tuple[RunSettings, Place]] = []
     for index, entry in enumerate(file.runs):
         place: Place = ("runs", index)
@@ -199,11 +200,6 @@ def _expand(
                 raise StudyError(f"{where}{at}: `{key}` stands both in the run and in its grid")
             if not axis:
                 raise StudyError(f"{where}{_line(lines, (*place, 'grid', key))}: the grid of `{key}` is empty")
-        size = 1
-        for axis in entry.grid.values():
-            size *= len(axis)
-        if len(expanded) + size > MAX_RUNS:
-            raise StudyError(f"{where}{_line(lines, place)}: more than {MAX_RUNS:,} runs")
         for point in itertools.product(*entry.grid.values()):
             chosen = dict(zip(entry.grid, point, strict=True))
             dataset = {"dataset": file.shared.get("dataset"), **own, **chosen, **overrides}["dataset"]
@@ -222,6 +218,17 @@ def _expand(
                 raise StudyError(f"{where}{at}: {source}{_explain(first, RunSettings)}") from error
             expanded.append((settings, place))
     return _named(file, expanded, where, lines)
+
+
+def _check_number(file: _StudyFile, where: str, lines: Mapping[Place, int]) -> None:
+    """Count the runs before any is made: a few short axes multiply to more than a machine holds."""
+    total = 0
+    for index, entry in enumerate(file.runs):
+        total += math.prod(len(axis) for axis in entry.grid.values())
+        if total > MAX_RUNS:
+            raise StudyError(
+                f"{where}{_line(lines, ('runs', index))}: {total:,} runs up to here; a study has at most {MAX_RUNS:,}"
+            )
 
 
 def _refuse_equal_runs(

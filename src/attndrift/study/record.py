@@ -11,6 +11,7 @@ from typing import Any
 
 from attndrift.files import read_json, write_json
 from attndrift.study.settings import NamedRun, RunSettings
+from attndrift.words import clean
 
 RECORD = "record.json"
 SETTINGS = "settings.json"
@@ -56,6 +57,60 @@ def hardware(device: str, threads: int) -> dict[str, Any]:
     if device.startswith("cuda"):
         described["accelerator"] = torch.cuda.get_device_name()
         described["cuda"] = torch.version.cuda
+    return described
+
+
+def determinism(device: str, threads: int, processes: int, precision: str) -> dict[str, Any]:
+    """What repeating the run on the same machine would repeat, and what decides it.
+
+    ``not_bit_for_bit`` says, in words, why two such runs may differ in their last bits; empty where the same
+    settings, versions and machine give the same bytes. On a CPU they do: kernels there add in an order that the
+    number of threads decides, and several processes add their gradients in the order of their numbers.
+    """
+    import torch
+
+    chosen = torch.are_deterministic_algorithms_enabled()
+    described: dict[str, Any] = {
+        "device": device,
+        "threads": threads,
+        "processes": processes,
+        "precision": precision,
+        "deterministic_algorithms": chosen,
+        "not_bit_for_bit": [],
+    }
+    if device.startswith("cpu"):
+        return described
+    reasons = []
+    if not chosen:
+        reasons.append(
+            f"torch may choose kernels on {device} that add in no fixed order (torch.use_deterministic_algorithms)"
+        )
+    if device.startswith("cuda"):
+        backends = torch.backends.cuda
+        described |= {
+            "attention_kernels": [
+                name
+                for name, enabled in (
+                    ("flash", backends.flash_sdp_enabled()),
+                    ("memory_efficient", backends.mem_efficient_sdp_enabled()),
+                    ("cudnn", backends.cudnn_sdp_enabled()),
+                    ("math", backends.math_sdp_enabled()),
+                )
+                if enabled
+            ],
+            "tf32": {"matmul": backends.matmul.allow_tf32, "cudnn": torch.backends.cudnn.allow_tf32},
+            "cudnn_benchmark": torch.backends.cudnn.benchmark,
+            "cublas_workspace": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
+        }
+        if not chosen:
+            reasons.append("the backward pass of fused attention may add in no fixed order")
+        if described["cublas_workspace"] not in (":4096:8", ":16:8"):
+            reasons.append("cuBLAS may split sums differently (CUBLAS_WORKSPACE_CONFIG=:4096:8)")
+        if torch.backends.cudnn.benchmark:
+            reasons.append("cuDNN chooses its kernels by their speed of the moment (torch.backends.cudnn.benchmark)")
+        if processes > 1:
+            reasons.append("NCCL may add gradients in another order")
+    described["not_bit_for_bit"] = reasons
     return described
 
 
@@ -113,5 +168,5 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
-    """Write ``record.json``, whole or not at all. It is the last thing that a run writes."""
-    write_json(folder / RECORD, {"format": FORMAT, **record})
+    """Write ``record.json``, whole or not at all, without secrets. It is the last thing that a run writes."""
+    write_json(folder / RECORD, clean({"format": FORMAT, **record}))

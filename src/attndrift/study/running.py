@@ -519,6 +519,8 @@ class _Run:
             **values,
             **{f"transfer_{name}_{field}": None for name in self.absent for field in TRANSFER_FIELDS},
         }
+        precision = precision_of(settings, self.device)
+        repeats = records.determinism(str(self.device), settings.threads, self.processes.count, precision)
         width = self.baseline.hidden.shape[-1]
         images = self.baseline.hidden.shape[1]
         return {
@@ -534,8 +536,9 @@ class _Run:
             "versions": records.versions(),
             "hardware": records.hardware(str(self.device), settings.threads),
             "processes": self.processes.count,
-            "precision": precision_of(settings, self.device),
-            "deterministic": self.device.type == "cpu",
+            "precision": precision,
+            "deterministic": not repeats["not_bit_for_bit"],
+            "determinism": repeats,
             "hashes": {"model": self.pretrained.description, "data": self.target.splits.hash},
             "data": self.target.dataset.source,
             "preprocessing": self.pretrained.preprocessing,

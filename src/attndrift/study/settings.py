@@ -170,7 +170,7 @@ class RunSettings(BaseModel):
     @classmethod
     def _transfer_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for name in value:
-            if not re.match(NAME_PATTERN, name):
+            if not re.fullmatch(NAME_PATTERN, name):
                 raise ValueError(f"{name!r} is not the name of a dataset")
         if len(set(value)) < len(value):
             raise ValueError("a transfer set is named twice")

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Protocol, cast
 
 import torch
@@ -246,6 +247,14 @@ class _RunTrainer(Trainer):
             for name, parameter in trained.items():
                 parameter.copy_(stored[name])
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _tensors_only(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with _tensors_only(checkpoint):
+            super()._load_scaler(checkpoint)
+
     def _save_rng_state(self, output_dir: str) -> None:
         if self.processes.count == 1:
             super()._save_rng_state(output_dir)
@@ -260,7 +269,8 @@ class _RunTrainer(Trainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if self.processes.count == 1 or checkpoint is None:
-            super()._load_rng_state(checkpoint)
+            with _tensors_only(checkpoint):
+                super()._load_rng_state(checkpoint)
             return
         path = Path(checkpoint) / RANDOM
         stored = load_file(path) if path.is_file() else {}
@@ -270,6 +280,22 @@ class _RunTrainer(Trainer):
         torch.set_rng_state(stored[f"cpu.{self.processes.rank}"])
         if self.args.device.type == "cuda" and f"cuda.{self.processes.rank}" in stored:
             torch.cuda.set_rng_state(stored[f"cuda.{self.processes.rank}"])
+
+
+class StateError(ValueError):
+    """A resumable state that holds what no state holds."""
+
+
+@contextmanager
+def _tensors_only(checkpoint: str | None) -> Iterator[None]:
+    """``transformers`` reads a state with ``weights_only=True``, which refuses everything that could run code."""
+    try:
+        yield
+    except UnpicklingError as error:
+        raise StateError(
+            f"{checkpoint}: holds something else than tensors and numbers, which reading it could run; it is not read. "
+            "No run wrote it: remove the folder `resume` of this run, and it is trained anew"
+        ) from error
 
 
 class _RunCallback(TrainerCallback):

@@ -1,0 +1,369 @@
+"""A test for each sentence on security: no foreign code, no name that leads elsewhere, no markup, no secrets."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from made_bad import surroundings
+from small_study import STUDY, interrupt, run, run_folder, small_study
+
+from attndrift import cli
+from attndrift.analysis import analyze
+from attndrift.analysis.synthetic import synthetic_tables
+from attndrift.comparing.errors import CompareError
+from attndrift.comparing.sources import resolve
+from attndrift.data import DataError, load_dataset
+from attndrift.files import read_json, sha256, write_json
+from attndrift.models import CheckpointError, ModelError, load_adapted, load_clip, load_config, load_processor
+from attndrift.study.collect import StudyFolderError, collect, planned_runs
+from attndrift.study.loading import StudyError, parse_overrides, parse_study
+from attndrift.study.workbench import Workbench
+from attndrift.tables import Tables
+from attndrift.training import resume
+
+
+class Bomb:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return (open, (str(self.marker), "w"))
+
+
+@pytest.fixture
+def marker(tmp_path: Path) -> Path:
+    path = tmp_path / "unpickled"
+    pickle.loads(pickle.dumps(Bomb(path))).close()
+    assert path.exists(), "the bomb works"
+    path.unlink()
+    return path
+
+
+# -- weights and states ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.ckpt", "model.pth"])
+def test_a_pickle_for_a_model_is_refused_unread(tiny_clip: Path, tmp_path: Path, marker: Path, name: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_clip, folder)
+    (folder / "model.safetensors").unlink()
+    torch.save(Bomb(marker), folder / name)
+    for attempt in (load_clip, resolve, lambda f: run(small_study(f), tmp_path / "study")):
+        try:
+            found = attempt(folder)
+        except ModelError as error:
+            assert "safetensors" in str(error)  # noqa: PT017
+        else:
+            assert found["status"] == "failed"
+            assert "refused" in found["problem"]
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("shard", ["pytorch_model.bin", "../outside.safetensors", "/etc/passwd"])
+def test_an_index_leads_to_safetensors_in_its_own_folder_alone(
+    tiny_clip: Path, tmp_path: Path, marker: Path, shard: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_clip, folder)
+    shutil.move(folder / "model.safetensors", tmp_path / "outside.safetensors")
+    torch.save(Bomb(marker), folder / "pytorch_model.bin")
+    write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": {"logit_scale": shard}})
+    with pytest.raises(ModelError, match="the model's own folder alone"):
+        load_clip(folder)
+    assert not marker.exists()
+
+
+def test_a_pickle_for_an_adapter_is_refused_unread(tmp_path: Path, marker: Path) -> None:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    write_json(folder / "adapter_config.json", {"peft_type": "LORA", "base_model_name_or_path": "embedded"})
+    torch.save(Bomb(marker), folder / "adapter_model.bin")
+    with pytest.raises(CompareError, match="Pickled weights can run code"):
+        resolve(folder)
+    assert not marker.exists()
+
+
+def test_a_pickle_in_a_checkpoint_is_refused_unread(tiny_clip: Path, tmp_path: Path, marker: Path) -> None:
+    """Also where the description vouches for it: its checksums say what was written, not that it is harmless."""
+    study = small_study(tiny_clip)
+    run(study, tmp_path / "study")
+    whole = run_folder(study, tmp_path / "study") / "checkpoints" / "best"
+    for name in ("weights.safetensors", "fingerprint.safetensors", "adapter/adapter_model.safetensors"):
+        folder = tmp_path / name.replace("/", "-")
+        shutil.copytree(whole, folder)
+        assert (folder / name).is_file(), sorted(p.name for p in folder.rglob("*"))
+        torch.save(Bomb(marker), folder / name)
+        description = read_json(folder / "checkpoint.json")
+        description["files"][name] = sha256(folder / name)
+        write_json(folder / "checkpoint.json", description)
+        with pytest.raises(CheckpointError):
+            load_adapted(folder)
+    assert not marker.exists()
+
+
+@pytest.fixture(scope="module")
+def interrupted(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("interrupted") / "study"
+    interrupt(small_study(tiny_clip), folder)
+    return folder
+
+
+STATE_FILES = ["optimizer.pt", "scheduler.pt", "rng_state.pth", "scaler.pt", "training_args.bin", "trainer_state.json"]
+
+
+@pytest.mark.parametrize("name", STATE_FILES)
+def test_a_state_is_never_unpickled(
+    tiny_clip: Path, tmp_path: Path, interrupted: Path, marker: Path, name: str
+) -> None:
+    """Every file that ``transformers.Trainer`` reads on resumption, replaced by a pickle with a fitting checksum."""
+    folder = tmp_path / "study"
+    shutil.copytree(interrupted, folder)
+    study = small_study(tiny_clip)
+    states = list((run_folder(study, folder) / "resume").glob("step-*"))
+    assert states
+    for state in states:
+        torch.save(Bomb(marker), state / name)
+        manifest = read_json(state / resume.MANIFEST)
+        write_json(state / resume.MANIFEST, manifest | {name: sha256(state / name)})
+    record = run(study, folder)
+    assert not marker.exists()
+    if name in ("scaler.pt", "training_args.bin"):
+        assert record["status"] == "finished", "a file that is not read changes nothing"
+    else:
+        assert record["status"] == "failed"
+        if name != "trainer_state.json":
+            assert "something else than tensors and numbers" in record["problem"]
+            assert "remove the folder `resume`" in record["problem"]
+
+
+def test_a_state_holds_tensors_numbers_and_json_alone(interrupted: Path) -> None:
+    state = next(interrupted.glob("runs/*/resume/step-*"))
+    kinds = {path.suffix for path in state.iterdir()}
+    assert kinds <= {".safetensors", ".json", ".pt", ".pth"}
+    from transformers.trainer_pt_utils import safe_globals
+
+    for path in (*state.glob("*.pt"), *state.glob("*.pth")):
+        with safe_globals():
+            torch.load(path, weights_only=True)
+
+
+# -- foreign code ----------------------------------------------------------------------------------
+
+
+def test_code_of_a_model_folder_is_never_run(tiny_clip: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "code-ran"
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_clip, folder)
+    (folder / "evil.py").write_text(f"open({str(marker)!r}, 'w')\nclass Evil: ...\n")
+    (folder / "__init__.py").write_text(f"open({str(marker)!r}, 'w')\n")
+    names = dict.fromkeys(
+        ("AutoConfig", "AutoModel", "AutoTokenizer", "AutoImageProcessor", "AutoProcessor"), "evil.Evil"
+    )
+    for name in ("config.json", "tokenizer_config.json", "preprocessor_config.json"):
+        values = read_json(folder / name) if (folder / name).is_file() else {}
+        write_json(folder / name, values | {"auto_map": names, "custom_generate": "evil.py", "trust_remote_code": True})
+    load_clip(folder)
+    load_processor(folder)
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", config | {"model_type": "evil"})
+    with pytest.raises(ModelError):
+        load_config(folder)
+    write_json(folder / "config.json", config | {"quantization_config": {"quant_method": "evil"}})
+    with pytest.raises(ModelError):
+        load_clip(folder)
+    assert not marker.exists()
+
+
+def test_kernels_of_a_hub_are_not_asked_for_by_a_config(tiny_clip: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_clip, folder)
+    config = read_json(folder / "config.json")
+    config["attn_implementation"] = config["_attn_implementation"] = "kernels-community/evil"
+    for part in ("vision_config", "text_config"):
+        config[part] |= {"attn_implementation": "evil/kernel", "_attn_implementation": "evil/kernel"}
+    write_json(folder / "config.json", config)
+    model = load_clip(folder)
+    assert model.config._attn_implementation == model.vision_model.config._attn_implementation == "sdpa"
+    assert model.text_model.config._attn_implementation == "sdpa"
+
+
+def test_code_of_a_dataset_folder_is_never_run(tmp_path: Path) -> None:
+    marker = tmp_path / "code-ran"
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("images.py", "dataset.py", "__init__.py"):
+        (folder / name).write_text(f"open({str(marker)!r}, 'w')\n")
+    (folder / "train.pkl").write_bytes(pickle.dumps(Bomb(marker)))
+    with pytest.raises(DataError):
+        load_dataset({"name": "images", "path": str(folder)})
+    with pytest.raises(DataError):
+        load_dataset({"name": "images", "path": str(folder), "config": "pandas"})
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name: x\nshared: {trust_remote_code: true}\nruns: [{dataset: tiles}]",
+        "name: x\ntrust_remote_code: true\nruns: [{dataset: tiles}]",
+        "name: x\nruns: [{dataset: tiles, trust_remote_code: true}]",
+        "name: x\nruns: [{dataset: tiles, grid: {trust_remote_code: [true]}}]",
+        "name: x\nruns: [{dataset: own, source: {hub: a/b, trust_remote_code: true}}]",
+        "name: x\ndatasets: {tiles: {trust_remote_code: true}}\nruns: [{dataset: tiles}]",
+    ],
+)
+def test_remote_code_is_not_reachable_from_a_study(text: str) -> None:
+    with pytest.raises(StudyError, match="unknown key `trust_remote_code`"):
+        parse_study(text, where="study.yaml")
+
+
+def test_a_tag_of_python_is_refused_in_options_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StudyError, match="not valid YAML"):
+        parse_overrides(["epochs=!!python/object/apply:os.system ['touch owned']"])
+    assert not list(tmp_path.iterdir())
+
+
+# -- names -----------------------------------------------------------------------------------------
+
+ESCAPES = ["../escape", "..", "/tmp/escape", "a/b", "a\\..\\b", ".hidden", "a\nb", "a\0b", "-o", "", "a" * 200, "a\n"]
+
+
+@pytest.mark.parametrize("name", ESCAPES)
+@pytest.mark.parametrize("where", ["name", "dataset", "experiment", "transfer"])
+def test_a_name_in_a_study_cannot_leave_its_folder(name: str, where: str) -> None:
+    content = {"name": "x", "runs": [{"dataset": "tiles"}]}
+    if where == "name":
+        content["name"] = name
+    else:
+        content["runs"][0][where] = [name] if where == "transfer" else name  # type: ignore[index]
+    with pytest.raises(StudyError):
+        parse_study(json.dumps(content), where="study.yaml")
+
+
+@pytest.mark.parametrize("name", ESCAPES)
+def test_a_name_in_a_described_study_cannot_lead_elsewhere(tmp_path: Path, name: str) -> None:
+    write_json(tmp_path / "study.json", {"name": "x", "runs": [{"run_id": name, "settings": {}}]})
+    with pytest.raises(StudyFolderError, match="is not the name of a run"):
+        planned_runs(tmp_path)
+
+
+@pytest.mark.parametrize("what", ["runs", "runs/{run}", "runs/{run}/checkpoints", "runs/{run}/log.txt", "figures"])
+def test_a_link_out_of_the_study_is_not_written_through(tiny_clip: Path, tmp_path: Path, what: str) -> None:
+    study = small_study(tiny_clip)
+    folder, outside = tmp_path / "study", tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept.txt").write_text("mine")
+    write_json(folder / "study.json", {"name": study.name, "description": study.description, "runs": []})
+    link = folder / what.format(run=study.runs[0].run_id)
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(outside / "kept.txt" if link.suffix else outside)
+    before = surroundings(outside)
+    with pytest.raises(StudyFolderError, match="leads out of the study folder"):
+        run(study, folder)
+    with pytest.raises(StudyFolderError, match="leads out of the study folder"):
+        collect(folder)
+    assert surroundings(outside) == before
+
+
+def test_a_study_folder_may_itself_be_a_link(tiny_clip: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "study").symlink_to(tmp_path / "disk")
+    assert run(small_study(tiny_clip), tmp_path / "study")["status"] == "finished"
+    assert (tmp_path / "disk" / "runs.parquet").is_file()
+
+
+# -- markup ----------------------------------------------------------------------------------------
+
+MARKUP = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&\\input{/etc/passwd} $x$ %"
+
+
+def test_tables_in_markdown_and_latex_hold_no_foreign_markup(tmp_path: Path) -> None:
+    tables = synthetic_tables(seeds=1, datasets=("eurosat",), rates=2, layers=2, heads=2)
+    frames = {name: getattr(tables, name).copy() for name in ("runs", "history", "layers", "interpolation")}
+    old = frames["runs"]["run_id"].iloc[0]
+    for frame in frames.values():
+        frame["run_id"] = frame["run_id"].astype(object).replace({old: MARKUP})
+    frames["runs"]["dataset"] = MARKUP
+    frames["runs"]["model"] = MARKUP
+    analyze(Tables(**frames)).write(tmp_path)
+    markdown = "".join(path.read_text() for path in tmp_path.rglob("*.md"))
+    latex = "".join(path.read_text() for path in tmp_path.rglob("*.tex"))
+    assert "script" in markdown
+    assert "<script" not in markdown
+    assert "<img" not in markdown
+    assert "textbackslash" in latex
+    assert "\\input" not in latex
+
+
+# -- secrets ---------------------------------------------------------------------------------------
+
+SECRETS = {
+    "HF_TOKEN": "hf_QwErTyUiOpAsDfGhJkLzXcVbNm",
+    "WANDB_API_KEY": "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c",
+    "AWS_ACCESS_KEY_ID": "AKIAABCDEFGHIJKLMNOP",
+    "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+    "AWS_SESSION_TOKEN": "FwoGZXIvYXdzEJr//////////wEaDH",
+    "MY_DATABASE_PASSWORD": "correct-horse-battery-staple",
+}
+
+
+def test_secrets_of_the_environment_reach_no_log_and_no_record(
+    tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    said = "; ".join(f"{name}={value}" for name, value in SECRETS.items())
+    address = "https://someone:pa55-w0rd@hub.example/x?X-Amz-Signature=deadbeefcafe"
+    original = Workbench.target
+
+    def failing(self: Any, settings: Any, pretrained: Any) -> Any:
+        if settings.method == "full":
+            raise ConnectionError(f"401 Unauthorized for {address} with headers {said}")
+        return original(self, settings, pretrained)
+
+    monkeypatch.setattr(Workbench, "target", failing)
+    monkeypatch.setenv("ATTNDRIFT_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "study.yaml"
+    path.write_text(STUDY % tiny_clip + "  - {method: full}\n")
+    monkeypatch.setattr(sys, "argv", ["attndrift", "run", str(path), "-o", str(tmp_path / "study"), "--verbose"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    shown = capsys.readouterr()
+    texts = {"stdout": shown.out, "stderr": shown.err}
+    for file in (tmp_path / "study").rglob("*"):
+        if file.is_file():
+            texts[str(file)] = file.read_bytes().decode("utf-8", "replace")
+    assert any("401 Unauthorized" in text for text in texts.values())
+    for where, text in texts.items():
+        for value in (*SECRETS.values(), "pa55-w0rd", "deadbeefcafe"):
+            assert value not in text, where
+
+
+def test_a_message_on_a_terminal_commands_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "\x1b]0;owned\x07\x1b[2J\u202e" + os.fsdecode(b"\xff")
+    for arguments in (["run", name], ["run", "demo", "--set", f"{name}=1"], ["show", name], ["collect", name],
+                      ["import", name, "-o", str(tmp_path / name)], ["compare", "embedded", name, "--images", name],
+                      ["analyze", name], ["baseline", name, "--on", name]):  # fmt: skip
+        monkeypatch.setattr(sys, "argv", ["attndrift", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code in (1, 2), arguments
+        shown = capsys.readouterr()
+        text = shown.out + shown.err
+        assert "\x1b]0;" not in text, arguments
+        assert "\x1b[2J" not in text, arguments
+        assert "Traceback" not in text, arguments
