@@ -104,6 +104,9 @@ def run(
     jobs: Annotated[
         int, typer.Option("--jobs", "-j", min=1, help="Runs at a time, each in a process with its own threads.")
     ] = 1,
+    time_limit: Annotated[
+        str | None, typer.Option("--time-limit", help="End a run that takes longer, e.g. 30m or 2h; others go on.")
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print every evaluation.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -134,7 +137,7 @@ def run(
             print_plan(chosen, planned)
         return
     folder = output or Path("studies") / chosen.name
-    outcome = _run_study(chosen, folder, jobs=jobs, verbose=verbose)
+    outcome = _run_study(chosen, folder, jobs=jobs, time_limit=time_limit, verbose=verbose)
     if as_json:
         _print_json({"folder": str(folder), "runs": outcome.statuses})
     else:
@@ -145,17 +148,22 @@ def run(
         _fail(f"{len(names)} runs failed ({', '.join(names[:3])}); see log.txt in {folder / 'runs'}")
 
 
-def _run_study(study: Any, folder: Path, *, jobs: int, verbose: bool = False) -> Any:
+def _run_study(study: Any, folder: Path, *, jobs: int, time_limit: str | None = None, verbose: bool = False) -> Any:
     from attndrift.console import StudyConsole
     from attndrift.study.engine import one_after_the_other, run_study
-    from attndrift.study.processes import Deferred, InProcesses
+    from attndrift.study.processes import Deferred, InProcesses, parse_time
 
+    seconds = None if time_limit is None else parse_time(time_limit)
     reporter = StudyConsole(verbose=verbose)
     try:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:
+            if seconds is not None:
+                _fail("--time-limit: not where a launcher's processes train each run together; the launcher has one")
             return _run_together(study, folder, reporter, jobs)
         with reporter.progress:
-            engine = InProcesses(jobs) if jobs > 1 else one_after_the_other
+            # A run that hangs is ended from outside, so that with a limit it has a process of its own.
+            apart = jobs > 1 or seconds is not None
+            engine = InProcesses(jobs, time_limit=seconds) if apart else one_after_the_other
             return run_study(study, folder, Deferred(), reporter, engine=engine)
     except KeyboardInterrupt:
         typer.secho("\nattndrift: stopped; the same command goes on where this one was", err=True)

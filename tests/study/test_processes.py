@@ -16,7 +16,7 @@ from attndrift.console import StudyConsole
 from attndrift.files import read_json
 from attndrift.study.engine import run_study
 from attndrift.study.loading import parse_study
-from attndrift.study.processes import InProcesses, jobs_that_fit, usable_cores
+from attndrift.study.processes import InProcesses, jobs_that_fit, parse_time, spoken, usable_cores
 from attndrift.study.settings import NamedRun, Study
 
 TEXT = "name: four\nruns:\n  - {dataset: tiles, threads: 1, grid: {seed: [1, 2, 3, 4]}}\n"
@@ -24,10 +24,11 @@ TEXT = "name: four\nruns:\n  - {dataset: tiles, threads: 1, grid: {seed: [1, 2, 
 
 @dataclass
 class StandIn:
-    """Finishes every run at once, but for those that it is to fail or to die at."""
+    """Finishes every run at once, but for those that it is to fail, to die or to hang at."""
 
     fail: tuple[int, ...] = ()
     die: tuple[int, ...] = ()
+    hang: tuple[int, ...] = ()
 
     def __call__(self, run: NamedRun, folder: Path, reporter: Any) -> dict[str, Any]:
         seed = run.settings.seed
@@ -38,6 +39,10 @@ class StandIn:
             raise RuntimeError("the disk is full")
         if seed in self.die:
             os.kill(os.getpid(), signal.SIGKILL)
+        if seed in self.hang:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            while True:
+                signal.pause()
         (folder / "history.jsonl").write_text('{"step": 0, "epoch": 0.0, "entropy": 3.5}\n')
         return {
             "status": "finished",
@@ -107,3 +112,29 @@ def test_jobs_leave_every_run_its_threads() -> None:
     assert jobs_that_fit(wide, at_most=64) == 1
     with pytest.raises(ValueError, match="at least 1"):
         InProcesses(0)
+
+
+def test_a_run_that_hangs_is_ended_and_the_others_go_on(tmp_path: Path) -> None:
+    study, folder = _study(), tmp_path / "study"
+    outcome = run_study(study, folder, StandIn(hang=(2,)), _console(), engine=InProcesses(1, time_limit=5))
+    assert list(outcome.statuses.values()) == ["finished", "failed", "finished", "finished"]
+    record = read_json(folder / "runs" / study.runs[1].run_id / "record.json")
+    assert "it was ended after 5 s (--time-limit); the same command goes on" in record["problem"]
+    assert "--time-limit" in _log(folder, study.runs[1])
+    again = run_study(study, folder, StandIn(), _console(), engine=InProcesses(2, time_limit=60))
+    assert list(again.statuses.values()) == ["kept", "finished", "kept", "kept"]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds", "words"),
+    [("90s", 90, "90 s"), ("30m", 1800, "30 min"), ("2h", 7200, "2 h"), ("1.5", 90, "90 s")],
+)
+def test_a_time_is_read_and_said(text: str, seconds: float, words: str) -> None:
+    assert parse_time(text) == seconds
+    assert spoken(seconds) == words
+
+
+@pytest.mark.parametrize("text", ["", "0", "-3m", "soon", "1d", "1e9h", "٣m", "9" * 400])
+def test_no_time_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="90s, 30m or 2h"):
+        parse_time(text)

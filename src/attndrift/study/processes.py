@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import re
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from multiprocessing import connection
@@ -24,6 +26,10 @@ from attndrift.study.collect import RUNS_FOLDER
 from attndrift.study.engine import Execute, StudyReporter, failed_record, is_done, run_one
 from attndrift.study.record import now, read_record, write_record
 from attndrift.study.settings import NamedRun, RunSettings, Study
+
+
+START_UP = 300.0
+"""Seconds that a process may take before its run begins."""
 
 
 def usable_cores() -> int:
@@ -60,12 +66,17 @@ class InProcesses:
     ``execute`` must be picklable, and works in each process on its own. A process that dies (out of memory,
     say) fails its run alone; another takes its place. When this process ends, however it ends, so do its
     processes, and what they were at can be resumed.
+
+    ``time_limit``: seconds after which a run is ended, as one that hangs. It counts as failed, and goes on from
+    its last state the next time.
     """
 
-    def __init__(self, jobs: int) -> None:
+    def __init__(self, jobs: int, *, time_limit: float | None = None) -> None:
         if jobs < 1:
             raise ValueError(f"jobs is {jobs}; it must be at least 1")
-        self.jobs = jobs
+        if time_limit is not None and not time_limit > 0:
+            raise ValueError(f"time_limit is {time_limit}; it must be more than 0 seconds")
+        self.jobs, self.time_limit = jobs, time_limit
 
     def __call__(
         self, study: Study, folder: Path, execute: Execute, reporter: StudyReporter
@@ -83,8 +94,9 @@ class InProcesses:
             for worker in workers:
                 worker.give(waiting.popleft())
             while busy := [worker for worker in workers if worker.run is not None]:
-                for worker in _ready(busy):
-                    ended = worker.hear(reporter)
+                for worker in _ready(busy, self.time_limit):
+                    late = self.time_limit is not None and worker.age > self.time_limit
+                    ended = worker.end(self.time_limit or 0.0) if late else worker.hear(reporter)
                     if ended is None:
                         continue
                     if not worker.alive:
@@ -100,10 +112,29 @@ class InProcesses:
                 worker.stop()
 
 
-def _ready(workers: list[_Worker]) -> list[_Worker]:
-    """Those of the workers that have said something, or died."""
-    heard = connection.wait([worker.connection for worker in workers])
-    return [worker for worker in workers if worker.connection in heard]
+def _ready(workers: list[_Worker], time_limit: float | None) -> list[_Worker]:
+    """Those of the workers that have said something, or died, or have had their time."""
+    patience = None if time_limit is None else max(0.0, time_limit - max(worker.age for worker in workers))
+    heard = connection.wait([worker.connection for worker in workers], patience)
+    late = [worker for worker in workers if time_limit is not None and worker.age > time_limit]
+    return [worker for worker in workers if worker.connection in heard or worker in late]
+
+
+def spoken(seconds: float) -> str:
+    """A time as it is given: ``90 s``, ``30 min``, ``2 h``."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= size and seconds % size == 0:
+            return f"{seconds / size:g} {unit}"
+    return f"{seconds:g} s"
+
+
+def parse_time(text: str) -> float:
+    """Seconds from ``90s``, ``30m``, ``2h``; a bare number is minutes. Raises ``ValueError``."""
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(s|m|min|h|)\s*", text)
+    seconds = float(match[1]) * {"s": 1, "h": 3600}.get(match[2], 60) if match else 0.0
+    if not 0 < seconds < 1e9:
+        raise ValueError(f"a time limit of {text!r}: write it as 90s, 30m or 2h")
+    return seconds
 
 
 class _Worker:
@@ -115,6 +146,7 @@ class _Worker:
         self.alive = True
         self._shown = contextlib.ExitStack()
         self._progress: Any = None
+        self._begun = 0.0
         # Not forked: threads and devices of this process would be in an unknown state there.
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
@@ -123,8 +155,14 @@ class _Worker:
         # The other end must be open in that process alone, so that its death is heard here.
         other.close()
 
+    @property
+    def age(self) -> float:
+        """Seconds since its run has begun, negative before; no clock that can be set."""
+        return time.monotonic() - self._begun
+
     def give(self, run: NamedRun) -> None:
-        self.run = run
+        # Starting a process is no part of a run; one that hangs there has this much longer.
+        self.run, self._begun = run, time.monotonic() + START_UP
         # If it is dead, `hear` finds out.
         with contextlib.suppress(OSError):
             self.connection.send(run)
@@ -138,6 +176,7 @@ class _Worker:
         except (EOFError, OSError):
             return self._died(run)
         if what == "run":
+            self._begun = time.monotonic()
             self._progress = self._shown.enter_context(reporter.run(run, self._folder(run)))
         elif what == "ended":
             self._shown.close()
@@ -151,11 +190,25 @@ class _Worker:
         return self.folder / RUNS_FOLDER / run.run_id
 
     def _died(self, run: NamedRun) -> tuple[NamedRun, str, str]:
-        self.alive, self.run = False, None
         self.process.join()
         code = self.process.exitcode or 0
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
-        problem = f"the process that ran it {how}" + (" (out of memory?)" if code == -9 else "")
+        return self._lost(run, f"the process that ran it {how}" + (" (out of memory?)" if code == -9 else ""))
+
+    def end(self, time_limit: float) -> tuple[NamedRun, str, str]:
+        """End the process, which has had its time, whatever it is at."""
+        assert self.run is not None
+        # Not asked to: what hangs may not listen. Its states are whole at any moment.
+        self.process.kill()
+        self.process.join()
+        return self._lost(
+            self.run,
+            f"it was ended after {spoken(time_limit)} (--time-limit); the same command goes on from its last state, and "
+            "with a longer limit if it was not hanging",
+        )
+
+    def _lost(self, run: NamedRun, problem: str) -> tuple[NamedRun, str, str]:
+        self.alive, self.run = False, None
         if self._progress is not None:
             self._progress.say(problem)
         self._shown.close()
