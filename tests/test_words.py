@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attndrift.words import clean, printable, shown, without_secrets
@@ -50,6 +50,7 @@ def test_short_values_and_other_variables_are_left_alone(monkeypatch: pytest.Mon
 
 
 @given(st.text(st.characters()))
+@settings(max_examples=50, deadline=None)
 def test_nothing_reaches_a_terminal_that_could_command_it(text: str) -> None:
     assert printable(text).isprintable()
     assert "\n".join(printable(line) for line in text.split("\n")) == printable(text, lines=True)

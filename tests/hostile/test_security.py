@@ -98,7 +98,7 @@ def test_a_pickle_in_a_checkpoint_is_refused_unread(tiny_clip: Path, tmp_path: P
     study = small_study(tiny_clip)
     run(study, tmp_path / "study")
     whole = run_folder(study, tmp_path / "study") / "checkpoints" / "best"
-    for name in ("weights.safetensors", "fingerprint.safetensors", "adapter/adapter_model.safetensors"):
+    for name in ("model.safetensors", "fingerprint.safetensors", "adapter/adapter_model.safetensors"):
         folder = tmp_path / name.replace("/", "-")
         shutil.copytree(whole, folder)
         assert (folder / name).is_file(), sorted(p.name for p in folder.rglob("*"))
@@ -357,7 +357,7 @@ def test_a_message_on_a_terminal_commands_nothing(
     name = "\x1b]0;owned\x07\x1b[2J\u202e" + os.fsdecode(b"\xff")
     for arguments in (["run", name], ["run", "demo", "--set", f"{name}=1"], ["show", name], ["collect", name],
                       ["import", name, "-o", str(tmp_path / name)], ["compare", "embedded", name, "--images", name],
-                      ["analyze", name], ["baseline", name, "--on", name]):  # fmt: skip
+                      ["analyze", name], ["baseline", name, "--zero-shot", name]):  # fmt: skip
         monkeypatch.setattr(sys, "argv", ["attndrift", *arguments])
         with pytest.raises(SystemExit) as ended:
             cli.main()

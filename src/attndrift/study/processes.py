@@ -27,7 +27,6 @@ from attndrift.study.engine import Execute, StudyReporter, failed_record, is_don
 from attndrift.study.record import now, read_record, write_record
 from attndrift.study.settings import NamedRun, RunSettings, Study
 
-
 START_UP = 300.0
 """Seconds that a process may take before its run begins."""
 
