@@ -178,9 +178,6 @@ def test_code_of_a_model_folder_is_never_run(tiny_clip: Path, tmp_path: Path) ->
     write_json(folder / "config.json", config | {"model_type": "evil"})
     with pytest.raises(ModelError):
         load_config(folder)
-    write_json(folder / "config.json", config | {"quantization_config": {"quant_method": "evil"}})
-    with pytest.raises(ModelError):
-        load_clip(folder)
     assert not marker.exists()
 
 

@@ -11,8 +11,10 @@ copies that count for nothing, and the gradients are those of the whole batch. T
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -41,6 +43,8 @@ from attndrift.training import resume
 
 WEIGHTS = "model.safetensors"
 RANDOM = "random.safetensors"
+LITTLE_ROOM = 1 << 20
+"""Bytes: a disk with less is what a failed write of a state has met."""
 
 
 class Reporter(Protocol):
@@ -133,6 +137,7 @@ class _RunTrainer(Trainer):
 
     plan: TrainingPlan
     progress: Progress
+    place: Path
     loss_is_scaled_for_ga = False  # compute_loss returns the mean over a micro-batch
 
     def setup(self, plan: TrainingPlan, progress: Progress) -> None:
@@ -246,6 +251,15 @@ class _RunTrainer(Trainer):
         with torch.no_grad():
             for name, parameter in trained.items():
                 parameter.copy_(stored[name])
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        try:
+            super()._save_checkpoint(model, trial)
+        except RuntimeError as error:
+            # torch says at which byte its writer stopped, not why.
+            if shutil.disk_usage(self.place).free < LITTLE_ROOM:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.place)) from error
+            raise
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with _tensors_only(checkpoint):
@@ -438,6 +452,7 @@ def fit(model: nn.Module, plan: TrainingPlan, folder: Path, reporter: Reporter) 
     trainer = _RunTrainer(model=model, args=arguments, optimizers=(optimizer, None))
     trainer.remove_callback(PrinterCallback)  # a study has its own log
     trainer.setup(plan, progress)
+    trainer.place = folder
     if processes.count > 1:
         torch.manual_seed(settings.seed + processes.rank)  # dropout masks of its own in each process
     state = resume.newest(folder / "resume", reporter.say)
