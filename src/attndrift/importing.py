@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from attndrift.tables import (
@@ -154,10 +155,15 @@ def import_tables(
         reports.append(report)
         if name in files:
             frame = _renamed(_read(files[name], nulls), name, renames, used, report, str(files[name]))
-            frame = _long(frame, report) if name == "layers" else frame
-            _empty_cells(frame, name, report)
-            _scale(frame, name, factors, scaled, report)
-            _text_types(frame, name)
+            try:
+                frame = _long(frame, report) if name == "layers" else frame
+                _empty_cells(frame, name, report)
+                _scale(frame, name, factors, scaled, report)
+                _text_types(frame, name)
+            except TableError:
+                raise
+            except (ValueError, TypeError, OverflowError) as error:
+                raise TableError(f"{files[name]}: its values cannot be read as a table's ({error})") from error
             frames[name] = frame
             _describe(frame, name, report)
     result = ImportReport(root, reports)
@@ -359,7 +365,8 @@ def _text_types(frame: pd.DataFrame, name: str) -> None:
         values = frame[column.name]
         if column.kind == "string" and pd.api.types.is_numeric_dtype(values.dtype):
             whole = values.dropna()
-            texts = values.astype("Int64") if len(whole) and (whole == whole.round()).all() else values
+            numbers = len(whole) and np.isfinite(whole.to_numpy(dtype=float)).all() and (whole == whole.round()).all()
+            texts = values.astype("Int64") if numbers else values
             frame[column.name] = texts.astype("string")
         elif column.kind == "bool" and not pd.api.types.is_bool_dtype(values.dtype):
             words = {"true": True, "yes": True, "1": True, "1.0": True}

@@ -275,7 +275,7 @@ def _typed(column: Column, values: Any, where: str) -> Any:
             if not text and not all(isinstance(value, str) or pd.isna(value) for value in values):
                 raise TypeError("not text")
             typed = values.astype("string")
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, pa.ArrowException) as error:
         raise TableError(f"{where}: column `{column.name}` must be {column.kind}: {error}") from error
     present = typed.dropna()
     if column.required and len(present) < len(typed):
@@ -364,6 +364,15 @@ def read_tables(folder: str | os.PathLike[str], *, names: Iterable[str] = tuple(
     return Tables(**frames)
 
 
+def _foreign(values: pd.Series[Any], table: str) -> pa.Array:
+    """A column that no schema knows. Raises :class:`TableError` where its values are of no one kind."""
+    try:
+        return pa.array(values, from_pandas=True)
+    except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise TableError(f"table {table}: column `{values.name}` cannot be written: {reason}; leave it out") from error
+
+
 def write_tables(tables: Tables, folder: str | os.PathLike[str]) -> list[Path]:
     """Write every table that has rows (``runs`` always) as Parquet, each whole or not at all.
 
@@ -388,7 +397,9 @@ def write_tables(tables: Tables, folder: str | os.PathLike[str]) -> list[Path]:
             )
             for c in columns
         }
-        arrays |= {str(c): pa.array(frame[c], from_pandas=True) for c in frame.columns if c not in known}
+        for c in frame.columns:
+            if c not in known:
+                arrays[str(c)] = _foreign(frame[c], name)
         handle, temporary = tempfile.mkstemp(dir=root, prefix=f".{name}-", suffix=".parquet")
         os.close(handle)
         try:

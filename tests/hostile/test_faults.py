@@ -50,9 +50,9 @@ def _problem(study: Study, folder: Path, **options: Any) -> str:
     try:
         record = run(study, folder, **options)
     except OSError as error:
-        assert not list(folder.glob("runs/*/record.json")), "no half record"  # noqa: PT017
+        assert not list(folder.glob("runs/*/record.json")), "no half record"
         text = f"{error}{cli.remedy(error)}"
-        assert "the same command goes on" in text  # noqa: PT017
+        assert "the same command goes on" in text
         return text
     assert record["status"] == "failed"
     return str(record["problem"])

@@ -31,13 +31,20 @@ def planned_runs(folder: Path) -> list[str]:
     path = folder / STUDY
     if not path.is_file():
         raise StudyFolderError(f"{folder}: not a study folder (no {STUDY}); `attndrift run STUDY` makes one")
-    names = [str(run["run_id"]) for run in read_json(path)["runs"]]
-    for name in names:
-        if not re.fullmatch(NAME_PATTERN, name):
+    return [str(run["run_id"]) for run in described_runs(read_json(path), path)]
+
+
+def described_runs(content: Any, path: Path) -> list[dict[str, Any]]:
+    """The runs of what stands in ``study.json``. Raises :class:`StudyFolderError` where that is not a study's."""
+    runs = content.get("runs") if isinstance(content, dict) else None
+    if not isinstance(runs, list) or not all(isinstance(run, dict) and "run_id" in run for run in runs):
+        raise StudyFolderError(f"{path}: not the description of a study; restore it, or choose another folder")
+    for run in runs:
+        if not re.fullmatch(NAME_PATTERN, str(run["run_id"])):
             raise StudyFolderError(
-                f"{path}: {printable(name)!r} is not the name of a run; the file was changed by hand"
+                f"{path}: {printable(run['run_id'])!r} is not the name of a run; the file was changed by hand"
             )
-    return names
+    return runs
 
 
 def refuse_links(folder: Path) -> None:
@@ -49,9 +56,10 @@ def refuse_links(folder: Path) -> None:
     for where, folders, files in os.walk(root):
         for name in (*folders, *files):
             path = Path(where) / name
-            if path.is_symlink() and not path.resolve().is_relative_to(root):
+            target = Path(os.path.realpath(path)) if path.is_symlink() else root
+            if not target.is_relative_to(root):
                 raise StudyFolderError(
-                    f"{printable(path)}: a link that leads out of the study folder, to {printable(path.resolve())}; "
+                    f"{printable(path)}: a link that leads out of the study folder, to {printable(target)}; "
                     "nothing is written through it. Put the files themselves there, or link the whole study folder"
                 )
 

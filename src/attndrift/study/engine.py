@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from filelock import FileLock, Timeout
 
 from attndrift.files import read_json, write_json
-from attndrift.study.collect import RUNS_FOLDER, STUDY, collect, refuse_links
+from attndrift.study.collect import RUNS_FOLDER, STUDY, collect, described_runs, refuse_links
 from attndrift.study.record import changed_settings, now, read_record, write_record, write_settings
 from attndrift.study.settings import NamedRun, Study
 
@@ -73,7 +73,7 @@ def prepare_folder(study: Study, folder: Path) -> None:
                 raise StudyFolderConflict(
                     f"{folder}: holds the study {content['name']!r}, not {study.name!r}; choose another with --output"
                 )
-            known = content["runs"]
+            known = described_runs(content, path)
         for run in study.runs:
             changed = changed_settings(folder / RUNS_FOLDER / run.run_id, run.settings)
             if changed:
