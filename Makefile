@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+RESULTS := benchmarks/results
 TEST_PROCESSES ?= 2
 # One thread a test process: two processes share two cores.
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
@@ -40,8 +41,16 @@ format: $(STAMP) ## Put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## Measure the cost of observing, as ratios
-	$(BIN)/attndrift bench capture
+bench: $(STAMP) ## Measure costs as ratios, half an hour alone on the machine: benchmarks/results, docs/cost.md
+	$(BIN)/attndrift bench startup --output $(RESULTS)/startup.json
+	$(BIN)/attndrift bench capture --only time --model config:vit-base-patch32 --output $(RESULTS)/capture-b32.json
+	$(BIN)/attndrift bench capture --only time --only memory --model config:vit-large-patch14-336 --output $(RESULTS)/capture-l14.json
+	$(BIN)/attndrift bench capture --only probe --output $(RESULTS)/capture-probe.json
+	$(BIN)/attndrift bench train --only time --pairs 3 --output $(RESULTS)/train.json
+	$(BIN)/attndrift bench train --only time --kind plain --kind live --kind teacher --output $(RESULTS)/train-live.json
+	$(BIN)/attndrift bench train --only profile --output $(RESULTS)/train-profile.json
+	$(BIN)/attndrift bench growth --output $(RESULTS)/growth.json
+	$(BIN)/python scripts/cost_page.py
 
 clean: ## Remove the environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -10,15 +10,18 @@ import torch
 from typer.testing import CliRunner
 
 from attndrift.bench.capture import Case, capture
+from attndrift.bench.growth import Shape, growth
 from attndrift.bench.memory import peak_bytes
 from attndrift.bench.ratios import ratio_of, rounds
 from attndrift.bench.reference import reference
 from attndrift.bench.result import Machine, Result
+from attndrift.bench.startup import startup
 from attndrift.bench.train import train
 from attndrift.cli import app
 from attndrift.metrics import StructureAccumulator
 from attndrift.models import load_clip
 from attndrift.observing import observe
+from attndrift.observing.observer import Recorder
 
 TINY = "config:tiny"
 CPU = torch.device("cpu")
@@ -69,7 +72,7 @@ def test_capture_measures_time_memory_and_drift() -> None:
     found = capture(
         cases=(Case(TINY, 3, 3, 1.05, 1.0, 1.0),), pairs=2, probe=TINY, probe_images=6, device="cpu"
     ).to_json()
-    assert [row["at_most"] for row in found["ratios"]] == [1.05, 1.0, 1.15, None]
+    assert [row["at_most"] for row in found["ratios"]] == [1.05, 1.0, None, 1.15, None]
     assert all(row["ratio"] > 0 and row["pairs"] == 2 for row in found["ratios"])
     (memory,) = found["tables"].values()
     bare, observed, eager = memory
@@ -81,7 +84,7 @@ def test_capture_measures_time_memory_and_drift() -> None:
 
 
 def test_train_measures_every_kind_of_step() -> None:
-    found = train(model=TINY, batch=3, pairs=2, device="cpu").to_json()
+    found = train(model=TINY, batch=3, pairs=2, device="cpu", keep_freed=False).to_json()
     assert [row["at_most"] for row in found["ratios"][:3]] == [1.05, 1.10, 1.45]
     assert all(row["ratio"] > 0 for row in found["ratios"])
     profile = next(rows for title, rows in found["tables"].items() if title.startswith("profile"))
@@ -89,16 +92,63 @@ def test_train_measures_every_kind_of_step() -> None:
     assert any("mm" in row["operator"] for row in profile)
 
 
+def test_growth_has_an_exponent_for_every_size() -> None:
+    small = {"layers": 2, "heads": 2, "width": 32, "batch": 2}
+    found = growth(
+        pairs=2,
+        device="cpu",
+        tokens=[Shape(**small | {"grid": grid}) for grid in (2, 4, 8)],
+        layers=[Shape(**small | {"grid": 2, "layers": layers}) for layers in (1, 2, 4)],
+        heads=[Shape(**small | {"grid": 2, "heads": heads}) for heads in (2, 4, 8)],
+        probe=Shape(**small | {"grid": 2}),
+        keep_freed=False,
+        images=(4, 8, 16),
+    ).to_json()
+    tokens, *others, exponents = found["tables"].values()
+    assert [row["tokens"] for row in tokens] == [5, 17, 65]
+    assert all(row["observing s"] > 0 for row in tokens)
+    assert len(others) == 3
+    by_name = {(row["against"], row["of"]): row for row in exponents}
+    # Not a time, so exact: all maps grow with the square of the tokens, and in proportion to layers and heads.
+    assert by_name["tokens", "all maps MB"]["exponent"] == pytest.approx(2)
+    assert by_name["layers", "all maps MB"]["exponent"] == pytest.approx(1)
+    assert by_name["heads", "all maps MB"]["exponent"] == pytest.approx(1)
+    assert ("images", "measuring s") in by_name
+
+
+def test_hooks_are_left_as_they_were_after_growth_has_timed_them() -> None:
+    before = {name: getattr(Recorder, name) for name in Recorder.HOOKS}
+    growth(
+        pairs=2,
+        device="cpu",
+        keep_freed=False,
+        tokens=[Shape(grid=2, width=32, heads=2)],
+        layers=[],
+        heads=[],
+        images=[],
+    )
+    assert {name: getattr(Recorder, name) for name in Recorder.HOOKS} == before
+
+
+def test_startup_times_whole_processes() -> None:
+    found = startup(pairs=2).to_json()
+    assert [row["what"] for row in found["ratios"]] == ["import attndrift", "attndrift --help"]
+    (rows,) = found["tables"].values()
+    assert all(0 < row["lowest"] <= row["seconds"] <= row["highest"] for row in rows)
+
+
 def test_a_result_is_printed_and_written_whole(tmp_path: Path) -> None:
     path = tmp_path / "results" / "capture.json"
-    options = ["--model", TINY, "--batch", "2", "--pairs", "2", "--no-probe", "--device", "cpu", "--output", str(path)]
+    parts = ["--only", "time", "--only", "memory"]
+    options = ["--model", TINY, "--batch", "2", "--pairs", "2", "--return-freed", "--device", "cpu", *parts]
+    options += ["--output", str(path)]
     printed = CliRunner().invoke(app, ["bench", "capture", *options])
     assert printed.exit_code == 0, printed.output
     for words in ("bench capture", "tiny, 17 tokens, batch 2", "(n = 2)", "extra peak memory", "torch"):
         assert words in printed.output, printed.output
     written = json.loads(path.read_text())
     assert written["bench"] == "capture"
-    assert len(written["ratios"]) == 2
+    assert len(written["ratios"]) == 3
     again = CliRunner().invoke(app, ["bench", "capture", *options, "--json"])
     assert json.loads(again.stdout)["ratios"][0]["case"] == written["ratios"][0]["case"]
 
@@ -110,6 +160,9 @@ def test_a_result_is_printed_and_written_whole(tmp_path: Path) -> None:
         (["capture", "--precision", "int8"], "choose float32, bfloat16 or auto"),
         (["train", "--precision", "int8"], "choose float32, bfloat16 or auto"),
         (["capture", "--batch", "4"], "name it with --model"),
+        (["capture", "--only", "profile"], "choose from time, memory, probe"),
+        (["train", "--kind", "eager"], "choose from plain, observed, cached"),
+        (["train", "--only", "probe"], "choose from time, memory, profile"),
     ],
 )
 def test_a_wrong_option_is_named(options: list[str], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:

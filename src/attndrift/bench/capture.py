@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,10 +12,10 @@ from torch import Tensor
 from transformers import CLIPModel
 
 from attndrift.bench.devices import device_named, precision_named, wait_for
-from attndrift.bench.memory import HOW, peak_bytes, peak_resident_bytes
+from attndrift.bench.memory import HOW, KEPT, RETURNED, keep_freed_memory, peak_bytes, peak_resident_bytes
 from attndrift.bench.ratios import Ratio, ratio_of, rounds
 from attndrift.bench.reference import reference
-from attndrift.bench.result import Machine, Result
+from attndrift.bench.result import Machine, Result, check_parts
 from attndrift.metrics import StructureAccumulator
 from attndrift.models import load_clip
 from attndrift.monitor import DriftMonitor
@@ -48,59 +49,81 @@ class Case:
 
 
 CASES = (
-    Case("config:vit-base-patch32", 32, 256, 1.05, 1.0, 1 / 1.2, 11),
+    Case("config:vit-base-patch32", 32, 256, 1.05, 1.0, 1 / 1.2, 15),
     Case("config:vit-large-patch14-336", 8, 32, 1.05, 1 / 1.3, 0.5, 3),
 )
 PROBE = "config:vit-base-patch32"
 PROBE_AT_MOST = 1.15
+PROBE_ROUNDS = 3
+PARTS = ("time", "memory", "probe")
+
+
+def case_of(model: str, batch: int | None) -> Case:
+    """The case of a model: the known one where it is one, whose targets hold for its own batch alone."""
+    known = next((case for case in CASES if case.model == model), Case(model, 32, 256))
+    if batch is None or batch == known.batch:
+        return known
+    return Case(model, batch, batch, rounds=known.rounds)
 
 
 def capture(
     *,
     cases: tuple[Case, ...] = CASES,
+    only: Collection[str] = PARTS,
     pairs: int | None = None,
-    probe: str | None = PROBE,
+    probe: str = PROBE,
     probe_images: int = 200,
     device: str = "auto",
     precision: str = "auto",
+    keep_freed: bool = True,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Result:
     """The forward pass observed, all four metrics computed, against the bare one and against eager maps.
 
     Args:
         cases: models and batches.
+        only: which of PARTS: the time of forward passes, their memory, drift measured on probe images.
         pairs: rounds of each case; by default its own number.
-        probe: the model whose drift on ``probe_images`` is measured too; None leaves that out.
+        probe: the model whose drift is measured, on ``probe_images``.
         device, precision: see :mod:`attndrift.bench.devices`.
+        keep_freed: time with :func:`attndrift.bench.memory.keep_freed_memory`, on a CPU.
     """
+    check_parts(only, PARTS)
     machine = Machine()
     where = device_named(device)
     dtype = precision_named(precision, where)
     ratios: list[Ratio] = []
     memory: list[dict[str, Any]] = []
-    for case in cases:
-        work = _Forwards(case, where, dtype)
-        found = rounds(work.works, pairs or case.rounds, wait=wait_for(where), say=lambda line: progress(line))
-        observed, bare, plain = (found[name] for name in ("observed", "bare", "reference"))
-        target = case.gpu_reference_at_most if where.type == "cuda" else case.reference_at_most
-        ratios += [
-            ratio_of(OBSERVED, BARE, observed, bare, case=work.title).aiming_at(case.at_most),
-            ratio_of(OBSERVED, REFERENCE, observed, plain, case=work.title).aiming_at(target),
-        ]
-        memory += work.memory()
-        progress(f"{work.title}: done")
-        del work
-    if probe is not None:
-        ratios += _probe(probe, probe_images, pairs or CASES[0].rounds, where, dtype, progress)
+    notes = ["Weights are random, made from the model's configuration: no time here depends on their values."]
+    forwards = [_Forwards(case, where, dtype) for case in cases] if {"time", "memory"} & set(only) else []
+    if "memory" in only:
+        for work in forwards:
+            memory += work.memory()
+            progress(f"{work.title}: memory traced")
+        notes.append(
+            f"Memory: {HOW}. `resident` is the growth of the whole process as the system counts it, pages instead of "
+            "allocations, as a check from outside."
+        )
+    if {"time", "probe"} & set(only) and where.type == "cpu":
+        notes.append(KEPT if keep_freed and keep_freed_memory() else RETURNED)
+    if "time" in only:
+        for work in forwards:
+            found = rounds(work.works, pairs or work.case.rounds, wait=wait_for(where), say=progress)
+            observed, bare, plain = (found[name] for name in ("observed", "bare", "reference"))
+            target = work.case.gpu_reference_at_most if where.type == "cuda" else work.case.reference_at_most
+            ratios += [
+                ratio_of(OBSERVED, BARE, observed, bare, case=work.title).aiming_at(work.case.at_most),
+                ratio_of(OBSERVED, REFERENCE, observed, plain, case=work.title).aiming_at(target),
+                ratio_of(REFERENCE, BARE, plain, bare, case=work.title),
+            ]
+    forwards.clear()
+    if "probe" in only:
+        ratios += _probe(probe, probe_images, pairs or PROBE_ROUNDS, where, dtype, progress)
     return Result(
         "capture",
         ratios,
-        tables={"extra peak memory of a forward pass": memory},
-        notes=[
-            "Weights are random, made from the model's configuration: no time here depends on their values.",
-            f"Memory: {HOW}. `resident` is the growth of the whole process as the system counts it, pages instead of "
-            "allocations, as a check from outside.",
-        ],
+        tables={"extra peak memory of a forward pass": memory} if memory else {},
+        notes=notes,
         device=str(where),
         threads=torch.get_num_threads(),
         others_pct=machine.others_pct(),
@@ -111,7 +134,7 @@ class _Forwards:
     """The three ways to run one forward pass: bare, observed, and as the reference does."""
 
     def __init__(self, case: Case, device: torch.device, dtype: torch.dtype) -> None:
-        self.device = device
+        self.case, self.device = case, device
         plain = reference("reference_capture")
         clip = load_clip(case.model)
         self.clip: CLIPModel = clip.to(device, dtype)
@@ -148,10 +171,16 @@ class _Forwards:
 
     def memory(self) -> list[dict[str, Any]]:
         """Peak memory of each, and what it is beyond the bare forward's."""
-        peaks = {name: peak_bytes(work, self.device) for name, work in self.works.items()}
-        resident = {
-            name: peak_resident_bytes(work) if self.device.type == "cpu" else None for name, work in self.works.items()
-        }
+        peaks: dict[str, int] = {}
+        resident: dict[str, int | None] = {}
+
+        def trace(name: str) -> None:
+            peaks[name] = peak_bytes(self.works[name], self.device)
+
+        for name in self.works:
+            resident[name] = peak_resident_bytes(partial(trace, name)) if self.device.type == "cpu" else None
+            if name not in peaks:
+                trace(name)
         rows: list[dict[str, Any]] = []
         for name, words in (("bare", BARE), ("observed", OBSERVED), ("reference", REFERENCE)):
             extra = peaks[name] - peaks["bare"]
@@ -186,7 +215,7 @@ def _probe(
         "both": lambda: DriftMonitor(clip, pixels).measure(),
         "one": monitor.measure,
     }
-    found = rounds(works, pairs, wait=wait_for(device), say=lambda line: progress(line))
+    found = rounds(works, pairs, wait=wait_for(device), say=progress)
     title = f"{model.removeprefix('config:')}, {images} probe images, {str(dtype).removeprefix('torch.')}"
     what = "all metrics, CKA, embedding and weight drift"
     two = "two bare forward passes of the same images"

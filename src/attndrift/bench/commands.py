@@ -31,6 +31,9 @@ DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto:
 PrecisionOption = Annotated[
     str, typer.Option("--precision", help="float32, bfloat16, or auto: bfloat16 on an accelerator.")
 ]
+KeepOption = Annotated[
+    bool, typer.Option("--keep-freed/--return-freed", help="On a CPU: let the C library keep released memory.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Also write the result to this JSON file.")]
 
@@ -62,25 +65,30 @@ def capture(
         str | None, typer.Option("--model", help="Observe this model alone; default: ViT-B/32 and ViT-L/14-336.")
     ] = None,
     batch: Annotated[int | None, typer.Option("--batch", min=1, help="Images a forward pass.")] = None,
-    probe: Annotated[bool, typer.Option(help="Also measure drift on 200 probe images.")] = True,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="time, memory or probe (drift on 200 images). Repeatable.")
+    ] = None,
     pairs: RoundsOption = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
+    keep_freed: KeepOption = True,
     output: OutputOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """What observing costs: the forward pass with all four metrics, against the bare one and against eager maps."""
     from attndrift.bench import capture as bench
 
-    cases = bench.CASES if model is None else (bench.Case(model, batch or 32, batch or 256),)
+    cases = bench.CASES if model is None else (bench.case_of(model, batch),)
     if model is None and batch is not None:
         raise typer.BadParameter("--batch belongs to a model: name it with --model")
     found = bench.capture(
         cases=cases,
         pairs=pairs,
-        probe=(model or bench.PROBE) if probe else None,
+        only=only or bench.PARTS,
+        probe=model or bench.PROBE,
         device=device,
         precision=precision,
+        keep_freed=keep_freed,
         progress=_say,
     )
     _deliver(found, output, as_json)
@@ -90,20 +98,55 @@ def capture(
 def train(
     model: Annotated[str, typer.Option("--model", help="The model to train in full.")] = "config:vit-base-patch32",
     batch: Annotated[int, typer.Option("--batch", min=2, help="Images a step.")] = 64,
-    profile: Annotated[bool, typer.Option(help="Also profile one step of each kind.")] = True,
+    only: Annotated[list[str] | None, typer.Option("--only", help="time, memory or profile. Repeatable.")] = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option("--kind", help="plain, observed, cached, live, reference, reference_live, teacher. Repeatable."),
+    ] = None,
     pairs: PairsOption = 5,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
+    keep_freed: KeepOption = True,
     output: OutputOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """What a step costs that is observed, or that preserves attention, against one without and the reference's."""
-    from attndrift.bench.train import train as measure
+    from attndrift.bench import train as bench
 
-    found = measure(
-        model=model, batch=batch, pairs=pairs, device=device, precision=precision, profiled=profile, progress=_say
+    found = bench.train(
+        kinds=kind or tuple(bench.WORDS),
+        model=model,
+        batch=batch,
+        pairs=pairs,
+        device=device,
+        precision=precision,
+        only=only or bench.PARTS,
+        keep_freed=keep_freed,
+        progress=_say,
     )
     _deliver(found, output, as_json)
+
+
+@app.command(epilog="Example:  [bold]attndrift bench growth --output growth.json[/bold]")
+def growth(
+    pairs: PairsOption = 5,
+    device: DeviceOption = "auto",
+    keep_freed: KeepOption = True,
+    output: OutputOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """How the cost of observing grows with tokens, layers and heads, and that of measuring with probe images."""
+    from attndrift.bench.growth import growth as measure
+
+    _deliver(measure(pairs=pairs, device=device, keep_freed=keep_freed, progress=_say), output, as_json)
+
+
+@app.command(epilog="Example:  [bold]attndrift bench startup[/bold]")
+def startup(pairs: PairsOption = 15, output: OutputOption = None, as_json: JsonOption = False) -> None:
+    """What `import attndrift` and `attndrift --help` take, in fresh processes."""
+    from attndrift.bench.startup import startup as measure
+
+    _deliver(measure(pairs=pairs, progress=_say), output, as_json)
 
 
 @app.command(epilog="Example:  [bold]attndrift bench analysis --runs 1000[/bold]")

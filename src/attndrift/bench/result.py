@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,13 @@ from attndrift.study.record import hardware, now
 
 MODELS = ("attndrift", "torch", "transformers", "peft", "numpy")
 TABLES = ("attndrift", "numpy", "pandas", "pyarrow", "scipy")
+
+
+def check_parts(chosen: Collection[str], known: Collection[str], option: str = "--only") -> None:
+    """Raise ValueError for a part of a benchmark that there is not."""
+    for part in chosen:
+        if part not in known:
+            raise ValueError(f"{option} {part}: choose from {', '.join(known)}")
 
 
 class Machine:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from attndrift.bench.devices import device_named, wait_for
-from attndrift.bench.memory import peak_bytes
+from attndrift.bench.memory import HOW, KEPT, RETURNED, keep_freed_memory, peak_bytes
 from attndrift.bench.ratios import Ratio, ratio_of, rounds
 from attndrift.bench.reference import reference
-from attndrift.bench.result import Machine, Result
+from attndrift.bench.result import Machine, Result, check_parts
 from attndrift.metrics import StructureAccumulator
 from attndrift.models import AdaptationSettings, adapt, load_clip
 from attndrift.monitor.weights import copy_without_hooks
@@ -24,7 +24,17 @@ from attndrift.regularizers import AttentionCache, AttentionPreservation
 MODEL = "config:vit-base-patch32"
 CLASSES = 10
 WEIGHT = 0.1
-OBSERVED_AT_MOST, CACHED_AT_MOST, LIVE_AT_MOST = 1.05, 1.10, 1.45
+PARTS = ("time", "memory", "profile")
+COMPARED: tuple[tuple[str, str, float | None], ...] = (
+    ("observed", "plain", 1.05),
+    ("cached", "plain", 1.10),
+    ("live", "plain", 1.45),
+    ("observed", "reference", None),
+    ("live", "reference_live", None),
+    ("cached", "reference_live", None),
+    ("reference", "plain", None),
+    ("reference_live", "plain", None),
+)
 _MEGA = 1e6
 _SHOWN = 16
 
@@ -43,11 +53,13 @@ def train(
     *,
     model: str = MODEL,
     batch: int = 64,
+    only: Collection[str] = PARTS,
+    kinds: Collection[str] = tuple(WORDS),
     pairs: int = 5,
     steps: int | None = None,
     device: str = "auto",
     precision: str = "auto",
-    profiled: bool = True,
+    keep_freed: bool = True,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Result:
     """Full fine-tuning of ``model``: forward, loss, backward, clipping, AdamW; every kind of step in every round.
@@ -55,41 +67,46 @@ def train(
     Args:
         model: as :func:`attndrift.models.load_clip` takes it.
         batch: images a step.
+        only: which of PARTS: times, peak memory, the profile of one step of each kind.
+        kinds: which of WORDS are timed.
         pairs: rounds.
         steps: steps that are timed together; by default 1 on a CPU and 10 on an accelerator, where nothing inside a
             step waits for it.
         device, precision: see :mod:`attndrift.bench.devices`; bfloat16 is autocast, weights stay float32.
-        profiled: also profile one step of each kind.
+        keep_freed: time with :func:`attndrift.bench.memory.keep_freed_memory`, on a CPU.
     """
+    check_parts(only, PARTS)
+    check_parts(kinds, WORDS, option="--kind")
     machine = Machine()
     where = device_named(device)
     half = _autocast(precision, where)
     setting = _Steps(model, batch, steps or (10 if where.type == "cuda" else 1), where, half)
-    found = rounds(setting.works, pairs, wait=wait_for(where), say=lambda line: progress(line))
     title = setting.title
-
-    def against(what: str, other: str, at_most: float | None = None) -> Ratio:
-        return ratio_of(WORDS[what], WORDS[other], found[what], found[other], case=title).aiming_at(at_most)
-
-    ratios = [
-        against("observed", "plain", OBSERVED_AT_MOST),
-        against("cached", "plain", CACHED_AT_MOST),
-        against("live", "plain", LIVE_AT_MOST),
-        against("observed", "reference"),
-        against("live", "reference_live"),
-        against("cached", "reference_live"),
-        against("reference", "plain"),
-        against("reference_live", "plain"),
-    ]
-    teacher = ratio_of("", "", found["teacher"], found["plain"]).ratio
-    notes = [
-        "Weights and images are random: no time here depends on their values.",
-        f"The floor of a live teacher is one more forward pass, which took {teacher:.3f} of a step without: no live teacher "
-        f"can cost less than {1 + teacher:.3f}.",
-    ]
-    tables: dict[str, list[dict[str, Any]]] = {"peak memory of a step": setting.memory()}
-    if profiled:
-        tables["profile of one step, milliseconds of operators (calls)"] = setting.profile()
+    ratios: list[Ratio] = []
+    tables: dict[str, list[dict[str, Any]]] = {}
+    notes = ["Weights and images are random: no time here depends on their values."]
+    if "memory" in only:
+        tables[f"peak memory of a step: {title}"] = setting.memory()
+        notes.append(f"Memory: {HOW}.")
+        progress("memory traced")
+    if {"time", "profile"} & set(only) and where.type == "cpu":
+        notes.append(KEPT if keep_freed and keep_freed_memory() else RETURNED)
+    if "time" in only:
+        chosen = {name: work for name, work in setting.works.items() if name in kinds}
+        found = rounds(chosen, pairs, wait=wait_for(where), say=progress)
+        ratios = [
+            ratio_of(WORDS[what], WORDS[other], found[what], found[other], case=title).aiming_at(at_most)
+            for what, other, at_most in COMPARED
+            if what in chosen and other in chosen
+        ]
+        if {"teacher", "plain"} <= set(chosen):
+            teacher = ratio_of("", "", found["teacher"], found["plain"]).ratio
+            notes.append(
+                f"The floor of a live teacher is one more forward pass, which took {teacher:.3f} of a step without: no "
+                f"live teacher can cost less than {1 + teacher:.3f}."
+            )
+    if "profile" in only:
+        tables[f"profile of one step, milliseconds of operators (calls): {title}"] = setting.profile()
     return Result(
         "train",
         ratios,
@@ -197,8 +214,10 @@ class _Steps:
         """Peak memory of each kind of step beyond weights, gradients and the optimiser's state."""
         kinds = [name for name in self.works if name != "teacher"]
         peaks = {}
-        for name in kinds:
+        # The first steps make the optimisers' states.
+        for name in ("plain", "reference"):
             self.works[name]()
+        for name in kinds:
             peaks[name] = peak_bytes(self.works[name], self.device) / _MEGA
         return [
             {"what": WORDS[name], "peak MB": peaks[name], "beyond the step without, MB": peaks[name] - peaks["plain"]}
@@ -209,6 +228,8 @@ class _Steps:
         """Self times of operators in one step of each kind, those with the longest first."""
         activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if self.device.type == "cuda" else [])
         kinds = ("plain", "observed", "cached", "live", "reference")
+        for kind in ("plain", "reference"):
+            self.works[kind]()
         found: dict[str, dict[str, tuple[float, int]]] = {}
         for kind in kinds:
             with profile(activities=activities) as profiler:

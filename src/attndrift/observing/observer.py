@@ -95,7 +95,7 @@ def observe(
 def _observing(
     tower: VisionTower, name: str, query: Query, *, gradients: bool, hidden: bool, full_maps: bool, check: bool
 ) -> Iterator[Observation]:
-    recorder = _Recorder(tower, name, query, gradients=gradients, hidden=hidden, full_maps=full_maps, check=check)
+    recorder = Recorder(tower, name, query, gradients=gradients, hidden=hidden, full_maps=full_maps, check=check)
     try:
         recorder.attach()
         yield recorder.observation
@@ -124,8 +124,11 @@ class _Layer:
     taps: tuple[Tap, ...]
 
 
-class _Recorder:
+class Recorder:
     """The hooks of one context, and what they have collected of the forward that is under way."""
+
+    HOOKS = ("_start", "_input", "_output", "_block", "_end")
+    """Names of the methods that run inside a forward, for a benchmark that times them."""
 
     def __init__(
         self,
