@@ -109,13 +109,17 @@ def main() -> None:
     """Fill the page and draw the figure."""
 
     def fill(block: re.Match[str]) -> str:
-        found = json.loads((RESULTS / block["file"]).read_text(encoding="utf-8"))
+        path = RESULTS / block["file"]
+        if not path.is_file():
+            return f"{block[1]}\nNot measured yet: `{path.relative_to(ROOT)}` is not there; `make bench` writes it.\n\n{block[4]}"
+        found = json.loads(path.read_text(encoding="utf-8"))
         what = block["what"].strip()
         content = ratios(found) if what == "ratios" else machine(found) if what == "machine" else table(found, what)
         return block[1] + content + block[4]
 
     PAGE.write_text(BLOCK.sub(fill, PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-    figure(json.loads((RESULTS / "growth.json").read_text(encoding="utf-8")))
+    if (RESULTS / "growth.json").is_file():
+        figure(json.loads((RESULTS / "growth.json").read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":
