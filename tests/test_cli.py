@@ -61,6 +61,7 @@ COMMANDS = [
     "figures",
     "report",
     "compare",
+    "fetch",
 ]
 
 
@@ -148,6 +149,8 @@ def test_only_and_limit_choose_runs(study: Path) -> None:
         (["analyze", "."], "no runs.parquet here"),
         (["list", "nothing"], "choose from models, datasets"),
         (["run", "collapse-21", "--limit", "0"], "--limit"),
+        (["run", "collapse-21", "--engine", "spark"], "choose from in-process, ray, slurm"),
+        (["fetch", "studies", "here"], "that is a folder, which needs no fetching"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_not_zero(arguments: list[str], expected: str) -> None:

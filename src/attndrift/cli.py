@@ -79,7 +79,9 @@ def _root(
 @app.command(epilog=_example("attndrift run collapse-21 --dataset pets=critters --set model=embedded --set epochs=3"))
 def run(
     study: StudyArgument,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Study folder; default: studies/NAME.")] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="Study folder, or a URL (s3://...); default: studies/NAME.")
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="key=value for every run, or DATASET.key=value. Repeatable."),
@@ -106,6 +108,26 @@ def run(
     ] = 1,
     time_limit: Annotated[
         str | None, typer.Option("--time-limit", help="End a run that takes longer, e.g. 30m or 2h; others go on.")
+    ] = None,
+    engine: Annotated[
+        str, typer.Option("--engine", help="Where runs are run: in-process, ray or slurm.")
+    ] = "in-process",
+    address: Annotated[
+        str | None,
+        typer.Option("--address", help="ray: of the cluster; default: $RAY_ADDRESS, or one is started here."),
+    ] = None,
+    cpus_per_run: Annotated[
+        float | None, typer.Option("--cpus-per-run", min=0, help="ray, slurm: cores a run; default: its `threads`.")
+    ] = None,
+    gpus_per_run: Annotated[
+        float, typer.Option("--gpus-per-run", min=0, help="ray, slurm: accelerators a run; ray: also 0.5 and so on.")
+    ] = 0.0,
+    retries: Annotated[
+        int, typer.Option("--retries", min=0, help="ray, slurm: how often a run goes on after its worker died.")
+    ] = 3,
+    scheduler: Annotated[
+        list[str] | None,
+        typer.Option("--scheduler", help="slurm: KEY=VALUE, e.g. slurm_partition=gpu, timeout_min=60. Repeatable."),
     ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print every evaluation.")] = False,
     as_json: JsonOption = False,
@@ -136,53 +158,68 @@ def run(
         else:
             print_plan(chosen, planned)
         return
-    folder = output or Path("studies") / chosen.name
-    outcome = _run_study(chosen, folder, jobs=jobs, time_limit=time_limit, verbose=verbose)
+    from attndrift.study.engines import Options
+    from attndrift.study.processes import parse_time
+
+    options = Options(
+        jobs=jobs,
+        time_limit=None if time_limit is None else parse_time(time_limit),
+        address=address,
+        cpus_per_run=cpus_per_run,
+        gpus_per_run=gpus_per_run,
+        retries=retries,
+        scheduler=tuple(scheduler or ()),
+    )
+    where = output or str(Path("studies") / chosen.name)
+    outcome = _run_study(chosen, where, engine=engine, options=options, verbose=verbose)
     if as_json:
-        _print_json({"folder": str(folder), "runs": outcome.statuses})
+        _print_json({"folder": where, "runs": outcome.statuses})
     else:
         counts = ", ".join(f"{outcome.count(s)} {s}" for s in dict.fromkeys(outcome.statuses.values()))
-        typer.echo(f"{folder}: {counts}. Tables: runs.parquet, history.parquet, layers.parquet")
+        typer.echo(f"{where}: {counts}. Tables: runs.parquet, history.parquet, layers.parquet")
     if outcome.count("failed"):
         names = [name for name, status in outcome.statuses.items() if status == "failed"]
-        _fail(f"{len(names)} runs failed ({', '.join(names[:3])}); see log.txt in {folder / 'runs'}")
+        _fail(f"{len(names)} runs failed ({', '.join(names[:3])}); see log.txt in {where}/runs")
 
 
-def _run_study(study: Any, folder: Path, *, jobs: int, time_limit: str | None = None, verbose: bool = False) -> Any:
+def _run_study(study: Any, where: str | Path, *, engine: str, options: Any, verbose: bool = False) -> Any:
     from attndrift.console import StudyConsole
-    from attndrift.study.engine import one_after_the_other, run_study
-    from attndrift.study.processes import Deferred, InProcesses, parse_time
+    from attndrift.console_table import StudyTable
+    from attndrift.study.engine import run_study
+    from attndrift.study.engines import make_engine
+    from attndrift.study.places import Folder, open_place
+    from attndrift.study.processes import Deferred
 
-    seconds = None if time_limit is None else parse_time(time_limit)
-    reporter = StudyConsole(verbose=verbose)
+    chosen, place = make_engine(engine, options), open_place(where)
+    if not isinstance(place, Folder):
+        typer.echo(f"{place.url}: runs are claimed by {place.claims}", err=True)
+    table, lines = StudyTable(verbose=verbose), StudyConsole(verbose=verbose)
+    reporter, live = (lines, lines.progress) if engine == "in-process" else (table, table)
     try:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:
-            if seconds is not None:
+            if options.time_limit is not None:
                 _fail("--time-limit: not where a launcher's processes train each run together; the launcher has one")
-            return _run_together(study, folder, reporter, jobs)
-        with reporter.progress:
-            # A run that hangs is ended from outside, so that with a limit it has a process of its own.
-            apart = jobs > 1 or seconds is not None
-            engine = InProcesses(jobs, time_limit=seconds) if apart else one_after_the_other
-            return run_study(study, folder, Deferred(), reporter, engine=engine)
+            if engine != "in-process" or options.jobs > 1:
+                _fail("a launcher's processes train each run together, one run after the other: no --engine, no --jobs")
+            return _run_together(study, place, lines)
+        with live:
+            return run_study(study, place, Deferred(), reporter, engine=chosen)
     except KeyboardInterrupt:
         typer.secho("\nattndrift: stopped; the same command goes on where this one was", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
-def _run_together(study: Any, folder: Path, reporter: Any, jobs: int) -> Any:
+def _run_together(study: Any, place: Any, reporter: Any) -> Any:
     """A launcher has started several processes, which train each run together."""
     from attndrift.study.engine import run_study
     from attndrift.study.running import Executor
     from attndrift.study.together import Parted, Together
 
-    if jobs > 1:
-        _fail(f"--jobs {jobs}: a launcher's processes train each run together, one run after the other")
     try:
         with Together() as together, Executor(together=together) as execute:
             if together.rank == 0:
                 with reporter.progress:
-                    return run_study(study, folder, execute, reporter)
+                    return run_study(study, place, execute, reporter)
             execute.follow()
     except Parted as error:
         _fail(str(error))
@@ -200,6 +237,7 @@ def demo(
     ] = None,
 ) -> None:
     """Run the 21 runs on the small embedded model and drawn images, then report on them. No network needed."""
+    from attndrift.study.engines import Options
     from attndrift.study.loading import load_study
     from attndrift.study.processes import jobs_that_fit
 
@@ -208,7 +246,7 @@ def demo(
         study = study.select(only)
     settings = [one.settings for one in study.runs]
     jobs = jobs or jobs_that_fit(settings, at_most=DEMO_JOBS)
-    outcome = _run_study(study, output, jobs=jobs)
+    outcome = _run_study(study, output, engine="in-process", options=Options(jobs=jobs))
     analysis, drawn, (_, html) = _write_report(output, output, processes=jobs)
     figures_drawn = sum(figure.left_out is None for figure in drawn)
     typer.echo(f"\nreport:  {html}\nfigures: {output / 'figures'} ({figures_drawn})\ntables:  {output / 'tables'}")
@@ -244,6 +282,26 @@ def collect(folder: Annotated[Path, typer.Argument(help="A study folder.")], as_
     )
     if missing:
         typer.echo(f"not run yet, or not finished: {', '.join(missing)}")
+
+
+@app.command(epilog=_example("attndrift fetch s3://bucket/studies/mine studies/mine"))
+def fetch(
+    url: Annotated[str, typer.Argument(help="Where the study is: s3://BUCKET/STUDY, or any URL that fsspec opens.")],
+    folder: Annotated[Path, typer.Argument(help="A local folder for it.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Copy a study out of an object store, with its tables, so that every other command works on it."""
+    from attndrift.study.places import open_place
+    from attndrift.study.store import Store
+
+    place = open_place(url)
+    if not isinstance(place, Store):
+        _fail(f"{url}: that is a folder, which needs no fetching")
+    count = place.fetch(folder, lambda name: typer.echo(name, err=True))
+    if as_json:
+        _print_json({"folder": str(folder), "fetched": count})
+    else:
+        typer.echo(f"{folder}: {count} files fetched")
 
 
 @app.command(

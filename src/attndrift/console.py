@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -20,16 +19,21 @@ from rich.progress import (
 )
 
 from attndrift.study.settings import NamedRun, Study
-from attndrift.words import shown, without_secrets
+from attndrift.words import shown
 
-_MARKS = {"finished": "[green]✓[/]", "kept": "[green]=[/]", "diverged": "[yellow]~[/]", "failed": "[red]✗[/]"}
+MARKS = {"finished": "[green]✓[/]", "kept": "[green]=[/]", "diverged": "[yellow]~[/]", "failed": "[red]✗[/]"}
 
 
 class RunReporter:
-    """Writes a run's log and moves its bar."""
+    """Moves a run's bar."""
 
-    def __init__(self, log: Path, study: StudyConsole, name: str, bar: TaskID) -> None:
-        self._log, self._study, self._name, self._bar = log, study, name, bar
+    def __init__(self, study: StudyConsole, name: str, bar: TaskID) -> None:
+        self._study, self._name, self._bar = study, name, bar
+
+    def started(self, node: str, attempt: int) -> None:
+        """The run has been begun on ``node``, for the ``attempt``-th time."""
+        if attempt > 1:
+            self._study.console.print(f"  {self._name}: goes on, on {node} (start {attempt})", highlight=False)
 
     def step(self, done: int, total: int) -> None:
         """``done`` of ``total`` optimiser steps are done."""
@@ -40,11 +44,7 @@ class RunReporter:
         self._study.progress.update(self._bar, description=f"  {self._name}: {what}")
 
     def say(self, message: str) -> None:
-        """Append a line to the run's log, without secrets."""
-        message = without_secrets(message)
-        stamp = time.strftime("%H:%M:%S")
-        with self._log.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(f"{stamp} {message}\n")
+        """Print a line of the run's log, where that was asked for."""
         if self._study.verbose:
             self._study.console.print(f"  {self._name}: {escape(shown(message))}", highlight=False)
 
@@ -79,11 +79,11 @@ class StudyConsole:
         self.console.print(f"{study.name}: {self._total} runs{kept}", highlight=False)
 
     @contextmanager
-    def run(self, run: NamedRun, folder: Path) -> Iterator[RunReporter]:
+    def run(self, run: NamedRun) -> Iterator[RunReporter]:
         """Yield the reporter of one run; several may be under way."""
         bar = self.progress.add_task(f"  {run.run_id}", total=None)
         try:
-            yield RunReporter(folder / "log.txt", self, run.run_id, bar)
+            yield RunReporter(self, run.run_id, bar)
         finally:
             self.progress.remove_task(bar)
 
@@ -98,7 +98,7 @@ class StudyConsole:
             minutes = elapsed / self._worked * (self._total - self._done) / 60
             left = f", about {minutes:.0f} min left" if minutes >= 1 else ", under a minute left"
         note = f" ({shown(detail)})" if detail and status != "kept" else ""
-        line = f"{_MARKS.get(status, '·')} {self._done:>3}/{self._total} {run.run_id}: {status}{escape(note)}"
+        line = f"{MARKS.get(status, '·')} {self._done:>3}/{self._total} {run.run_id}: {status}{escape(note)}"
         self.console.print(line + f"  [dim]{elapsed / 60:.1f} min{left}[/]", highlight=False, soft_wrap=True)
 
 

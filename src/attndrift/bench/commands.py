@@ -176,3 +176,16 @@ def study(
     from attndrift.bench.study import study as measure
 
     _deliver(measure(pairs=pairs, runs=runs, progress=_say), output, as_json)
+
+
+@app.command(epilog="Example:  [bold]attndrift bench scale --pairs 3 --output scale.json[/bold]")
+def scale(
+    pairs: PairsOption = 3,
+    images: Annotated[int, typer.Option("--images", min=8, help="Training images a class; a run's length.")] = 40,
+    output: OutputOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What a second worker is worth: a study of eight runs on Ray with two workers of one core, against one."""
+    from attndrift.bench.scale import scale as measure
+
+    _deliver(measure(pairs=pairs, images=images, progress=_say), output, as_json)

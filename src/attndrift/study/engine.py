@@ -1,28 +1,40 @@
 """Running a study so that nothing is lost: one run after the other here, or as another engine has it.
 
 A run is done when its ``record.json`` is there. Whatever else a run's folder holds is either a
-resumable state, whole or absent, or is written again. Several processes may work on one study folder:
-a run belongs to the process that holds its lock, and the system frees the lock when a process dies.
+resumable state, whole or absent, or is written again. Several processes may work on one study: a run
+belongs to the process that has claimed it at the study's place (:mod:`attndrift.study.places`).
 """
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from filelock import FileLock, Timeout
-
-from attndrift.files import read_json, write_json
-from attndrift.study.collect import RUNS_FOLDER, STUDY, collect, described_runs, refuse_links
-from attndrift.study.record import changed_settings, now, read_record, write_record, write_settings
+from attndrift.study.places import Busy, Claim, Place, StudyFolderConflict, open_place
+from attndrift.study.record import now, read_record, write_record, write_settings
 from attndrift.study.settings import NamedRun, Study
+from attndrift.words import without_secrets
 
+__all__ = [
+    "Ended",
+    "Engine",
+    "Execute",
+    "StudyFolderConflict",
+    "StudyOutcome",
+    "StudyReporter",
+    "failed_record",
+    "log",
+    "one_after_the_other",
+    "record_failure",
+    "run_one",
+    "run_study",
+]
 
-class StudyFolderConflict(ValueError):
-    """The folder holds a study, or a run, with other settings."""
+LOG = "log.txt"
 
 
 class StudyReporter(Protocol):
@@ -31,7 +43,7 @@ class StudyReporter(Protocol):
     def begin(self, study: Study, done: int) -> None:
         """The study starts, ``done`` of its runs being finished already."""
 
-    def run(self, run: NamedRun, folder: Path) -> Any:
+    def run(self, run: NamedRun) -> Any:
         """A context manager that yields the reporter of one run."""
 
     def ended(self, run: NamedRun, status: str, detail: str) -> None:
@@ -40,9 +52,9 @@ class StudyReporter(Protocol):
 
 @dataclass
 class StudyOutcome:
-    """How many runs ended how; ``busy`` ones are with another process."""
+    """How many runs ended how, and where; ``busy`` ones are with another process."""
 
-    folder: Path
+    where: str
     statuses: dict[str, str] = field(default_factory=dict)
 
     def count(self, status: str) -> int:
@@ -50,69 +62,30 @@ class StudyOutcome:
         return sum(value == status for value in self.statuses.values())
 
 
-def prepare_folder(study: Study, folder: Path) -> None:
-    """Write ``study.json``, or check that the one there is of this study.
-
-    A study may gain runs. Raises :class:`StudyFolderConflict`, naming run and setting, where a run that
-    is there has other settings, and where the folder holds something else.
-    """
-    path = folder / STUDY
-    if folder.exists() and not path.exists() and any(p for p in folder.iterdir() if not p.name.startswith(".")):
-        raise StudyFolderConflict(f"{folder}: not empty and not a study folder; choose another with --output")
-    folder.mkdir(parents=True, exist_ok=True)
-    refuse_links(folder)
-    with FileLock(folder / ".study.lock"):
-        known: list[dict[str, Any]] = []
-        if path.exists():
-            content = read_json(path)
-            if not isinstance(content, dict) or not {"name", "runs"} <= set(content):
-                raise StudyFolderConflict(
-                    f"{path}: not the description of a study; restore it, or choose another folder"
-                )
-            if content["name"] != study.name:
-                raise StudyFolderConflict(
-                    f"{folder}: holds the study {content['name']!r}, not {study.name!r}; choose another with --output"
-                )
-            known = described_runs(content, path)
-        for run in study.runs:
-            changed = changed_settings(folder / RUNS_FOLDER / run.run_id, run.settings)
-            if changed:
-                what = "; ".join(f"`{k}` was {a!r}, now {b!r}" for k, (a, b) in list(changed.items())[:5])
-                raise StudyFolderConflict(
-                    f"{folder}: run {run.run_id} was started with other settings: {what}. "
-                    "Use the old settings, or another folder (--output)."
-                )
-        order = {str(run["run_id"]): run for run in known}
-        order |= {run.run_id: run.model_dump(mode="json") for run in study.runs}
-        content = {"name": study.name, "description": study.description, "runs": list(order.values())}
-        if not path.exists() or read_json(path) != content:
-            write_json(path, content)
-
-
 Execute = Callable[[NamedRun, Path, Any], dict[str, Any]]
 """Runs one run in its folder, telling a reporter, and returns its record."""
+
+
+Ended = tuple[NamedRun, str, str]
+"""A run that has ended, with its status and a detail, as :meth:`StudyReporter.ended` is told."""
 
 
 class Engine(Protocol):
     """Decides where and when the runs of a study are run; each goes through :func:`run_one`."""
 
-    def __call__(
-        self, study: Study, folder: Path, execute: Execute, reporter: StudyReporter
-    ) -> Iterator[tuple[NamedRun, str, str]]:
-        """Run every run of ``study``, yielding each with its status and a detail when it ends, in any order."""
+    def __call__(self, study: Study, place: Place, execute: Execute, reporter: StudyReporter) -> Iterator[Ended]:
+        """Run every run of ``study``, yielding each when it ends, in any order."""
 
 
-def one_after_the_other(
-    study: Study, folder: Path, execute: Execute, reporter: StudyReporter
-) -> Iterator[tuple[NamedRun, str, str]]:
+def one_after_the_other(study: Study, place: Place, execute: Execute, reporter: StudyReporter) -> Iterator[Ended]:
     """The engine that runs everything in this process, in the order of the study."""
     for run in study.runs:
-        yield run, *run_one(run, study.name, folder / RUNS_FOLDER / run.run_id, execute, reporter)
+        yield run, *run_one(run, study.name, place, execute, reporter)
 
 
 def run_study(
     study: Study,
-    folder: Path,
+    where: Place | str | Path,
     execute: Execute,
     reporter: StudyReporter,
     *,
@@ -123,47 +96,96 @@ def run_study(
     A run that raises is recorded as failed, with its error, and is tried again the next time; the others
     go on. ``KeyboardInterrupt`` stops the study; everything done so far stays.
     """
-    prepare_folder(study, folder)
-    reporter.begin(study, sum(is_done(folder / RUNS_FOLDER / run.run_id) for run in study.runs))
+    place = open_place(where)
+    place.prepare(study)
+    reporter.begin(study, sum(place.is_done(run.run_id) for run in study.runs))
     statuses = {}
-    for run, status, detail in engine(study, folder, execute, reporter):
+    for run, status, detail in engine(study, place, execute, reporter):
         statuses[run.run_id] = status
         reporter.ended(run, status, detail)
-    with FileLock(folder / ".study.lock"):
-        collect(folder)
-    return StudyOutcome(folder, {run.run_id: statuses[run.run_id] for run in study.runs})
+    place.collect()
+    return StudyOutcome(place.url, {run.run_id: statuses[run.run_id] for run in study.runs})
 
 
-def is_done(folder: Path) -> bool:
-    """Whether the run in ``folder`` has ended, and not by failing."""
-    record = read_record(folder)
-    return record is not None and record["status"] != "failed"
+def run_one(
+    run: NamedRun, study: str, place: Place, execute: Execute, reporter: StudyReporter, *, patience: float = 0.0
+) -> tuple[str, str]:
+    """Run one run of the study called ``study``, if it is not done, and write its record.
 
-
-def run_one(run: NamedRun, study: str, folder: Path, execute: Execute, reporter: StudyReporter) -> tuple[str, str]:
-    """Run one run of the study called ``study`` in ``folder``, if it is not done, and write its record.
-
-    Returns status and detail, as :meth:`StudyReporter.ended` is told. Only what is no ``Exception`` is raised.
+    ``patience``: seconds to wait for another process that is on it. Returns status and detail, as
+    :meth:`StudyReporter.ended` is told. Only what is no ``Exception`` is raised.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder / ".lock", timeout=0):
+        with place.claimed(run.run_id, patience) as claim:
+            folder = claim.folder
             record = read_record(folder)
             if record is not None and record["status"] != "failed":
                 return "kept", str(record["status"])
             write_settings(folder, run, study)
-            with reporter.run(run, folder) as progress:
+            with reporter.run(run) as progress:
+                watched = _Watched(progress, claim)
                 started = now()
                 try:
-                    record = execute(run, folder, progress)
+                    record = execute(run, folder, watched)
+                except Busy:
+                    raise
                 except Exception as error:
-                    progress.say(traceback.format_exc())
+                    watched.say(traceback.format_exc())
                     record = failed_record(run, study, error)
                 row = {**record["row"], "study": study}
                 write_record(folder, {**record, "row": row, "started": started, "ended": now()})
+                try:
+                    claim.finish()
+                except OSError as error:
+                    return "failed", f"its record could not be sent to {place.url}: {error}"
                 return str(record["status"]), str(record.get("problem") or "")
-    except Timeout:
-        return "busy", "another process is on it"
+    except Busy as error:
+        return "busy", str(error)
+
+
+class _Watched:
+    """The reporter of a run where it is executed: keeps its log, and saves its resumable states."""
+
+    def __init__(self, progress: Any, claim: Claim) -> None:
+        self._progress, self._claim = progress, claim
+
+    def step(self, done: int, total: int) -> None:
+        self._progress.step(done, total)
+
+    def phase(self, what: str) -> None:
+        self._progress.phase(what)
+
+    def say(self, message: str) -> None:
+        log(self._claim.folder, message)
+        self._progress.say(message)
+
+    def saved(self, step: int) -> None:
+        """The resumable state of ``step`` is whole."""
+        try:
+            self._claim.save()
+        except OSError as error:
+            # The run itself is well, and its next state may come through.
+            self.say(f"the state of step {step} could not be sent to the study's place: {error}")
+
+
+def log(folder: Path, message: str) -> None:
+    """Append a line to the log of the run in ``folder``, without secrets."""
+    with (folder / LOG).open("a", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(f"{time.strftime('%H:%M:%S')} {without_secrets(message)}\n")
+
+
+def record_failure(run: NamedRun, study: str, place: Place, error: BaseException) -> None:
+    """Record that ``run`` failed, for a process that died on it; nothing where it is done, or with another."""
+    try:
+        with place.claimed(run.run_id) as claim:
+            record = read_record(claim.folder)
+            if record is None or record["status"] == "failed":
+                log(claim.folder, str(error))
+                write_settings(claim.folder, run, study)
+                write_record(claim.folder, {**failed_record(run, study, error), "ended": now()})
+                claim.finish()
+    except Busy:
+        pass  # somebody else has taken it up already
 
 
 def failed_record(run: NamedRun, study: str, error: BaseException) -> dict[str, Any]:

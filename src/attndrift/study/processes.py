@@ -20,11 +20,8 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from attndrift.study.collect import RUNS_FOLDER
-from attndrift.study.engine import Execute, StudyReporter, failed_record, is_done, run_one
-from attndrift.study.record import now, read_record, write_record
+from attndrift.study.engine import Ended, Execute, StudyReporter, record_failure, run_one
+from attndrift.study.places import Place
 from attndrift.study.settings import NamedRun, RunSettings, Study
 
 START_UP = 300.0
@@ -77,18 +74,15 @@ class InProcesses:
             raise ValueError(f"time_limit is {time_limit}; it must be more than 0 seconds")
         self.jobs, self.time_limit = jobs, time_limit
 
-    def __call__(
-        self, study: Study, folder: Path, execute: Execute, reporter: StudyReporter
-    ) -> Iterator[tuple[NamedRun, str, str]]:
+    def __call__(self, study: Study, place: Place, execute: Execute, reporter: StudyReporter) -> Iterator[Ended]:
         """See :class:`attndrift.study.engine.Engine`."""
         waiting: deque[NamedRun] = deque()
         for run in study.runs:
-            if is_done(folder / RUNS_FOLDER / run.run_id):
-                record = read_record(folder / RUNS_FOLDER / run.run_id)
-                yield run, "kept", str(record["status"]) if record else ""
+            if place.is_done(run.run_id):
+                yield run, "kept", str(place.status(run.run_id))
             else:
                 waiting.append(run)
-        workers = [_Worker(study.name, folder, execute) for _ in range(min(self.jobs, len(waiting)))]
+        workers = [_Worker(study.name, place, execute) for _ in range(min(self.jobs, len(waiting)))]
         try:
             for worker in workers:
                 worker.give(waiting.popleft())
@@ -101,7 +95,7 @@ class InProcesses:
                     if not worker.alive:
                         workers.remove(worker)
                         if waiting:
-                            worker = _Worker(study.name, folder, execute)
+                            worker = _Worker(study.name, place, execute)
                             workers.append(worker)
                     if waiting:
                         worker.give(waiting.popleft())
@@ -139,8 +133,8 @@ def parse_time(text: str) -> float:
 class _Worker:
     """This process's side of one of the others."""
 
-    def __init__(self, study: str, folder: Path, execute: Execute) -> None:
-        self.study, self.folder = study, folder
+    def __init__(self, study: str, place: Place, execute: Execute) -> None:
+        self.study, self.place = study, place
         self.run: NamedRun | None = None
         self.alive = True
         self._shown = contextlib.ExitStack()
@@ -149,7 +143,7 @@ class _Worker:
         # Not forked: threads and devices of this process would be in an unknown state there.
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
-        self.process = context.Process(target=_work, args=(other, study, folder, execute), daemon=True)
+        self.process = context.Process(target=_work, args=(other, study, place, execute), daemon=True)
         self.process.start()
         # The other end must be open in that process alone, so that its death is heard here.
         other.close()
@@ -166,7 +160,7 @@ class _Worker:
         with contextlib.suppress(OSError):
             self.connection.send(run)
 
-    def hear(self, reporter: StudyReporter) -> tuple[NamedRun, str, str] | None:
+    def hear(self, reporter: StudyReporter) -> Ended | None:
         """Pass on what the process says; if its run has ended, that run with status and detail."""
         assert self.run is not None
         run = self.run
@@ -176,7 +170,7 @@ class _Worker:
             return self._died(run)
         if what == "run":
             self._begun = time.monotonic()
-            self._progress = self._shown.enter_context(reporter.run(run, self._folder(run)))
+            self._progress = self._shown.enter_context(reporter.run(run))
         elif what == "ended":
             self._shown.close()
             self.run = None
@@ -185,16 +179,13 @@ class _Worker:
             getattr(self._progress, what)(*values)
         return None
 
-    def _folder(self, run: NamedRun) -> Path:
-        return self.folder / RUNS_FOLDER / run.run_id
-
-    def _died(self, run: NamedRun) -> tuple[NamedRun, str, str]:
+    def _died(self, run: NamedRun) -> Ended:
         self.process.join()
         code = self.process.exitcode or 0
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
         return self._lost(run, f"the process that ran it {how}" + (" (out of memory?)" if code == -9 else ""))
 
-    def end(self, time_limit: float) -> tuple[NamedRun, str, str]:
+    def end(self, time_limit: float) -> Ended:
         """End the process, which has had its time, whatever it is at."""
         assert self.run is not None
         # Not asked to: what hangs may not listen. Its states are whole at any moment.
@@ -206,17 +197,10 @@ class _Worker:
             "with a longer limit if it was not hanging",
         )
 
-    def _lost(self, run: NamedRun, problem: str) -> tuple[NamedRun, str, str]:
+    def _lost(self, run: NamedRun, problem: str) -> Ended:
         self.alive, self.run = False, None
-        if self._progress is not None:
-            self._progress.say(problem)
         self._shown.close()
-        folder = self._folder(run)
-        # Where the lock is held, somebody else has taken the run up already.
-        with contextlib.suppress(Timeout), FileLock(folder / ".lock", timeout=0):
-            if not is_done(folder):
-                record = failed_record(run, self.study, ChildProcessError(problem))
-                write_record(folder, {**record, "ended": now()})
+        record_failure(run, self.study, self.place, ChildProcessError(problem))
         return run, "failed", problem
 
     def stop(self) -> None:
@@ -226,7 +210,7 @@ class _Worker:
         self.connection.close()
 
 
-def _work(link: connection.Connection, study: str, folder: Path, execute: Execute) -> None:
+def _work(link: connection.Connection, study: str, place: Place, execute: Execute) -> None:
     """Run what comes over ``link``, until the process at its other end is gone."""
     # An interruption of the study is the other process's to handle: it ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -241,7 +225,7 @@ def _work(link: connection.Connection, study: str, folder: Path, execute: Execut
     reporter = _Messages(link)
     while True:
         run: NamedRun = link.recv()
-        link.send(("ended", *run_one(run, study, folder / RUNS_FOLDER / run.run_id, execute, reporter)))
+        link.send(("ended", *run_one(run, study, place, execute, reporter)))
 
 
 class _Messages:
@@ -254,7 +238,7 @@ class _Messages:
         """Said by the other process."""
 
     @contextlib.contextmanager
-    def run(self, run: NamedRun, folder: Path) -> Iterator[_Messages]:
+    def run(self, run: NamedRun) -> Iterator[_Messages]:
         self._link.send(("run",))
         yield self
 

@@ -48,6 +48,9 @@ class Silent:
     def say(self, message: str) -> None:
         """Say nothing."""
 
+    def saved(self, step: int) -> None:
+        """Say nothing."""
+
 
 def launched() -> int:
     """How many processes a launcher has started for this command; 1 without one."""

@@ -56,6 +56,9 @@ class Reporter(Protocol):
     def say(self, message: str) -> None:
         """A line for the log."""
 
+    def saved(self, step: int) -> None:
+        """The resumable state of ``step`` is whole."""
+
 
 Reference = Callable[[Sequence[int], Sequence[bool]], Tensor]
 """Pretrained log-attention (layers, images, heads, patches) of training images in their orientation."""
@@ -380,6 +383,7 @@ class _RunCallback(TrainerCallback):
             return
         scratch = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         resume.publish(scratch, self.folder / "resume", state.global_step, self.trainer.progress.to_json())
+        self.reporter.saved(state.global_step)
 
 
 def _spread(steps_per_epoch: int, times: int, epochs: int) -> frozenset[int]:

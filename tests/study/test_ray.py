@@ -1,0 +1,215 @@
+"""Studies on a Ray cluster: the same tables, and deaths of workers, nodes and drivers that lose nothing."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from made_runs import MadeRuns, study_of, tables_of
+from rich.console import Console
+
+from attndrift.console import StudyConsole
+from attndrift.console_table import StudyTable
+from attndrift.files import read_json
+from attndrift.study.engine import run_study
+from attndrift.study.engines.ray import InRay
+from attndrift.study.loading import parse_study
+from attndrift.study.running import Executor
+from attndrift.study.workbench import Workbench
+
+ray = pytest.importorskip("ray")
+
+pytestmark = [
+    pytest.mark.slow,  # clusters, servers and schedulers take their time to start
+    # Ray's own sockets, processes and deprecated calls; nothing of ours.
+    pytest.mark.filterwarnings("ignore"),
+]
+
+
+def _started(tries: int = 3) -> Any:
+    """A cluster of one node with two cores. Ray gives a node 30 seconds to start, which a busy machine may exceed."""
+    from ray.cluster_utils import Cluster
+
+    for left in reversed(range(tries)):
+        try:
+            return Cluster(
+                initialize_head=True,
+                head_node_args={"num_cpus": 2, "object_store_memory": 80 * 2**20, "include_dashboard": False},
+            )
+        except Exception:
+            if not left:
+                raise
+    raise AssertionError
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A cluster of one node with two cores, which tests may add others to; workers keep to one cache."""
+    changed = pytest.MonkeyPatch()
+    changed.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    changed.setenv("ATTNDRIFT_CACHE", str(tmp_path_factory.mktemp("cache")))
+    # Workers import what a study is run by, as they do on a cluster where it is installed.
+    changed.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    made = _started()
+    ray.init(address=made.address, log_to_driver=False, logging_level="CRITICAL", namespace="attndrift")
+    yield made
+    ray.shutdown()
+    made.shutdown()
+    changed.undo()
+
+
+def _table() -> StudyTable:
+    return StudyTable(console=Console(file=io.StringIO(), width=140))
+
+
+def _wait_until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def _undisturbed(tmp_path: Path, seeds: int) -> dict[str, bytes]:
+    tally = tmp_path / "undisturbed-tally"
+    tally.mkdir()
+    run_study(study_of(seeds), tmp_path / "undisturbed", MadeRuns(tally), _table())
+    return tables_of(tmp_path / "undisturbed")
+
+
+def test_a_study_has_the_same_tables_on_ray_as_in_this_process(cluster: Any, tmp_path: Path, tiny_clip: Path) -> None:
+    text = f"""
+name: both
+shared: {{model: {tiny_clip}, dataset: digits, train_per_class: 4, validation_per_class: 2, probe_size: 20,
+  test_limit: 20, epochs: 2, batch_size: 8, learning_rate: 1e-3, transfer: [objects], transfer_limit: 100,
+  track_size: 100, evaluations_per_epoch: 2, checkpoints_per_epoch: 2, map_images: 2, threads: 1}}
+runs:
+  - {{method: none}}
+  - {{method: full}}
+  - {{method: lora, lora_rank: 4}}
+"""
+    study = parse_study(text, where="both")
+    address = cluster.address
+    with Executor(Workbench(tmp_path / "cache")) as execute:
+        run_study(study, tmp_path / "here", execute, StudyConsole(console=Console(file=io.StringIO())))
+    with Executor() as execute:
+        outcome = run_study(study, tmp_path / "there", execute, _table(), engine=InRay(address=address))
+    assert outcome.count("finished") == 3
+    assert tables_of(tmp_path / "there") == tables_of(tmp_path / "here")
+    for weights in (tmp_path / "here").glob("runs/*/checkpoints/**/*.safetensors"):
+        assert (tmp_path / "there" / weights.relative_to(tmp_path / "here")).read_bytes() == weights.read_bytes()
+
+
+def test_a_run_whose_worker_dies_goes_on_from_its_last_state(cluster: Any, tmp_path: Path) -> None:
+    study, runs = study_of(2), MadeRuns(tmp_path / "tally", deaths=2, pause=0.2)
+    runs.tally.mkdir()
+    table = _table()
+    outcome = run_study(study, tmp_path / "s", runs, table, engine=InRay(address=cluster.address, retries=2))
+    assert outcome.count("finished") == 2
+    for run in study.runs:
+        assert runs.starts(run) == [0, 2, 2]
+        assert table.rows[run.run_id].starts == 3
+    assert tables_of(tmp_path / "s") == _undisturbed(tmp_path, 2)
+
+
+def test_a_run_whose_workers_die_too_often_fails_alone_and_can_go_on(cluster: Any, tmp_path: Path) -> None:
+    study, runs = study_of(2), MadeRuns(tmp_path / "tally", deaths=2)
+    runs.tally.mkdir()
+    engine = InRay(address=cluster.address, retries=1)
+    outcome = run_study(study.select([study.runs[0].run_id]), tmp_path / "s", runs, _table(), engine=engine)
+    assert outcome.count("failed") == 1
+    record = read_json(tmp_path / "s" / "runs" / study.runs[0].run_id / "record.json")
+    assert "worker on the cluster was lost, 1 retries included" in record["problem"]
+    outcome = run_study(study, tmp_path / "s", runs, _table(), engine=InRay(address=cluster.address))
+    assert outcome.count("finished") == 2
+    assert runs.starts(study.runs[0])[-1] == 2
+    assert tables_of(tmp_path / "s") == _undisturbed(tmp_path, 2)
+
+
+def test_a_run_that_raises_fails_alone_and_is_not_tried_again(cluster: Any, tmp_path: Path) -> None:
+    study, runs = study_of(2), MadeRuns(tmp_path, fail=(1,))
+    outcome = run_study(study, tmp_path / "s", runs, _table(), engine=InRay(address=cluster.address))
+    assert list(outcome.statuses.values()) == ["finished", "failed"]
+    assert runs.starts(study.runs[1]) == [0]
+    record = read_json(tmp_path / "s" / "runs" / study.runs[1].run_id / "record.json")
+    assert record["problem"] == "RuntimeError: the disk is full"
+
+
+@pytest.mark.slow
+def test_a_study_stops_on_interruption_and_leaves_nothing_claimed(cluster: Any, tmp_path: Path) -> None:
+    study, runs = study_of(3), MadeRuns(tmp_path, pause=1.0)
+
+    def interrupt() -> None:
+        _wait_until(lambda: any((tmp_path / "s").glob("runs/*/resume/step-1")))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        run_study(study, tmp_path / "s", runs, _table(), engine=InRay(address=cluster.address))
+    outcome = run_study(study, tmp_path / "s", MadeRuns(tmp_path), _table(), engine=InRay(address=cluster.address))
+    assert outcome.count("finished") == 3
+    assert max(start for run in study.runs for start in runs.starts(run)) > 0, "something went on where it was"
+    assert tables_of(tmp_path / "s") == _undisturbed(tmp_path, 3)
+
+
+@pytest.mark.slow
+def test_a_run_whose_node_dies_goes_on_elsewhere(cluster: Any, tmp_path: Path) -> None:
+    node = cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+    study, runs = study_of(3), MadeRuns(tmp_path, pause=0.7)
+    raylet = node.all_processes["raylet"][0].process
+
+    def runs_there() -> bool:
+        pids = [int(line.split()[1]) for path in tmp_path.glob("*.txt") for line in path.read_text().splitlines()]
+        return any(psutil.pid_exists(pid) and psutil.Process(pid).ppid() == raylet.pid for pid in pids)
+
+    def kill() -> None:
+        _wait_until(runs_there)
+        time.sleep(1.0)
+        raylet.kill()
+
+    threading.Thread(target=kill).start()
+    outcome = run_study(study, tmp_path / "s", runs, _table(), engine=InRay(address=cluster.address))
+    assert outcome.count("finished") == 3
+    assert sum(len(runs.starts(run)) for run in study.runs) > 3, "the node was running nothing"
+    assert tables_of(tmp_path / "s") == _undisturbed(tmp_path, 3)
+    cluster.remove_node(node, allow_graceful=False)
+
+
+def test_a_machine_that_does_not_see_the_study_says_so(cluster: Any, tmp_path: Path) -> None:
+    from attndrift.study.engines.remote import CANNOT, Order
+
+    study = study_of(1)
+    order = Order.of(study.runs[0], study, str(tmp_path / "nowhere"), MadeRuns(tmp_path))
+    status, detail = order.carry_out(lambda message: None)
+    assert status == CANNOT
+    assert "does not see the study" in detail
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_more_than_this_machine_has_is_refused_with_the_option_to_change(tmp_path: Path) -> None:
+    # In a process of its own, which has no cluster yet.
+    code = (
+        "import sys, io; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n"
+        "from made_runs import MadeRuns, study_of\n"
+        "from attndrift.console_table import StudyTable\n"
+        "from attndrift.study.engine import run_study\n"
+        "from attndrift.study.engines.ray import InRay\n"
+        "where = Path(sys.argv[1])\n"
+        "run_study(study_of(1), where / 's', MadeRuns(where), StudyTable(), engine=InRay(gpus_per_run=64))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parent)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "asks for 64 GPU, and this machine has 0; ask for less (--gpus-per-run)" in done.stderr
