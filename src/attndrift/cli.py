@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -638,7 +639,11 @@ _NO_PLACE = {
 
 def remedy(error: BaseException) -> str:
     """What to do where a place cannot be written to, as the end of a message; empty for other errors."""
-    advice = _NO_PLACE.get(error.errno or 0) if isinstance(error, OSError) else None
+    if not isinstance(error, OSError):
+        return ""
+    # Arrow's errors have the number in their text alone.
+    said = re.search(r"errno (\d+)", str(error), re.IGNORECASE)
+    advice = _NO_PLACE.get(error.errno or int(said[1] if said else 0))
     return f". To go on, {advice}; nothing that was finished is lost, and the same command goes on" if advice else ""
 
 

@@ -54,7 +54,8 @@ class SplitPart:
             self.split,
             *(f"{i}\t{label}" for i, label in zip(self.ids, self.labels.tolist(), strict=True)),
         ]
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        # A file name may hold bytes that are no text.
+        return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
 
     def class_counts(self, classes: int) -> list[int]:
         """Images of each of ``classes`` classes."""
@@ -130,7 +131,7 @@ class _Ranked:
 
     def _key(self, index: int) -> bytes:
         text = f"{self.data_seed}\0{self.split.name}\0{self.split.ids[index]}"
-        return hashlib.sha256(text.encode()).digest()
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
     @property
     def counts(self) -> Indices:

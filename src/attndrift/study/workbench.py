@@ -214,7 +214,8 @@ class Workbench:
                 unreadable=settings.unreadable,
             )
             # Positions in an order that mixes the classes, so that the first thousand are a fair track.
-            order = np.argsort([hashlib.sha256(i.encode()).digest() for i in part.ids], kind="stable")
+            ids = [i.encode("utf-8", "surrogatepass") for i in part.ids]
+            order = np.argsort([hashlib.sha256(i).digest() for i in ids], kind="stable")
             part = SplitPart(
                 part.name,
                 part.split,
