@@ -254,7 +254,7 @@ def _without_infinite(values: pd.Series) -> tuple[pd.Series, int]:
     """``values`` with nulls for infinities, and how many there were."""
     try:
         infinite = np.isinf(pd.to_numeric(values, errors="raise").to_numpy(dtype=float, na_value=np.nan))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         # Not numbers at all: the check of types says so.
         return values, 0
     count = int(infinite.sum())

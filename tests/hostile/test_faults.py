@@ -124,6 +124,7 @@ def frozen(tmp_path: Path) -> Iterator[Callable[[Path], None]]:
         subprocess.run(["chattr", "-R", "-i", str(folder)], check=True)
 
 
+@pytest.mark.slow  # the writer of TensorBoard ends in a thread of its own, with a traceback of its own
 def test_a_folder_that_becomes_read_only_is_said_and_the_study_goes_on(
     study: Study, undisturbed: dict[str, bytes], tmp_path: Path, frozen: Callable[[Path], None]
 ) -> None:

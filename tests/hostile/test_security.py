@@ -137,11 +137,12 @@ def test_a_state_is_never_unpickled(
         write_json(state / resume.MANIFEST, manifest | {name: sha256(state / name)})
     record = run(study, folder)
     assert not marker.exists()
-    if name in ("scaler.pt", "training_args.bin"):
+    if name == "training_args.bin":
         assert record["status"] == "finished", "a file that is not read changes nothing"
     else:
         assert record["status"] == "failed"
-        if name != "trainer_state.json":
+        # Without a scaler the trainer ends before it reads the file.
+        if name not in ("trainer_state.json", "scaler.pt"):
             assert "something else than tensors and numbers" in record["problem"]
             assert "remove the folder `resume`" in record["problem"]
 

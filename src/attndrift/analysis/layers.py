@@ -264,6 +264,7 @@ def baseline_tables(
             if mean is None:
                 continue
             head_values = heads[heads["metric"] == metric]["value"].to_numpy(dtype=float) if len(heads) else np.zeros(0)
+            head_values = head_values[np.isfinite(head_values)]  # a null of one head is none of all
             summary.append(
                 {
                     "model_name": str(model),
