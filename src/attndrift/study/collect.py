@@ -125,7 +125,8 @@ def gather(folder: Path, run_ids: Iterable[str] | None = None) -> tuple[Tables, 
 
 def collect(folder: Path) -> tuple[Tables, list[str]]:
     """Gather the tables of the study in ``folder`` and write them there as Parquet."""
+    names = planned_runs(folder)  # first: what is no study folder is called that, whatever lies in it
     refuse_links(folder)
-    tables, missing = gather(folder)
+    tables, missing = gather(folder, names)
     write_tables(tables, folder)
     return tables, missing
