@@ -1,0 +1,85 @@
+"""The questions of docs/results.md, answered from a demo of several seeds: means and 95% t intervals over seeds.
+
+attndrift run demo --seeds 42,43,44 --jobs 2 -o studies/demo-3
+python scripts/demo_answers.py studies/demo-3
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from attndrift.tables import read_tables
+
+KEPT, ENTROPY, ACCURACY = "transfer_objects_retention_pct", "entropy_change_pct", "test_accuracy"
+
+
+def interval(values: pd.Series) -> str:
+    """Mean and 95% t interval over the seeds of ``values``, without correction."""
+    n = len(values)
+    mean = float(values.mean())
+    if n < 2:
+        return f"{mean:+.1f} (one seed)"
+    half = float(stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
+    return f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]"
+
+
+def _configuration(row: pd.Series) -> str:
+    parts = [str(row.dataset), str(row.method)]
+    if row.method == "lora":
+        parts.append(f"r={row.lora_rank:.0f} {row.lora_targets}")
+    if pd.notna(row.freeze_layers) and row.freeze_layers:
+        parts.append(f"{row.freeze_layers:.0f} frozen")
+    if isinstance(row.regularizer, str):
+        parts.append(f"{row.regularizer} {row.regularizer_weight:g}")
+    return " ".join([*parts, f"decay {row.weight_decay:g}", f"{row.learning_rate:g}"])
+
+
+def answers(folder: Path) -> str:
+    """Markdown: every configuration, then the differences in pairs of equal seeds."""
+    runs = read_tables(folder).runs
+    runs = runs[runs.method != "none"].copy()
+    runs[ACCURACY] *= 100
+    runs["configuration"] = [_configuration(row) for _, row in runs.iterrows()]
+    order = list(dict.fromkeys(runs.configuration))
+    by = {name: group.set_index("seed") for name, group in runs.groupby("configuration")}
+    lines = ["| configuration | seeds | test accuracy (%) | objects kept (%) | entropy change (%) |",
+             "| --- | ---: | ---: | ---: | ---: |"]  # fmt: skip
+    lines += [
+        f"| {name} | {len(by[name])} | {interval(by[name][ACCURACY])} | {interval(by[name][KEPT])} | {interval(by[name][ENTROPY])} |"
+        for name in order
+    ]
+    lines += ["", "| difference, in pairs of equal seeds | test accuracy | objects kept | size of entropy change |",
+              "| --- | ---: | ---: | ---: |"]  # fmt: skip
+
+    def compare(one: str, other: str) -> None:
+        a, b = by[one], by[other]
+        size = a[ENTROPY].abs() - b[ENTROPY].abs()
+        lines.append(
+            f"| {one} - {other} | {interval(a[ACCURACY] - b[ACCURACY])} | {interval(a[KEPT] - b[KEPT])} | {interval(size)} |"
+        )
+
+    full = [name for name in order if runs[runs.configuration == name].experiment.iloc[0] in ("E2", "A1")]
+    lora = next(name for name in order if runs[runs.configuration == name].experiment.iloc[0] == "E5")
+    plain = next(name for name in order if runs[runs.configuration == name].experiment.iloc[0] == "E2")
+    for name in full:
+        compare(lora, name)
+    for name in order:
+        if runs[runs.configuration == name].experiment.iloc[0][0] in "R":
+            compare(name, plain)
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the tables."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("study", type=Path)
+    print(answers(options.parse_args().study))
+
+
+if __name__ == "__main__":
+    main()
