@@ -139,6 +139,7 @@ def test_a_study_killed_twice_ends_in_the_same_tables(undisturbed: Undisturbed, 
     _kill_and_compare(undisturbed, tmp_path, kills=2, seed=0)
 
 
+@pytest.mark.slow
 def test_two_runs_at_a_time_end_in_the_same_tables_though_the_first_process_is_killed(
     undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
