@@ -27,6 +27,11 @@ SHAPES: dict[str, dict[str, Any]] = {
     "10,000 configurations of one run": {"datasets": 100, "rates": 10, "lora_ranks": 9, "seeds": 1},
 }
 
+PLAIN_RUNS = 500
+"""Runs of the study that the plain way is timed on: at 10,000 it takes minutes a time."""
+
+ALLOWED_SECONDS, ALLOWED_MEGABYTES = 20.0, 2_000.0
+
 GROWTH_PARTS = (8, 4, 2, 1)
 """Studies whose time is followed: these parts of all runs."""
 
@@ -88,40 +93,57 @@ def analysis(
     grows: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Result:
-    """Time and memory of the analysis against the plain way (:mod:`attndrift.bench.plain`), pair by pair.
+    """Time and memory of the analysis, and both against the plain way (:mod:`attndrift.bench.plain`), pair by pair.
 
-    Each measurement is a process of its own, from before its imports to its result; the order changes from pair
-    to pair. The first pair, which fills the file cache, is thrown away. ``grows``: also measure smaller studies.
+    Each measurement is a process of its own, from before its imports to its result. All ``runs`` are analysed
+    ``pairs`` times; the plain way is compared on a study of the same shape of at most :data:`PLAIN_RUNS` runs, in
+    pairs whose order changes. The first of each, which fills the file cache, is thrown away.
+    ``grows``: also measure smaller studies.
     """
+    say = progress or (lambda line: None)
     machine = Machine()
+    whole: list[dict[str, Any]] = []
     found: list[Ratio] = []
     for shape in shapes or list(SHAPES):
         with tempfile.TemporaryDirectory() as name:
+            count = write_study(shape, Path(name), runs=runs, evaluations=evaluations)
+            taken = [_fresh("attndrift", Path(name)) for _ in range(pairs + 1)][1:]
+            seconds = [one["seconds"] for one in taken]
+            megabytes = statistics.median(one["megabytes"] for one in taken)
+            say(f"{shape}, {count:,} runs: {statistics.median(seconds):.1f} s, {megabytes:.0f} MB")
+            whole.append(
+                {
+                    "shape": shape, "runs": count, "evaluations a run": evaluations, "s": statistics.median(seconds),
+                    "from": min(seconds), "to": max(seconds), "n": pairs, "at most, s": ALLOWED_SECONDS,
+                    "MB": megabytes, "at most, MB": ALLOWED_MEGABYTES,
+                }
+            )  # fmt: skip
+        with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            count = write_study(shape, folder, runs=runs, evaluations=evaluations)
+            count = write_study(shape, folder, runs=min(runs, PLAIN_RUNS), evaluations=evaluations)
             measured: list[dict[str, dict[str, Any]]] = []
             for place in range(pairs + 1):
                 order = ("plain", "attndrift") if place % 2 else ("attndrift", "plain")
                 measured.append({what: _fresh(what, folder) for what in order})
-                if progress is not None:
-                    times = ", ".join(f"{what} {one['seconds']:.1f} s" for what, one in measured[-1].items())
-                    progress(f"{shape}, pair {place}{' (thrown away)' if place == 0 else ''}: {times}")
-        kept = measured[1:]
-        own, other = ([pair[what] for pair in kept] for what in ("attndrift", "plain"))
-        ratios = [a["seconds"] / b["seconds"] for a, b in zip(own, other, strict=True)]
-        found.append(
-            Ratio(
-                f"all of the analysis, {count:,} runs with {evaluations} evaluations, {shape}",
-                "pandas read_parquet of everything and a groupby in Python, a part of the numbers, no intervals",
-                statistics.median(ratios), min(ratios), max(ratios),
-                statistics.median(one["seconds"] for one in own),
-                statistics.median(one["seconds"] for one in other),
-                pairs,
-                statistics.median(one["megabytes"] for one in own),
-                statistics.median(one["megabytes"] for one in other),
-            )
-        )  # fmt: skip
-    tables = growth(runs=runs, evaluations=evaluations, shapes=shapes, progress=progress) if grows else {}
+            kept = measured[1:]
+            own, other = ([pair[what] for pair in kept] for what in ("attndrift", "plain"))
+            ratios = [a["seconds"] / b["seconds"] for a, b in zip(own, other, strict=True)]
+            found.append(
+                Ratio(
+                    f"all of the analysis, {count:,} runs with {evaluations} evaluations, shape of {shape}",
+                    "pandas read_parquet of everything and a groupby in Python, a part of the numbers, no intervals",
+                    statistics.median(ratios), min(ratios), max(ratios),
+                    statistics.median(one["seconds"] for one in own),
+                    statistics.median(one["seconds"] for one in other),
+                    pairs,
+                    statistics.median(one["megabytes"] for one in own),
+                    statistics.median(one["megabytes"] for one in other),
+                )
+            )  # fmt: skip
+            say(f"{shape}, {count:,} runs, against the plain way: {found[-1].ratio:.3f}")
+    tables = {"a large study": whole}
+    if grows:
+        tables |= growth(runs=runs, evaluations=evaluations, shapes=shapes, progress=progress)
     threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
     return Result("analysis", found, tables, threads=threads, packages=TABLES, others_pct=machine.others_pct())
 
@@ -136,7 +158,7 @@ def growth(
     """Seconds and memory of the analysis against the number of runs, and the exponent of each shape, as tables.
 
     The exponent is the slope of the logarithm of the seconds beyond those of the smallest study, which are those of
-    starting and importing, over the logarithm of the runs.
+    starting and importing, over the logarithm of the runs; null where fewer than three sizes take longer than that.
     """
     rows: list[dict[str, Any]] = []
     exponents: list[dict[str, Any]] = []
@@ -150,9 +172,14 @@ def growth(
             if progress is not None:
                 progress(f"{shape}, {count:,} runs: {done['seconds']:.1f} s")
         fixed = own[0]["s"]
-        fit = stats.linregress(
-            [math.log(one["runs"]) for one in own[1:]], [math.log(one["s"] - fixed) for one in own[1:]]
-        )
-        exponents.append({"shape": shape, "exponent": fit.slope, "standard error": fit.stderr, "sizes": len(own) - 1})
+        beyond = [(math.log(one["runs"]), math.log(one["s"] - fixed)) for one in own[1:] if one["s"] > fixed]
+        known = len({size for size, _ in beyond}) > 2
+        fit = stats.linregress(*zip(*beyond, strict=True)) if known else None
+        exponents.append(
+            {
+                "shape": shape, "exponent": None if fit is None else fit.slope,
+                "standard error": None if fit is None else fit.stderr, "sizes": len(beyond),
+            }
+        )  # fmt: skip
         rows += own
     return {"growth with the number of runs": rows, "exponents": exponents}
