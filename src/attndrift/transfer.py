@@ -222,7 +222,7 @@ def evaluate_zero_shot(
         outside = wanted.min() if wanted.min() < 0 else wanted.max()
         raise ValueError(f"labels: {outside} is outside the {len(text.class_names)} class names")
     device = next(model.parameters()).device
-    features = text.features.to(device)
+    features = text.features.to(device, torch.float32)
     together = processes or Processes()
     predictions, margins, compared = [], [], []
     sizes: list[int] = []

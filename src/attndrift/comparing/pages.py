@@ -76,6 +76,7 @@ def draw_panels(images: NDArray[np.uint8], panels: Sequence[Panel]) -> bytes:
                         drawn, ax=axes[row, place], location="right", fraction=0.06, pad=0.02, aspect=12
                     )
                     bar.ax.yaxis.set_major_locator(MaxNLocator(3))
+                    bar.ax.set_title("%", loc="left", pad=2)
         for panel in axes.flat:
             panel.set_xticks([])
             panel.set_yticks([])

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from attndrift.monitor import WATCHABLE, Drift
+from attndrift.monitor.processes import Processes
 from attndrift.monitor.undisturbed import undisturbed
 from attndrift.transfer import DEFAULT_TEMPLATES, Images, TextFeatures, evaluate_zero_shot, why_no_retention
 
@@ -163,12 +164,13 @@ class _Probe:
         text = TextFeatures.of(inner, self.tokenizer, self.class_names, self.templates)
         return _Probe(self.images, self.labels, None, text, None, self.templates, self.batch_size)
 
-    def correct(self, model: nn.Module) -> NDArray[np.float64]:
+    def correct(self, model: nn.Module, processes: Processes | None = None) -> NDArray[np.float64]:
         """Whether the model names each image rightly, 1 or 0: (images,). Leaves no trace in the model."""
         with undisturbed(model):
             result = evaluate_zero_shot(
-                model, self.images, self.labels, text_features=self.text_features, batch_size=self.batch_size
-            )
+                model, self.images, self.labels, text_features=self.text_features, batch_size=self.batch_size,
+                processes=processes,
+            )  # fmt: skip
         return result.correct.astype(np.float64)
 
 
@@ -191,9 +193,9 @@ class RetentionBudget:
     def __str__(self) -> str:
         return f"retention at least {100 * self.at_least:g}% with {100 * self.confidence:g}% confidence"
 
-    def against(self, model: nn.Module) -> RetentionMeter:
+    def against(self, model: nn.Module, processes: Processes | None = None) -> RetentionMeter:
         """What measures this budget against the state that ``model`` is in now. Raises ValueError where it has no value."""
-        return RetentionMeter(self, model)
+        return RetentionMeter(self, model, processes)
 
 
 class RetentionMeter:
@@ -203,19 +205,19 @@ class RetentionMeter:
         accuracy: the pretrained zero-shot accuracy on the probe.
     """
 
-    def __init__(self, budget: RetentionBudget, pretrained: nn.Module) -> None:
+    def __init__(self, budget: RetentionBudget, pretrained: nn.Module, processes: Processes | None = None) -> None:
         self.budget = budget
         self._probe = budget.probe.encoded(pretrained)
-        self._before = self._probe.correct(pretrained)
+        self._before = self._probe.correct(pretrained, processes)
         self.accuracy = float(self._before.mean())
         assert self._probe.text_features is not None
         reason = why_no_retention(self.accuracy, len(self._probe.text_features.class_names))
         if reason is not None:
             raise ValueError(f"budget on retention: {reason}")
 
-    def read(self, model: nn.Module) -> Reading:
-        """The retention of ``model``, in percent, and its lower confidence bound."""
-        now = self._probe.correct(model)
+    def read(self, model: nn.Module, processes: Processes | None = None) -> Reading:
+        """The retention of ``model``, in percent, and its lower confidence bound; ``processes`` share the probe."""
+        now = self._probe.correct(model, processes)
         share = float(now.mean() / self.accuracy)
         # The ratio of two means over the same images, linearised: images that both states get right, or both wrong,
         # say little about the ratio, and this is what pairing takes out of the error.

@@ -149,7 +149,9 @@ class Guard:
         self._anchor.put(0.0, present)
         try:
             self._meters = {
-                i: b.against(monitor.model) for i, b in enumerate(self.budgets) if isinstance(b, RetentionBudget)
+                i: b.against(monitor.model, monitor.processes)
+                for i, b in enumerate(self.budgets)
+                if isinstance(b, RetentionBudget)
             }
             self.pretrained = self._measure()
         finally:
@@ -348,7 +350,7 @@ class Guard:
         readings = []
         for i, budget in enumerate(self.budgets):
             if isinstance(budget, RetentionBudget):
-                readings.append(self._agreed(self._meters[i].read(self.monitor.model)))
+                readings.append(self._agreed(self._meters[i].read(self.monitor.model, self.monitor.processes)))
             else:
                 readings.append(budget.read(drift))
         return tuple(readings)
