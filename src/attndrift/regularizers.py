@@ -121,7 +121,8 @@ class Protection:
         self.last: Tensor | None = None
         self.model = unwrapped(model)
         self._tower = find_vision_tower(self.model).module
-        self._waiting: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        # A forward pass: its arguments, and what was seen of it. Of all but the last only that there was one.
+        self._waiting: list[tuple[tuple[Any, ...], dict[str, Any], list[Tensor]] | None] = []
         self._open = ExitStack()
         self._closed = False
         # An accelerator is not made to wait: attention that is not finite gives it a loss that is not, and no error.
@@ -139,7 +140,9 @@ class Protection:
             return
         # Validation runs without gradients, recomputation inside a backward pass.
         if not self._closed and torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1:
-            self._waiting.append((args, kwargs))
+            if self._waiting:
+                self._waiting[-1] = None
+            self._waiting.append((args, kwargs, self._seen._held()))
 
     def __call__(self, model: nn.Module | None = None, *, index: Any = None, flipped: Any = None) -> Tensor:
         """The weighted loss of the last forward pass: a scalar >= 0, differentiable.
@@ -171,15 +174,19 @@ class Protection:
                 f"{count} forward passes with gradients since the last call, and only the last one could be protected: "
                 "call after each of them and add the losses, or call skip() after one that is not to count"
             )
-        args, kwargs = self._waiting.pop()
+        last = self._waiting.pop()
+        assert last is not None
+        args, kwargs, held = last
+        # Others without gradients (a measurement, a pseudo-label) may have come since.
+        self._seen._put_back(held)
         if self.weight == 0:
             self.last = None
             return torch.zeros((), device=next(self._tower.parameters()).device)
         log_attention = self._seen.log_attention
         if not any(layer.requires_grad for layer in log_attention):
             raise ProtectionError(
-                "the attention does not depend on a trained parameter (the vision tower is frozen, or the last forward "
-                "pass ran under torch.no_grad), so there is nothing to protect"
+                "the attention does not depend on a trained parameter (the vision tower is frozen), so there is nothing to "
+                "protect"
             )
         loss = self._loss(log_attention, args, kwargs, index, flipped)
         # The hooks would otherwise hold the graph, and a model with a graph on it cannot be copied.

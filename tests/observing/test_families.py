@@ -742,10 +742,15 @@ def test_what_a_model_puts_out_is_not_taken_for_its_embedding() -> None:
         def forward(self, pixel_values):
             return self.head(self.vit(pixel_values=pixel_values).pooler_output)
 
+    class OfOtherArguments(Logits):
+        def forward(self, images, labels):
+            return nn.functional.cross_entropy(super().forward(images), labels)
+
     pixels = torch.randn(2, 3, 12, 12)
-    for model in (Logits(), hf("ViTForMaskedImageModeling", encoder_stride=4)()):
-        with pytest.raises(TypeError, match="yields no image embedding"):
+    for model in (Logits(), OfOtherArguments(), hf("ViTForMaskedImageModeling", encoder_stride=4)()):
+        with pytest.raises(TypeError, match="yields no image embedding") as raised:
             image_embeddings(model, pixels)
+        assert "watch the part that does, DriftMonitor(model.vit, ...)" in str(raised.value)
 
 
 def test_both_classifiers_of_a_distilled_model_are_looked_at() -> None:

@@ -458,7 +458,7 @@ class Guard:
         event = GuardEvent(
             step, epoch, "given up", before, self.pretrained, 0.0, 0.0, self._weight, accuracy, after, measurements
         )
-        if self.monitor.processes.rank == 0:
+        if self._echo is None and self.monitor.processes.first:
             logger.warning("guard at step %d: %s", step, event)
         return self._record(event)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, cast
 
 import torch
@@ -49,6 +50,8 @@ def image_embeddings(model: nn.Module, pixel_values: Tensor) -> Tensor:
     if is_a(_base(module), "open_clip.VisionTransformer", "open_clip.TimmModel"):
         return _first(module(pixel_values))
     if not is_a(_base(module), "transformers.PreTrainedModel"):
+        if not _takes_images_alone(module):
+            raise _no_embedding(module)
         output = module(pixel_values=pixel_values)
         # A bare tensor could be anything, logits among them.
         if isinstance(output, Tensor):
@@ -139,8 +142,24 @@ def _inputs(module: Any, pixel_values: Tensor) -> dict[str, Tensor]:
     }
 
 
+def _takes_images_alone(module: nn.Module) -> bool:
+    try:
+        inspect.signature(module.forward).bind(pixel_values=None)
+    except TypeError:
+        return False
+    return True
+
+
 def _no_embedding(module: nn.Module) -> TypeError:
+    part = next((name for name, inner in module.named_modules() if name and _is_encoder(inner)), None)
+    watch = "" if part is None else f"watch the part that does, DriftMonitor(model.{part}, ...), "
     return TypeError(
-        f"{type(module).__name__} yields no image embedding: give the model an `embed(pixel_values)` method, "
+        f"{type(module).__name__} yields no image embedding: {watch}give the model an `embed(pixel_values)` method, "
         "or pass `embed=` to DriftMonitor"
+    )
+
+
+def _is_encoder(part: nn.Module) -> bool:
+    return is_a(part, "transformers.PreTrainedModel") or any(
+        hasattr(part, name) for name in ("get_image_features", "encode_image", "forward_features")
     )

@@ -83,6 +83,16 @@ class Observation:
         """Let go of what was seen in the last forward pass, with its part of the graph; the next one is seen as ever."""
         self._clear("what was seen has been let go of; no forward pass has gone through the vision tower since")
 
+    def _held(self) -> list[Tensor]:
+        """What was seen, for :meth:`_put_back`."""
+        return self._logits
+
+    def _put_back(self, held: list[Tensor]) -> None:
+        """Look at an earlier forward pass with gradients again, where another one has come since."""
+        if self._logits is not held:
+            self._clear("")
+            self._logits, self._gradients, self._ready = held, True, True
+
     @property
     def attention(self) -> list[Tensor]:
         """Per layer (images, heads, N): attention of the query to the patches, summing to 1.
