@@ -351,3 +351,15 @@ def test_a_towers_name_on_a_hub_is_taken_and_the_program_prints_one_json_object(
     assert found["adapted"]["source"] == "owner/tower"
     assert found["held"] == ["weight_drift>0.01"]
     assert found["summary"]["weight_drift"] == pytest.approx(0.05, rel=0.05), "each weight moved by 5% of itself"
+
+
+def test_an_adapters_name_on_a_hub_is_taken_too(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "models--owner--adapter"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(adapter, cache / "snapshots" / ("0" * 40))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    base = resolve("embedded")
+    named, folder = resolve("owner/adapter", base), resolve(adapter, base)
+    assert (named.source, named.kind) == ("owner/adapter", "adapter")
+    assert named.to_json()["weights_sha256"] == folder.to_json()["weights_sha256"]

@@ -153,7 +153,12 @@ def _named(source: str, base: Side | None) -> Side:
         cached = None if error.__cause__ is not None or Path(source).is_absolute() else _cached_config(source)
         if cached is not None and cached.get("model_type") == _TOWER:
             return _from_tower(source, cached, base)
-        raise
+        adapter = _adapter_on_hub(source)
+        if adapter is None:
+            raise
+        side = _from_adapter(adapter, base)
+        side.source = printable(source)
+        return side
     return _whole_model(source, base)
 
 
@@ -163,6 +168,16 @@ def _cached_config(source: str) -> dict[str, Any] | None:
     except ValueError:  # no hub name has this form
         return None
     return _object(Path(cached)) if isinstance(cached, str) else None
+
+
+def _adapter_on_hub(source: str) -> Path | None:
+    """The downloaded folder of the ``peft`` adapter that is called ``source`` on the hub; None where there is none."""
+    try:
+        found = [_file(source, name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)]
+    except (ModelError, ValueError):  # out of reach, or no hub name has this form
+        return None
+    # Without its weights it is one all the same, and what is missing is said of it.
+    return None if found[0] is None else found[0].parent
 
 
 def _whole_model(source: str, base: Side | None) -> Side:
