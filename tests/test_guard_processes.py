@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +10,13 @@ import numpy as np
 import pytest
 
 from guard_in_processes import WAYS, guarded
-
-WORLD = 2
+from training_loops import in_processes
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 def test_a_guard_of_two_processes_decides_what_that_of_one_decides(tmp_path: Path) -> None:
-    here = Path(__file__).parent
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={WORLD}",
-        str(here / "guard_in_processes.py"), str(tmp_path / "two"),
-    ]  # fmt: skip
-    path = os.pathsep.join([str(here), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    (tmp_path / "two").mkdir()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=540, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    first, second = (json.loads((tmp_path / "two" / f"{rank}.json").read_text()) for rank in range(WORLD))
+    first, second = in_processes("guard_in_processes.py", tmp_path / "two")
     for way, precision in WAYS.items():
         one, two = json.loads(json.dumps(guarded(way, tmp_path / "one"))), first[way]
         # One process speaks; nothing else tells them apart, to the last bit (JSON keeps every digit of a double).

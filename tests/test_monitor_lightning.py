@@ -20,6 +20,7 @@ from attndrift.models import load_clip
 from attndrift.monitor import Alert, DriftMonitor
 from attndrift.regularizers import AttentionPreservation
 from attndrift.tables import read_tables
+from training_loops import in_processes
 
 
 def test_without_lightning_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,3 +190,16 @@ def test_a_guard_keeps_its_budget_and_goes_into_the_checkpoints(
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     stored = torch.load(tmp_path / "last.ckpt", weights_only=False)["callbacks"]
     assert stored["LightningDriftCallback"]["guard"] == guard.state_dict()
+
+
+@pytest.mark.slow
+@needs_lightning
+def test_two_processes_train_as_without_and_hold_one_guarded_model(tmp_path: Path) -> None:
+    first, second = in_processes("lightning_in_processes.py", tmp_path)
+    for way, found in first.items():
+        assert found.pop("lines") == len(found["drift"]), way
+        assert second[way].pop("lines") == 0, way
+        assert found == second[way], "weights, numbers and decisions"
+    assert first["watched"]["weights"] == first["alone"]["weights"]
+    assert "taken back" in [event["action"] for event in first["guarded"]["events"]]
+    assert first["guarded"]["drift"][-1]["embedding_drift"] <= 2e-4

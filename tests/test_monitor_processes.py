@@ -5,8 +5,6 @@ from __future__ import annotations
 import datetime
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from attndrift.monitor import (
 )
 from attndrift.monitor.processes import Processes
 from attndrift.tables import read_tables
+from training_loops import in_processes
 
 WORLD = 2
 
@@ -141,16 +140,7 @@ def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
 
 def test_a_trainer_of_two_processes_measures_what_one_process_does(tmp_path: Path) -> None:
     """``torchrun`` with two processes: shares, sums, and weights that are bit for bit those without a monitor."""
-    here = Path(__file__).parent
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={WORLD}",
-        str(here / "trainer_in_processes.py"), str(tmp_path),
-    ]  # fmt: skip
-    path = os.pathsep.join([str(here), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=540, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(WORLD))
+    first, second = in_processes("trainer_in_processes.py", tmp_path, WORLD)
     assert set(first) == {"full", "lora, checkpointing", "frozen, autocast", "protected", "stopped"}
     for way, found in first.items():
         other = second[way]

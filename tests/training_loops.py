@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +48,20 @@ def trainer_of(model: nn.Module, images: Tensor, folder: Path, *callbacks: Any, 
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def in_processes(script: str, folder: Path, count: int = 2) -> list[dict[str, Any]]:
+    """What the processes of ``torchrun tests/SCRIPT FOLDER`` left in ``FOLDER/RANK.json``."""
+    here = Path(__file__).parent
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", str(here / script), str(folder)
+    ]  # fmt: skip
+    path = os.pathsep.join([str(here), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    folder.mkdir(exist_ok=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=540, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(count)]
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
