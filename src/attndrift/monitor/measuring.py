@@ -107,8 +107,13 @@ class DriftMonitor:
         """What the model makes of the probe images now: (images, dimensions), float32, on the CPU; all in every process."""
         weight = next(p for p in find_vision_tower(self.model).module.parameters() if p.is_floating_point())
         embed = self._embed or partial(image_embeddings, self.model)
-        with undisturbed(self.model):
-            return torch.cat([embed(batch.to(weight.device, weight.dtype)).float().cpu() for batch in self._batches()])
+        processes, rows, sizes = self.processes, list[Tensor](), list[int]()
+        with undisturbed(self.model), processes.agreeing():
+            for batch in self._batches():
+                part, _ = processes.share(batch, sum(sizes))
+                rows.append(embed(part.to(weight.device, weight.dtype)).float().cpu())
+                sizes.append(len(batch))
+        return processes.join(torch.cat(rows), sizes)
 
     def embedding_parameters(self) -> dict[str, nn.Parameter]:
         """The trained parameters of the model that the embedding of an image depends on, by name.
