@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from attndrift.bench.analysis import SHAPES, measure, write_study
+from attndrift.bench.analysis import SHAPES, _fresh, measure, write_study
 from attndrift.bench.plain import plain_analysis
 from attndrift.bench.ratios import Ratio
 from attndrift.bench.result import TABLES, Result, print_result
@@ -36,7 +36,7 @@ def test_both_sides_analyse_every_run(tmp_path: Path) -> None:
     assert plain["configurations"] == 40
     assert plain["layer_changes"] > 0
     assert plain["correlations"] > 0
-    own, other = measure("attndrift", str(tmp_path)), measure("plain", str(tmp_path))
+    own, other = _fresh("attndrift", tmp_path), measure("plain", str(tmp_path))
     # The two pretrained rows are analysed too.
     assert own["runs"] == count + 2
     assert other["runs"] == count
@@ -57,7 +57,5 @@ def test_result_tells_versions_spread_and_memory() -> None:
 
 
 def test_a_child_that_fails_is_told(tmp_path: Path) -> None:
-    from attndrift.bench.analysis import _fresh
-
     with pytest.raises(RuntimeError, match="bench analysis: the process for attndrift ended with 1"):
         _fresh("attndrift", tmp_path / "absent")

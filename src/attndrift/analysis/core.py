@@ -5,8 +5,9 @@ from __future__ import annotations
 import pandas as pd
 
 from attndrift.analysis import findings as claims
+from attndrift.analysis.beside import beside
 from attndrift.analysis.configurations import Prepared, evidence_label, prepare
-from attndrift.analysis.dynamics import dynamics_tables, epochs_from_steps, order_history
+from attndrift.analysis.dynamics import History, dynamics_tables, epochs_from_steps, order_history
 from attndrift.analysis.grand import aggregate_table, grand_table, sweep_tables
 from attndrift.analysis.images import ImageIntervals, Outcomes
 from attndrift.analysis.interpolation import interpolation_tables
@@ -20,10 +21,14 @@ from attndrift.analysis.layers import (
 from attndrift.analysis.operating import best_validation_table, iso_accuracy_table, pareto_table
 from attndrift.analysis.pairs import changes_from_zero, compare_methods
 from attndrift.analysis.rates import rate_correlations
-from attndrift.analysis.result import Analysis, Summary, Table
+from attndrift.analysis.result import Analysis, RateCorrelation, Signal, Summary, Table
 from attndrift.analysis.settings import AnalysisSettings
 from attndrift.analysis.signals import selections, signal_scores
+from attndrift.analysis.statistics import Floats
 from attndrift.tables import Tables
+
+_LARGE = 2000
+"""Runs from which on a second process is worth its start."""
 
 
 def analyze(tables: Tables, *, settings: AnalysisSettings | None = None, outcomes: Outcomes | None = None) -> Analysis:
@@ -50,28 +55,31 @@ def analyze(tables: Tables, *, settings: AnalysisSettings | None = None, outcome
     steps = measured_steps(prepared, history, epoch)
     values = layer_values(prepared, tables.layers, steps, notes)
 
-    result: dict[str, Table] = {}
-    for table in (grand_table(prepared), aggregate_table(prepared)):
-        result[table.name] = table
-    result |= sweep_tables(prepared, settings)
-    result |= baseline_tables(prepared, values, tables.layers, notes)
-    per_layer = change_per_layer(prepared, values, notes)
-    result[per_layer.name] = per_layer
-    result |= dynamics_tables(prepared, history, epoch, settings, notes)
-    for table in (
-        best_validation_table(prepared),
-        iso_accuracy_table(prepared, settings),
-        pareto_table(prepared),
-    ):
-        result[table.name] = table
-    result |= interpolation_tables(prepared, tables.interpolation, settings, notes)
+    # The longest parts, which nothing else waits for.
+    with beside(_long_parts, prepared, history, epoch, settings, worth_it=len(prepared.runs) >= _LARGE) as long_parts:
+        result: dict[str, Table] = {}
+        for table in (grand_table(prepared), aggregate_table(prepared)):
+            result[table.name] = table
+        result |= sweep_tables(prepared, settings)
+        result |= baseline_tables(prepared, values, tables.layers, notes)
+        per_layer = change_per_layer(prepared, values, notes)
+        result[per_layer.name] = per_layer
+        result |= dynamics_tables(prepared, history, epoch, settings, notes)
+        for table in (
+            best_validation_table(prepared),
+            iso_accuracy_table(prepared, settings),
+            pareto_table(prepared),
+        ):
+            result[table.name] = table
+        result |= interpolation_tables(prepared, tables.interpolation, settings, notes)
 
-    changes = changes_from_zero(prepared, settings, notes)
-    comparisons = compare_methods(prepared, settings, notes)
-    rates = rate_correlations(prepared, settings, notes)
-    anova = layer_anova(prepared, values, settings, notes)
-    signals = signal_scores(prepared, history, epoch, settings, notes)
-    chosen = selections(prepared, settings, notes)
+        changes = changes_from_zero(prepared, settings, notes)
+        comparisons = compare_methods(prepared, settings, notes)
+        anova_notes: list[str] = []
+        anova = layer_anova(prepared, values, settings, anova_notes)
+        rates, rate_notes, signals, signal_notes = long_parts()
+        notes += rate_notes + anova_notes + signal_notes
+        chosen = selections(prepared, settings, notes)
     summary = _summary(prepared, tables, settings)
     evidence = claims.Evidence(
         settings,
@@ -98,6 +106,16 @@ def analyze(tables: Tables, *, settings: AnalysisSettings | None = None, outcome
         signals=signals,
         selections=chosen,
     )
+
+
+def _long_parts(
+    prepared: Prepared, history: History, epoch: Floats, settings: AnalysisSettings
+) -> tuple[list[RateCorrelation], list[str], list[Signal], list[str]]:
+    """The correlations with the rate and the scores of the signals, each with its notes."""
+    rate_notes: list[str] = []
+    signal_notes: list[str] = []
+    rates = rate_correlations(prepared, settings, rate_notes)
+    return rates, rate_notes, signal_scores(prepared, history, epoch, settings, signal_notes), signal_notes
 
 
 def _summary(prepared: Prepared, tables: Tables, settings: AnalysisSettings) -> Summary:

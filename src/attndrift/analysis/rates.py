@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 
 from attndrift.analysis.configurations import Prepared, configuration_means, evidence_label
 from attndrift.analysis.grand import SWEEPS, sweep_groups
@@ -30,13 +31,16 @@ def rate_correlations(prepared: Prepared, settings: AnalysisSettings, notes: lis
         # Without the other columns, which every selection below would copy.
         group = group[["configuration", "replicate", "learning_rate", *columns]]
         means = configuration_means(group, [*columns, "learning_rate"])
+        rate, mean_rate = (frame["learning_rate"].to_numpy(dtype=float) for frame in (group, means))
+        seeds = pd.factorize(group["replicate"])[0]
         for measure in prepared.measures:
-            cells = group[group[measure.name].notna()]
-            by_configuration = means[means[measure.name].notna()]
-            if len(cells) == 0:
+            values, mean_values = (frame[measure.name].to_numpy(dtype=float) for frame in (group, means))
+            given, mean_given = np.flatnonzero(~np.isnan(values)), np.flatnonzero(~np.isnan(mean_values))
+            if len(given) == 0:
                 continue
+            rates = mean_rate[mean_given]
             names = ("the learning rate", f"`{measure.name}`")
-            n_seeds = int(cells["replicate"].nunique())
+            n_seeds = len(np.unique(seeds[given][seeds[given] >= 0]))
             result.append(
                 RateCorrelation(
                     model=str(first["model_name"]),
@@ -46,26 +50,26 @@ def rate_correlations(prepared: Prepared, settings: AnalysisSettings, notes: lis
                     sweep=label,
                     measure=measure.name,
                     unit=measure.unit,
-                    rates=sorted(float(v) for v in by_configuration["learning_rate"].unique()),
-                    n_configurations=len(by_configuration),
-                    n_runs=len(cells),
+                    rates=np.unique(rates).tolist(),
+                    n_configurations=len(mean_given),
+                    n_runs=len(given),
                     n_seeds=n_seeds,
                     cells=correlate(
                         "cells",
-                        np.log10(cells["learning_rate"].to_numpy(dtype=float)),
-                        cells[measure.name].to_numpy(dtype=float),
+                        np.log10(rate[given]),
+                        values[given],
                         names,
                         settings,
                     ),
                     configurations=correlate(
                         "configurations",
-                        np.log10(by_configuration["learning_rate"].to_numpy(dtype=float)),
-                        by_configuration[measure.name].to_numpy(dtype=float),
+                        np.log10(rates),
+                        mean_values[mean_given],
                         names,
                         settings,
                         bootstrap=("rate", label, measure.name),
                     ),
-                    label=evidence_label(len(by_configuration), n_seeds, settings.min_configurations),
+                    label=evidence_label(len(mean_given), n_seeds, settings.min_configurations),
                 )
             )
     for level in ("cells", "configurations"):

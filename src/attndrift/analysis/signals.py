@@ -16,11 +16,11 @@ from attndrift.analysis.settings import AnalysisSettings
 from attndrift.analysis.statistics import (
     Floats,
     draw,
+    drawn_counts,
     interval_of,
     is_constant,
     roc_auc,
     roc_auc_draws,
-    run_weights,
     spearman,
     spearman_interval,
 )
@@ -128,6 +128,7 @@ class _Sample:
         self.group_names = runs.iloc[np.unique(self.group, return_index=True)[1]][keys].astype(str).to_numpy()
         self.group_kept = self.centred_ranks(kept)
         self.damaged = kept < settings.damaged_below_pct
+        self._drawn: Floats | None = None
         self._weights: Floats | None = None
 
     def means(self, values: Floats) -> Floats:
@@ -142,12 +143,20 @@ class _Sample:
     def within(self, products: Floats) -> Floats:
         return np.asarray(np.bincount(self.group, weights=products), dtype=np.float64)
 
+    def drawn(self) -> Floats:
+        """How often each configuration was drawn in each resample: (resamples, configurations)."""
+        if self._drawn is None:
+            indices = draw(self.settings, self.n, "roc", self.scope, width=max(1, len(self.codes) // self.n))
+            self._drawn = drawn_counts(indices, self.n)
+        return self._drawn
+
     @property
     def weights(self) -> Floats:
         """How often each run counts in each resample of the configurations: (resamples, runs)."""
         if self._weights is None:
-            indices = draw(self.settings, self.n, "roc", self.scope, width=max(1, len(self.codes) // self.n))
-            self._weights = run_weights(indices, self.codes)
+            drawn = self.drawn()
+            each = self.n == len(self.codes) and (self.codes == np.arange(self.n)).all()
+            self._weights = drawn if each else drawn[:, self.codes]
         return self._weights
 
 
@@ -160,7 +169,7 @@ def _score(sample: _Sample, transfer_set: str, when: str, source: SignalSource, 
         interval = Interval(level=settings.level, n=sample.n, reason=by_configuration.reason)
     else:
         identity = ("signal", transfer_set, sample.scope, when, source.name)
-        interval = spearman_interval(mean_signal, sample.mean_kept, settings, *identity)
+        interval = spearman_interval(mean_signal, sample.mean_kept, settings, *identity, weights=sample.drawn)
     result = Signal(
         transfer_set=transfer_set,
         scope=sample.scope,
@@ -236,6 +245,8 @@ def selections(prepared: Prepared, settings: AnalysisSettings, notes: list[str])
         column = retention(name).name
         for (model, protocol, dataset), group in adapted.groupby(["model_name", "protocol_name", "dataset"], sort=True):
             usable = group[group[column].notna() & group["best_val_accuracy"].notna()]
+            values = {name: usable[name].to_numpy(dtype=float) for name in present if name not in _NAMES}
+            run_ids = usable["run_id"].to_numpy(dtype=object)
             for margin in settings.selection_margins:
                 entry = Selection(
                     model=str(model),
@@ -249,25 +260,27 @@ def selections(prepared: Prepared, settings: AnalysisSettings, notes: list[str])
                 if usable.empty:
                     entry.reason = f"no run has both a validation accuracy and a retention on {name}"
                 else:
-                    _select(entry, usable, column, margin)
+                    _select(entry, values, run_ids, column, margin)
                 result.append(entry)
     return result
 
 
-def _select(entry: Selection, usable: pd.DataFrame, column: str, margin: float) -> None:
-    accuracy = usable["best_val_accuracy"].to_numpy(dtype=float)
+def _select(
+    entry: Selection, usable: dict[str, Floats], run_ids: NDArray[np.object_], column: str, margin: float
+) -> None:
+    accuracy = usable["best_val_accuracy"]
     entry.best_validation = float(accuracy.max())
     # Accuracies are multiples of 1/n: the margin is meant to include its own end.
-    near = usable[accuracy >= accuracy.max() - margin / 100 - 1e-9]
-    kept = near[column].to_numpy(dtype=float)
+    near = np.flatnonzero(accuracy >= accuracy.max() - margin / 100 - 1e-9)
+    kept = usable[column][near]
     entry.n_runs = len(near)
     entry.oracle_pct, entry.random_pct = float(kept.max()), float(kept.mean())
     if len(near) < 2:
         entry.reason = "one run only: there is nothing to choose"
     for source in SIGNALS:
-        if source.column not in near.columns or not (source.absolute or source.column not in _SIGNED):
+        if source.column not in usable or not (source.absolute or source.column not in _SIGNED):
             continue
-        values = near[source.column].to_numpy(dtype=float)
+        values = usable[source.column][near]
         values = np.abs(values) if source.absolute else values
         choice = Choice(rule=("highest " if source.expected_sign > 0 else "lowest ") + source.name)
         if source.name == "validation_accuracy":
@@ -280,11 +293,12 @@ def _select(entry: Selection, usable: pd.DataFrame, column: str, margin: float) 
             tied = np.flatnonzero(values == best)
             choice.n_tied = len(tied)
             choice.retention_pct = number(kept[tied].mean())
-            choice.run_ids = [str(v) for v in near["run_id"].iloc[tied[:_LISTED]]]
+            choice.run_ids = [str(v) for v in run_ids[near[tied[:_LISTED]]]]
             if len(tied) > 1:
                 choice.reason = f"{len(tied)} runs tie: their mean retention"
         if missing < len(near):
             entry.choices.append(choice)
 
 
+_NAMES = ("model_name", "protocol_name", "dataset", "run_id")
 _SIGNED = {source.column for source in SIGNALS if source.absolute}

@@ -10,6 +10,7 @@ import itertools
 import math
 import warnings
 import zlib
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -258,7 +259,7 @@ def cluster_means(sums: Floats, counts: Floats, indices: NDArray[np.intp]) -> Fl
 
     Returns (resamples, measures), NaN where a resample holds no value.
     """
-    weights = _counts(indices, sums.shape[0])
+    weights = drawn_counts(indices, sums.shape[0])
     total, count = weights @ sums, weights @ counts
     return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
 
@@ -307,20 +308,22 @@ def correlate(
     return result
 
 
-def spearman_interval(x: Floats, y: Floats, settings: AnalysisSettings, *names: str) -> Interval:
+def spearman_interval(
+    x: Floats, y: Floats, settings: AnalysisSettings, *names: str, weights: Callable[[], Floats] | None = None
+) -> Interval:
     """Bootstrap interval of Spearman's rho over configurations; ranks are taken anew in every resample.
 
     Above 500 configurations the ranks of the whole sample are kept, which changes nothing visible there
-    and saves sorting every resample.
+    and saves sorting every resample; ``weights`` then gives how often each configuration was drawn, (resamples, n),
+    where several intervals share their resamples.
     """
     n = len(x)
-    indices = draw(settings, n, *names)
     if n <= _RANKED_ANEW:
-        return interval_of(_resampled_spearman(x, y, indices), settings, n, minimum=4)
+        return interval_of(_resampled_spearman(x, y, draw(settings, n, *names)), settings, n, minimum=4)
     a, b = stats.rankdata(x), stats.rankdata(y)
     a, b = a - a.mean(), b - b.mean()
-    weights = _counts(indices, n)
-    means = weights @ np.column_stack([a, b, a * a, b * b, a * b]) / n
+    weights_drawn = weights() if weights is not None else drawn_counts(draw(settings, n, *names), n)
+    means = weights_drawn @ np.column_stack([a, b, a * a, b * b, a * b]) / n
     covariance = means[:, 4] - means[:, 0] * means[:, 1]
     spread = (means[:, 2] - means[:, 0] ** 2) * (means[:, 3] - means[:, 1] ** 2)
     draws = np.divide(covariance, np.sqrt(spread), out=np.full(len(spread), np.nan), where=spread > 0)
@@ -335,7 +338,7 @@ def _resampled_spearman(x: Floats, y: Floats, indices: NDArray[np.intp]) -> Floa
     The ranks follow from how often each point was drawn, by a running sum over the points in order, so that no
     resample has to be sorted.
     """
-    counts = _counts(indices, len(x))
+    counts = drawn_counts(indices, len(x))
     middle = (indices.shape[1] + 1) / 2
     a, b = (_resampled_ranks(values, counts) - middle for values in (x, y))
     weighted = counts * a
@@ -359,16 +362,11 @@ def _resampled_ranks(values: Floats, counts: Floats) -> Floats:
     return ranks[:, place]
 
 
-def _counts(indices: NDArray[np.intp], n: int) -> Floats:
+def drawn_counts(indices: NDArray[np.intp], n: int) -> Floats:
     """How often each of ``n`` units occurs in each resample: (resamples, n)."""
     rows = np.repeat(np.arange(len(indices)), indices.shape[1])
     counts = np.bincount(rows * n + indices.ravel(), minlength=len(indices) * n)
     return counts.reshape(len(indices), n).astype(np.float64)
-
-
-def run_weights(indices: NDArray[np.intp], codes: NDArray[np.intp]) -> Floats:
-    """Weights of runs whose configurations ``codes`` were resampled: (resamples, runs)."""
-    return _counts(indices, int(codes.max()) + 1)[:, codes]
 
 
 def roc_auc(score: Floats, damaged: NDArray[np.bool_]) -> float | None:
@@ -382,17 +380,20 @@ def roc_auc(score: Floats, damaged: NDArray[np.bool_]) -> float | None:
 
 def roc_auc_draws(score: Floats, damaged: NDArray[np.bool_], weights: Floats) -> Floats:
     """ROC areas under run weights (resamples, runs): NaN where a resample has one class only."""
-    order = np.argsort(score, kind="stable")
-    ordered, flags = score[order], damaged[order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    weights = weights[:, order]
-    positive, negative = weights * flags, weights * ~flags
-    if len(starts) < len(ordered):
-        positive = np.add.reduceat(positive, starts, axis=1)
-        negative = np.add.reduceat(negative, starts, axis=1)
-    below = np.cumsum(negative, axis=1) - negative
-    top = (positive * (below + negative / 2)).sum(axis=1)
-    bottom = positive.sum(axis=1) * negative.sum(axis=1)
+    positive, negative = np.flatnonzero(damaged), np.flatnonzero(~damaged)
+    negative = negative[np.argsort(score[negative], kind="stable")]
+    # running[:, k]: the weight of the k lowest undamaged runs.
+    running = np.zeros((len(weights), len(negative) + 1))
+    np.cumsum(weights[:, negative], axis=1, out=running[:, 1:])
+    drawn = weights[:, positive]
+    below = np.searchsorted(score[negative], score[positive], side="left")
+    upto = np.searchsorted(score[negative], score[positive], side="right")
+    top = np.einsum("ij,ij->i", drawn, running[:, below])
+    if (below == upto).all():
+        top = 2 * top
+    else:
+        top += np.einsum("ij,ij->i", drawn, running[:, upto])
+    bottom = 2 * drawn.sum(axis=1) * running[:, -1]
     return np.divide(top, bottom, out=np.full(len(top), np.nan), where=bottom > 0)
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import math
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 from scipy import stats
 
 from attndrift.bench.ratios import Ratio
@@ -47,20 +48,37 @@ def measure(what: str, folder: str) -> dict[str, Any]:
         from attndrift.bench.plain import plain_analysis
 
         done = plain_analysis(folder)
-    # Kilobytes on Linux, bytes on macOS.
-    unit = 1024 if sys.platform != "darwin" else 1024 * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-    return {"seconds": time.perf_counter() - start, "megabytes": peak, **done}
+    return {"seconds": time.perf_counter() - start, **done}
 
 
 def _fresh(what: str, folder: Path) -> dict[str, Any]:
     code = "import json, sys; from attndrift.bench.analysis import measure; print(json.dumps(measure(*sys.argv[1:])))"
-    done = subprocess.run(
-        [sys.executable, "-c", code, what, str(folder)], check=False, capture_output=True, text=True, env=os.environ
-    )
-    if done.returncode:
-        raise RuntimeError(f"bench analysis: the process for {what} ended with {done.returncode}: {done.stderr[-500:]}")
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, what, str(folder)], stdout=out, stderr=errors, text=True
+        )
+        peak = 0.0
+        while process.poll() is None:
+            peak = max(peak, _megabytes(process.pid))
+            time.sleep(0.1)
+        out.seek(0)
+        errors.seek(0)
+        if process.returncode:
+            told = errors.read()[-500:]
+            raise RuntimeError(f"bench analysis: the process for {what} ended with {process.returncode}: {told}")
+        return {"megabytes": peak, **json.loads(out.read().splitlines()[-1])}
+
+
+def _megabytes(pid: int) -> float:
+    """What a process and its children hold now, pages that they share counted once (Linux; else the first alone)."""
+    total = 0.0
+    with suppress(psutil.Error):
+        process = psutil.Process(pid)
+        for one in (process, *process.children(recursive=True)):
+            with suppress(psutil.Error):
+                held = one.memory_full_info()
+                total += getattr(held, "pss", held.rss)
+    return total / 2**20
 
 
 def write_study(shape: str, folder: Path, *, runs: int = 10_000, evaluations: int = 100) -> int:
