@@ -122,18 +122,12 @@ def _driver(process: subprocess.Popen[bytes], _: Any) -> bool:
 
 def _child(process: subprocess.Popen[bytes], _: Any) -> bool:
     """A worker process of the driver, but not Python's own tracker of resources."""
-    found = [p for p in psutil.Process(process.pid).children() if "spawn_main" in " ".join(p.cmdline())]
-    return _kill_one(found)
+    return _kill_one(_below(process.pid, lambda words: "spawn_main" in " ".join(words), recursive=False))
 
 
 def _job(process: subprocess.Popen[bytes], _: Any) -> bool:
     """The process of a job: what the controller of submitit's local executor started."""
-    found = [
-        p
-        for p in psutil.Process(process.pid).children(recursive=True)
-        if "submitit.core._submit" in " ".join(p.cmdline())
-    ]
-    return _kill_one(found)
+    return _kill_one(_below(process.pid, lambda words: "submitit.core._submit" in " ".join(words), recursive=True))
 
 
 def _ray_worker(_: subprocess.Popen[bytes], cluster: Any) -> bool:
@@ -141,25 +135,34 @@ def _ray_worker(_: subprocess.Popen[bytes], cluster: Any) -> bool:
     raylets = [node.all_processes["raylet"][0].process.pid for node in cluster.worker_nodes | {cluster.head_node}]
     found = []
     for pid in raylets:
-        with suppress(psutil.Error):
-            for child in psutil.Process(pid).children():
-                name = (child.cmdline() or [""])[0]
-                if name.startswith("ray::") and ("tiles" in name or "digits" in name):
-                    found.append(child)
+        found += _below(
+            pid, lambda words: words[0].startswith("ray::") and ("tiles" in words[0] or "digits" in words[0])
+        )
     return _kill_one(found)
 
 
 def _ray_node(_: subprocess.Popen[bytes], cluster: Any) -> bool:
     """A raylet, with everything that it started; another node joins."""
     node = random.choice(sorted(cluster.worker_nodes, key=id))
-    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-    if not any((child.cmdline() or [""])[0].startswith("ray::") for child in raylet.children()):
+    pid = node.all_processes["raylet"][0].process.pid
+    if not _below(pid, lambda words: words[0].startswith("ray::")):
         return False
-    raylet.kill()
+    os.kill(pid, signal.SIGKILL)
     with suppress(Exception):
         cluster.remove_node(node, allow_graceful=False)
     cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
     return True
+
+
+def _below(pid: int, wanted: Callable[[list[str]], bool], *, recursive: bool = False) -> list[psutil.Process]:
+    """Processes below ``pid`` whose command line is ``wanted``; some end while they are looked at."""
+    found = []
+    with suppress(psutil.Error):
+        for child in psutil.Process(pid).children(recursive=recursive):
+            with suppress(psutil.Error):
+                if wanted(child.cmdline() or [""]):
+                    found.append(child)
+    return found
 
 
 def _kill_one(found: list[psutil.Process]) -> bool:

@@ -63,6 +63,30 @@ def test_without_a_terminal_every_run_that_ends_is_a_line() -> None:
     assert "1/2 tiles_full_lr1e-5_s0: finished, begun 2 times" in out.getvalue()
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_a_run_says_commands_no_terminal_and_holds_no_secret(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_TOKEN", "correct-horse-battery")
+    bad = "\x1b]0;owned\x07\x1b[2J\u202e[bold]two\nlines correct-horse-battery https://me:pa55-w0rd@host/x"
+    study, out = _study(2), io.StringIO()
+    console = Console(file=out, width=400, height=20, force_terminal=terminal, color_system=None, _environ={})
+    with StudyTable(verbose=True, console=console) as table:
+        table.begin(study, 0)
+        with table.run(study.runs[0]) as row:
+            row.started(bad, 1)
+            row.phase(bad)
+            row.say(bad)
+            console.print(table.render())
+        table.ended(study.runs[0], "failed", bad)
+        console.print(table.render())
+    text = out.getvalue()
+    for part in ("\x1b]0;", "\x1b[2J", "\x07", "\u202e", "correct-horse", "pa55-w0rd"):
+        assert part not in text, repr(part)
+    assert "\\x1b]0;owned" in text
+    assert "[bold]two" in text, "no markup of the table's own"
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [

@@ -161,6 +161,7 @@ def run(
         return
     from attndrift.study.engines import Options
     from attndrift.study.processes import parse_time
+    from attndrift.words import shown_in_line
 
     options = Options(
         jobs=jobs,
@@ -177,7 +178,7 @@ def run(
         _print_json({"folder": where, "runs": outcome.statuses})
     else:
         counts = ", ".join(f"{outcome.count(s)} {s}" for s in dict.fromkeys(outcome.statuses.values()))
-        typer.echo(f"{where}: {counts}. Tables: runs.parquet, history.parquet, layers.parquet")
+        typer.echo(shown_in_line(f"{where}: {counts}. Tables: runs.parquet, history.parquet, layers.parquet"))
     if outcome.count("failed"):
         names = [name for name, status in outcome.statuses.items() if status == "failed"]
         _fail(f"{len(names)} runs failed ({', '.join(names[:3])}); see log.txt in {where}/runs")
@@ -190,10 +191,11 @@ def _run_study(study: Any, where: str | Path, *, engine: str, options: Any, verb
     from attndrift.study.engines import make_engine
     from attndrift.study.places import Folder, open_place
     from attndrift.study.processes import Deferred
+    from attndrift.words import shown_in_line
 
     chosen, place = make_engine(engine, options), open_place(where)
     if not isinstance(place, Folder):
-        typer.echo(f"{place.url}: runs are claimed by {place.claims}", err=True)
+        typer.echo(shown_in_line(f"{place.url}: runs are claimed by {place.claims}"), err=True)
     table, lines = StudyTable(verbose=verbose), StudyConsole(verbose=verbose)
     reporter, live = (lines, lines.progress) if engine == "in-process" else (table, table)
     try:
@@ -294,11 +296,12 @@ def fetch(
     """Copy a study out of an object store, with its tables, so that every other command works on it."""
     from attndrift.study.places import open_place
     from attndrift.study.store import Store
+    from attndrift.words import shown_in_line
 
     place = open_place(url)
     if not isinstance(place, Store):
         _fail(f"{url}: that is a folder, which needs no fetching")
-    count = place.fetch(folder, lambda name: typer.echo(name, err=True))
+    count = place.fetch(folder, lambda name: typer.echo(shown_in_line(name), err=True))
     if as_json:
         _print_json({"folder": str(folder), "fetched": count})
     else:

@@ -19,7 +19,7 @@ from rich.progress import (
 )
 
 from attndrift.study.settings import NamedRun, Study
-from attndrift.words import shown
+from attndrift.words import shown, shown_in_line
 
 MARKS = {"finished": "[green]✓[/]", "kept": "[green]=[/]", "diverged": "[yellow]~[/]", "failed": "[red]✗[/]"}
 
@@ -33,7 +33,9 @@ class RunReporter:
     def started(self, node: str, attempt: int) -> None:
         """The run has been begun on ``node``, for the ``attempt``-th time."""
         if attempt > 1:
-            self._study.console.print(f"  {self._name}: goes on, on {node} (start {attempt})", highlight=False)
+            self._study.console.print(
+                f"  {self._name}: goes on, on {escape(shown_in_line(node))} (start {attempt})", highlight=False
+            )
 
     def step(self, done: int, total: int) -> None:
         """``done`` of ``total`` optimiser steps are done."""
@@ -41,7 +43,7 @@ class RunReporter:
 
     def phase(self, what: str) -> None:
         """Say what the run is doing now."""
-        self._study.progress.update(self._bar, description=f"  {self._name}: {what}")
+        self._study.progress.update(self._bar, description=f"  {self._name}: {escape(shown_in_line(what))}")
 
     def say(self, message: str) -> None:
         """Print a line of the run's log, where that was asked for."""

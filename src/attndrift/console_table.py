@@ -17,6 +17,7 @@ from rich.text import Text
 
 from attndrift.console import MARKS
 from attndrift.study.settings import NamedRun, Study
+from attndrift.words import shown, shown_in_line
 
 WAITING, RUNNING = "waiting", "running"
 _ORDER = {RUNNING: 0, "failed": 1, WAITING: 2}
@@ -116,7 +117,7 @@ class StudyTable:
         if not self.console.is_terminal:
             over = sum(one.ended is not None for one in self.rows.values())
             again = f", begun {row.starts} times" if row.starts > 1 else ""
-            note = f" ({escape(row.doing)})" if row.doing else ""
+            note = f" ({escape(shown(row.doing))})" if row.doing else ""
             self.console.print(
                 f"{MARKS.get(status, '·')} {over:>3}/{len(self.rows)} {row.name}: {status}{note}{again}  "
                 f"[dim]{(time.monotonic() - self._started) / 60:.1f} min[/]",
@@ -136,12 +137,12 @@ class StudyTable:
             table.add_row(
                 Text.from_markup(MARKS.get(row.state, "·")),
                 row.name,
-                row.node,
+                Text(shown_in_line(row.node)),
                 str(row.starts or ""),
                 f"{row.done}/{row.total}" if row.total else "",
                 ProgressBar(total=row.total, completed=row.done, width=20) if row.total else "",
                 "" if seconds is None else f"{seconds / 60:.1f} min",
-                row.doing if row.state in (RUNNING, "failed", "diverged", "busy") else row.state,
+                Text(shown_in_line(row.doing if row.state in (RUNNING, "failed", "diverged", "busy") else row.state)),
             )
         counts: dict[str, int] = {}
         for row in rows:
@@ -161,4 +162,4 @@ class _Printing(Row):
 
     def say(self, message: str) -> None:
         """Print a line of the run's log."""
-        self._console.print(f"  {self.name}: {escape(message)}", highlight=False)
+        self._console.print(f"  {self.name}: {escape(shown(message))}", highlight=False)

@@ -89,3 +89,8 @@ def clean(value: Any) -> Any:
 def shown(text: object) -> str:
     """A message for a terminal: its own lines, printable, without secrets."""
     return printable(without_secrets(str(text)), lines=True)
+
+
+def shown_in_line(text: object) -> str:
+    """As :func:`shown`, in one line: for a cell of a table, or one of many names."""
+    return printable(without_secrets(str(text)))

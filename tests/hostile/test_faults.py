@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -124,12 +125,18 @@ def frozen(tmp_path: Path) -> Iterator[Callable[[Path], None]]:
         subprocess.run(["chattr", "-R", "-i", str(folder)], check=True)
 
 
-@pytest.mark.slow  # the writer of TensorBoard ends in a thread of its own, with a traceback of its own
 def test_a_folder_that_becomes_read_only_is_said_and_the_study_goes_on(
-    study: Study, undisturbed: dict[str, bytes], tmp_path: Path, frozen: Callable[[Path], None]
+    study: Study,
+    undisturbed: dict[str, bytes],
+    tmp_path: Path,
+    frozen: Callable[[Path], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    said_elsewhere: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", said_elsewhere.append)
     folder = tmp_path / "study"
     assert "Operation not permitted" in _problem(study, folder, at_step=(3, lambda: frozen(folder)))
+    assert not said_elsewhere, "no thread says it a second time"
     again = _problem(study, folder)
     assert "Operation not permitted" in again
     assert str(folder) in again

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from made_bad import surroundings
+from rich.console import Console
 from small_study import STUDY, interrupt, run, run_folder, small_study
 
 from attndrift import cli
@@ -20,11 +22,14 @@ from attndrift.analysis import analyze
 from attndrift.analysis.synthetic import synthetic_tables
 from attndrift.comparing.errors import CompareError
 from attndrift.comparing.sources import resolve
+from attndrift.console_table import StudyTable
 from attndrift.data import DataError, load_dataset
 from attndrift.files import read_json, sha256, write_json
 from attndrift.models import CheckpointError, ModelError, load_adapted, load_clip, load_config, load_processor
 from attndrift.study.collect import StudyFolderError, collect, planned_runs
+from attndrift.study.engine import run_study
 from attndrift.study.loading import StudyError, parse_overrides, parse_study
+from attndrift.study.store import Store
 from attndrift.study.workbench import Workbench
 from attndrift.tables import Tables
 from attndrift.training import resume
@@ -137,12 +142,11 @@ def test_a_state_is_never_unpickled(
         write_json(state / resume.MANIFEST, manifest | {name: sha256(state / name)})
     record = run(study, folder)
     assert not marker.exists()
-    if name == "training_args.bin":
+    if name in ("scaler.pt", "training_args.bin"):
         assert record["status"] == "finished", "a file that is not read changes nothing"
     else:
         assert record["status"] == "failed"
-        # Without a scaler the trainer ends before it reads the file.
-        if name not in ("trainer_state.json", "scaler.pt"):
+        if name != "trainer_state.json":
             assert "something else than tensors and numbers" in record["problem"]
             assert "remove the folder `resume`" in record["problem"]
 
@@ -346,6 +350,30 @@ def test_secrets_of_the_environment_reach_no_log_and_no_record(
     assert any("401 Unauthorized" in text for text in texts.values())
     for where, text in texts.items():
         for value in (*SECRETS.values(), "pa55-w0rd", "deadbeefcafe"):
+            assert value not in text, where
+
+
+def test_secrets_and_commands_reach_no_object_of_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("ATTNDRIFT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("ATTNDRIFT_LEASE", "0.5")
+
+    def failing(*_: Any) -> Any:
+        raise ConnectionError(
+            "\x1b]0;owned\x07 401 for https://someone:pa55-w0rd@hub.example: " + " ".join(SECRETS.values())
+        )
+
+    said = io.StringIO()
+    study = parse_study("name: x\nruns: [{dataset: tiles}]", where="study.yaml")
+    place = Store("memory://secrets-of-nobody")
+    with StudyTable(verbose=True, console=Console(file=said)) as table:
+        run_study(study, place, failing, table)
+    kept = {path: bytes(place.fs.cat_file(path)).decode("utf-8", "replace") for path in place.fs.find(place.root)}
+    assert {Path(path).name for path in kept} >= {"log.txt", "record.json", "runs.parquet", "study.json"}
+    for where, text in (*kept.items(), ("terminal", said.getvalue())):
+        assert ("401 for" in text) == where.endswith(("log.txt", "record.json", "terminal")), where
+        for value in (*SECRETS.values(), "pa55-w0rd", "\x1b]0;"):
             assert value not in text, where
 
 

@@ -120,13 +120,14 @@ class _Ranked:
     def __init__(self, split: ImageSplit, data_seed: int, unreadable: Mapping[int, str], where: str) -> None:
         self.split, self.where, self.data_seed = split, where, data_seed
         self.classes = len(split.class_names)
+        self.kind = "readable " if unreadable else ""
         by_class: list[list[int]] = [[] for _ in range(self.classes)]
         for index, label in enumerate(split.labels.tolist()):
             if index not in unreadable:
                 by_class[label].append(index)
         empty = [split.class_names[c] for c in range(self.classes) if not by_class[c]]
         if empty:
-            raise DataError(f"{where}: classes without{' readable' if unreadable else ''} images: {some(empty)}")
+            raise DataError(f"{where}: classes without {self.kind}images: {some(empty)}")
         self.ranked = [np.asarray(sorted(members, key=self._key), dtype=np.int64) for members in by_class]
 
     def _key(self, index: int) -> bytes:
@@ -151,7 +152,7 @@ class _Ranked:
             first = int(short[0])
             others = f" (and {len(short) - 1} more classes)" if len(short) > 1 else ""
             raise DataError(
-                f"{self.where}: {what} needs {asked[first]} images of {self.split.class_names[first]!r}; "
+                f"{self.where}: {what} needs {asked[first]} {self.kind}images of {self.split.class_names[first]!r}; "
                 f"there are {self.counts[first]}{others}. Ask for fewer"
             )
 

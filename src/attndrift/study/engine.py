@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from attndrift.study.places import Busy, Claim, Place, StudyFolderConflict, open_place
 from attndrift.study.record import now, read_record, write_record, write_settings
 from attndrift.study.settings import NamedRun, Study
-from attndrift.words import without_secrets
+from attndrift.words import shown
 
 __all__ = [
     "Ended",
@@ -169,9 +169,9 @@ class _Watched:
 
 
 def log(folder: Path, message: str) -> None:
-    """Append a line to the log of the run in ``folder``, without secrets."""
+    """Append a line to the log of the run in ``folder``, printable and without secrets."""
     with (folder / LOG).open("a", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(f"{time.strftime('%H:%M:%S')} {without_secrets(message)}\n")
+        file.write(f"{time.strftime('%H:%M:%S')} {shown(message)}\n")
 
 
 def record_failure(run: NamedRun, study: str, place: Place, error: BaseException) -> None:

@@ -16,8 +16,9 @@ import json
 import math
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -25,6 +26,7 @@ from typing import Any, Protocol, cast
 
 import torch
 from safetensors.torch import load_file, save_file
+from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
@@ -269,6 +271,9 @@ class _RunTrainer(Trainer):
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
+        # Without one of its own (float16 alone has one) the trainer would open the file all the same.
+        if self.accelerator.scaler is None:
+            return
         with _tensors_only(checkpoint):
             super()._load_scaler(checkpoint)
 
@@ -517,10 +522,31 @@ def _tensorboard(folder: Path, done: int) -> Iterator[TensorBoardCallback | None
         shutil.rmtree(folder, ignore_errors=True)
     # What was logged after the state that training goes on from is logged again: readers drop the first.
     writer = SummaryWriter(str(folder), purge_step=done + 1 if done else None)
-    try:
-        yield TensorBoardCallback(tb_writer=writer)
-    finally:
+    with _said_once():
+        try:
+            yield TensorBoardCallback(tb_writer=writer)
+        except BaseException:
+            # What cannot be written now is not what went wrong first.
+            with suppress(OSError):
+                writer.close()
+            raise
         writer.close()
+
+
+@contextmanager
+def _said_once() -> Iterator[None]:
+    """TensorBoard writes in a thread. What goes wrong there it raises again where something is logged next."""
+    before = threading.excepthook
+
+    def hook(ended: threading.ExceptHookArgs) -> None:
+        if not isinstance(ended.thread, _AsyncWriterThread):
+            before(ended)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def predict(
