@@ -3,10 +3,12 @@
 #   apt-get install slurm-wlm munge
 #   scripts/one_node_slurm.sh start FOLDER && export SLURM_CONF=FOLDER/slurm.conf
 #   scripts/one_node_slurm.sh stop FOLDER
+# SLURM_PORT: the first of the two ports that it listens on, where 6817 and 6818 are taken.
 set -euo pipefail
 what=${1:?start or stop}
 folder=$(realpath -m "${2:?a folder for its files}")
 conf=$folder/slurm.conf
+port=${SLURM_PORT:-6817}
 export SLURM_CONF=$conf
 
 if [ "$what" = stop ]; then
@@ -21,6 +23,8 @@ host=$(hostname -s)
 cat > "$conf" <<CONF
 ClusterName=one
 SlurmctldHost=$host(127.0.0.1)
+SlurmctldPort=$port
+SlurmdPort=$((port + 1))
 SlurmUser=root
 AuthType=auth/munge
 AuthInfo=socket=$folder/munge.socket

@@ -365,8 +365,9 @@ def _text_types(frame: pd.DataFrame, name: str) -> None:
         values = frame[column.name]
         if column.kind == "string" and pd.api.types.is_numeric_dtype(values.dtype):
             whole = values.dropna()
-            numbers = len(whole) and np.isfinite(whole.to_numpy(dtype=float)).all() and (whole == whole.round()).all()
-            texts = values.astype("Int64") if numbers else values
+            # Beyond that an integer type holds none, and a float no single one.
+            small = (np.abs(whole.to_numpy(dtype=float)) < 2**53).all()
+            texts = values.astype("Int64") if len(whole) and small and (whole == whole.round()).all() else values
             frame[column.name] = texts.astype("string")
         elif column.kind == "bool" and not pd.api.types.is_bool_dtype(values.dtype):
             words = {"true": True, "yes": True, "1": True, "1.0": True}

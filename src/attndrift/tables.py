@@ -267,6 +267,8 @@ def _typed(column: Column, values: Any, where: str) -> Any:
             numbers = pd.to_numeric(values, errors="raise").astype("Float64")
             if column.kind == "int" and (numbers.dropna() % 1 != 0).any():
                 raise TypeError("not whole numbers")
+            if column.kind == "int" and (numbers.dropna().abs() >= 2.0**63).any():
+                raise TypeError("numbers of more than 64 bits")
             typed = numbers.astype("Int64") if column.kind == "int" else numbers.astype("float64")
         elif column.kind == "bool":
             typed = values.astype("boolean")
@@ -330,7 +332,10 @@ def read_parquet(path: Path) -> pd.DataFrame:
     try:
         # Not by path: a damaged file must not be taken for a data set of several, nor its name for an address.
         with path.open("rb") as file:
-            return pq.read_table(file).to_pandas()
+            table = pq.read_table(file)
+        # A flipped bit in a text decompresses well, and is found where somebody looks at that text, or never.
+        table.validate(full=True)
+        return table.to_pandas()
     # Damaged bytes come out of Arrow and pandas as almost any error, among them of memory and of keys.
     except Exception as error:
         reason = (str(error).strip().splitlines() or [""])[0]

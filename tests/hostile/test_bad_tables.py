@@ -171,6 +171,36 @@ def test_a_parquet_table_that_was_cut_short_is_named(tmp_path: Path, good: dict[
         read_tables(tmp_path)
 
 
+@pytest.mark.parametrize("read", [read_tables, lambda folder: import_tables(folder, folder / "out")])
+def test_bytes_that_are_no_text_in_a_text_column_are_named(
+    tmp_path: Path, good: dict[str, pd.DataFrame], read: Callable[[Path], object]
+) -> None:
+    """Found in the fuzz: a file that reads well, with a text that nobody can read."""
+    for name, frame in good.items():
+        table = pa.Table.from_pandas(frame, preserve_index=False)
+        if name == "history":
+            names = [b"run-\xff" for _ in range(len(frame))]
+            wrong = pa.array(names, type=pa.binary()).view(pa.string())
+            table = table.set_column(table.schema.get_field_index("run_id"), "run_id", wrong)
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    with pytest.raises(TableError, match=r"history\.parquet.*(UTF|utf)"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(("value", "message"), [(1e308, "numbers of more than 64 bits"), (1.5, "not whole numbers")])
+def test_numbers_that_no_integer_holds_are_named_and_as_a_name_they_are_text(
+    tmp_path: Path, good: dict[str, pd.DataFrame], value: float, message: str
+) -> None:
+    for name, frame in good.items():
+        frame = frame.copy()
+        frame["run_id"] = 1e308 * (1 + pd.factorize(frame["run_id"])[0] / 1e6) / 2
+        if name == "runs":
+            frame["seed"] = value
+        frame.to_csv(tmp_path / f"{name}.csv", index=False)
+    with pytest.raises(TableError, match=f"`seed` must be int: {message}"):
+        import_tables(tmp_path, tmp_path / "out")
+
+
 def test_formulas_come_in_and_go_out_as_text(tmp_path: Path, good: dict[str, pd.DataFrame]) -> None:
     """A name that a spreadsheet would run is a name; in the CSV that we write it cannot run either."""
     import csv
