@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A cluster of one node with two cores, which tests may add others to; workers keep to one cache."""
     changed = pytest.MonkeyPatch()
     changed.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray gives its workers the least of a busy machine, which may be none: they would import ``torch`` for minutes.
+    changed.setenv("RAY_worker_niceness", "0")
     changed.setenv("ATTNDRIFT_CACHE", str(tmp_path_factory.mktemp("cache")))
     # Workers import what a study is run by, as they do on a cluster where it is installed.
     changed.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
@@ -173,7 +176,12 @@ def test_a_run_whose_node_dies_goes_on_elsewhere(cluster: Any, tmp_path: Path) -
     def kill() -> None:
         _wait_until(runs_there)
         time.sleep(1.0)
+        # The whole machine: a worker that outlives its raylet for some seconds may finish its run.
+        everything = psutil.Process(raylet.pid).children(recursive=True)
         raylet.kill()
+        for process in everything:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
     threading.Thread(target=kill).start()
     outcome = run_study(study, tmp_path / "s", runs, _table(), engine=InRay(address=cluster.address))
