@@ -181,7 +181,7 @@ def study(
 @app.command(epilog="Example:  [bold]attndrift bench scale --pairs 3 --output scale.json[/bold]")
 def scale(
     pairs: PairsOption = 3,
-    images: Annotated[int, typer.Option("--images", min=8, help="Training images a class; a run's length.")] = 32,
+    images: Annotated[int, typer.Option("--images", min=8, help="Training images a class; a run's length.")] = 24,
     output: OutputOption = None,
     as_json: JsonOption = False,
 ) -> None:

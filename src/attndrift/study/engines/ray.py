@@ -170,7 +170,12 @@ def _board(ray: Any) -> Any:
 
     # Beside the driver, without which nobody reads it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    return ray.remote(_Board).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
+    board = ray.remote(_Board).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
+    # A worker that waits gives its core away: were the board not up when the first runs ask it for their numbers, others
+    # would be begun beside them, on the same cores.
+    with suppress(ray.exceptions.RayError, TimeoutError):
+        ray.get(board.take.remote(), timeout=60)
+    return board
 
 
 @contextmanager
