@@ -217,12 +217,14 @@ def test_two_drivers_share_a_study_and_neither_does_the_other_s_work(tiny_clip: 
         command = [sys.executable, "-m", "attndrift", "run", str(path), "-o", str(folder)]
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
-    alone = start(tmp_path / "alone")
-    assert alone.wait(400) == 0, alone.communicate()
+    def done(driver: subprocess.Popen[str]) -> str:
+        said = driver.communicate(timeout=400)[0]
+        assert driver.returncode == 0, said
+        return said
+
+    done(start(tmp_path / "alone"))
     drivers = [start(tmp_path / "both") for _ in range(2)]
-    said = [driver.communicate(timeout=400)[0] for driver in drivers]
-    assert [driver.returncode for driver in drivers] == [0, 0], said
+    said = [done(driver) for driver in drivers]
     assert sum(text.count(": finished") for text in said) == 6, "each run is done once"
-    last = start(tmp_path / "both")
-    assert last.wait(400) == 0
+    done(start(tmp_path / "both"))
     assert tables_of(tmp_path / "both") == tables_of(tmp_path / "alone")
