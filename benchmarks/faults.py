@@ -147,7 +147,12 @@ def _ray_node(_: subprocess.Popen[bytes], cluster: Any) -> bool:
     pid = node.all_processes["raylet"][0].process.pid
     if not _below(pid, lambda words: words[0].startswith("ray::")):
         return False
+    # Its workers too, at once: alone they would outlive it for some seconds, in which one may finish its run.
+    everything = psutil.Process(pid).children(recursive=True)
     os.kill(pid, signal.SIGKILL)
+    for process in everything:
+        with suppress(psutil.Error):
+            process.kill()
     with suppress(Exception):
         cluster.remove_node(node, allow_graceful=False)
     cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
@@ -320,6 +325,7 @@ def _ray_cluster(wanted: bool) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_worker_niceness"] = "0"  # its default of 15 is no processor at all on a busy machine
     cluster = Cluster(
         initialize_head=True,
         head_node_args={"num_cpus": 0, "object_store_memory": 80 * 2**20, "include_dashboard": False},
