@@ -189,7 +189,7 @@ KINDS: dict[str, tuple[str, str, Strike]] = {
     "driver, store": ("in-process", "S3-compatible store", _driver),
     "driver on Ray": ("ray", "folder", _driver),
     "worker on Ray": ("ray", "folder", _ray_worker),
-    "node of Ray (raylet)": ("ray", "folder", _ray_node),
+    "node of Ray (raylet and workers)": ("ray", "folder", _ray_node),
     "worker on Ray, store": ("ray", "S3-compatible store", _ray_worker),
     "job (submitit, local executor)": ("slurm", "folder", _job),
 }
@@ -325,7 +325,8 @@ def _ray_cluster(wanted: bool) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_worker_niceness"] = "0"  # its default of 15 is no processor at all on a busy machine
+    # Its default of 15 is no processor at all on a busy machine.
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     cluster = Cluster(
         initialize_head=True,
         head_node_args={"num_cpus": 0, "object_store_memory": 80 * 2**20, "include_dashboard": False},
