@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import sys
@@ -9,6 +10,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
+
+from threadpoolctl import threadpool_limits
 
 Value = TypeVar("Value")
 
@@ -20,6 +23,25 @@ def _possible() -> bool:
     cuda = getattr(sys.modules.get("torch"), "cuda", None)
     busy = threading.active_count() > 1 or (cuda is not None and cuda.is_initialized())
     return not busy and len(os.sched_getaffinity(0)) > 1
+
+
+@contextmanager
+def in_one_go(*, worth_it: bool) -> Iterator[None]:
+    """Numbers in one thread a process, and no search for garbage, which would go through all rows again and again.
+
+    Two processes whose matrix products each take all cores wait for each other. Both are as before afterwards.
+    """
+    if not worth_it:
+        yield
+        return
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 @contextmanager

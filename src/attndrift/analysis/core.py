@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from attndrift.analysis import findings as claims
-from attndrift.analysis.beside import beside
+from attndrift.analysis.beside import beside, in_one_go
 from attndrift.analysis.configurations import Prepared, evidence_label, prepare
 from attndrift.analysis.dynamics import History, dynamics_tables, epochs_from_steps, order_history
 from attndrift.analysis.grand import aggregate_table, grand_table, sweep_tables
@@ -56,7 +56,11 @@ def analyze(tables: Tables, *, settings: AnalysisSettings | None = None, outcome
     values = layer_values(prepared, tables.layers, steps, notes)
 
     # The longest parts, which nothing else waits for.
-    with beside(_long_parts, prepared, history, epoch, settings, worth_it=len(prepared.runs) >= _LARGE) as long_parts:
+    large = len(prepared.runs) >= _LARGE
+    with (
+        in_one_go(worth_it=large),
+        beside(_long_parts, prepared, history, epoch, settings, worth_it=large) as long_parts,
+    ):
         result: dict[str, Table] = {}
         for table in (grand_table(prepared), aggregate_table(prepared)):
             result[table.name] = table

@@ -60,7 +60,7 @@ def _fresh(what: str, folder: Path) -> dict[str, Any]:
         peak = 0.0
         while process.poll() is None:
             peak = max(peak, _megabytes(process.pid))
-            time.sleep(0.1)
+            time.sleep(0.5)  # reading the pages of a gigabyte takes a while itself
         out.seek(0)
         errors.seek(0)
         if process.returncode:
