@@ -88,9 +88,10 @@ def write_study(shape: str, folder: Path, *, runs: int = 10_000, evaluations: in
 
     chosen = SHAPES[shape]
     one_seed = chosen["seeds"] == 1
-    # Fewer runs: fewer datasets where each configuration is one run, fewer seeds elsewhere.
-    datasets = max(1, chosen["datasets"] * runs // 10_000) if one_seed else chosen["datasets"]
+    # Fewer runs: fewer seeds; and fewer datasets where there is one seed already.
     seeds = 1 if one_seed else max(1, chosen["seeds"] * runs // 10_000)
+    configurations = chosen["rates"] * (1 + chosen["lora_ranks"])
+    datasets = chosen["datasets"] if seeds > 1 else min(chosen["datasets"], max(1, runs // configurations))
     tables = synthetic_tables(
         datasets=tuple(f"set{place:03d}" for place in range(datasets)),
         rates=chosen["rates"],
