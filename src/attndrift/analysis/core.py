@@ -27,7 +27,7 @@ from attndrift.analysis.signals import selections, signal_scores
 from attndrift.analysis.statistics import Floats
 from attndrift.tables import Tables
 
-_LARGE = 2000
+_LARGE = 300
 """Runs from which on a second process is worth its start."""
 
 
