@@ -26,7 +26,7 @@ Floats = NDArray[np.float64]
 MINIMUM_PAIRS = 3
 _EXACT_SPEARMAN = 8
 _EXACT_WILCOXON = 13
-_RANKED_ANEW = 200
+_RANKED_ANEW = 500
 _ELEMENTS = 1_000_000
 
 
@@ -313,7 +313,7 @@ def spearman_interval(
 ) -> Interval:
     """Bootstrap interval of Spearman's rho over configurations; ranks are taken anew in every resample.
 
-    Above 200 configurations the ranks of the whole sample are kept, which changes nothing visible there
+    Above 500 configurations the ranks of the whole sample are kept, which changes nothing visible there
     and saves sorting every resample; ``weights`` then gives how often each configuration was drawn, (resamples, n),
     where several intervals share their resamples.
     """
