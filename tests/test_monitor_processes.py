@@ -138,6 +138,7 @@ def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow  # a minute; two processes of a plain loop are in the fast group
 def test_a_trainer_of_two_processes_measures_what_one_process_does(tmp_path: Path) -> None:
     """``torchrun`` with two processes: shares, sums, and weights that are bit for bit those without a monitor."""
     first, second = in_processes("trainer_in_processes.py", tmp_path, WORLD)
