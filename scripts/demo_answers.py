@@ -9,23 +9,19 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from scipy import stats
 
+from attndrift.analysis.statistics import t_interval
 from attndrift.tables import read_tables
 
 KEPT, ENTROPY, ACCURACY = "transfer_objects_retention_pct", "entropy_change_pct", "test_accuracy"
 
 
-def interval(values: pd.Series) -> str:
-    """Mean and 95% t interval over the seeds of ``values``, without correction."""
-    n = len(values)
-    mean = float(values.mean())
-    if n < 2:
-        return f"{mean:+.1f} (one seed)"
-    half = float(stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
-    return f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]"
+def _interval(values: pd.Series) -> str:
+    """Mean and 95% t interval over the seeds of ``values``, without correction; or why there is none."""
+    found = t_interval(values.tolist())
+    spread = f"({found.reason})" if found.low is None else f"[{found.low:+.1f}, {found.high:+.1f}]"
+    return f"{values.mean():+.1f} {spread}"
 
 
 def _configuration(row: pd.Series) -> str:
@@ -50,7 +46,7 @@ def answers(folder: Path) -> str:
     lines = ["| configuration | seeds | test accuracy (%) | objects kept (%) | entropy change (%) |",
              "| --- | ---: | ---: | ---: | ---: |"]  # fmt: skip
     lines += [
-        f"| {name} | {len(by[name])} | {interval(by[name][ACCURACY])} | {interval(by[name][KEPT])} | {interval(by[name][ENTROPY])} |"
+        f"| {name} | {len(by[name])} | {_interval(by[name][ACCURACY])} | {_interval(by[name][KEPT])} | {_interval(by[name][ENTROPY])} |"
         for name in order
     ]
     lines += ["", "| difference, in pairs of equal seeds | test accuracy | objects kept | size of entropy change |",
@@ -60,16 +56,16 @@ def answers(folder: Path) -> str:
         a, b = by[one], by[other]
         size = a[ENTROPY].abs() - b[ENTROPY].abs()
         lines.append(
-            f"| {one} - {other} | {interval(a[ACCURACY] - b[ACCURACY])} | {interval(a[KEPT] - b[KEPT])} | {interval(size)} |"
+            f"| {one} - {other} | {_interval(a[ACCURACY] - b[ACCURACY])} | {_interval(a[KEPT] - b[KEPT])} | {_interval(size)} |"
         )
 
-    full = [name for name in order if runs[runs.configuration == name].experiment.iloc[0] in ("E2", "A1")]
-    lora = next(name for name in order if runs[runs.configuration == name].experiment.iloc[0] == "E5")
-    plain = next(name for name in order if runs[runs.configuration == name].experiment.iloc[0] == "E2")
-    for name in full:
-        compare(lora, name)
+    labels = {name: str(group["experiment"].iloc[0]) for name, group in by.items()}
+    lora, plain = (next(name for name in order if labels[name] == label) for label in ("E5", "E2"))
     for name in order:
-        if runs[runs.configuration == name].experiment.iloc[0][0] in "R":
+        if labels[name] in ("E2", "A1"):
+            compare(lora, name)
+    for name in order:
+        if labels[name].startswith("R"):
             compare(name, plain)
     return "\n".join(lines)
 

@@ -20,8 +20,8 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from filelock import FileLock, Timeout
-from scipy import stats
 
+from attndrift.analysis.statistics import t_interval
 from attndrift.files import read_json, write_json
 from attndrift.study.interpolating import interpolate
 from attndrift.study.record import read_record
@@ -75,12 +75,10 @@ def _best(curve: list[Point], budget: float) -> Point | None:
 
 
 def _interval(values: list[float]) -> str:
-    """Mean and 95% t interval over seeds."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return f"{mean:.1f}"
-    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
-    return f"{mean:.1f} [{mean - half:.1f}, {mean + half:.1f}]"
+    """Mean and 95% t interval over seeds; the mean alone where there is none."""
+    found = t_interval(values)
+    mean = f"{float(np.mean(values)):.1f}"
+    return mean if found.low is None else f"{mean} [{found.low:.1f}, {found.high:.1f}]"
 
 
 def compare(study: Path, seeds: list[int]) -> dict[str, Any]:

@@ -89,7 +89,8 @@ def undisturbed(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Un
     return Undisturbed(study, root / "undisturbed", root / "cache", time.monotonic() - started)
 
 
-def _kill_and_compare(undisturbed: Undisturbed, tmp_path: Path, kills: int, seed: int) -> None:
+def _kill_and_compare(undisturbed: Undisturbed, tmp_path: Path, kills: int, seed: int) -> int:
+    """Kill a study ``kills`` times, let it go on to its end and compare; returns how often it was killed."""
     study, cache, duration = undisturbed.study, undisturbed.cache, undisturbed.seconds
     moments = random.Random(seed)
     disturbed = tmp_path / "disturbed"
@@ -121,6 +122,7 @@ def _kill_and_compare(undisturbed: Undisturbed, tmp_path: Path, kills: int, seed
             studies += 1
     _finish(study, disturbed, cache)
     _compare(undisturbed.folder, disturbed)
+    return struck
 
 
 def _compare(undisturbed: Path, disturbed: Path) -> None:
@@ -136,7 +138,7 @@ def _compare(undisturbed: Path, disturbed: Path) -> None:
 
 
 def test_a_study_killed_twice_ends_in_the_same_tables(undisturbed: Undisturbed, tmp_path: Path) -> None:
-    _kill_and_compare(undisturbed, tmp_path, kills=2, seed=0)
+    assert _kill_and_compare(undisturbed, tmp_path, kills=2, seed=0) == 2
 
 
 @pytest.mark.slow
@@ -160,4 +162,4 @@ def test_two_runs_at_a_time_end_in_the_same_tables_though_the_first_process_is_k
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_study_killed_at_ten_random_moments_ends_in_the_same_tables(undisturbed: Undisturbed, tmp_path: Path) -> None:
-    _kill_and_compare(undisturbed, tmp_path, kills=10, seed=1)
+    assert _kill_and_compare(undisturbed, tmp_path, kills=10, seed=1) == 10

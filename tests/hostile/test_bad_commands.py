@@ -87,5 +87,7 @@ def test_hundreds_of_commands_on_bad_input(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ends = _all(range(24, 324), tmp_path, monkeypatch, capsys)
+    assert ends.total() == 300
+    assert ends[1] > 5 * 300 / 24
     with capsys.disabled():
         print(f"\ncommands on bad input: {ends.total()}, exit codes {dict(ends)}")

@@ -79,6 +79,10 @@ NAMES = [
 ]
 
 
+OUTCOMES = ("loaded without its bad images", "too few are readable", "refused as a dataset")
+"""What a folder of bad images can come to."""
+
+
 def folder_of_names(root: Path, images: list[bytes]) -> Path:
     """Two classes with hostile names, whose files have hostile names, in two splits."""
     random = np.random.default_rng(3)
@@ -115,7 +119,7 @@ def test_hostile_file_names_are_read_like_any_other(tmp_path: Path, tiny_clip: P
 def test_a_folder_of_bad_images_is_a_dataset_without_them_or_an_error(
     tmp_path: Path, tiny_clip: Path, seed: int
 ) -> None:
-    _bad_folder(tmp_path, tiny_clip, seed)
+    assert _bad_folder(tmp_path, tiny_clip, seed) in OUTCOMES
 
 
 @pytest.mark.slow
@@ -125,6 +129,8 @@ def test_hundreds_of_folders_of_bad_images(tmp_path: Path, tiny_clip: Path) -> N
     for seed in range(100, 300):
         outcomes[_bad_folder(tmp_path / str(seed), tiny_clip, seed)] += 1
         shutil.rmtree(tmp_path / str(seed))
+    assert outcomes.total() == 200
+    assert set(outcomes) <= set(OUTCOMES)
     print(f"\nfolders of {2 * 2 * len(NAMES)} bad images: {outcomes.total()}, {dict(outcomes)}")
 
 
@@ -133,13 +139,13 @@ def _bad_folder(root: Path, model: Path, seed: int) -> str:
     folder = folder_of_names(root / "images", images)
     before = surroundings(root)
     options: dict[str, Any] = {"protocol": "leak-free", "data_seed": seed, "validation_per_class": 1, "probe_size": 2}
-    outcome = "loaded without its bad images"
+    outcome, too_few, refused_whole = OUTCOMES
     with within(120.0, f"folder {seed}"):
         try:
             dataset = load_dataset({"name": "bad", "path": str(folder)})
         except DataError as error:
             assert str(error)  # noqa: PT017
-            outcome = "refused as a dataset"
+            outcome = refused_whole
         else:
             unreadable = dataset.split("train").unreadable()
             assert unreadable, "at least one of sixteen"
@@ -147,7 +153,7 @@ def _bad_folder(root: Path, model: Path, seed: int) -> str:
                 splits = make_splits(dataset, unreadable="skip", **options)
             except DataError as error:
                 assert "readable images" in str(error)  # noqa: PT017
-                outcome = "too few are readable"
+                outcome = too_few
             else:
                 assert len(splits.skipped["train"]) == len(unreadable)
                 _pixels(dataset, splits, model, root / "cache")

@@ -272,9 +272,11 @@ def test_any_structure_is_a_study_or_a_study_error(content: object) -> None:
         {"name": "x", "runs": [{"dataset": "tiles"}], **(content if isinstance(content, dict) else {})}
     )
     try:
-        parse_study(text, where="f")
-    except StudyError:
-        return
+        study = parse_study(text, where="f")
+    except StudyError as error:
+        assert str(error).startswith("f:")  # noqa: PT017
+    else:
+        assert study.runs
 
 
 def test_a_study_is_repeated_over_seeds_and_keeps_the_runs_it_has() -> None:

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from attndrift.analysis.images import ImageIntervals
 from attndrift.analysis.measures import LAST_LAYER, SIGNALS
 from attndrift.analysis.result import Interval, Signal
+from attndrift.analysis.statistics import t_interval
 from attndrift.analysis.wording import Evidence, capital, interval_text, judge, number_text, test_text
 
 _MOST_RATES = 5
@@ -77,26 +77,13 @@ def _grounds(e: Evidence, runs: pd.DataFrame, images: ImageIntervals) -> list[_G
     return grounds
 
 
-def _t_interval(values: Sequence[float], level: float) -> Interval:
-    """Student's interval of a mean over seeds; null, with the reason, for fewer than three."""
-    n = len(values)
-    if n < 3:
-        count = "one seed" if n == 1 else f"{n} seeds"
-        return Interval(level=level, n=n, unit="seed", method="none", reason=f"{count}: an interval needs at least 3")
-    error = float(stats.sem(values))
-    if error == 0:
-        return Interval(level=level, n=n, unit="seed", method="none", reason=f"all {n} seeds give the same value")
-    low, high = stats.t.interval(level, n - 1, loc=float(np.mean(values)), scale=error)
-    return Interval(low=float(low), high=float(high), level=level, n=n, unit="seed", method="Student's t")
-
-
 def _retention(ground: _Ground, own: pd.DataFrame) -> tuple[float, Interval]:
     """Mean retention of a configuration's runs and its interval: over seeds, or of one run over images."""
     own = own[own[ground.retention].notna()]
     if len(own) == 1:
         interval = ground.images.retention(_row(own), str(ground.transfer))
     else:
-        interval = _t_interval(_by_seed(own, ground.retention), ground.level)
+        interval = t_interval(_by_seed(own, ground.retention), ground.level)
     return float(own[ground.retention].mean()), interval
 
 
@@ -118,7 +105,7 @@ def _difference(ground: _Ground, first: pd.DataFrame, second: pd.DataFrame, colu
         return None
     values = (scale * (one[shared] - two[shared])).tolist()
     if len(shared) > 1:
-        return float(np.mean(values)), _t_interval(values, level)
+        return float(np.mean(values)), t_interval(values, level)
     a, b = (_row(frame[frame["replicate"] == shared[0]]) for frame in (first, second))
     images = ImageIntervals(ground.images.outcomes, level)
     if column.endswith("_accuracy"):
@@ -286,7 +273,7 @@ def _entropy(e: Evidence, ground: _Ground) -> None:
         return
     onset = e.settings.collapse_onset_pct
     means = {text: float(part[ENTROPY].mean()) for text, _, part in rates}
-    intervals = {text: _t_interval(_by_seed(part, ENTROPY), ground.level) for text, _, part in rates}
+    intervals = {text: t_interval(_by_seed(part, ENTROPY), ground.level) for text, _, part in rates}
     told: list[str] = []
     for text, _, part in _shown(rates):
         bracket = f" ({_limits(intervals[text], signed=True, digits=2)})" if intervals[text].low is not None else ""

@@ -154,9 +154,7 @@ class _Sample:
     def weights(self) -> Floats:
         """How often each run counts in each resample of the configurations: (resamples, runs)."""
         if self._weights is None:
-            drawn = self.drawn()
-            each = self.n == len(self.codes) and (self.codes == np.arange(self.n)).all()
-            self._weights = drawn if each else drawn[:, self.codes]
+            self._weights = self.drawn()[:, self.codes]
         return self._weights
 
 
@@ -169,7 +167,7 @@ def _score(sample: _Sample, transfer_set: str, when: str, source: SignalSource, 
         interval = Interval(level=settings.level, n=sample.n, reason=by_configuration.reason)
     else:
         identity = ("signal", transfer_set, sample.scope, when, source.name)
-        interval = spearman_interval(mean_signal, sample.mean_kept, settings, *identity, weights=sample.drawn)
+        interval = spearman_interval(mean_signal, sample.mean_kept, settings, *identity, drawn=sample.drawn)
     result = Signal(
         transfer_set=transfer_set,
         scope=sample.scope,

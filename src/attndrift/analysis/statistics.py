@@ -10,7 +10,7 @@ import itertools
 import math
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -254,6 +254,19 @@ def interval_of(
     return result
 
 
+def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """Student's interval of the mean of one value a seed; null, with the reason, for fewer than three."""
+    n = len(values)
+    if n < 3:
+        count = "one seed" if n == 1 else f"{n} seeds"
+        return Interval(level=level, n=n, unit="seed", method="none", reason=f"{count}: an interval needs at least 3")
+    error = float(stats.sem(values))
+    if error == 0:
+        return Interval(level=level, n=n, unit="seed", method="none", reason=f"all {n} seeds give the same value")
+    low, high = stats.t.interval(level, n - 1, loc=float(np.mean(values)), scale=error)
+    return Interval(low=float(low), high=float(high), level=level, n=n, unit="seed", method="Student's t")
+
+
 def cluster_means(sums: Floats, counts: Floats, indices: NDArray[np.intp]) -> Floats:
     """Weighted means over resampled configurations; ``sums`` and ``counts`` (weights) are (configurations, measures).
 
@@ -309,12 +322,12 @@ def correlate(
 
 
 def spearman_interval(
-    x: Floats, y: Floats, settings: AnalysisSettings, *names: str, weights: Callable[[], Floats] | None = None
+    x: Floats, y: Floats, settings: AnalysisSettings, *names: str, drawn: Callable[[], Floats] | None = None
 ) -> Interval:
     """Bootstrap interval of Spearman's rho over configurations; ranks are taken anew in every resample.
 
     Above 500 configurations the ranks of the whole sample are kept, which changes nothing visible there
-    and saves sorting every resample; ``weights`` then gives how often each configuration was drawn, (resamples, n),
+    and saves sorting every resample; ``drawn`` then gives how often each configuration was drawn, (resamples, n),
     where several intervals share their resamples.
     """
     n = len(x)
@@ -322,8 +335,8 @@ def spearman_interval(
         return interval_of(_resampled_spearman(x, y, draw(settings, n, *names)), settings, n, minimum=4)
     a, b = stats.rankdata(x), stats.rankdata(y)
     a, b = a - a.mean(), b - b.mean()
-    weights_drawn = weights() if weights is not None else drawn_counts(draw(settings, n, *names), n)
-    means = weights_drawn @ np.column_stack([a, b, a * a, b * b, a * b]) / n
+    weights = drawn() if drawn is not None else drawn_counts(draw(settings, n, *names), n)
+    means = weights @ np.column_stack([a, b, a * a, b * b, a * b]) / n
     covariance = means[:, 4] - means[:, 0] * means[:, 1]
     spread = (means[:, 2] - means[:, 0] ** 2) * (means[:, 3] - means[:, 1] ** 2)
     draws = np.divide(covariance, np.sqrt(spread), out=np.full(len(spread), np.nan), where=spread > 0)
@@ -379,7 +392,10 @@ def roc_auc(score: Floats, damaged: NDArray[np.bool_]) -> float | None:
 
 
 def roc_auc_draws(score: Floats, damaged: NDArray[np.bool_], weights: Floats) -> Floats:
-    """ROC areas under run weights (resamples, runs): NaN where a resample has one class only."""
+    """ROC areas of ``score`` (runs,) under run weights (resamples, runs): (resamples,), ties half (Mann and Whitney, 1947).
+
+    NaN where a resample has one class only.
+    """
     positive, negative = np.flatnonzero(damaged), np.flatnonzero(~damaged)
     negative = negative[np.argsort(score[negative], kind="stable")]
     # running[:, k]: the weight of the k lowest undamaged runs.

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
 from attndrift.figures.source import Drawing, NoData, Source, usual_variant
@@ -157,7 +157,7 @@ def attention_maps(source: Source) -> Drawing:
                 )
         bar = figure.colorbar(mesh, ax=axes[row, :], location="right", fraction=0.05, pad=0.02, aspect=12)
         bar.ax.yaxis.set_major_locator(MaxNLocator(3))
-        bar.ax.yaxis.set_major_formatter(PercentFormatter(decimals=0))
+        bar.ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}%"))
     for panel in axes.flat:
         panel.set_xticks([])
         panel.set_yticks([])
