@@ -4,6 +4,8 @@ Eager attention, `output_attentions=True`, every layer's full map, metrics batch
 attention preservation (APR) a second live model. Plain PyTorch and transformers, nothing of attndrift; see README.md.
 """
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -74,7 +76,9 @@ def attention_metrics(attentions):
 
 def eager_clip(config, state_dict):
     """A CLIP that can return its attention maps, with the given weights."""
-    model = CLIPModel._from_config(config, attn_implementation="eager")
+    # A copy: `_from_config` writes "eager" into the config that it is given, and a model that shares it reads it there at
+    # every forward pass.
+    model = CLIPModel._from_config(copy.deepcopy(config), attn_implementation="eager")
     model.load_state_dict(state_dict)
     return model.eval()
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 from typer.testing import CliRunner
 
-from attndrift.bench.capture import Case, capture
+from attndrift.bench.capture import CASES, Case, _Forwards, capture, case_of
 from attndrift.bench.growth import Shape, growth
 from attndrift.bench.memory import peak_bytes
 from attndrift.bench.ratios import ratio_of, rounds
 from attndrift.bench.reference import reference
 from attndrift.bench.result import Machine, Result
 from attndrift.bench.startup import startup
-from attndrift.bench.train import train
+from attndrift.bench.train import _Steps, train
 from attndrift.cli import app
 from attndrift.metrics import StructureAccumulator
 from attndrift.models import load_clip
@@ -41,6 +43,42 @@ def test_rounds_run_everything_in_turning_order_and_throw_the_first_away() -> No
     turns = ["".join(order[start : start + 3]) for start in range(0, 18, 3)]
     assert all(sorted(turn) == ["a", "b", "c"] for turn in turns)
     assert {turn[0] for turn in turns} == {turn[-1] for turn in turns} == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize("names", ["ab", "abcd"])
+def test_everything_comes_first_and_last_in_some_round(names: str) -> None:
+    order: list[str] = []
+    count = 2 * len(names)
+    rounds({name: lambda name=name: order.append(name) for name in names}, count - 1)
+    turns = ["".join(order[start : start + len(names)]) for start in range(0, len(order), len(names))]
+    assert {turn[0] for turn in turns} == {turn[-1] for turn in turns} == set(names)
+
+
+FUSED = "aten::scaled_dot_product_attention"
+
+
+def _operators(work: Callable[[], object]) -> set[str]:
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        work()
+    return {event.key for event in found.key_averages()}
+
+
+def test_only_the_references_attention_is_eager() -> None:
+    """`from_config` writes into the config it is given: a model that shares it would be eager too, and no alternative."""
+    forwards = _Forwards(Case(TINY, 2, 2), CPU, torch.float32).works
+    steps = _Steps(TINY, 2, 1, CPU, half=False).works
+    assert set(forwards) == {"bare", "observed", "reference"}
+    for name, work in [*forwards.items(), *steps.items()]:
+        assert (FUSED in _operators(work)) == (not name.startswith("reference")), name
+
+
+def test_a_batch_of_ones_own_keeps_the_targets_that_are_meant_for_it() -> None:
+    model = CASES[0].model
+    assert case_of(model, None) == CASES[0]
+    assert (case_of(model, 256).gpu_batch, case_of(model, 256).gpu_reference_at_most) == (256, 1 / 1.2)
+    small = case_of(model, 32)
+    assert (small.batch, small.gpu_batch, small.at_most, small.gpu_reference_at_most) == (32, 32, 1.05, None)
+    assert case_of(model, 5).at_most is None
 
 
 def test_traced_memory_is_what_was_held_at_once() -> None:
@@ -74,7 +112,13 @@ def test_capture_measures_time_memory_and_drift() -> None:
     ).to_json()
     assert [row["at_most"] for row in found["ratios"]] == [1.05, 1.0, None, 1.15, None]
     assert all(row["ratio"] > 0 and row["pairs"] == 2 for row in found["ratios"])
-    (memory,) = found["tables"].values()
+    spent, floors, memory = found["tables"].values()
+    assert 0 < spent[0]["observing s"] < spent[0]["whole s"]
+    assert 1 < spent[0]["lowest"] <= spent[0]["whole / whole without"] <= spent[0]["highest"]
+    assert [row["measured s"] > row["floor s"] > 0 for row in floors] == [True] * 3
+    # 3 images: 16 patches of 7 x 7 x 3, then 3 layers of 17 tokens, width 32, an MLP of 64.
+    patches, token, scores = 16 * 2 * 147 * 32, 8 * 32 * 32 + 4 * 32 * 64, 4 * 17 * 17 * 32
+    assert [row["GFLOP"] for row in floors] == [pytest.approx(3 * (patches + 3 * (17 * token + scores)) / 1e9)] * 3
     bare, observed, eager = memory
     # 3 layers of 3 images, 4 heads and 17 x 17 numbers of 4 bytes.
     assert bare["all maps MB"] == pytest.approx(3 * 3 * 4 * 17 * 17 * 4 / 1e6)
@@ -157,6 +201,8 @@ def test_a_result_is_printed_and_written_whole(tmp_path: Path) -> None:
     ("options", "expected"),
     [
         (["capture", "--device", "cuda"], "torch sees no such accelerator"),
+        (["capture", "--device", "mps"], "times are taken on cpu and cuda alone"),
+        (["capture", "--device", "gpu9"], "no such device; choose cpu, cuda or auto"),
         (["capture", "--precision", "int8"], "choose float32, bfloat16 or auto"),
         (["train", "--precision", "int8"], "choose float32, bfloat16 or auto"),
         (["capture", "--batch", "4"], "name it with --model"),

@@ -22,7 +22,7 @@ from attndrift.bench.ratios import Ratio
 from attndrift.bench.result import TABLES, Machine, Result
 
 SHAPES: dict[str, dict[str, Any]] = {
-    # Name -> arguments of synthetic_tables for 10,000 runs; divided among fewer seeds or datasets below that.
+    # Name -> arguments of synthetic_tables for 10,000 runs; fewer datasets, then fewer seeds, below that.
     "40 configurations of 250 runs": {"datasets": 2, "rates": 10, "lora_ranks": 1, "seeds": 250},
     "2,000 configurations of 5 runs": {"datasets": 20, "rates": 10, "lora_ranks": 9, "seeds": 5},
     "10,000 configurations of one run": {"datasets": 100, "rates": 10, "lora_ranks": 9, "seeds": 1},
@@ -39,34 +39,38 @@ GROWTH_PARTS = (8, 4, 2, 1)
 
 def measure(what: str, folder: str) -> dict[str, Any]:
     """One analysis of the tables in ``folder`` in this process; called by :func:`analysis` in a fresh one."""
-    start = time.perf_counter()
     if what == "attndrift":
         from attndrift.analysis import analyze, load_tables
 
-        done: dict[str, Any] = {"runs": analyze(load_tables(folder)).data.n_analysed}
-    else:
-        from attndrift.bench.plain import plain_analysis
+        return {"runs": analyze(load_tables(folder)).data.n_analysed}
+    from attndrift.bench.plain import plain_analysis
 
-        done = plain_analysis(folder)
-    return {"seconds": time.perf_counter() - start, **done}
+    return plain_analysis(folder)
 
 
 def _fresh(what: str, folder: Path) -> dict[str, Any]:
+    """What :func:`measure` says in a process of its own, with the seconds from its start to its end, and its memory."""
     code = "import json, sys; from attndrift.bench.analysis import measure; print(json.dumps(measure(*sys.argv[1:])))"
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+        start = time.perf_counter()
         process = subprocess.Popen(
             [sys.executable, "-c", code, what, str(folder)], stdout=out, stderr=errors, text=True
         )
         peak = 0.0
+        looked = 0.0
         while process.poll() is None:
-            peak = max(peak, _megabytes(process.pid))
-            time.sleep(0.5)  # reading the pages of a gigabyte takes a while itself
+            # Seldom: reading the pages of a gigabyte takes a while itself.
+            if time.perf_counter() - looked > 0.5:
+                peak = max(peak, _megabytes(process.pid))
+                looked = time.perf_counter()
+            time.sleep(0.01)
+        seconds = time.perf_counter() - start
         out.seek(0)
         errors.seek(0)
         if process.returncode:
             told = errors.read()[-500:]
             raise RuntimeError(f"bench analysis: the process for {what} ended with {process.returncode}: {told}")
-        return {"megabytes": peak, **json.loads(out.read().splitlines()[-1])}
+        return {"seconds": seconds, "megabytes": peak, **json.loads(out.read().splitlines()[-1])}
 
 
 def _megabytes(pid: int) -> float:
@@ -87,11 +91,10 @@ def write_study(shape: str, folder: Path, *, runs: int = 10_000, evaluations: in
     from attndrift.tables import write_tables
 
     chosen = SHAPES[shape]
-    one_seed = chosen["seeds"] == 1
-    # Fewer runs: fewer seeds; and fewer datasets where there is one seed already.
-    seeds = 1 if one_seed else max(1, chosen["seeds"] * runs // 10_000)
     configurations = chosen["rates"] * (1 + chosen["lora_ranks"])
-    datasets = chosen["datasets"] if seeds > 1 else min(chosen["datasets"], max(1, runs // configurations))
+    # Fewer runs: fewer datasets, each as it is, so that the shape stays what it is called; then fewer seeds.
+    datasets = max(1, min(chosen["datasets"], runs // (configurations * chosen["seeds"])))
+    seeds = max(1, min(chosen["seeds"], runs // (configurations * datasets)))
     tables = synthetic_tables(
         datasets=tuple(f"set{place:03d}" for place in range(datasets)),
         rates=chosen["rates"],
@@ -176,8 +179,10 @@ def growth(
 ) -> dict[str, list[dict[str, Any]]]:
     """Seconds and memory of the analysis against the number of runs, and the exponent of each shape, as tables.
 
-    The exponent is the slope of the logarithm of the seconds beyond those of the smallest study, which are those of
+    The exponent is the slope of the logarithm of the seconds beyond those of the smallest study, most of which are
     starting and importing, over the logarithm of the runs; null where fewer than three sizes take longer than that.
+    Below 500 configurations correlations are ranked anew in every resample, so that a study of many configurations
+    does not grow by one power throughout; the rows are the measurement.
     """
     rows: list[dict[str, Any]] = []
     exponents: list[dict[str, Any]] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -11,7 +12,13 @@ def device_named(name: str) -> torch.device:
     """``cpu``, ``cuda``, ...; ``auto`` is an accelerator where there is one. Raises ValueError where it is absent."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device {name}: no such device; choose cpu, cuda or auto") from error
+    if device.type not in ("cpu", "cuda"):
+        # Without a way to wait for it, what is timed would be the asking and not the work.
+        raise ValueError(f"--device {name}: times are taken on cpu and cuda alone; choose cpu, cuda or auto")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device {name}: torch sees no such accelerator here; choose cpu or auto")
     return device
@@ -19,7 +26,7 @@ def device_named(name: str) -> torch.device:
 
 def wait_for(device: torch.device) -> Callable[[], None]:
     """Returns once ``device`` has done everything that was asked of it."""
-    return torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    return partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
 
 
 def precision_named(name: str, device: torch.device) -> torch.dtype:

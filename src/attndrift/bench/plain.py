@@ -40,8 +40,8 @@ def plain_analysis(folder: str | os.PathLike[str]) -> dict[str, Any]:
         )
     changes = 0
     for _, own in layers[layers["head"].isna()].groupby(["run_id", "metric"]):
-        wide = own.pivot_table(index="layer", columns="step", values="value")
-        changes += len(100 * (wide.iloc[:, -1] - wide.iloc[:, 0]) / wide.iloc[:, 0])
+        ends = own.sort_values("step").groupby("layer")["value"].agg(["first", "last"])
+        changes += len(100 * (ends["last"] - ends["first"]) / ends["first"])
     correlations = [
         stats.spearmanr(own["learning_rate"], own[measure]).statistic
         for _, own in adapted.groupby(["dataset", "method", "lora_rank"], dropna=False)

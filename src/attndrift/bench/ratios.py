@@ -91,7 +91,7 @@ def rounds(
     for place in range(count + 1):
         shift = place % len(names)
         order = names[shift:] + names[:shift]
-        if place % 2:
+        if place // len(names) % 2:
             order.reverse()
         now = {name: timed(works[name], wait) for name in order}
         say(f"round {place} of {count}: " + ", ".join(f"{name} {now[name]:.3f} s" for name in names))
