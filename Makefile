@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RESULTS := benchmarks/results
 TEST_PROCESSES ?= 2
-# One thread a test process: two processes share two cores.
+# One thread a test process: two processes share two cores. Each begins with half of the files, so that what a file prepares is
+# mostly prepared once.
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
 
 .DEFAULT_GOAL := help
@@ -32,7 +33,7 @@ lint: $(STAMP) ## Check style and types
 	$(BIN)/mypy
 
 test: lint ## Lint, types and the tests (real images where ATTNDRIFT_DATA names their folder)
-	$(TEST_ENVIRONMENT) $(BIN)/pytest -n $(TEST_PROCESSES) -m "not slow"
+	$(TEST_ENVIRONMENT) $(BIN)/pytest -n $(TEST_PROCESSES) --dist worksteal -m "not slow"
 
 test-slow: $(STAMP) ## The tests that take minutes
 	$(TEST_ENVIRONMENT) $(BIN)/pytest -m slow
@@ -41,15 +42,18 @@ format: $(STAMP) ## Put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## Measure costs as ratios, half an hour alone on the machine: benchmarks/results, docs/cost.md
+bench: $(STAMP) ## Measure costs as ratios, an hour alone on the machine: benchmarks/results, docs/cost.md, docs/study-cost.md
 	$(BIN)/attndrift bench startup --output $(RESULTS)/startup.json
 	$(BIN)/attndrift bench capture --only time --model config:vit-base-patch32 --output $(RESULTS)/capture-b32.json
 	$(BIN)/attndrift bench capture --only time --only memory --model config:vit-large-patch14-336 --output $(RESULTS)/capture-l14.json
 	$(BIN)/attndrift bench capture --only probe --output $(RESULTS)/capture-probe.json
 	$(BIN)/attndrift bench train --only time --pairs 3 --output $(RESULTS)/train.json
-	$(BIN)/attndrift bench train --only time --kind plain --kind live --kind teacher --output $(RESULTS)/train-live.json
 	$(BIN)/attndrift bench train --only profile --output $(RESULTS)/train-profile.json
 	$(BIN)/attndrift bench growth --output $(RESULTS)/growth.json
+	$(BIN)/attndrift bench study --pairs 2 --output $(RESULTS)/study.json
+	$(BIN)/attndrift bench scale --output $(RESULTS)/scale.json
+	$(BIN)/attndrift bench analysis --growth --pairs 2 --output $(RESULTS)/analysis.json
+	$(BIN)/python scripts/plot_analysis_cost.py $(RESULTS)/analysis.json docs/images/analysis-cost.png
 	$(BIN)/python scripts/cost_page.py
 
 clean: ## Remove the environment and caches

@@ -1,4 +1,4 @@
-"""Write the tables and the figure of docs/cost.md from what the benchmarks wrote into benchmarks/results/.
+"""Write the tables and the figure of docs/cost.md and docs/study-cost.md from what the benchmarks wrote into benchmarks/results/.
 
 A block of the page between ``<!-- FILE.json ratios -->`` (or a table's title, or its beginning, in place of
 ``ratios``) and ``<!-- end -->`` is replaced by that table; a block ``<!-- FILE.json machine -->`` by what it was
@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGE = ROOT / "docs" / "cost.md"
+PAGES = (ROOT / "docs" / "cost.md", ROOT / "docs" / "study-cost.md")
 FIGURE = ROOT / "docs" / "images" / "cost-growth.png"
 BLOCK = re.compile(r"(<!-- (?P<file>\S+\.json) (?P<what>[^>]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -106,7 +106,7 @@ def figure(found: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Fill the page and draw the figure."""
+    """Fill the pages and draw the figure."""
 
     def fill(block: re.Match[str]) -> str:
         path = RESULTS / block["file"]
@@ -117,7 +117,8 @@ def main() -> None:
         content = ratios(found) if what == "ratios" else machine(found) if what == "machine" else table(found, what)
         return block[1] + content + block[4]
 
-    PAGE.write_text(BLOCK.sub(fill, PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(BLOCK.sub(fill, page.read_text(encoding="utf-8")), encoding="utf-8")
     if (RESULTS / "growth.json").is_file():
         figure(json.loads((RESULTS / "growth.json").read_text(encoding="utf-8")))
 

@@ -251,7 +251,8 @@ class AttentionPreservation(Protection):
     - a cache, :class:`AttentionCache` or any callable (numbers, flips) -> log-attention: no further forward
       pass, but images are named at each call, ``protect(index=..., flipped=...)``.
 
-    A teacher runs in evaluation mode, without gradients, and draws from no random generator.
+    A teacher runs in evaluation mode, without gradients, and draws from no random generator; it runs in the precision of
+    its weights, whatever ``autocast`` surrounds it, so that training in bfloat16 may have one in bfloat16.
 
     Args:
         model: the model in training, or a wrapper of it (``peft``, ``DistributedDataParallel``).

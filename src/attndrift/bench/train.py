@@ -152,6 +152,9 @@ class _Steps:
         self._eager_optimizer = plain.make_optimizer(self._eager)
         self._eager_teacher = plain.eager_clip(clip.config, clip.state_dict()).to(device).requires_grad_(False)
         self._teacher: nn.Module = copy_without_hooks(clip.vision_model).requires_grad_(False).to(device)
+        if half:
+            # A teacher runs in the precision of its weights, whatever autocast surrounds it.
+            self._teacher.to(torch.bfloat16)
         self._model = adapt(clip, AdaptationSettings(method="full"), CLASSES, seed=0).to(device).train()
         trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
         self._trained = trained
@@ -233,8 +236,8 @@ class _Steps:
 
     @torch.no_grad()
     def _teach(self) -> None:
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
-            self._teacher(pixel_values=self._pixels)
+        weight = next(self._teacher.parameters())
+        self._teacher(pixel_values=self._pixels.to(weight.dtype))
 
     def memory(self) -> list[dict[str, Any]]:
         """Peak memory of each kind of step beyond weights, gradients and the optimiser's state."""
