@@ -54,7 +54,9 @@ def table(found: dict[str, Any], title: str) -> str:
         raise SystemExit(f"{len(matching)} tables of {found['bench']} begin with {title!r}")
     (rows,) = matching
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    right = sum(isinstance(rows[0].get(name), str) and not rows[0][name][:1].isdigit() for name in columns)
+    right = sum(
+        isinstance(rows[0].get(name), str) and not re.match(r"[\d.,]+( \(|$)", rows[0][name]) for name in columns
+    )
     return "\n" + _markdown(columns, [[_cell(row.get(name)) for name in columns] for row in rows], right) + "\n"
 
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from attndrift.figures.style import styled
 from attndrift.files import read_json
@@ -25,7 +26,14 @@ def main(result: Path, picture: Path) -> None:
         axes.axhline(20, color="0.5", ls=":", lw=1)
         axes.annotate("20 s", (100, 20), va="bottom", color="0.4", fontsize="small")
         axes.set(xscale="log", yscale="log", xlabel="Runs, 100 evaluations each", ylabel="Seconds, start to result")
-        axes.legend(title="Shape of the study: exponent", fontsize="x-small", title_fontsize="x-small")
+        # The style prints every $ as it is, so that ticks must not be formulas.
+        for axis, ticks in ((axes.xaxis, (100, 1000, 2500, 5000, 10_000)), (axes.yaxis, (3, 5, 10, 20))):
+            axis.set_major_locator(FixedLocator(ticks))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+            axis.set_minor_locator(NullLocator())
+        axes.legend(
+            title="Shape of the study: exponent", fontsize="x-small", title_fontsize="x-small", loc="lower right"
+        )
         figure.savefig(picture, dpi=200)
 
 
