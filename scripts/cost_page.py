@@ -64,7 +64,7 @@ def _cell(value: Any) -> str:
     if value is None:
         return ""
     return (
-        f"{value:.3g}"
+        f"{value:.4g}"
         if isinstance(value, float) and value < 1000
         else f"{value:,.0f}"
         if isinstance(value, float)

@@ -115,7 +115,11 @@ def test_capture_measures_time_memory_and_drift() -> None:
     spent, floors, memory = found["tables"].values()
     assert 0 < spent[0]["observing s"] < spent[0]["whole s"]
     assert 1 < spent[0]["lowest"] <= spent[0]["whole / whole without"] <= spent[0]["highest"]
-    assert [row["measured s"] > row["floor s"] > 0 for row in floors] == [True] * 3
+    for row, maps in zip(floors, (0, 0, 4), strict=True):
+        assert row["GB of maps moved"] == pytest.approx(maps * 3 * 3 * 4 * 17 * 17 * 4 / 1e9)
+        least = row["GFLOP"] / row["GFLOP/s of a lone product"] + row["GB of maps moved"] / row["GB/s of a copy"]
+        assert row["floor s"] == pytest.approx(least)
+        assert row["reached, %"] == pytest.approx(100 * least / row["measured s"])
     # 3 images: 16 patches of 7 x 7 x 3, then 3 layers of 17 tokens, width 32, an MLP of 64.
     patches, token, scores = 16 * 2 * 147 * 32, 8 * 32 * 32 + 4 * 32 * 64, 4 * 17 * 17 * 32
     assert [row["GFLOP"] for row in floors] == [pytest.approx(3 * (patches + 3 * (17 * token + scores)) / 1e9)] * 3

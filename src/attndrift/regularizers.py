@@ -17,6 +17,7 @@ log-attention that :func:`attndrift.observe` yields, in float32, whatever precis
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
@@ -99,7 +100,7 @@ class ProtectionError(RuntimeError):
     """A loss that was asked for where there is none; the message says what to do."""
 
 
-class Protection:
+class Protection(ABC):
     """A loss on the attention of a model in training; see :class:`AttentionPreservation` and :class:`EntropyFloor`.
 
     To be made before ``torch.compile`` and after ``peft``; a copy of the model is not protected. Gradient
@@ -194,10 +195,11 @@ class Protection:
         self.last = loss.detach()
         return self.weight * loss
 
+    @abstractmethod
     def _loss(
         self, log_attention: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], index: Any, flipped: Any
     ) -> Tensor:
-        raise NotImplementedError
+        """The loss, not weighted, of the last forward pass with its arguments: a scalar >= 0."""
 
     def _check(self, model: nn.Module) -> None:
         if not isinstance(model, nn.Module):

@@ -56,14 +56,13 @@ def _fresh(what: str, folder: Path) -> dict[str, Any]:
         process = subprocess.Popen(
             [sys.executable, "-c", code, what, str(folder)], stdout=out, stderr=errors, text=True
         )
-        peak = 0.0
-        looked = 0.0
-        while process.poll() is None:
+        peak, ended = 0.0, False
+        while not ended:
+            peak = max(peak, _megabytes(process.pid))
             # Seldom: reading the pages of a gigabyte takes a while itself.
-            if time.perf_counter() - looked > 0.5:
-                peak = max(peak, _megabytes(process.pid))
-                looked = time.perf_counter()
-            time.sleep(0.01)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=0.5)
+                ended = True
         seconds = time.perf_counter() - start
         out.seek(0)
         errors.seek(0)

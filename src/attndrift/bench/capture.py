@@ -18,11 +18,9 @@ from attndrift.bench.physical import MAP_PASSES, TITLE, floor_row, operations, r
 from attndrift.bench.ratios import Ratio, Work, ratio_of, rounds
 from attndrift.bench.reference import reference
 from attndrift.bench.result import Machine, Result, check_parts
-from attndrift.bench.spent import SPENT, Stopwatch, share, timed_hooks
-from attndrift.metrics import StructureAccumulator
+from attndrift.bench.spent import SPENT, Stopwatch, observed_pass, spent_row
 from attndrift.models import load_clip
 from attndrift.monitor import DriftMonitor
-from attndrift.observing import observe
 
 OBSERVED = "forward with all four metrics"
 BARE = "bare forward, fused attention (sdpa)"
@@ -122,8 +120,9 @@ def capture(
         for work in forwards:
             found = rounds(work.works, pairs or work.case.rounds, wait=wait_for(where), say=progress)
             if where.type == "cpu":
-                # On an accelerator, looking at a clock in a hook would wait for it there.
-                spent.append(share(OBSERVED, work.title, work.spent[1:], found["observed"], work.case.at_most))
+                # On an accelerator, a clock in a hook says when something was asked, not what it took.
+                own = work.spent[-len(found["observed"]) :]
+                spent.append(spent_row(OBSERVED, work.title, own, found["observed"], work.case.at_most))
             observed, bare, plain = (found[name] for name in ("observed", "bare", "reference"))
             floors += work.floors(found, wait_for(where))
             target = work.case.gpu_reference_at_most if where.type == "cuda" else work.case.reference_at_most
@@ -173,7 +172,7 @@ class _Forwards:
         self.spent: list[float] = []
         self.works = {
             "bare": self._bare,
-            "observed": self._timed if device.type == "cpu" else self._observed,
+            "observed": self._observed,
             "reference": lambda: plain.measure_attention(self.eager, [self.pixels]),
         }
 
@@ -183,27 +182,8 @@ class _Forwards:
 
     @torch.no_grad()
     def _observed(self) -> Tensor:
-        accumulator = StructureAccumulator()
-        with observe(self.clip) as seen:
-            output = self.clip.vision_model(pixel_values=self.pixels).pooler_output
-            accumulator.update(seen.attention, seen.cls_mass)
-        accumulator.compute()
-        return output
-
-    @torch.no_grad()
-    def _timed(self) -> Tensor:
-        """The same, adding to ``spent`` the seconds that observing takes of it."""
-        watch = Stopwatch(lambda: None)
-        with timed_hooks(watch):
-            with watch.running():
-                accumulator = StructureAccumulator()
-                context = observe(self.clip)
-                seen = context.__enter__()
-            output = self.clip.vision_model(pixel_values=self.pixels).pooler_output
-            with watch.running():
-                accumulator.update(seen.attention, seen.cls_mass)
-                context.__exit__(None, None, None)
-                accumulator.compute()
+        watch = Stopwatch()
+        output: Tensor = observed_pass(self.clip, self._bare, watch)
         self.spent.append(watch.seconds)
         return output
 
@@ -235,8 +215,7 @@ class _Forwards:
                 work()
 
         def trace(name: str) -> None:
-            work = self._observed if name == "observed" else self.works[name]
-            peaks[name] = peak_bytes(work, self.device)
+            peaks[name] = peak_bytes(self.works[name], self.device)
 
         for name in self.works:
             resident[name] = peak_resident_bytes(partial(trace, name)) if self.device.type == "cpu" else None

@@ -17,10 +17,8 @@ from attndrift.bench.devices import device_named, wait_for
 from attndrift.bench.memory import KEPT, RETURNED, keep_freed_memory, peak_bytes
 from attndrift.bench.ratios import rounds, timed
 from attndrift.bench.result import Machine, Result
-from attndrift.bench.spent import Stopwatch, timed_hooks
-from attndrift.metrics import StructureAccumulator
+from attndrift.bench.spent import Stopwatch, observed_pass, timed_hooks
 from attndrift.monitor import DriftMonitor
-from attndrift.observing import observe
 
 WIDTH = 768
 _MEGA = 1e6
@@ -145,16 +143,7 @@ def _observing(shape: Shape, device: torch.device, pairs: int) -> dict[str, Any]
     @torch.no_grad()
     def observed() -> None:
         watch = Stopwatch(wait)
-        accumulator = StructureAccumulator()
-        with timed_hooks(watch):
-            with watch.running():
-                context = observe(model)
-                seen = context.__enter__()
-            model(pixel_values=pixels)
-            with watch.running():
-                accumulator.update(seen.attention, seen.cls_mass)
-                context.__exit__(None, None, None)
-                accumulator.compute()
+        observed_pass(model, bare, watch)
         spent.append(watch.seconds)
 
     found = rounds({"bare": bare, "observed": observed}, pairs, wait=wait)

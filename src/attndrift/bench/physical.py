@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from attndrift.bench.ratios import Work, timed
+from attndrift.bench.ratios import Work, rounds
 
 TITLE = "the physical floor of a forward pass"
 REPEATS = 7
@@ -35,13 +35,13 @@ def rates(rows: int, width: int, like: Tensor, wait: Work) -> tuple[float, float
     options: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
     left, right = torch.randn(rows, width, **options), torch.randn(width, 4 * width, **options)
     out = torch.empty(rows, 4 * width, **options)
-    product = statistics.median(
-        timed(lambda: torch.mm(left, right, out=out), wait) for _ in range(REPEATS + 1)
-    )  # fmt: skip
     source = torch.empty(COPIED, dtype=torch.uint8, device=like.device).fill_(1)
     target = torch.empty_like(source).fill_(2)
-    copy = statistics.median(timed(lambda: target.copy_(source), wait) for _ in range(REPEATS + 1))
-    return 2.0 * rows * width * 4 * width / product, 2.0 * COPIED / copy
+    works: dict[str, Work] = {
+        "product": lambda: torch.mm(left, right, out=out), "copy": lambda: target.copy_(source),
+    }  # fmt: skip
+    seconds = {name: statistics.median(taken) for name, taken in rounds(works, REPEATS, wait=wait).items()}
+    return 2.0 * rows * width * 4 * width / seconds["product"], 2.0 * COPIED / seconds["copy"]
 
 
 def floor_row(

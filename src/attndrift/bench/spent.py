@@ -10,17 +10,24 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from torch import nn
+
 from attndrift.bench.ratios import Work
+from attndrift.metrics import StructureAccumulator
+from attndrift.observing import observe
 from attndrift.observing.observer import Recorder
+
+SPENT = "observing, timed where it is spent, inside the same passes"
+"""Title of the table of :func:`spent_row`."""
 
 
 class Stopwatch:
     """Seconds that were spent in what it was put around; ``wait`` returns once the device has done what was asked."""
 
-    def __init__(self, wait: Work) -> None:
+    def __init__(self, wait: Work = lambda: None) -> None:
         self.seconds = 0.0
         self._wait = wait
 
@@ -58,11 +65,28 @@ def timed_hooks(watch: Stopwatch) -> Iterator[None]:
             setattr(Recorder, name, original)
 
 
-def share(
+def observed_pass(model: nn.Module, forward: Callable[[], Any], watch: Stopwatch) -> Any:
+    """``forward`` of ``model`` observed, all four metrics of it computed; ``watch`` counts the seconds of that.
+
+    Returns what ``forward`` returns.
+    """
+    accumulator = StructureAccumulator()
+    with timed_hooks(watch), ExitStack() as observing:
+        with watch.running():
+            seen = observing.enter_context(observe(model))
+        output = forward()
+        with watch.running():
+            accumulator.update(seen.attention, seen.cls_mass)
+            observing.close()
+            accumulator.compute()
+    return output
+
+
+def spent_row(
     what: str, case: str, spent: Sequence[float], whole: Sequence[float], at_most: float | None
 ) -> dict[str, Any]:
-    """A row: ``spent`` seconds of the ``whole`` of each pass, as the ratio of the pass to what it is without them."""
-    ratios = [all_of_it / (all_of_it - own) for own, all_of_it in zip(spent, whole, strict=True)]
+    """A row: ``spent`` of the ``whole`` seconds of each pass, and each pass over what it is without them, at least 1."""
+    ratios = [seconds / (seconds - own) for own, seconds in zip(spent, whole, strict=True)]
     return {
         "case": case,
         "what": what,
@@ -74,7 +98,3 @@ def share(
         "n": len(ratios),
         "at most": at_most,
     }
-
-
-SPENT = "observing, timed where it is spent, inside the same passes"
-"""Title of the table of :func:`share`."""

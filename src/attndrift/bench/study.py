@@ -255,33 +255,27 @@ def floor(study: Study, path: Path, jobs: int, environment: dict[str, str]) -> d
             probed.add(settings.dataset)
         if settings.method == "none":
             continue
+        training, evaluations, validation = _amounts(settings)
         if settings.regularizer == "apr" and settings.dataset not in kept:
             # Its attention on a target's training images is computed once, in both orientations.
-            phases[ATTENTION] += (2 if settings.flip else 1) * _training_images(settings) * image
+            phases[ATTENTION] += (2 if settings.flip else 1) * training * image
             kept.add(settings.dataset)
-        per_epoch, evaluations, validation = _amounts(settings)
-        phases["training"] += settings.epochs * per_epoch * step[Kind.of(settings)]
+        # The last batch of an epoch may be a part of one, and counts as that part: the least, whatever it costs.
+        phases["training"] += settings.epochs * training / settings.batch_size * step[Kind.of(settings)]
         phases["training"] += (evaluations * settings.probe_size + settings.epochs * validation) * image
         phases["test"] += settings.probe_size * image
         phases["zero-shot transfer"] += (settings.transfer_limit or 0) * image
     return phases
 
 
-def _training_images(settings: RunSettings) -> int:
-    from attndrift.study.images import open_dataset, splits_of
-
-    return len(splits_of(open_dataset(settings.dataset, settings), settings).train)
-
-
-def _amounts(settings: RunSettings) -> tuple[float, int, int]:
-    """Steps an epoch, evaluations in all, and validation images an epoch."""
+def _amounts(settings: RunSettings) -> tuple[int, int, int]:
+    """Training images, evaluations in all, and validation images an epoch."""
     from attndrift.study.images import open_dataset, splits_of
     from attndrift.training.fit import evaluation_steps
 
     splits = splits_of(open_dataset(settings.dataset, settings), settings)
     n = len(splits.train)
-    # The last batch of an epoch may be a part of one: n / batch size is the least, whatever it costs.
-    return n / settings.batch_size, len(evaluation_steps(settings, n)), len(splits.validation)
+    return n, len(evaluation_steps(settings, n)), len(splits.validation)
 
 
 # ------------------------------------------------------------------------------------------------- the outcome
@@ -298,11 +292,10 @@ def _phases(folder: Path, study: Study) -> dict[str, float]:
         if record is None or record["status"] != "finished":
             raise RuntimeError(f"bench study: {run.run_id} did not finish; see {folder}")
         for what, seconds in record["time"]["phases"].items():
-            name = "zero-shot transfer" if what.startswith("zero-shot") else what
-            if name == "the pretrained model":
+            if run.settings.method == "none" or what == "the pretrained model":
                 name = UNTOUCHED
-            if run.settings.method == "none":
-                name = UNTOUCHED
+            else:
+                name = "zero-shot transfer" if what.startswith("zero-shot") else what
             found[name] = found.get(name, 0.0) + seconds
     return found
 

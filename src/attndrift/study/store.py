@@ -93,6 +93,7 @@ def _creates_on_condition(fs: AbstractFileSystem, root: str) -> bool:
             return False
         return False
     except (NotImplementedError, TypeError, ValueError):
+        # It has no `mode`, or not this one: a store that cannot is one that is told apart, and no error.
         return False
     finally:
         with suppress(OSError):
