@@ -15,8 +15,8 @@ from rich.console import Console
 from attndrift.console import StudyConsole
 from attndrift.files import read_json
 from attndrift.study.engine import run_study
-from attndrift.study.loading import parse_study
-from attndrift.study.processes import InProcesses, jobs_that_fit, parse_time, spoken, usable_cores
+from attndrift.study.loading import load_study, parse_study
+from attndrift.study.processes import InProcesses, jobs_that_fit, longest_first, parse_time, spoken, usable_cores
 from attndrift.study.settings import NamedRun, Study
 
 TEXT = "name: four\nruns:\n  - {dataset: tiles, threads: 1, grid: {seed: [1, 2, 3, 4]}}\n"
@@ -76,6 +76,20 @@ def test_two_at_a_time_give_the_tables_and_logs_of_one_after_the_other(tmp_path:
     assert str(os.getpid()) not in processes
     again = run_study(study, tmp_path / "two", StandIn(fail=(1, 2, 3, 4)), _console(), engine=InProcesses(2))
     assert again.count("kept") == 4
+
+
+def test_long_runs_begin_first_and_equal_ones_in_the_order_of_the_study() -> None:
+    study = load_study("collapse-21")
+    order = longest_first(study.runs)
+    assert sorted(run.run_id for run in order) == sorted(run.run_id for run in study.runs)
+    assert {run.settings.method for run in order[-2:]} == {"none"}
+    tiles = [run for run in order if run.settings.dataset == "eurosat" and run.settings.method != "none"]
+    frozen = [run.settings.freeze_layers for run in tiles]
+    assert frozen == sorted(frozen)
+    assert frozen[-1] > frozen[0]
+    assert [run for run in tiles if not run.settings.freeze_layers] == [
+        run for run in study.runs if run in tiles and not run.settings.freeze_layers
+    ]
 
 
 def test_a_run_that_raises_and_one_whose_process_is_killed_leave_the_others(tmp_path: Path) -> None:

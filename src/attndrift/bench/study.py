@@ -35,7 +35,7 @@ IMAGES_PER_CLASS = {"tiles": (26, 10), "critters": (8, 3)}
 """Drawn images of a class that are written to files: training and held-out ones."""
 
 BUDGET: dict[str, Any] = {
-    "model": "embedded", "learning_rate_scale": 30, "epochs": 2, "batch_size": 24, "threads": 1, "probe_size": 50,
+    "model": "embedded", "learning_rate_scale": 30, "epochs": 4, "batch_size": 24, "threads": 1, "probe_size": 50,
     "test_limit": 100, "transfer": ["objects"], "transfer_limit": 300, "evaluations_per_epoch": 2, "track_size": 0, "evaluation_batch_size": 100,
     "tiles.train_per_class": 24, "critters.train_per_class": 7, "device": "cpu",
 }  # fmt: skip
@@ -43,7 +43,7 @@ BUDGET: dict[str, Any] = {
 
 UNTOUCHED = "the untouched model"
 ATTENTION = "pretrained attention of the training images"
-STEPS_TIMED = 4
+STEPS_TIMED = 6
 TARGET_RATIO = 1 / 1.2
 TARGET_FLOOR = 0.9
 
@@ -377,8 +377,19 @@ def study(*, pairs: int = 1, runs: int | None = None, progress: Callable[[str], 
             own = [sys.executable, "-c", _OURS, str(plan), str(root / f"study-{place}"), str(jobs)]
             other = [sys.executable, str(script), str(given), str(root / f"reference-{place}.json")]
             cold = {"ATTNDRIFT_CACHE": str(root / f"cache-{place}")}
-            sides = {
-                "attndrift": partial(_process, own, single | cold),
+
+            def ours(command: Sequence[str] = own, environment: dict[str, str] = single | cold) -> float:
+                # Before and after the study that it belongs to: the machine's own speed wanders.
+                before = floor(chosen, plan, jobs, single)
+                seconds = _process(command, environment)
+                after = floor(chosen, plan, jobs, single)
+                floors.append({phase: (before[phase] + after[phase]) / 2 for phase in before})
+                both = " and ".join(f"{sum(one.values()) / jobs:.1f}" for one in (before, after))
+                say(f"bare arithmetic {both} s, before and after")
+                return seconds
+
+            sides: dict[str, Callable[[], float]] = {
+                "attndrift": ours,
                 "reference": partial(_process, other, os.environ | {"OMP_NUM_THREADS": str(cores)}),
             }
             order = ("attndrift", "reference") if place % 2 == 0 else ("reference", "attndrift")
@@ -386,9 +397,6 @@ def study(*, pairs: int = 1, runs: int | None = None, progress: Callable[[str], 
             say(", ".join(f"{side} {value:.1f} s" for side, value in seconds.items()))
             measured.append((seconds["attndrift"], seconds["reference"]))
             phases.append(_phases(root / f"study-{place}", chosen))
-            # Right beside the study it belongs to: the machine's own speed wanders.
-            floors.append(floor(chosen, plan, jobs, single))
-            say(f"bare arithmetic {sum(floors[-1].values()) / jobs:.1f} s")
         agreement = _agreement(
             root / f"study-{pairs - 1}", json.loads((root / f"reference-{pairs - 1}.json").read_text()), chosen
         )

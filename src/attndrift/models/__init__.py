@@ -1,7 +1,7 @@
 """Backbones, adaptation methods and checkpoints."""
 
 from attndrift.models.adapters import check_adapter_places, check_adapters_loaded, load_adapter
-from attndrift.models.checkpoint import load_adapted, save_adapted
+from attndrift.models.checkpoint import fingerprint_embeddings, load_adapted, save_adapted
 from attndrift.models.class_token import class_token_alone
 from attndrift.models.classifier import CLIPClassifier
 from attndrift.models.drift import projection_drift, state_for_drift, weight_drift
@@ -22,6 +22,7 @@ __all__ = [
     "class_token_alone",
     "count_parameters",
     "describe",
+    "fingerprint_embeddings",
     "load_adapted",
     "load_adapter",
     "load_clip",

@@ -37,8 +37,8 @@ MERGED_TOLERANCE = 1e-4
 """Merging adds B A to W in float32 and rounds once more (measured: 1e-6 of the scale)."""
 
 
-def _embeddings(model: nn.Module, pixels: Tensor) -> Tensor:
-    """Embeddings as the CPU makes them in float32.
+def fingerprint_embeddings(model: nn.Module, pixels: Tensor) -> Tensor:
+    """Embeddings of normalised images as the CPU makes them in float32: (images, dimensions).
 
     Accelerators convolve in reduced precision by default, so that a fingerprint taken on one would not
     be reproduced to 1e-5 on a CPU.
@@ -65,6 +65,7 @@ def save_adapted(
     probe_pixels: Tensor,
     pretrained: CLIPModel,
     class_names: Sequence[str],
+    pretrained_embeddings: Tensor | None = None,
     extra: dict[str, Any] | None = None,
 ) -> None:
     """Write a checkpoint, whole or not at all; an older one at ``folder`` is replaced.
@@ -74,6 +75,8 @@ def save_adapted(
         probe_pixels: a few normalised images (images, 3, height, width) for the fingerprint.
         pretrained: the untouched backbone.
         class_names: in the order of the classifier's outputs.
+        pretrained_embeddings: :func:`fingerprint_embeddings` of ``pretrained`` and ``probe_pixels``, where somebody has
+            them; computed otherwise.
         extra: more for ``checkpoint.json``, plain values.
 
     Raises:
@@ -93,8 +96,10 @@ def save_adapted(
     backbone: Any = model.clip
     fingerprint = {
         "pixels": probe_pixels.float().cpu().contiguous(),
-        "embeddings": _embeddings(model, probe_pixels),
-        "pretrained_embeddings": _embeddings(pretrained, probe_pixels),
+        "embeddings": fingerprint_embeddings(model, probe_pixels),
+        "pretrained_embeddings": (
+            fingerprint_embeddings(pretrained, probe_pixels) if pretrained_embeddings is None else pretrained_embeddings
+        ),
     }
     if not all(bool(torch.isfinite(value).all()) for value in fingerprint.values()):
         raise CheckpointError(f"{folder}: not saved: the model's embeddings, or the images given, are not finite")
@@ -198,7 +203,7 @@ def _place(model: CLIPClassifier, folder: Path, settings: AdaptationSettings) ->
 def check_fingerprint(model: CLIPClassifier, folder: Path, *, tolerance: float = TOLERANCE) -> None:
     """Raise :class:`FingerprintError` unless ``model`` embeds the recorded images as the saved model did."""
     recorded = read_tensors(folder / FINGERPRINT)
-    now = _embeddings(model, recorded["pixels"])
+    now = fingerprint_embeddings(model, recorded["pixels"])
     scale = float(recorded["embeddings"].abs().max())
     difference = float((now - recorded["embeddings"]).abs().max()) / max(scale, 1e-30)
     if not difference <= tolerance:

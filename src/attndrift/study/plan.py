@@ -16,8 +16,9 @@ from rich.table import Table
 from attndrift.data import DataError, Splits, evaluation_part
 from attndrift.models import count_parameters, load_config
 from attndrift.study.images import open_dataset, splits_key, splits_of
-from attndrift.study.running import FINGERPRINT_IMAGES, adaptation, device_of
+from attndrift.study.running import adaptation, device_of
 from attndrift.study.settings import RunSettings, Study
+from attndrift.study.workbench import FINGERPRINT_IMAGES
 
 # Of the rate of one large matrix product, a transformer of small width reaches about this fraction.
 _EFFICIENCY = 0.5

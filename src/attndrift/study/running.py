@@ -33,18 +33,15 @@ from attndrift.models import (
     save_adapted,
     weight_drift,
 )
-from attndrift.monitor import Drift, DriftMonitor, Snapshot, compare_snapshots, evaluation_mode, take_snapshot
+from attndrift.monitor import Drift, DriftMonitor, Snapshot, compare_snapshots, take_snapshot
 from attndrift.monitor.processes import Processes
-from attndrift.observing import observe
 from attndrift.study import record as records
 from attndrift.study.settings import FLOAT16_ON_CPU, NamedRun, RunSettings
 from attndrift.study.together import Silent, Together
-from attndrift.study.workbench import Pretrained, Target, TransferSet, Workbench
+from attndrift.study.workbench import Pretrained, Target, TransferSet, Workbench, attention_maps
 from attndrift.tables import STRUCTURE_METRICS, TRANSFER_FIELDS
 from attndrift.training import FitResult, TrainingPlan, fit, resume
 from attndrift.training.fit import evaluation_steps, precision_of, predict
-
-FINGERPRINT_IMAGES = 8
 
 
 def adaptation(settings: RunSettings) -> AdaptationSettings:
@@ -202,6 +199,9 @@ class _Run:
             write_json(self.folder / "splits.json", self.target.splits.to_json())
         self._phase("the pretrained model")
         self.baseline: Snapshot = self.workbench.baseline(settings, self.target, self.pretrained)
+        self.untouched = {
+            item.name: self.workbench.pretrained_transfer(settings, item, self.pretrained) for item in self.transfer
+        }
         if settings.method == "none":
             return self._untouched()
         return self._adapted()
@@ -228,7 +228,7 @@ class _Run:
         transfer: dict[str, Any] = {}
         details: dict[str, Any] = {}
         for item in self.transfer:
-            before = self.workbench.pretrained_transfer(self.settings, item, self.pretrained)
+            before = self.untouched[item.name]
             columns, detail = self._transfer_columns(item, before, before)
             transfer |= columns
             details[item.name] = detail
@@ -390,12 +390,14 @@ class _Run:
     def _save(self, model: CLIPClassifier, name: str) -> None:
         if not self.processes.first:
             return
+        fingerprint = self.workbench.fingerprint(self.settings, self.target, self.pretrained)
         save_adapted(
             model,
             self.folder / "checkpoints" / name,
             base_source=self.settings.model,
-            probe_pixels=self.target.probe.fetch(range(min(FINGERPRINT_IMAGES, len(self.target.splits.probe)))),
+            probe_pixels=fingerprint.pixels,
             pretrained=self.pretrained.clip,
+            pretrained_embeddings=fingerprint.embeddings,
             class_names=self.target.class_names,
         )
 
@@ -427,7 +429,7 @@ class _Run:
         details: dict[str, Any] = {}
         for item in self.transfer:
             self._phase(f"zero-shot transfer to {item.name}")
-            before = self.workbench.pretrained_transfer(self.settings, item, self.pretrained)
+            before = self.untouched[item.name]
             after = item.evaluate(model, self.pretrained, self.settings, weight_drift=drift.weight_drift)
             values, detail = self._transfer_columns(item, before, after)
             columns |= values
@@ -568,15 +570,9 @@ class _Run:
         count = min(self.settings.map_images, len(self.target.splits.probe))
         if count == 0 or not self.processes.first:
             return
+        before = self.workbench.pretrained_maps(self.settings, self.target, self.pretrained)
         pixels = self.target.probe.fetch(range(count)).to(self.device)
-
-        def maps(module: torch.nn.Module, forward: Any) -> np.ndarray[Any, Any]:
-            with evaluation_mode(module), observe(module) as seen:
-                forward(pixels)
-                return torch.stack([layer.cpu() for layer in seen.attention], dim=1).numpy()
-
-        before = maps(self.pretrained.clip, self.pretrained.embed)
-        after = before if model is None else maps(model, model.embed)
+        after = before if model is None else attention_maps(model, model.embed, pixels)
         side = math.isqrt(before.shape[-1])
         grid = (side, side) if side * side == before.shape[-1] else (1, before.shape[-1])
         part = self.target.splits.probe
@@ -584,8 +580,8 @@ class _Run:
         np.savez_compressed(
             temporary,
             images=self.target.probe.fetch_uint8(range(count)).permute(0, 2, 3, 1).numpy(),
-            before=before.astype(np.float32),
-            after=after.astype(np.float32),
+            before=before,
+            after=after,
             labels=part.labels[:count],
             class_names=np.asarray(self.target.class_names),
             grid=np.asarray(grid, dtype=np.int64),

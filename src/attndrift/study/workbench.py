@@ -32,7 +32,7 @@ from attndrift.data import (
     refuse_same_origin,
 )
 from attndrift.data.cache import cache_folder
-from attndrift.models import class_token_alone, describe, load_clip, load_processor
+from attndrift.models import class_token_alone, describe, fingerprint_embeddings, load_clip, load_processor
 from attndrift.monitor import Snapshot, evaluation_mode, image_embeddings, take_snapshot
 from attndrift.monitor.processes import Processes
 from attndrift.observing import observe
@@ -41,6 +41,8 @@ from attndrift.study.settings import RunSettings
 from attndrift.transfer import TextFeatures, ZeroShotResult, embed_together, evaluate_zero_shot, retention
 
 TEACHER_BATCH = 200
+FINGERPRINT_IMAGES = 8
+"""Probe images on which a run's checkpoints prove what they hold."""
 
 
 @dataclass
@@ -84,6 +86,14 @@ class Target:
         """The probe images, normalised, in batches."""
         for start in range(0, len(self.splits.probe), batch_size):
             yield self.probe.fetch(range(start, min(start + batch_size, len(self.splits.probe))))
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Normalised probe images (images, 3, height, width), and the untouched model's embeddings of them, on the CPU."""
+
+    pixels: Tensor
+    embeddings: Tensor
 
 
 @dataclass
@@ -253,13 +263,34 @@ class Workbench:
     def baseline(self, settings: RunSettings, target: Target, pretrained: Pretrained) -> Snapshot:
         """The bare pretrained model on the probe set."""
         return self._once(
-            ("baseline", pretrained.source, str(pretrained.device), target.splits.fingerprint,
-             target.splits.probe.hash, settings.threads, settings.evaluation_batch_size),
+            ("baseline", *_of_probe(settings, target, pretrained), settings.evaluation_batch_size),
             lambda: take_snapshot(
-                pretrained.clip, target.probe_batches(settings.evaluation_batch_size), pretrained.embed,
+                pretrained.clip,
+                target.probe_batches(settings.evaluation_batch_size),
+                pretrained.embed,
                 processes=Processes.current(),
             ),
-        )  # fmt: skip
+        )
+
+    def fingerprint(self, settings: RunSettings, target: Target, pretrained: Pretrained) -> Fingerprint:
+        """What every checkpoint of a target's runs is proved with."""
+
+        def make() -> Fingerprint:
+            pixels = target.probe.fetch(range(min(FINGERPRINT_IMAGES, len(target.splits.probe)))).cpu()
+            return Fingerprint(pixels, fingerprint_embeddings(pretrained.clip, pixels))
+
+        return self._once(("fingerprint", *_of_probe(settings, target, pretrained)), make)
+
+    def pretrained_maps(self, settings: RunSettings, target: Target, pretrained: Pretrained) -> NDArray[np.float32]:
+        """Attention of the untouched model on the run's map images: (images, layers, heads, patches)."""
+        count = min(settings.map_images, len(target.splits.probe))
+
+        def make() -> NDArray[np.float32]:
+            return attention_maps(
+                pretrained.clip, pretrained.embed, target.probe.fetch(range(count)).to(pretrained.device)
+            )
+
+        return self._once(("maps", *_of_probe(settings, target, pretrained), count), make)
 
     def pretrained_transfer(
         self, settings: RunSettings, item: TransferSet, pretrained: Pretrained, *, track: bool = False
@@ -290,6 +321,20 @@ class Workbench:
                 pretrained, target.train, len(part), f"{images}|{settings.threads}", self.cache, flip=settings.flip
             ),
         )
+
+
+def _of_probe(settings: RunSettings, target: Target, pretrained: Pretrained) -> tuple[Any, ...]:
+    """What a number of the untouched model on a target's probe images depends on."""
+    return (
+        pretrained.source, str(pretrained.device), target.splits.fingerprint, target.splits.probe.hash, settings.threads,
+    )  # fmt: skip
+
+
+def attention_maps(model: torch.nn.Module, forward: Callable[[Tensor], object], pixels: Tensor) -> NDArray[np.float32]:
+    """Attention of the images in a forward pass without gradients: (images, layers, heads, patches), on the CPU."""
+    with evaluation_mode(model), observe(model) as seen:
+        forward(pixels)
+        return torch.stack([layer.cpu() for layer in seen.attention], dim=1).numpy().astype(np.float32, copy=False)
 
 
 def _kept_apart(part: SplitPart, per_class: int | None, classes: int) -> tuple[SplitPart | None, SplitPart]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
@@ -127,7 +128,13 @@ def is_a(module: object, *names: str) -> bool:
 
     By name along the bases: covers subclasses made at run time (FSDP), without importing a library.
     """
-    for base in type(module).__mro__:
-        if base.__name__ in names or f"{base.__module__.partition('.')[0]}.{base.__name__}" in names:
-            return True
-    return False
+    kind = type(module)
+    known = _NAMES.get(kind)
+    if known is None:
+        libraries = {f"{base.__module__.partition('.')[0]}.{base.__name__}" for base in kind.__mro__}
+        known = _NAMES[kind] = frozenset(libraries | {base.__name__ for base in kind.__mro__})
+    return not known.isdisjoint(names)
+
+
+_NAMES: WeakKeyDictionary[type, frozenset[str]] = WeakKeyDictionary()
+"""The names of a class and of its bases, bare and behind their library: every observation asks for those of each module."""
