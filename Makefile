@@ -10,7 +10,7 @@ TEST_PROCESSES ?= 2
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format bench clean
+.PHONY: help install demo test tests test-slow lint format bench clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -27,12 +27,16 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## Run the study of 21 runs on the small embedded model: tables, figures and report
 	$(BIN)/attndrift demo
 
+# Beside the tests: mypy alone keeps one core of two busy for a minute.
 lint: $(STAMP) ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint ## Lint, types and the tests (real images where ATTNDRIFT_DATA names their folder)
+test: $(STAMP) ## Lint, types and the tests (real images where ATTNDRIFT_DATA names their folder)
+	$(MAKE) --no-print-directory --jobs=2 lint tests
+
+tests: $(STAMP) ## The tests alone
 	$(TEST_ENVIRONMENT) $(BIN)/pytest -n $(TEST_PROCESSES) --dist worksteal -m "not slow"
 
 test-slow: $(STAMP) ## The tests that take minutes
