@@ -109,9 +109,9 @@ def test_a_loader_gives_the_batches_and_draws_from_no_global_generator(flip: boo
         images.set_epoch(epoch)
         loader.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
         batches = list(loader)
-        positions = torch.cat([batch["positions"] for batch in batches]).numpy()
+        positions = np.concatenate([batch["positions"] for batch in batches])
         np.testing.assert_array_equal(positions, epoch_order(10, 5, epoch))
-        flipped = torch.cat([batch["flipped"] for batch in batches]).numpy()
+        flipped = np.concatenate([batch["flipped"] for batch in batches])
         np.testing.assert_array_equal(flipped, flips(positions, 5, epoch) if flip else np.zeros(10, bool))
         pixels = torch.cat([batch["pixel_values"] for batch in batches]).flatten().numpy()
         np.testing.assert_array_equal(pixels, (positions + 1) * np.where(flipped, -1, 1))

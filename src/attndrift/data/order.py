@@ -18,6 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from attndrift.data.sending import sent
+
 _ORDER, _FLIP = 0, 1
 
 
@@ -93,7 +95,7 @@ class Pixels(Protocol):
     """What a training set needs of a pixel store."""
 
     def fetch(self, positions: Any, flip: Any = None) -> Tensor:
-        """Images (len(positions), 3, height, width), float32; those with ``flip`` are mirrored."""
+        """Images (len(positions), 3, height, width), float32, on any device; those with ``flip`` are mirrored."""
 
 
 Share = Callable[[Tensor], tuple[Tensor, int]]
@@ -102,6 +104,9 @@ Share = Callable[[Tensor], tuple[Tensor, int]]
 
 class TrainingImages(Dataset[dict[str, Any]]):
     """Whole batches by position: ``pixel_values``, ``labels``, ``positions`` and ``flipped``.
+
+    Pixels and labels are tensors, on the device that the pixels come on. Positions and flips are numpy arrays:
+    what they are looked up in is on the host, and reading them back from a device would make it wait.
 
     Where several processes ``share`` each batch, a batch is this process's part of it, filled up so that all
     parts have one size; ``own`` says how many of its images count, the first ones, and ``total`` how many the
@@ -133,12 +138,12 @@ class TrainingImages(Dataset[dict[str, Any]]):
             mirrored = flips(where, self.seed, self.epoch)
         else:
             mirrored = np.zeros(len(where), dtype=bool)
-        chosen = torch.from_numpy(where)
+        pixels = self.pixels.fetch(where, flip=mirrored)
         return {
-            "pixel_values": self.pixels.fetch(where, flip=mirrored),
-            "labels": self.labels[chosen],
-            "positions": chosen,
-            "flipped": torch.from_numpy(mirrored),
+            "pixel_values": pixels,
+            "labels": sent(self.labels[torch.from_numpy(where)], pixels.device),
+            "positions": where,
+            "flipped": mirrored,
             "own": own,
             "total": total,
         }

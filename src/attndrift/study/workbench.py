@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from transformers import CLIPModel
 
@@ -32,6 +32,7 @@ from attndrift.data import (
     refuse_same_origin,
 )
 from attndrift.data.cache import cache_folder
+from attndrift.data.sending import sent
 from attndrift.models import class_token_alone, describe, fingerprint_embeddings, load_clip, load_processor
 from attndrift.monitor import Snapshot, evaluation_mode, image_embeddings, take_snapshot
 from attndrift.monitor.processes import Processes
@@ -68,7 +69,7 @@ class Pretrained:
 
 @dataclass
 class Target:
-    """The fine-tuning target of a run: its splits, and their pixels."""
+    """The fine-tuning target of a run: its splits, and their pixels on the device of the model."""
 
     dataset: ImageDataset
     splits: Splits
@@ -186,7 +187,7 @@ class Workbench:
             stores = {name: self._store(dataset, part, pretrained) for name, part in splits.parts.items()}
             return Target(dataset, splits, **stores)
 
-        return self._once(("target", pretrained.source, splits_key(settings)), make)
+        return self._once(("target", pretrained.source, str(pretrained.device), splits_key(settings)), make)
 
     def _dataset(self, name: str, settings: RunSettings) -> ImageDataset:
         source = settings.source if name == settings.dataset else None
@@ -194,7 +195,8 @@ class Workbench:
 
     def _store(self, dataset: ImageDataset, part: SplitPart, pretrained: Pretrained) -> PixelStore:
         split = dataset.split(part.split)
-        return PixelStore.open(split, pretrained.image_processor, indices=part.indices, cache_dir=self.cache)
+        store = PixelStore.open(split, pretrained.image_processor, indices=part.indices, cache_dir=self.cache)
+        return store.on(pretrained.device)
 
     def transfer_sets(
         self, settings: RunSettings, target: Target, pretrained: Pretrained
@@ -243,6 +245,7 @@ class Workbench:
             "transfer",
             name,
             pretrained.source,
+            str(pretrained.device),
             settings.transfer_limit,
             settings.data_seed,
             settings.prompts,
@@ -366,7 +369,8 @@ class Teacher:
     """Pretrained log-attention of every training image, in both orientations: computed once, kept on disk.
 
     A flip moves patches, and what the model sees, so the two orientations are measured, not mirrored.
-    Called with positions and flips it returns (layers, images, heads, patches), float32. On disk it takes
+    Called with positions and flips it returns (layers, images, heads, patches), float32, on the device of the
+    pretrained model, without waiting for that. On disk it takes
     4 x layers x heads x patches bytes an image and orientation (EuroSAT, ViT-B/32: 0.6 GB each).
     """
 
@@ -374,6 +378,7 @@ class Teacher:
         self, pretrained: Pretrained, store: PixelStore, n: int, images: str, cache: Path, *, flip: bool
     ) -> None:
         self._maps = []
+        self._device = pretrained.device
         model = json.dumps([pretrained.description, pretrained.preprocessing], sort_keys=True, default=str)
         for flipped in (False, True) if flip else (False,):
             key = hashlib.sha256(f"{model}|{images}|{flipped}|{pretrained.device}".encode()).hexdigest()
@@ -420,10 +425,10 @@ class Teacher:
             temporary.unlink(missing_ok=True)
             raise
 
-    def __call__(self, positions: Sequence[int], flipped: Sequence[bool]) -> Tensor:
+    def __call__(self, positions: ArrayLike, flipped: ArrayLike) -> Tensor:
         where, mirrored = np.asarray(positions), np.asarray(flipped, dtype=bool)
         rows = np.empty((len(where), *self._maps[0].shape[1:]), dtype=np.float32)
         rows[~mirrored] = self._maps[0][where[~mirrored]]
         if mirrored.any():
             rows[mirrored] = self._maps[1][where[mirrored]]
-        return torch.from_numpy(rows).transpose(0, 1)
+        return sent(rows, self._device).transpose(0, 1)
