@@ -26,6 +26,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from attndrift.metrics.attention import wide_dtype
 from attndrift.monitor.measuring import DriftMonitor
 from attndrift.monitor.snapshot import take_snapshot
 from attndrift.monitor.undisturbed import being_measured, undisturbed, unwrapped
@@ -86,14 +87,21 @@ def entropy_floor_loss(
         raise ValueError(
             f"pretrained_entropy has {len(pretrained_entropy)} layers, log_attention has {len(log_attention)}"
         )
-    terms, active = [], []
-    for current, floor in zip(log_attention, pretrained_entropy, strict=True):
-        current = current.float()
-        entropy = -(current.exp() * current).sum(-1)
-        below = (fraction * float(floor) - entropy).relu()
-        terms.append(below.mean())
-        active.append((below.detach() > 0).float().mean())
-    return torch.stack(terms).sum(), torch.stack(active).mean()
+    floors = torch.as_tensor(pretrained_entropy, dtype=wide_dtype(log_attention[0]), device=log_attention[0].device)
+    floors = (fraction * floors).float()
+    if len({layer.shape for layer in log_attention}) == 1:
+        # All layers at once, as above.
+        below = [(floors[:, None, None] - _entropy(torch.stack(list(log_attention)))).relu().flatten(1)]
+    else:
+        layers = zip(log_attention, floors, strict=True)
+        below = [(floor - _entropy(current)).relu().reshape(1, -1) for current, floor in layers]
+    active = torch.cat([(part.detach() > 0).float().mean(1) for part in below]).mean()
+    return torch.cat([part.mean(1) for part in below]).sum(), active
+
+
+def _entropy(log_attention: Tensor) -> Tensor:
+    logs = log_attention.float()
+    return -(logs.exp() * logs).sum(-1)
 
 
 class ProtectionError(RuntimeError):
@@ -414,9 +422,9 @@ class EntropyFloorTerm:
             raise ValueError(f"fraction is {fraction}; it must lie in (0, 1]")
         self.weight = weight
         self.fraction = fraction
-        self.pretrained_entropy = [float(value) for value in pretrained_entropy]
-        self.active_sum = 0.0
+        self.pretrained_entropy = torch.as_tensor(pretrained_entropy, dtype=torch.float64).detach().cpu()
         self.batches = 0
+        self._active: Tensor | None = None
 
     def __call__(self, log_attention: Sequence[Tensor]) -> Tensor:
         """The weighted loss of one batch."""
@@ -424,15 +432,19 @@ class EntropyFloorTerm:
 
     def missing(self, log_attention: Sequence[Tensor]) -> Tensor:
         """The loss of one batch, unweighted."""
+        first = log_attention[0]
+        # Once, and summed there: a number that is moved or read at every batch would make an accelerator wait.
+        self.pretrained_entropy = self.pretrained_entropy.to(first.device, wide_dtype(first))
         loss, active = entropy_floor_loss(log_attention, self.pretrained_entropy, self.fraction)
-        self.active_sum += float(active)
+        active = active.to(wide_dtype(active))
+        self._active = active if self._active is None else self._active + active
         self.batches += 1
         return loss
 
     @property
     def active_fraction(self) -> float | None:
         """Mean fraction of active cells over the batches so far; None before the first."""
-        return self.active_sum / self.batches if self.batches else None
+        return None if self._active is None else float(self._active) / self.batches
 
 
 class AttentionCache:

@@ -19,12 +19,14 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 from torch import Tensor, nn
@@ -39,9 +41,10 @@ from attndrift.guarding import Guard
 from attndrift.monitor import DivergedError, Drift, DriftCallback, DriftMonitor, evaluation_mode
 from attndrift.monitor.processes import Processes
 from attndrift.observing import observe
-from attndrift.regularizers import EntropyFloorTerm, attention_preservation_loss
+from attndrift.regularizers import attention_preservation_loss, entropy_floor_loss
 from attndrift.study.settings import RunSettings
 from attndrift.training import resume
+from attndrift.training.progress import Progress, Tally
 
 WEIGHTS = "model.safetensors"
 RANDOM = "random.safetensors"
@@ -62,7 +65,7 @@ class Reporter(Protocol):
         """The resumable state of ``step`` is whole."""
 
 
-Reference = Callable[[Sequence[int], Sequence[bool]], Tensor]
+Reference = Callable[[NDArray[np.int64], NDArray[np.bool_]], Tensor]
 """Pretrained log-attention (layers, images, heads, patches) of training images in their orientation."""
 
 
@@ -120,23 +123,6 @@ class FitResult:
     last_good_step: int | None = None
 
 
-@dataclass
-class Progress:
-    """What a run knows besides weights, optimiser and random states; saved with every resumable state."""
-
-    history: list[dict[str, Any]] = field(default_factory=list)
-    best_accuracy: float | None = None
-    selected_epoch: int | None = None
-    loss_sum: float = 0.0
-    correct: int = 0
-    seen: int = 0
-    floor_active: float = 0.0
-    floor_batches: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        return self.__dict__.copy()
-
-
 class _RunTrainer(Trainer):
     """The trainer of a study: our batches, our loss, and only the trained weights in a checkpoint."""
 
@@ -153,11 +139,8 @@ class _RunTrainer(Trainer):
         self.images = TrainingImages(plan.images, plan.labels, settings.seed, flip=settings.flip, share=share)
         self.loader = training_loader(self.images, settings.batch_size // settings.gradient_accumulation)
         self.sampler = cast(EpochBatchSampler, self.loader.batch_sampler)
-        self.floor: EntropyFloorTerm | None = None
-        if settings.regularizer == "entropy_floor":
-            self.floor = EntropyFloorTerm(
-                settings.regularizer_weight or 0.0, plan.pretrained_entropy, settings.entropy_floor_fraction
-            )
+        self.tally = Tally(progress, plan.device, self.processes)
+        self.pretrained_entropy = plan.pretrained_entropy.to(plan.device)
 
     def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
         return self.loader
@@ -175,14 +158,20 @@ class _RunTrainer(Trainer):
     ) -> Any:
         pixel_values, labels = inputs["pixel_values"], inputs["labels"]
         protected = bool(self.plan.settings.regularizer and self.plan.settings.regularizer_weight)
-        with observe(self.model, gradients=True) if protected else nullcontext() as seen:
+        # Nothing here looks at a value, which an accelerator would have to be waited for: that is the tally's to do.
+        with observe(self.model, gradients=True, check=False) if protected else nullcontext() as seen:
             output = model(pixel_values=pixel_values, labels=labels)
         own, share = inputs["own"], inputs["own"] * self.processes.count / inputs["total"]
         loss = output.loss if self.processes.count == 1 else self._share_of_loss(output.logits, labels, own, share)
+        counted, active = loss, None
         if seen is not None:
-            self._check(loss)
-            loss = loss + self._regularization(seen.log_attention, inputs, own, share)
-        self._count(loss, output.logits[:own], labels[:own])
+            task = loss
+            added, active = self._regularization(seen.log_attention, inputs, own, share)
+            loss = task + added
+            # Attention that is not finite must not hide what the task's loss was.
+            counted = torch.where(task.isfinite(), loss, task)
+        hits = (output.logits[:own].detach().argmax(-1) == labels[:own]).sum()
+        self.tally.add(self.state.global_step, inputs["total"], counted, hits, active)
         return (loss, output) if return_outputs else loss
 
     @staticmethod
@@ -194,58 +183,41 @@ class _RunTrainer(Trainer):
 
     def _regularization(
         self, log_attention: Sequence[Tensor], inputs: dict[str, Any], own: int, share: float
-    ) -> Tensor | float:
+    ) -> tuple[Tensor, Tensor | None]:
+        """The weighted loss on the attention of our own images, and the entropy floor's activity, scaled alike."""
+        settings = self.plan.settings
+        floor = settings.regularizer == "entropy_floor"
+        if own == 0:
+            nothing = log_attention[0].new_zeros(())
+            return nothing, nothing if floor else None
         if self.processes.count > 1:
             log_attention = [layer[:own] for layer in log_attention]
-        loss: Tensor | float = 0.0
-        if self.floor is not None:
-            before = self.floor.active_sum
-            if own:
-                loss = self.floor(log_attention)
-            if self.processes.count > 1:
-                active = torch.tensor([share * (self.floor.active_sum - before)], dtype=torch.float64)
-                self.floor.active_sum = before + float(self.processes.sum(active)) / self.processes.count
-                self.floor.batches = self.progress.floor_batches + 1
-            self.progress.floor_active, self.progress.floor_batches = self.floor.active_sum, self.floor.batches
-        elif own:
+        active = None
+        if floor:
+            loss, below = entropy_floor_loss(log_attention, self.pretrained_entropy, settings.entropy_floor_fraction)
+            active = share * below
+        else:
             assert self.plan.reference is not None
-            reference = self.plan.reference(inputs["positions"][:own].tolist(), inputs["flipped"][:own].tolist())
-            divergence = attention_preservation_loss(log_attention, reference.to(log_attention[0].device))
-            loss = (self.plan.settings.regularizer_weight or 0.0) * divergence
-        return loss if self.processes.count == 1 else share * loss
-
-    def _mean(self, loss: Tensor) -> Tensor:
-        return self.processes.sum(loss.detach().double().cpu().reshape(1)) / self.processes.count
-
-    def _check(self, loss: Tensor) -> float:
-        """The loss of the whole batch. Raises :class:`DivergedError`, in all processes, where it is not finite."""
-        value = float(loss.detach()) if self.processes.count == 1 else float(self._mean(loss))
-        if not math.isfinite(value):
-            raise DivergedError(f"the training loss is {value} after step {self.state.global_step}")
-        return value
-
-    def _count(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        value = self._check(loss)
-        correct = (logits.detach().argmax(-1) == labels).sum()
-        counted = torch.stack([correct.cpu(), torch.tensor(len(labels))])
-        hits, images = self.processes.sum(counted).tolist()
-        self.progress.loss_sum += value * images
-        self.progress.correct += hits
-        self.progress.seen += images
+            reference = self.plan.reference(inputs["positions"][:own], inputs["flipped"][:own])
+            loss = attention_preservation_loss(log_attention, reference)
+        return share * ((settings.regularizer_weight or 0.0) * loss), active
 
     def _trained(self) -> dict[str, Tensor]:
         return {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        self.tally.settle()
         # The last step may have left the finite numbers unseen: such weights are no state to go back to.
-        unusable = [name for name, p in self._trained().items() if not bool(torch.isfinite(p).all())]
+        trained = self._trained()
+        finite = torch.stack([torch.isfinite(p).all() for p in trained.values()]).tolist()
+        unusable = [name for name, usable in zip(trained, finite, strict=True) if not usable]
         if unusable:
             raise DivergedError(f"{unusable[0]} is not finite after step {self.state.global_step}")
         if not self.processes.first:
             return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({n: p.contiguous().cpu() for n, p in self._trained().items()}, folder / WEIGHTS)
+        save_file({n: p.contiguous().cpu() for n, p in trained.items()}, folder / WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         stored = load_file(Path(resume_from_checkpoint) / WEIGHTS)
@@ -328,23 +300,25 @@ class _RunCallback(TrainerCallback):
         self.steps_per_epoch = math.ceil(len(trainer.loader) / plan.settings.gradient_accumulation)
         self.total = self.steps_per_epoch * plan.settings.epochs
         self.save_steps = _spread(self.steps_per_epoch, plan.settings.checkpoints_per_epoch, plan.settings.epochs)
+        self.measured_steps = frozenset(evaluation_steps(plan.settings, len(plan.labels)))
         self._pending: dict[str, Any] | None = None
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.start_epoch(state.global_step // self.steps_per_epoch)
 
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Before any callback measures the state after this step: it is none if the training has diverged."""
+        step, guard = state.global_step + 1, self.plan.guard
+        if step in self.measured_steps or (guard is not None and guard.due(step)):
+            self.trainer.tally.settle()
+
     def on_drift(self, step: int, epoch: float, drift: Drift) -> None:
         """Begin the history row of ``step``: what was measured, and training since the last row."""
-        progress = self.trainer.progress
         values = drift.row()
         for name, value in values.items():
             if value is not None and not math.isfinite(value):
                 raise DivergedError(f"{name} is {value} after step {step}")
-        row: dict[str, Any] = {"step": step, "epoch": step / self.steps_per_epoch}
-        if progress.seen:
-            row["train_loss"] = progress.loss_sum / progress.seen
-            row["train_accuracy"] = progress.correct / progress.seen
-        progress.loss_sum, progress.correct, progress.seen = 0.0, 0, 0
+        row: dict[str, Any] = {"step": step, "epoch": step / self.steps_per_epoch} | self.trainer.tally.row()
         self._pending = row | values | {"layers": drift.layers()}
         self._line = drift.line()
 
@@ -460,18 +434,16 @@ def fit(model: nn.Module, plan: TrainingPlan, folder: Path, reporter: Reporter) 
     progress = Progress()
     trainer = _RunTrainer(model=model, args=arguments, optimizers=(optimizer, None))
     trainer.remove_callback(PrinterCallback)  # a study has its own log
-    trainer.setup(plan, progress)
     trainer.place = folder
     if processes.count > 1:
         torch.manual_seed(settings.seed + processes.rank)  # dropout masks of its own in each process
     state = resume.newest(folder / "resume", reporter.say)
     if state is not None:
         progress.__dict__.update(read_json(state / resume.PROGRESS))
-        if trainer.floor is not None:
-            trainer.floor.active_sum, trainer.floor.batches = progress.floor_active, progress.floor_batches
         reporter.say(f"goes on from {state.name}")
     else:
         progress.history.append(plan.baseline)
+    trainer.setup(plan, progress)
     if processes.first:
         _write_history(folder, progress)
     callback = _RunCallback(trainer, plan, folder, reporter)
@@ -490,25 +462,30 @@ def fit(model: nn.Module, plan: TrainingPlan, folder: Path, reporter: Reporter) 
             last = resume.newest(folder / "resume", reporter.say)
             step = _step_of(last)
             reporter.say(f"diverged: {error}; last good state: step {step}")
-            return _result("diverged", progress, trainer, str(error), step)
+            return _result("diverged", progress, str(error), step)
         finally:
             if processes.first:
                 shutil.rmtree(scratch, ignore_errors=True)
     # Once more, whole and synced: lines that were appended may still be on their way to the disk.
     if processes.first:
         _write_history(folder, progress)
-    return _result("finished", progress, trainer)
+    return _result("finished", progress)
 
 
 def _write_history(folder: Path, progress: Progress) -> None:
     write_text(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in progress.history))
 
 
-def _result(
-    status: str, progress: Progress, trainer: _RunTrainer, problem: str | None = None, step: int | None = None
-) -> FitResult:
-    active = trainer.floor.active_fraction if trainer.floor is not None else None
-    return FitResult(status, progress.history, progress.best_accuracy, progress.selected_epoch, active, problem, step)
+def _result(status: str, progress: Progress, problem: str | None = None, step: int | None = None) -> FitResult:
+    return FitResult(
+        status,
+        progress.history,
+        progress.best_accuracy,
+        progress.selected_epoch,
+        progress.active_fraction,
+        problem,
+        step,
+    )
 
 
 def _step_of(state: Path | None) -> int:

@@ -1,0 +1,233 @@
+"""A study's training step reads nothing from an accelerator; what it left behind is read before it is needed.
+
+On the device `meta` tensors have no values: whatever would fetch one to the host raises. Every copy to such a device
+must go through `sent`, which waits for nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import accelerate
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import TrainingArguments
+
+from attndrift.data import PixelStore, device_pixels, order
+from attndrift.data.sending import sent
+from attndrift.files import read_json
+from attndrift.models import adapt, load_clip
+from attndrift.monitor import DriftMonitor
+from attndrift.observing import observe
+from attndrift.study.running import adaptation, split_accuracy
+from attndrift.study.settings import RunSettings
+from attndrift.training import FitResult, TrainingPlan, fit, progress, resume
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+IMAGES, CLASSES, BATCH = 24, 3, 4
+STEPS = IMAGES // BATCH
+
+KINDS: dict[str, dict[str, Any]] = {
+    "full": {"method": "full"},
+    "lora": {"method": "lora", "lora_rank": 2, "lora_dropout": 0.1},
+    "full apr": {"method": "full", "regularizer": "apr", "regularizer_weight": 0.1},
+    "lora apr": {"method": "lora", "lora_rank": 2, "regularizer": "apr", "regularizer_weight": 0.1},
+    "full floor": {"method": "full", "regularizer": "entropy_floor", "regularizer_weight": 0.1,
+                   "entropy_floor_fraction": 1.0},
+    "lora floor, accumulated": {"method": "lora", "lora_rank": 2, "regularizer": "entropy_floor",
+                                "regularizer_weight": 0.1, "gradient_accumulation": 2},
+}  # fmt: skip
+
+
+class Heard:
+    """A reporter that remembers."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.states: dict[int, dict[str, Any]] = {}
+        self.folder: Path | None = None
+
+    def step(self, done: int, total: int) -> None:
+        self.steps.append(done)
+
+    def say(self, message: str) -> None:
+        pass
+
+    def saved(self, step: int) -> None:
+        assert self.folder is not None
+        self.states[step] = read_json(self.folder / "resume" / f"step-{step}" / resume.PROGRESS)
+
+
+def settings_of(kind: str, **others: Any) -> RunSettings:
+    common: dict[str, Any] = {
+        "model": "config:tiny", "dataset": "digits", "epochs": 2, "batch_size": BATCH, "learning_rate": 1e-3,
+        "evaluations_per_epoch": 2, "checkpoints_per_epoch": 3, "threads": 1, "track_size": 0,
+    }  # fmt: skip
+    return RunSettings(**common | KINDS[kind] | others)
+
+
+def images() -> PixelStore:
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (IMAGES, 3, 28, 28), dtype=np.uint8)
+    table = np.linspace(-2, 2, 3 * 256, dtype=np.float32).reshape(3, 256)
+    indices = np.arange(IMAGES)
+    return PixelStore(pixels, table, indices, indices % CLASSES, [str(i) for i in indices])
+
+
+class Poisoned:
+    """Images of which the batch after so many is not finite."""
+
+    def __init__(self, store: PixelStore, after: int) -> None:
+        self.store, self.left = store, after
+
+    def fetch(self, positions: Any, flip: Any = None) -> torch.Tensor:
+        batch = self.store.fetch(positions, flip)
+        self.left -= 1
+        return torch.full_like(batch, math.nan) if self.left == -1 else batch
+
+
+def train(kind: str, folder: Path, *, poisoned_after: int | None = None, **others: Any) -> tuple[FitResult, Heard, Any]:
+    """A whole training on the CPU, with real measurements; and its model."""
+    torch.manual_seed(0)
+    settings, store = settings_of(kind, **others), images()
+    clip = load_clip("config:tiny")
+    model = adapt(clip, adaptation(settings), CLASSES, settings.seed)
+    with observe(clip.eval()) as seen, torch.no_grad():
+        clip.vision_model(pixel_values=store.fetch(range(IMAGES)))
+    attention = torch.stack(seen.log_attention)
+    probe = store.fetch(range(8))
+    monitor = DriftMonitor(model, probe, embed=model.embed)
+    heard = Heard()
+    heard.folder = folder
+    plan = TrainingPlan(
+        settings=settings,
+        images=store if poisoned_after is None else Poisoned(store, poisoned_after),
+        labels=torch.from_numpy(store.labels),
+        monitor=monitor,
+        validate=lambda: split_accuracy(model, store, store.labels, settings),
+        track=None,
+        track_retention=lambda _: None,
+        baseline={"step": 0},
+        save_weights=lambda name: None,
+        pretrained_entropy=monitor.reference.structure.layers("entropy"),
+        reference=lambda positions, flipped: attention[:, positions],
+        device=CPU,
+    )
+    measured: list[int] = []
+    plan.monitor.measure, measure = lambda: measured.append(len(heard.steps) + 1) or measure(), monitor.measure  # type: ignore[func-returns-value,method-assign]
+    result = fit(model, plan, folder, heard)
+    return result, heard, SimpleNamespace(model=model, measured=measured)
+
+
+class Crossings(TorchDispatchMode):
+    """Notes every copy from the host to the device that did not go through `sent`, once a step has been done."""
+
+    def __init__(self, steps: list[int]) -> None:
+        super().__init__()
+        self._steps = steps
+        self.undeclared: list[str] = []
+        self.declared = 0
+        self._inside = False
+
+    def sent(self, values: Any, device: torch.device) -> torch.Tensor:
+        self.declared += 1
+        self._inside = True
+        try:
+            return sent(values, device)
+        finally:
+            self._inside = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **kwargs or {})
+        source = {torch.ops.aten._to_copy.default: 0, torch.ops.aten.copy_.default: 1}.get(func)
+        if source is not None and self._steps and not self._inside and result.is_meta and not args[source].is_meta:
+            self.undeclared.append(str(func))
+        return result
+
+
+@contextmanager
+def on_meta(monkeypatch: pytest.MonkeyPatch, steps: list[int]) -> Iterator[Crossings]:
+    crossings = Crossings(steps)
+    monkeypatch.setattr(TrainingArguments, "device", property(lambda arguments: arguments._setup_devices and META))
+    monkeypatch.setattr(accelerate.Accelerator, "device", META)
+    for module in (device_pixels, order):
+        monkeypatch.setattr(module, "sent", crossings.sent)
+    with crossings:
+        yield crossings
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_step_reads_from_the_device(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real trainer on tensors without values: the first thing that asks for one is the settling of the last step."""
+    settings, store = settings_of(kind, epochs=1, evaluations_per_epoch=1, checkpoints_per_epoch=1), images()
+    model = adapt(load_clip("config:tiny"), adaptation(settings), CLASSES, settings.seed).to(META)
+    layers, heads = 3, load_clip("config:tiny").config.vision_config.num_attention_heads
+    heard = Heard()
+    never = lambda: pytest.fail("nothing may be measured")  # noqa: E731
+    with on_meta(monkeypatch, heard.steps) as crossings:
+        plan = TrainingPlan(
+            settings=settings,
+            images=store.on(META),
+            labels=torch.from_numpy(store.labels),
+            monitor=SimpleNamespace(model=model, measure=never),  # type: ignore[arg-type]
+            validate=never,
+            track=None,
+            track_retention=lambda _: None,
+            baseline={"step": 0},
+            save_weights=lambda name: never(),
+            pretrained_entropy=torch.full((layers,), 3.0, device=META),
+            reference=lambda where, _: crossings.sent(torch.zeros(len(where), layers, heads, 16), META).transpose(0, 1),
+            device=META,
+        )
+        settled: list[int] = []
+        settle = progress.Tally.settle
+        monkeypatch.setattr(progress.Tally, "settle", lambda tally: settled.append(len(heard.steps)) or settle(tally))
+        with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+            fit(model, plan, tmp_path, heard)
+    assert heard.steps == list(range(1, STEPS)), "all steps but the last are whole"
+    assert settled == [STEPS - 1], "and it is the settling of the last one that asks for a value"
+    assert crossings.declared >= 2 * STEPS, "pixels and labels of every batch"
+    assert crossings.undeclared == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_reading_later_changes_nothing(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once, heard_at_once, first = train(kind, tmp_path / "at once")
+    monkeypatch.setattr(progress, "_reading_is_free", lambda device: False)
+    later, heard_later, second = train(kind, tmp_path / "later")
+    assert later == at_once
+    assert [row["step"] for row in later.history] == [0, 3, 6, 9, 12]
+    assert all(0 < row["train_loss"] < 10 and 0 <= row["train_accuracy"] <= 1 for row in later.history[1:])
+    assert heard_later.states == heard_at_once.states
+    assert sorted(heard_later.states) == [2, 4, 6, 8, 10, 12]
+    assert heard_later.states[8]["seen"] == 2 * BATCH, "a state between two rows knows the steps since the last one"
+    if "floor" in kind:
+        assert later.active_fraction is not None
+        assert heard_later.states[8]["floor_batches"] == 8 * settings_of(kind).gradient_accumulation
+    for name, value in first.model.state_dict().items():
+        assert torch.equal(second.model.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("kind", ["full", "full apr", "full floor"])
+@pytest.mark.parametrize(("bad", "good", "rows"), [(0, 0, [0]), (4, 4, [0, 3]), (7, 6, [0, 3, 6]), (8, 8, [0, 3, 6])])
+def test_a_divergence_is_of_the_step_where_it_happened(
+    kind: str, bad: int, good: int, rows: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once, heard_at_once, first = train(kind, tmp_path / "at once", poisoned_after=bad)
+    monkeypatch.setattr(progress, "_reading_is_free", lambda device: False)
+    later, heard_later, second = train(kind, tmp_path / "later", poisoned_after=bad)
+    assert later.problem == f"the training loss is nan after step {bad}"
+    assert later == at_once
+    assert (later.status, later.last_good_step) == ("diverged", good)
+    assert [row["step"] for row in later.history] == rows
+    assert second.measured == first.measured == rows[1:], "nothing is measured behind it"
+    assert heard_later.states == heard_at_once.states, "and nothing saved"
+    assert heard_at_once.steps == list(range(1, bad + 1))
+    assert len(heard_later.steps) < bad + 3, "it is found before the next measurement or state"
