@@ -93,6 +93,15 @@ def test_the_floor_is_summed_over_layers_and_averaged_over_images_and_heads() ->
     assert float(fraction) == pytest.approx(active, abs=1e-6)
 
 
+def test_layers_of_different_shapes_have_a_floor_each() -> None:
+    first, second = _log_attention(0, scale=3.0)[:2]
+    fewer = second[:, :2]
+    loss, fraction = entropy_floor_loss([first, fewer], [3.9, 3.0])
+    one, other = entropy_floor_loss([first], [3.9]), entropy_floor_loss([fewer], [3.0])
+    torch.testing.assert_close(loss, one[0] + other[0])
+    torch.testing.assert_close(fraction, (one[1] + other[1]) / 2)
+
+
 def test_a_floor_that_is_not_reached_is_silent_and_says_so() -> None:
     uniform = [torch.full((2, 4, 49), 1 / 49).log()]
     floor = EntropyFloorTerm(0.1, [3.7])

@@ -92,6 +92,10 @@ def test_errors() -> None:
         weight_drift(before, {**after, "q.weight": adapter(0, 5, 6)})
     with pytest.raises(ValueError, match=r"adapted: `v\.bias` contains NaN"):
         weight_drift(before, {**after, "v.bias": torch.full((6,), float("nan"))})
+    rows, columns = before["q.weight"].shape
+    update = LowRankUpdate(torch.full((2, columns), float("nan")), torch.ones(rows, 2), 1.0)
+    with pytest.raises(ValueError, match=r"adapted: `q\.weight` contains NaN"):
+        weight_drift(before, {**after, "q.weight": update})
     with pytest.raises(ValueError, match=r"pretrained: `v\.bias` contains NaN"):
         weight_drift({**before, "v.bias": torch.full((6,), float("inf"))}, after)
     with pytest.raises(ValueError, match="pretrained: all parameters are 0"):

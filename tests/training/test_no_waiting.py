@@ -23,6 +23,7 @@ from transformers import TrainingArguments
 from attndrift.data import PixelStore, device_pixels, order
 from attndrift.data.sending import sent
 from attndrift.files import read_json
+from attndrift.guarding import Budget, Guard
 from attndrift.models import adapt, load_clip
 from attndrift.monitor import DriftMonitor
 from attndrift.observing import observe
@@ -93,7 +94,9 @@ class Poisoned:
         return torch.full_like(batch, math.nan) if self.left == -1 else batch
 
 
-def train(kind: str, folder: Path, *, poisoned_after: int | None = None, **others: Any) -> tuple[FitResult, Heard, Any]:
+def train(
+    kind: str, folder: Path, *, poisoned_after: int | None = None, guarded: bool = False, **others: Any
+) -> tuple[FitResult, Heard, Any]:
     """A whole training on the CPU, with real measurements; and its model."""
     torch.manual_seed(0)
     settings, store = settings_of(kind, **others), images()
@@ -119,6 +122,7 @@ def train(kind: str, folder: Path, *, poisoned_after: int | None = None, **other
         pretrained_entropy=monitor.reference.structure.layers("entropy"),
         reference=lambda positions, flipped: attention[:, positions],
         device=CPU,
+        guard=Guard(monitor, Budget("weight_drift", at_most=1e9), 1, echo=None) if guarded else None,
     )
     measured: list[int] = []
     plan.monitor.measure, measure = lambda: measured.append(len(heard.steps) + 1) or measure(), monitor.measure  # type: ignore[func-returns-value,method-assign]
@@ -231,3 +235,13 @@ def test_a_divergence_is_of_the_step_where_it_happened(
     assert heard_later.states == heard_at_once.states, "and nothing saved"
     assert heard_at_once.steps == list(range(1, bad + 1))
     assert len(heard_later.steps) < bad + 3, "it is found before the next measurement or state"
+
+
+def test_a_guard_checks_no_state_behind_a_divergence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once, _, first = train("full", tmp_path / "at once", poisoned_after=4, guarded=True)
+    monkeypatch.setattr(progress, "_reading_is_free", lambda device: False)
+    later, _, second = train("full", tmp_path / "later", poisoned_after=4, guarded=True)
+    assert later.problem == "the training loss is nan after step 4"
+    assert later == at_once
+    assert second.measured == first.measured
+    assert max(second.measured) == 4

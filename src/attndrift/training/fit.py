@@ -206,7 +206,6 @@ class _RunTrainer(Trainer):
         return {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        self.tally.settle()
         # The last step may have left the finite numbers unseen: such weights are no state to go back to.
         trained = self._trained()
         finite = torch.stack([torch.isfinite(p).all() for p in trained.values()]).tolist()
@@ -230,6 +229,7 @@ class _RunTrainer(Trainer):
                 parameter.copy_(stored[name])
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.tally.settle()  # here, where all processes are
         try:
             super()._save_checkpoint(model, trial)
         except RuntimeError as error:
