@@ -167,7 +167,7 @@ def analysis(
 def study(
     pairs: Annotated[int, typer.Option("--pairs", min=1, help="How often both sides run the whole study.")] = 1,
     runs: Annotated[
-        int | None, typer.Option("--runs", min=3, help="Only the first so many rows of the matrix.")
+        int | None, typer.Option("--runs", min=4, help="Only the first so many rows of the matrix.")
     ] = None,
     output: OutputOption = None,
     as_json: JsonOption = False,

@@ -354,7 +354,8 @@ def _correlation(own: Sequence[float], other: Sequence[float]) -> float | None:
 def study(*, pairs: int = 1, runs: int | None = None, progress: Callable[[str], None] | None = None) -> Result:
     """Time a whole study of 21 runs against the plain script and against its own arithmetic, and compare results.
 
-    ``pairs``: how often both sides are run, in changing order. ``runs``: only the first so many, for trying it out.
+    ``pairs``: how often both sides are run, in changing order. ``runs``: only the first so many, at least 4, so that both targets are trained on: for
+    trying it out.
     """
     say = progress or (lambda line: None)
     cores = usable_cores()
