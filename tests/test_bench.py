@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from typer.testing import CliRunner
 from attndrift.bench.capture import CASES, Case, _Forwards, capture, case_of
 from attndrift.bench.growth import Shape, growth
 from attndrift.bench.memory import peak_bytes
-from attndrift.bench.ratios import ratio_of, rounds
+from attndrift.bench.ratios import balanced_orders, ratio_of, rounds
 from attndrift.bench.reference import reference
 from attndrift.bench.result import Machine, Result
 from attndrift.bench.startup import startup
@@ -33,25 +35,29 @@ def test_a_ratio_is_the_median_over_pairs_of_one_round() -> None:
     found = ratio_of("a", "b", [2.0, 9.0, 4.0], [1.0, 3.0, 4.0], case="c")
     assert (found.ratio, found.low, found.high, found.pairs, found.case) == (2.0, 1.0, 3.0, 3, "c")
     assert (found.seconds, found.seconds_against) == (4.0, 3.0)
+    assert found.rounds == ((2.0, 1.0), (9.0, 3.0), (4.0, 4.0))
     assert found.aiming_at(1.05).to_json()["at_most"] == 1.05
 
 
-def test_rounds_run_everything_in_turning_order_and_throw_the_first_away() -> None:
+def test_rounds_run_everything_and_throw_the_first_away() -> None:
     order: list[str] = []
     found = rounds({name: lambda name=name: order.append(name) for name in "abc"}, 5)
     assert {name: len(seconds) for name, seconds in found.items()} == {"a": 5, "b": 5, "c": 5}
     turns = ["".join(order[start : start + 3]) for start in range(0, 18, 3)]
     assert all(sorted(turn) == ["a", "b", "c"] for turn in turns)
-    assert {turn[0] for turn in turns} == {turn[-1] for turn in turns} == {"a", "b", "c"}
 
 
-@pytest.mark.parametrize("names", ["ab", "abcd"])
-def test_everything_comes_first_and_last_in_some_round(names: str) -> None:
-    order: list[str] = []
-    count = 2 * len(names)
-    rounds({name: lambda name=name: order.append(name) for name in names}, count - 1)
-    turns = ["".join(order[start : start + len(names)]) for start in range(0, len(order), len(names))]
-    assert {turn[0] for turn in turns} == {turn[-1] for turn in turns} == set(names)
+@pytest.mark.parametrize("count", range(2, 9))
+def test_each_comes_equally_often_first_last_and_right_after_each_other_one(count: int) -> None:
+    orders = balanced_orders(count)
+    times = len(orders) // count
+    assert Counter(order[0] for order in orders) == Counter(order[-1] for order in orders)
+    assert Counter(order[0] for order in orders) == dict.fromkeys(range(count), times)
+    followed = Counter(pair for order in orders for pair in pairwise(order))
+    assert followed == {(one, other): times for one in range(count) for other in range(count) if one != other}
+    done: list[int] = []
+    rounds({str(one): lambda one=one: done.append(one) for one in range(count)}, len(orders))
+    assert [done[start : start + count] for start in range(count, len(done), count)] == orders
 
 
 FUSED = "aten::scaled_dot_product_attention"
@@ -112,7 +118,8 @@ def test_capture_measures_time_memory_and_drift() -> None:
     ).to_json()
     assert [row["at_most"] for row in found["ratios"]] == [1.05, 1.0, None, 1.15, None]
     assert all(row["ratio"] > 0 and row["pairs"] == 2 for row in found["ratios"])
-    spent, floors, memory = found["tables"].values()
+    spent, floors, faults, memory = found["tables"].values()
+    assert all(0 <= row["fewest"] <= row["pages"] <= row["most"] and row["n"] == 2 for row in faults)
     assert 0 < spent[0]["observing s"] < spent[0]["whole s"]
     assert 1 < spent[0]["lowest"] <= spent[0]["whole / whole without"] <= spent[0]["highest"]
     for row, maps in zip(floors, (0, 0, 4), strict=True):
@@ -213,6 +220,9 @@ def test_a_result_is_printed_and_written_whole(tmp_path: Path) -> None:
         (["capture", "--only", "profile"], "choose from time, memory, probe"),
         (["train", "--kind", "eager"], "choose from plain, observed, cached"),
         (["train", "--only", "probe"], "choose from time, memory, profile"),
+        (["train", "--kind", "cached"], "nothing to compare with; add plain"),
+        (["startup", "--output", "."], "is a folder; name a file in it"),
+        (["startup", "--output", "/proc/absent/result.json"], "nothing can be written in /proc"),
     ],
 )
 def test_a_wrong_option_is_named(options: list[str], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:

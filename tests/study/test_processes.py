@@ -16,7 +16,7 @@ from attndrift.console import StudyConsole
 from attndrift.files import read_json
 from attndrift.study.engine import run_study
 from attndrift.study.loading import load_study, parse_study
-from attndrift.study.processes import InProcesses, jobs_that_fit, longest_first, parse_time, spoken, usable_cores
+from attndrift.study.processes import InProcesses, jobs_that_fit, parse_time, shallow_last, spoken, usable_cores
 from attndrift.study.settings import NamedRun, Study
 
 TEXT = "name: four\nruns:\n  - {dataset: tiles, threads: 1, grid: {seed: [1, 2, 3, 4]}}\n"
@@ -78,9 +78,9 @@ def test_two_at_a_time_give_the_tables_and_logs_of_one_after_the_other(tmp_path:
     assert again.count("kept") == 4
 
 
-def test_long_runs_begin_first_and_equal_ones_in_the_order_of_the_study() -> None:
+def test_runs_that_train_little_begin_last_and_equal_ones_in_the_order_of_the_study() -> None:
     study = load_study("collapse-21")
-    order = longest_first(study.runs)
+    order = shallow_last(study.runs)
     assert sorted(run.run_id for run in order) == sorted(run.run_id for run in study.runs)
     assert {run.settings.method for run in order[-2:]} == {"none"}
     tiles = [run for run in order if run.settings.dataset == "eurosat" and run.settings.method != "none"]

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 
 from attndrift.console import StudyConsole
 from attndrift.files import read_json
-from attndrift.models import load_adapted, load_clip, weight_drift
+from attndrift.models import fingerprint_embeddings, load_adapted, load_clip, weight_drift
+from attndrift.observing import observe
 from attndrift.study.collect import gather
 from attndrift.study.engine import StudyOutcome, run_study
 from attndrift.study.interpolating import interpolate
@@ -265,6 +266,29 @@ def test_interpolation_starts_at_the_pretrained_and_ends_at_the_adapted_model(st
     sweep = tables.interpolation[tables.interpolation["run_id"] == run]
     assert sweep["alpha"].tolist() == [0.0, 0.5, 1.0]
     (study / "runs" / run / "interpolation.json").unlink()
+
+
+def test_what_the_untouched_model_makes_of_a_probe_is_kept_for_that_probe_alone(
+    tiny_clip: Path, tmp_path: Path
+) -> None:
+    described = "".join(f"\n  - {{method: full{more}}}" for more in ("", ", data_seed: 9", ", map_images: 1"))
+    runs = parse_study(_text(tiny_clip, described), where="study").runs
+    bench = Workbench(tmp_path / "cache")
+    pretrained = bench.pretrained(runs[0].settings.model, torch.device("cpu"))
+    found = []
+    for run in runs:
+        target = bench.target(run.settings, pretrained)
+        fingerprint = bench.fingerprint(run.settings, target, pretrained)
+        maps = bench.pretrained_maps(run.settings, target, pretrained)
+        assert bench.fingerprint(run.settings, target, pretrained) is fingerprint
+        assert torch.equal(fingerprint.pixels, target.probe.fetch(range(8)))
+        assert torch.equal(fingerprint.embeddings, fingerprint_embeddings(pretrained.clip, fingerprint.pixels))
+        with observe(pretrained.clip) as seen, torch.no_grad():
+            pretrained.embed(target.probe.fetch(range(run.settings.map_images)))
+        assert np.array_equal(maps, torch.stack(list(seen.attention), dim=1).numpy())
+        found.append(fingerprint)
+    assert not torch.equal(found[0].pixels, found[1].pixels), "another split has another probe"
+    assert found[0] is found[2]
 
 
 def test_what_cannot_be_interpolated_says_so(study: Path) -> None:

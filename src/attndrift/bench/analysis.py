@@ -12,13 +12,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 from scipy import stats
 
-from attndrift.bench.ratios import Ratio
+from attndrift.bench.ratios import Ratio, ratio_of
 from attndrift.bench.result import TABLES, Machine, Result
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -148,19 +149,13 @@ def analysis(
                 measured.append({what: _fresh(what, folder) for what in order})
             kept = measured[1:]
             own, other = ([pair[what] for pair in kept] for what in ("attndrift", "plain"))
-            ratios = [a["seconds"] / b["seconds"] for a, b in zip(own, other, strict=True)]
-            found.append(
-                Ratio(
-                    f"all of the analysis, {count:,} runs with {evaluations} evaluations, shape of {shape}",
-                    "pandas read_parquet of everything and a groupby in Python, a part of the numbers, no intervals",
-                    statistics.median(ratios), min(ratios), max(ratios),
-                    statistics.median(one["seconds"] for one in own),
-                    statistics.median(one["seconds"] for one in other),
-                    pairs,
-                    statistics.median(one["megabytes"] for one in own),
-                    statistics.median(one["megabytes"] for one in other),
-                )
+            ratio = ratio_of(
+                f"all of the analysis, {count:,} runs with {evaluations} evaluations, shape of {shape}",
+                "pandas read_parquet of everything and a groupby in Python, a part of the numbers, no intervals",
+                [one["seconds"] for one in own], [one["seconds"] for one in other],
             )  # fmt: skip
+            used = [statistics.median(one["megabytes"] for one in side) for side in (own, other)]
+            found.append(replace(ratio, megabytes=used[0], megabytes_against=used[1]))
             say(f"{shape}, {count:,} runs, against the plain way: {found[-1].ratio:.3f}")
     tables = {"a large study": whole}
     if grows:

@@ -25,6 +25,7 @@ from attndrift.monitor import DriftMonitor
 OBSERVED = "forward with all four metrics"
 BARE = "bare forward, fused attention (sdpa)"
 REFERENCE = "reference: eager forward, full maps, metrics a batch"
+FAULTS = "pages that a forward pass takes from the system"
 _MEGA = 1e6
 
 
@@ -104,6 +105,7 @@ def capture(
     memory: list[dict[str, Any]] = []
     spent: list[dict[str, Any]] = []
     floors: list[dict[str, Any]] = []
+    faults: list[dict[str, Any]] = []
     notes = ["Weights are random, made from the model's configuration: no time here depends on their values."]
     forwards = [_Forwards(case, where, dtype) for case in cases] if {"time", "memory"} & set(only) else []
     if "memory" in only:
@@ -118,13 +120,15 @@ def capture(
         notes.append(KEPT if keep_freed and keep_freed_memory() else RETURNED)
     if "time" in only:
         for work in forwards:
+            before = work.rates(wait_for(where))
             found = rounds(work.works, pairs or work.case.rounds, wait=wait_for(where), say=progress)
             if where.type == "cpu":
                 # On an accelerator, a clock in a hook says when something was asked, not what it took.
                 own = work.spent[-len(found["observed"]) :]
-                spent.append(spent_row(OBSERVED, work.title, own, found["observed"], work.case.at_most))
+                spent.append(spent_row(OBSERVED, work.title, own, found["observed"]))
             observed, bare, plain = (found[name] for name in ("observed", "bare", "reference"))
-            floors += work.floors(found, wait_for(where))
+            floors += work.floors(found, before, work.rates(wait_for(where)))
+            faults += work.page_faults(len(found["bare"]))
             target = work.case.gpu_reference_at_most if where.type == "cuda" else work.case.reference_at_most
             ratios += [
                 ratio_of(OBSERVED, BARE, observed, bare, case=work.title).aiming_at(work.case.at_most),
@@ -139,7 +143,12 @@ def capture(
         ratios,
         tables={
             title: rows
-            for title, rows in ((SPENT, spent), (TITLE, floors), ("extra peak memory of a forward pass", memory))
+            for title, rows in (
+                (SPENT, spent),
+                (TITLE, floors),
+                (FAULTS, faults),
+                ("extra peak memory of a forward pass", memory),
+            )
             if rows
         },
         notes=notes,
@@ -162,7 +171,7 @@ class _Forwards:
         batch = case.gpu_batch if device.type == "cuda" else case.batch
         generator = torch.Generator().manual_seed(0)
         self.pixels = torch.randn(batch, 3, vision.image_size, vision.image_size, generator=generator).to(device, dtype)
-        tokens = (vision.image_size // vision.patch_size) ** 2 + 1
+        tokens = self.tokens = (vision.image_size // vision.patch_size) ** 2 + 1
         self.maps_bytes = (
             vision.num_hidden_layers * batch * vision.num_attention_heads * tokens**2 * self.pixels.element_size()
         )
@@ -170,11 +179,35 @@ class _Forwards:
             f"{case.model.removeprefix('config:')}, {tokens} tokens, batch {batch}, {str(dtype).removeprefix('torch.')}"
         )
         self.spent: list[float] = []
-        self.works = {
-            "bare": self._bare,
-            "observed": self._observed,
-            "reference": lambda: plain.measure_attention(self.eager, [self.pixels]),
+        self._faults: dict[str, list[int]] = {}
+        self.works: dict[str, Work] = {
+            "bare": partial(self._counted, "bare", self._bare),
+            "observed": partial(self._counted, "observed", self._observed),
+            "reference": partial(
+                self._counted, "reference", lambda: plain.measure_attention(self.eager, [self.pixels])
+            ),
         }
+
+    def _counted(self, name: str, work: Work) -> None:
+        before = _faults()
+        work()
+        self._faults.setdefault(name, []).append(_faults() - before)
+
+    def page_faults(self, passes: int) -> list[dict[str, Any]]:
+        """How many pages each of the last ``passes`` took from the system; none where it does not say."""
+        if not any(map(sum, self._faults.values())):
+            return []
+        return [
+            {
+                "case": self.title,
+                "what": words,
+                "pages": statistics.median(self._faults[name][-passes:]),
+                "fewest": min(self._faults[name][-passes:]),
+                "most": max(self._faults[name][-passes:]),
+                "n": passes,
+            }
+            for name, words in (("bare", BARE), ("observed", OBSERVED), ("reference", REFERENCE))
+        ]
 
     @torch.no_grad()
     def _bare(self) -> Tensor:
@@ -187,18 +220,21 @@ class _Forwards:
         self.spent.append(watch.seconds)
         return output
 
-    def floors(self, seconds: Mapping[str, Sequence[float]], wait: Work) -> list[dict[str, Any]]:
+    def rates(self, wait: Work) -> tuple[float, float]:
+        """What the machine does now, at products of this model's size: see :func:`attndrift.bench.physical.rates`."""
+        vision = self.clip.config.vision_config
+        return rates(len(self.pixels) * self.tokens, vision.hidden_size, self.pixels, wait)
+
+    def floors(
+        self, seconds: Mapping[str, Sequence[float]], before: tuple[float, float], after: tuple[float, float]
+    ) -> list[dict[str, Any]]:
         """What each must take at least: its operations, and for the reference the maps that go through memory.
 
         What observing adds, one row of scores a layer and head, is a thousandth of the operations, and left out.
         """
-        vision = self.clip.config.vision_config
-        batch = len(self.pixels)
-        tokens = (vision.image_size // vision.patch_size) ** 2 + 1
-        count = batch * operations(self.eager.vision_model, self.pixels[:1])
-        rate, bandwidth = rates(batch * tokens, vision.hidden_size, self.pixels, wait)
+        count = len(self.pixels) * operations(self.eager.vision_model, self.pixels[:1])
         return [
-            floor_row(self.title, words, statistics.median(seconds[name]), count, moved, rate, bandwidth)
+            floor_row(self.title, words, statistics.median(seconds[name]), count, moved, before, after)
             for name, words, moved in (
                 ("bare", BARE, 0.0), ("observed", OBSERVED, 0.0), ("reference", REFERENCE, float(MAP_PASSES * self.maps_bytes)),
             )
@@ -235,6 +271,15 @@ class _Forwards:
                 "extra resident MB": None if grown is None or bare is None else (grown - bare) / _MEGA,
             })  # fmt: skip
         return rows
+
+
+def _faults() -> int:
+    """Pages that this process has taken from the system so far; 0 where it does not say."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def _probe(

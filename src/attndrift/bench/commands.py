@@ -7,6 +7,7 @@ Nothing that is slow to import is imported before a command runs.
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,21 +36,40 @@ KeepOption = Annotated[
     bool, typer.Option("--keep-freed/--return-freed", help="On a CPU: let the C library keep released memory.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Also write the result to this JSON file.")]
+
+
+def _can_be_written(path: Path | None) -> Path | None:
+    """Before anything is measured: half an hour's result must not be lost to a name that cannot be written."""
+    if path is None:
+        return None
+    if path.is_dir():
+        raise typer.BadParameter(f"{path} is a folder; name a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            return path
+    except OSError as error:
+        raise typer.BadParameter(f"nothing can be written in {path.parent} ({error.strerror})") from error
+
+
+OutputOption = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="Also write the result to this JSON file.", callback=_can_be_written),
+]
 
 
 def _deliver(result: Result, output: Path | None, as_json: bool) -> None:
-    """Write the result where that was asked for, and print it."""
+    """Print the result, and write it where that was asked for."""
     from attndrift.bench.result import print_result, write_result
     from attndrift.files import plain
 
     found = result.to_json()
-    if output is not None:
-        write_result(found, output)
     if as_json:
         typer.echo(json.dumps(plain(found), indent=1, ensure_ascii=False))
     else:
         print_result(found)
+    if output is not None:
+        write_result(found, output)
 
 
 def _say(line: Any) -> None:

@@ -45,15 +45,28 @@ def rates(rows: int, width: int, like: Tensor, wait: Work) -> tuple[float, float
 
 
 def floor_row(
-    case: str, what: str, seconds: float, operations: float, moved: float, rate: float, bandwidth: float
+    case: str,
+    what: str,
+    seconds: float,
+    operations: float,
+    moved: float,
+    before: tuple[float, float],
+    after: tuple[float, float],
 ) -> dict[str, Any]:
-    """A row: what a pass must take at least, and how near to it it is."""
+    """A row: what a pass must take at least, and how near to it it is.
+
+    ``before``, ``after``: :func:`rates` on both sides of the passes. Their mean counts; how far they are apart says how
+    well the floor is known.
+    """
+    rate, bandwidth = ((first + second) / 2 for first, second in zip(before, after, strict=True))
     least = operations / rate + moved / bandwidth
     return {
         "case": case,
         "what": what,
         "GFLOP": operations / 1e9,
         "GFLOP/s of a lone product": rate / 1e9,
+        "before": before[0] / 1e9,
+        "after": after[0] / 1e9,
         "GB of maps moved": moved / 1e9,
         "GB/s of a copy": bandwidth / 1e9,
         "floor s": least,

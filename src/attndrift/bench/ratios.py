@@ -24,6 +24,7 @@ class Ratio:
         megabytes, megabytes_against: median of the largest memory that each took; null where not measured.
         at_most: what the ratio is meant to stay below; null where nothing was promised.
         case: what both were measured on: a model, a batch; empty where ``what`` says it.
+        rounds: seconds of both in each round, in the order of the rounds.
     """
 
     what: str
@@ -38,6 +39,7 @@ class Ratio:
     megabytes_against: float | None = None
     at_most: float | None = None
     case: str = ""
+    rounds: tuple[tuple[float, float], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -62,6 +64,7 @@ def ratio_of(
         statistics.median(seconds_against),
         len(ratios),
         case=case,
+        rounds=tuple(zip(seconds, seconds_against, strict=True)),
     )
 
 
@@ -78,21 +81,31 @@ def timed(work: Work, wait: Work = _nothing) -> float:
     return time.perf_counter() - start
 
 
+def balanced_orders(count: int) -> list[list[int]]:
+    """Orders of ``count`` things in which, all taken together, each comes equally often directly after each other one.
+
+    ``count`` orders where that is even, twice as many where it is odd, each followed by its reverse (Williams 1949,
+    Designs balanced for the estimation of residual effects of treatments).
+    """
+    zigzag = [(place + 1) // 2 if place % 2 else (count - place // 2) % count for place in range(count)]
+    orders = [[(one + shift) % count for one in zigzag] for shift in range(count)]
+    # An even number of them holds each one's reverse already.
+    return orders if count % 2 == 0 else [order for one in orders for order in (one, one[::-1])]
+
+
 def rounds(
     works: Mapping[str, Work], count: int, *, wait: Work = _nothing, say: Callable[[str], object] = _nothing
 ) -> dict[str, list[float]]:
     """Seconds of every work in each of ``count`` rounds, after one that warms up and is thrown away.
 
-    In a round everything is run once. The order turns from round to round, so that nothing always comes after
-    the same other thing, and what slows the machine for a while meets all of them.
+    In a round everything is run once, and what slows the machine for a while meets all of them. The orders are those of
+    :func:`balanced_orders`, so that nothing always comes after the same other thing.
     """
     names = list(works)
+    orders = balanced_orders(len(names))
     found: dict[str, list[float]] = {name: [] for name in names}
     for place in range(count + 1):
-        shift = place % len(names)
-        order = names[shift:] + names[:shift]
-        if place // len(names) % 2:
-            order.reverse()
+        order = [names[one] for one in orders[(place - 1) % len(orders)]]
         now = {name: timed(works[name], wait) for name in order}
         say(f"round {place} of {count}: " + ", ".join(f"{name} {now[name]:.3f} s" for name in names))
         if place:

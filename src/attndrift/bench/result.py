@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import subprocess
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,6 +89,7 @@ class Result:
         return {
             "bench": self.bench,
             "measured": now(),
+            "commit": _commit(),
             "ratios": [ratio.to_json() for ratio in self.ratios],
             "tables": {title: [dict(row) for row in rows] for title, rows in self.tables.items()},
             "notes": list(self.notes),
@@ -95,6 +97,19 @@ class Result:
             "hardware": hardware(self.device, self.threads),
             "others_pct": self.others_pct,
         }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this runs from, ``-dirty`` where files were changed; None for an installed package."""
+    root = Path(__file__).parents[3]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
 
 
 def _version(name: str) -> str:

@@ -82,9 +82,7 @@ def observed_pass(model: nn.Module, forward: Callable[[], Any], watch: Stopwatch
     return output
 
 
-def spent_row(
-    what: str, case: str, spent: Sequence[float], whole: Sequence[float], at_most: float | None
-) -> dict[str, Any]:
+def spent_row(what: str, case: str, spent: Sequence[float], whole: Sequence[float]) -> dict[str, Any]:
     """A row: ``spent`` of the ``whole`` seconds of each pass, and each pass over what it is without them, at least 1."""
     ratios = [seconds / (seconds - own) for own, seconds in zip(spent, whole, strict=True)]
     return {
@@ -96,5 +94,4 @@ def spent_row(
         "lowest": min(ratios),
         "highest": max(ratios),
         "n": len(ratios),
-        "at most": at_most,
     }

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attndrift.bench.ratios import Ratio
+from attndrift.bench.ratios import ratio_of
 from attndrift.bench.reference import reference_path
 from attndrift.bench.result import Machine, Result
 from attndrift.study.loading import load_study
@@ -406,19 +406,17 @@ def study(*, pairs: int = 1, runs: int | None = None, progress: Callable[[str], 
     least = [sum(one.values()) / jobs for one in floors]
     own_seconds = statistics.median(first for first, _ in measured)
     inside = [sum(one.values()) / jobs for one in phases]
+    floor_words = "its arithmetic alone: bare steps and forward passes on tensors in memory"
+    own_side, other_side = zip(*measured, strict=True)
     ratios = [
-        _ratio(
+        ratio_of(
             f"collapse-21 at a reduced budget, {len(chosen.runs)} rows, {jobs} runs at a time with 1 thread each",
-            f"reference_study.py, run after run with {cores} threads", measured, TARGET_RATIO,
+            f"reference_study.py, run after run with {cores} threads", own_side, other_side,
+        ).aiming_at(TARGET_RATIO),
+        ratio_of("the same, from the start of the process to the tables", floor_words, own_side, least).aiming_at(
+            1 / TARGET_FLOOR
         ),
-        _ratio(
-            "the same, everything inside its runs", "its arithmetic alone: bare steps and forward passes on tensors in memory",
-            list(zip(inside, least, strict=True)), 1 / TARGET_FLOOR,
-        ),
-        _ratio(
-            "the same, from the start of the process to the tables", "its arithmetic alone",
-            [(own, floor_) for (own, _), floor_ in zip(measured, least, strict=True)], None,
-        ),
+        ratio_of("the same, everything inside its runs", floor_words, inside, least).aiming_at(1 / TARGET_FLOOR),
     ]  # fmt: skip
     table = [
         {
@@ -449,12 +447,3 @@ def study(*, pairs: int = 1, runs: int | None = None, progress: Callable[[str], 
         threads=cores,
         others_pct=machine.others_pct(),
     )
-
-
-def _ratio(what: str, against: str, measured: Sequence[tuple[float, float]], at_most: float | None) -> Ratio:
-    ratios = [first / second for first, second in measured]
-    return Ratio(
-        what, against, statistics.median(ratios), min(ratios), max(ratios),
-        statistics.median(first for first, _ in measured), statistics.median(second for _, second in measured),
-        len(measured), at_most=at_most,
-    )  # fmt: skip

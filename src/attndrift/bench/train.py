@@ -82,6 +82,9 @@ def train(
     """
     check_parts(only, PARTS)
     check_parts(kinds, WORDS, option="--kind")
+    compared = [one for one in COMPARED if {one[0], one[1]} <= set(kinds)]
+    if "time" in only and not compared and not {"teacher", "plain"} <= set(kinds):
+        raise ValueError(f"--kind {', '.join(kinds)}: there is nothing to compare with; add plain")
     machine = Machine()
     where = device_named(device)
     half = _autocast(precision, where)
@@ -101,12 +104,11 @@ def train(
         found = rounds(chosen, pairs, wait=wait_for(where), say=progress)
         ratios = [
             ratio_of(WORDS[what], WORDS[other], found[what], found[other], case=title).aiming_at(at_most)
-            for what, other, at_most in COMPARED
-            if what in chosen and other in chosen
+            for what, other, at_most in compared
         ]
         if "observed" in chosen and where.type == "cpu":
             own = setting.spent[-pairs:]
-            tables[SPENT] = [spent_row(WORDS["observed"], title, own, found["observed"], OBSERVED_AT_MOST)]
+            tables[SPENT] = [spent_row(WORDS["observed"], title, own, found["observed"])]
         if {"teacher", "plain"} <= set(chosen):
             teacher = ratio_of("", "", found["teacher"], found["plain"]).ratio
             tables["the floor of a live teacher: one more forward pass"] = [

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import math
 import multiprocessing
 import os
 import re
@@ -41,20 +40,18 @@ def jobs_that_fit(settings: Sequence[RunSettings], at_most: int) -> int:
     return max(1, min(at_most, usable_cores() // threads, len(settings)))
 
 
-def longest_first(runs: Iterable[NamedRun]) -> list[NamedRun]:
+def shallow_last(runs: Iterable[NamedRun]) -> list[NamedRun]:
     """Runs in the order in which they should begin, so that no core waits long for the last one.
 
-    By what is known before any image is read: epochs, and how much of the vision tower has gradients. Those of which
-    that is the same stay in the order of the study.
+    Those that train less of the vision tower begin later, the untouched model last; runs of which that is the same
+    stay in the order of the study. How many images a run has is not known before they are read.
     """
 
-    def work(run: NamedRun) -> tuple[int, float]:
+    def left_out(run: NamedRun) -> tuple[int, int]:
         settings = run.settings
-        if settings.method == "none":
-            return 0, 0.0
-        return settings.epochs, -settings.freeze_layers if settings.method in ("full", "lora") else -math.inf
+        return {"last_block": 1, "linear_probe": 1, "none": 2}.get(settings.method, 0), settings.freeze_layers
 
-    return sorted(runs, key=work, reverse=True)
+    return sorted(runs, key=left_out)
 
 
 class Deferred:
@@ -71,10 +68,6 @@ class Deferred:
             from attndrift.study.running import Executor
 
             self._made = Executor()
-            if multiprocessing.parent_process() is not None:
-                # A process for runs alone. The half million objects of the libraries live as long as it does, and the
-                # trainer has all garbage collected at every start: 0.3 s to look at them again, in each run.
-                gc.freeze()
         return self._made(run, folder, reporter)
 
 
@@ -104,7 +97,7 @@ class InProcesses:
                 yield run, "kept", str(place.status(run.run_id))
             else:
                 left.append(run)
-        waiting = deque(longest_first(left))
+        waiting = deque(shallow_last(left))
         workers = [_Worker(study.name, place, execute) for _ in range(min(self.jobs, len(waiting)))]
         try:
             for worker in workers:
@@ -246,9 +239,16 @@ def _work(link: connection.Connection, study: str, place: Place, execute: Execut
 
     threading.Thread(target=end_with_parent, daemon=True).start()
     reporter = _Messages(link)
+    first = True
     while True:
         run: NamedRun = link.recv()
         link.send(("ended", *run_one(run, study, place, execute, reporter)))
+        if first:
+            # The half million objects of the libraries live as long as this process, and the trainer has all garbage
+            # collected at every start: 0.3 s to look at them again, in each run.
+            gc.collect()
+            gc.freeze()
+            first = False
 
 
 class _Messages:

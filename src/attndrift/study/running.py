@@ -199,9 +199,6 @@ class _Run:
             write_json(self.folder / "splits.json", self.target.splits.to_json())
         self._phase("the pretrained model")
         self.baseline: Snapshot = self.workbench.baseline(settings, self.target, self.pretrained)
-        self.untouched = {
-            item.name: self.workbench.pretrained_transfer(settings, item, self.pretrained) for item in self.transfer
-        }
         if settings.method == "none":
             return self._untouched()
         return self._adapted()
@@ -228,7 +225,7 @@ class _Run:
         transfer: dict[str, Any] = {}
         details: dict[str, Any] = {}
         for item in self.transfer:
-            before = self.untouched[item.name]
+            before = self.workbench.pretrained_transfer(self.settings, item, self.pretrained)
             columns, detail = self._transfer_columns(item, before, before)
             transfer |= columns
             details[item.name] = detail
@@ -428,8 +425,9 @@ class _Run:
         columns: dict[str, Any] = {}
         details: dict[str, Any] = {}
         for item in self.transfer:
+            self._phase("the pretrained model")
+            before = self.workbench.pretrained_transfer(self.settings, item, self.pretrained)
             self._phase(f"zero-shot transfer to {item.name}")
-            before = self.untouched[item.name]
             after = item.evaluate(model, self.pretrained, self.settings, weight_drift=drift.weight_drift)
             values, detail = self._transfer_columns(item, before, after)
             columns |= values
