@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RESULTS := benchmarks/results
+B32 := config:vit-base-patch32
+L14 := config:vit-large-patch14-336
+OBSERVED := --only time --kind plain --kind observed --pairs 12
 TEST_PROCESSES ?= 2
 # One thread a test process: two processes share two cores. Each begins with half of the files, so that what a file prepares is
 # mostly prepared once.
@@ -48,14 +51,17 @@ format: $(STAMP) ## Put the code into shape
 
 bench: $(STAMP) ## Measure costs as ratios, an hour and a half alone on the machine: benchmarks/results, docs/cost.md, docs/study-cost.md
 	$(BIN)/attndrift bench startup --output $(RESULTS)/startup.json
-	$(BIN)/attndrift bench capture --only time --model config:vit-base-patch32 --output $(RESULTS)/capture-b32.json
-	$(BIN)/attndrift bench capture --only time --only memory --model config:vit-large-patch14-336 --output $(RESULTS)/capture-l14.json
-	$(BIN)/attndrift bench capture --only time --return-freed --pairs 6 --model config:vit-large-patch14-336 --output $(RESULTS)/capture-l14-returned.json
+	$(BIN)/attndrift bench capture --only time --model $(B32) --pairs 18 --output $(RESULTS)/capture-b32.json
+	$(BIN)/attndrift bench capture --only time --model $(B32) --pairs 18 --return-freed --output $(RESULTS)/capture-b32-returned.json
+	$(BIN)/attndrift bench capture --only time --only memory --model $(L14) --pairs 4 --output $(RESULTS)/capture-l14.json
+	$(BIN)/attndrift bench capture --only time --model $(L14) --pairs 4 --return-freed --output $(RESULTS)/capture-l14-returned.json
 	$(BIN)/attndrift bench capture --only probe --output $(RESULTS)/capture-probe.json
-	$(BIN)/attndrift bench train --only time --pairs 3 --output $(RESULTS)/train.json
+	$(BIN)/attndrift bench train $(OBSERVED) --output $(RESULTS)/train-observed.json
+	$(BIN)/attndrift bench train $(OBSERVED) --return-freed --output $(RESULTS)/train-observed-returned.json
+	$(BIN)/attndrift bench train --only time --pairs 5 --output $(RESULTS)/train.json
 	$(BIN)/attndrift bench train --only profile --output $(RESULTS)/train-profile.json
 	$(BIN)/attndrift bench growth --output $(RESULTS)/growth.json
-	$(BIN)/attndrift bench study --pairs 3 --output $(RESULTS)/study.json
+	$(BIN)/attndrift bench study --pairs 2 --output $(RESULTS)/study.json
 	$(BIN)/attndrift bench scale --output $(RESULTS)/scale.json
 	$(BIN)/attndrift bench analysis --growth --pairs 2 --output $(RESULTS)/analysis.json
 	$(BIN)/python scripts/plot_analysis_cost.py $(RESULTS)/analysis.json docs/images/analysis-cost.png

@@ -23,9 +23,10 @@ from attndrift.bench.startup import startup
 from attndrift.bench.train import _Steps, train
 from attndrift.cli import app
 from attndrift.metrics import StructureAccumulator
-from attndrift.models import load_clip
+from attndrift.models import AdaptationSettings, adapt, load_clip
 from attndrift.observing import observe
 from attndrift.observing.observer import Recorder
+from attndrift.regularizers import AttentionPreservation, attention_preservation_loss
 
 TINY = "config:tiny"
 CPU = torch.device("cpu")
@@ -110,6 +111,50 @@ def test_the_reference_measures_what_attndrift_measures() -> None:
     found = accumulator.compute()
     for name, layers in expected.items():
         torch.testing.assert_close(found.layers(name), torch.tensor(layers).double(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_references_losses_are_those_of_attndrift() -> None:
+    plain = reference("reference_capture")
+    clip = load_clip(TINY)
+    before, now = plain.eager_clip(clip.config, clip.state_dict()), load_clip(TINY)
+    with torch.no_grad():
+        for parameter in now.vision_model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    eager = plain.eager_clip(now.config, now.state_dict())
+    pixels = torch.randn(5, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    logs, maps = [], []
+    with torch.no_grad():
+        for ours, theirs in ((now, eager), (clip, before)):
+            with observe(ours) as seen:
+                ours.vision_model(pixel_values=pixels)
+            logs.append(seen.log_attention)
+            maps.append(theirs.vision_model(pixel_values=pixels, output_attentions=True).attentions)
+    expected = plain.preservation_loss(*maps)
+    assert expected > 0.001
+    torch.testing.assert_close(attention_preservation_loss(*logs), expected, rtol=1e-3, atol=1e-6)
+    # A whole step of each from the same weights: the same loss before it, and the same one after it.
+    losses = []
+    labels = torch.tensor([0, 1, 2, 0, 1])
+    classifier = plain.ImageClassifier(eager, 3)
+    own = adapt(now, AdaptationSettings(method="full"), 3, seed=0).train()
+    own.classifier.load_state_dict(classifier.classifier.state_dict())
+    eager.requires_grad_(False)
+    for part in (eager.vision_model, eager.visual_projection):
+        part.requires_grad_(True)
+    optimizer = plain.make_optimizer(classifier, lr=1e-3)
+    ours = torch.optim.AdamW([p for p in own.parameters() if p.requires_grad], 1e-3, weight_decay=0.01, fused=True)
+    protect = AttentionPreservation(own, 0.1, teacher=clip)
+    for _ in range(2):
+        metrics = plain.training_step(classifier, optimizer, pixels, labels, before, 0.1)
+        ours.zero_grad()
+        loss = own(pixel_values=pixels, labels=labels).loss + protect(own)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(own.parameters(), 1.0)
+        ours.step()
+        losses.append((float(loss.detach()), metrics["loss"]))
+    assert losses[0][0] != losses[1][0]
+    for mine, its in losses:
+        assert mine == pytest.approx(its, rel=1e-4)
 
 
 def test_capture_measures_time_memory_and_drift() -> None:

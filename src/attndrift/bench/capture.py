@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from transformers import CLIPModel
 
+from attndrift.allocator import keep_freed_memory
 from attndrift.bench.devices import device_named, precision_named, wait_for
-from attndrift.bench.memory import HOW, KEPT, RETURNED, keep_freed_memory, peak_bytes, peak_resident_bytes
+from attndrift.bench.memory import HOW, KEPT, RETURNED, peak_bytes, peak_resident_bytes
 from attndrift.bench.physical import MAP_PASSES, TITLE, floor_row, operations, rates
 from attndrift.bench.ratios import Ratio, Work, ratio_of, rounds
 from attndrift.bench.reference import reference
@@ -95,7 +96,7 @@ def capture(
         pairs: rounds of each case; by default its own number.
         probe: the model whose drift is measured, on ``probe_images``.
         device, precision: see :mod:`attndrift.bench.devices`.
-        keep_freed: time with :func:`attndrift.bench.memory.keep_freed_memory`, on a CPU.
+        keep_freed: time with :func:`attndrift.allocator.keep_freed_memory`, on a CPU.
     """
     check_parts(only, PARTS)
     machine = Machine()

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from attndrift.allocator import keep_freed_memory
 from attndrift.bench.devices import device_named, wait_for
-from attndrift.bench.memory import KEPT, RETURNED, keep_freed_memory, peak_bytes
+from attndrift.bench.memory import KEPT, RETURNED, peak_bytes
 from attndrift.bench.ratios import rounds, timed
 from attndrift.bench.result import Machine, Result
 from attndrift.bench.spent import Stopwatch, observed_pass, timed_hooks

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from attndrift.allocator import keep_freed_memory
 from attndrift.bench.devices import device_named, wait_for
-from attndrift.bench.memory import HOW, KEPT, RETURNED, keep_freed_memory, peak_bytes
+from attndrift.bench.memory import HOW, KEPT, RETURNED, peak_bytes
 from attndrift.bench.ratios import Ratio, ratio_of, rounds
 from attndrift.bench.reference import reference
 from attndrift.bench.result import Machine, Result, check_parts
@@ -78,7 +79,7 @@ def train(
         steps: steps that are timed together; by default 1 on a CPU and 10 on an accelerator, where nothing inside a
             step waits for it.
         device, precision: see :mod:`attndrift.bench.devices`; bfloat16 is autocast, weights stay float32.
-        keep_freed: time with :func:`attndrift.bench.memory.keep_freed_memory`, on a CPU.
+        keep_freed: time with :func:`attndrift.allocator.keep_freed_memory`, on a CPU.
     """
     check_parts(only, PARTS)
     check_parts(kinds, WORDS, option="--kind")

@@ -21,6 +21,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
+from attndrift.allocator import keep_freed_memory
 from attndrift.study.engine import Ended, Execute, StudyReporter, record_failure, run_one
 from attndrift.study.places import Place
 from attndrift.study.settings import NamedRun, RunSettings, Study
@@ -239,6 +240,8 @@ def _work(link: connection.Connection, study: str, place: Place, execute: Execut
 
     threading.Thread(target=end_with_parent, daemon=True).start()
     reporter = _Messages(link)
+    # Every step takes and releases the same tensors: kept, they cost no page faults (a tenth of a run's time).
+    keep_freed_memory()
     first = True
     while True:
         run: NamedRun = link.recv()

@@ -1,0 +1,26 @@
+"""What the C library does with memory that is released to it."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+
+def keep_freed_memory() -> bool:
+    """Make the C library keep what is released, from now on and for the whole process; whether it could be told so.
+
+    glibc gives tens of megabytes back to the system after an operation and takes them again for the next one, page by
+    page: 150,000 to 220,000 page faults in one forward pass of ViT-B/32, another number each time, which is a tenth of
+    its time and most of its spread. Kept memory meets every alternative alike.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+    most = 2**31 - 1
+    # The second alone says whether it is kept: a trim threshold that was refused changes little without it.
+    mallopt(trim_threshold, most)
+    return bool(mallopt(mmap_threshold, most))
