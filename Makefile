@@ -57,7 +57,6 @@ bench: $(STAMP) ## Measure costs as ratios, an hour and a half alone on the mach
 	$(BIN)/attndrift bench capture --only time --model $(L14) --pairs 4 --return-freed --output $(RESULTS)/capture-l14-returned.json
 	$(BIN)/attndrift bench capture --only probe --output $(RESULTS)/capture-probe.json
 	$(BIN)/attndrift bench train $(OBSERVED) --output $(RESULTS)/train-observed.json
-	$(BIN)/attndrift bench train $(OBSERVED) --return-freed --output $(RESULTS)/train-observed-returned.json
 	$(BIN)/attndrift bench train --only time --pairs 5 --output $(RESULTS)/train.json
 	$(BIN)/attndrift bench train --only profile --output $(RESULTS)/train-profile.json
 	$(BIN)/attndrift bench growth --output $(RESULTS)/growth.json
