@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from attndrift.console import StudyConsole
@@ -35,6 +36,7 @@ runs:
 """
 
 
+@pytest.mark.slow
 def test_every_method_gives_the_same_bytes_again(tiny_clip: Path, tmp_path: Path) -> None:
     """In this process, which has computed other things before, and in a fresh one whose hashes are others."""
     path = tmp_path / "study.yaml"

@@ -90,6 +90,7 @@ def _differences(left: pd.DataFrame, right: pd.DataFrame) -> dict[str, float]:
     return found
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_run_of_one(tiny_clip: Path, tmp_path: Path) -> None:
     _study(tmp_path, tiny_clip, RUNS)
     code, said = _run(tmp_path, "one", processes=1)

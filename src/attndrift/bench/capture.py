@@ -192,11 +192,13 @@ class _Forwards:
     def _counted(self, name: str, work: Work) -> None:
         before = _faults()
         work()
-        self._faults.setdefault(name, []).append(_faults() - before)
+        after = _faults()
+        if before is not None and after is not None:
+            self._faults.setdefault(name, []).append(after - before)
 
     def page_faults(self, passes: int) -> list[dict[str, Any]]:
         """How many pages each of the last ``passes`` took from the system; none where it does not say."""
-        if not any(map(sum, self._faults.values())):
+        if not self._faults:
             return []
         return [
             {
@@ -274,12 +276,12 @@ class _Forwards:
         return rows
 
 
-def _faults() -> int:
-    """Pages that this process has taken from the system so far; 0 where it does not say."""
+def _faults() -> int | None:
+    """Pages that this process has taken from the system so far; None where it does not say."""
     try:
         import resource
     except ImportError:  # not on Windows
-        return 0
+        return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
