@@ -164,6 +164,7 @@ def test_capture_measures_time_memory_and_drift() -> None:
     assert [row["at_most"] for row in found["ratios"]] == [1.05, 1.0, None, 1.15, None]
     assert all(row["ratio"] > 0 and row["pairs"] == 2 for row in found["ratios"])
     spent, floors, faults, memory = found["tables"].values()
+    assert len(faults) == 3
     assert all(0 <= row["fewest"] <= row["pages"] <= row["most"] and row["n"] == 2 for row in faults)
     assert 0 < spent[0]["observing s"] < spent[0]["whole s"]
     assert 1 < spent[0]["lowest"] <= spent[0]["whole / whole without"] <= spent[0]["highest"]

@@ -40,7 +40,7 @@ BUDGET: dict[str, Any] = {
     "test_limit": 100, "transfer": ["objects"], "transfer_limit": 300, "evaluations_per_epoch": 2, "track_size": 0, "evaluation_batch_size": 100,
     "tiles.train_per_class": 48, "critters.train_per_class": 13, "device": "cpu",
 }  # fmt: skip
-"""What is reduced; everything else is as in the preset ``collapse-21``. Twenty steps an epoch: the preset itself has 57 and more."""
+"""What is reduced; everything else is as in the preset ``collapse-21``. An epoch has 20 steps; those of the preset have 57 and more."""
 
 UNTOUCHED = "the untouched model"
 ATTENTION = "pretrained attention of the training images"
@@ -356,8 +356,8 @@ def _correlation(own: Sequence[float], other: Sequence[float]) -> float | None:
 def study(*, pairs: int = 1, runs: int | None = None, progress: Callable[[str], None] | None = None) -> Result:
     """Time a whole study of 21 runs against the plain script and against its own arithmetic, and compare results.
 
-    ``pairs``: how often both sides are run, in changing order. ``runs``: only the first so many, at least 4, so that both targets are trained on: for
-    trying it out.
+    ``pairs``: how often both sides are run, in changing order. ``runs``: only the first so many, for trying it out; at
+    least 4, as the first three train on one target alone.
     """
     say = progress or (lambda line: None)
     cores = usable_cores()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from attndrift.data.pixels import PixelStore
@@ -35,7 +35,6 @@ class DevicePixels(PixelStore):
     def __init__(self, store: PixelStore, device: torch.device) -> None:
         super().__init__(store.pixels, store._table, store.indices, store.labels, store.ids)
         self.device, self._store = device, store
-        self._rows = store._rows  # type: ignore[method-assign]
         self._resident: Tensor | None = None
         self._undecided = True
 
@@ -43,8 +42,11 @@ class DevicePixels(PixelStore):
         """The same images for a model on another device; this store itself for its own."""
         return self if device == self.device else self._store.on(device)
 
+    def _rows(self, positions: NDArray[np.int64]) -> NDArray[np.uint8]:
+        return self._store._rows(positions)
+
     def fetch(self, positions: ArrayLike, flip: ArrayLike | None = None) -> Tensor:
-        """As that of the store, bit for bit, on the device: (images, 3, height, width), float32."""
+        """As that of the store, bit for bit, on the device: (images, 3, height, width), float32. Raises as that does."""
         where, mirrored = self._asked(positions, flip)
         if self._undecided:
             self._resident, self._undecided = self._whole_if_it_fits(), False

@@ -569,7 +569,7 @@ class _Run:
         if count == 0 or not self.processes.first:
             return
         before = self.workbench.pretrained_maps(self.settings, self.target, self.pretrained)
-        pixels = self.target.probe.fetch(range(count)).to(self.device)
+        pixels = self.target.probe.fetch(range(count))
         after = before if model is None else attention_maps(model, model.embed, pixels)
         side = math.isqrt(before.shape[-1])
         grid = (side, side) if side * side == before.shape[-1] else (1, before.shape[-1])

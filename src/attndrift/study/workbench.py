@@ -289,9 +289,7 @@ class Workbench:
         count = min(settings.map_images, len(target.splits.probe))
 
         def make() -> NDArray[np.float32]:
-            return attention_maps(
-                pretrained.clip, pretrained.embed, target.probe.fetch(range(count)).to(pretrained.device)
-            )
+            return attention_maps(pretrained.clip, pretrained.embed, target.probe.fetch(range(count)))
 
         return self._once(("maps", *_of_probe(settings, target, pretrained), count), make)
 
