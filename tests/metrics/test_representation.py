@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attndrift.metrics import cka_chance_level, embedding_drift, linear_cka
+from attndrift.metrics import cka_chance_level, embedding_drift, linear_cka, linear_cka_both
 from attndrift.metrics import representation as module
 
 
@@ -61,29 +63,41 @@ def test_debiased_form_is_the_mean_over_tuples(p, q) -> None:
 
 
 @pytest.mark.parametrize(("n", "p", "q"), [(9, 4, 6), (9, 60, 6), (40, 11, 90)])
-def test_feature_and_gram_form_are_equal(n, p, q) -> None:
+def test_feature_and_gram_form_are_equal(n, p, q, monkeypatch) -> None:
     x, y = clouds(n + p, n, p, q)
-    x, y = x - x.mean(0), y - y.mean(0)
-    for feature, gram in (
-        (module._biased_features, module._biased_gram),
-        (module._unbiased_features, module._unbiased_gram),
-    ):
-        for one, other in zip(feature(x, y), gram(x, y), strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+    found = []
+    for features in (True, False):
+        monkeypatch.setattr(module, "_by_features", lambda x, y, features=features: features)
+        found.append(linear_cka_both(x, y))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
 def test_the_cheaper_form_is_taken(monkeypatch) -> None:
-    taken = []
-    for name in ("_biased_features", "_biased_gram", "_unbiased_features", "_unbiased_gram"):
-        original = getattr(module, name)
-        monkeypatch.setattr(
-            module, name, lambda x, y, name=name, original=original: (taken.append(name), original(x, y))[1]
-        )
-    many, few = clouds(0, 200, 4, 4), clouds(0, 20, 400, 400)
-    for debiased in (False, True):
-        linear_cka(*many, debiased=debiased)
-        linear_cka(*few, debiased=debiased)
-    assert taken == ["_biased_features", "_biased_gram", "_unbiased_features", "_unbiased_gram"]
+    made = []
+    products = module._products
+
+    def seen(x, y):
+        made.append(tuple(products(x, y)[0].shape))
+        return products(x, y)
+
+    monkeypatch.setattr(module, "_products", seen)
+    many, few = clouds(0, 200, 4, 5), clouds(0, 20, 400, 400)
+    for cka in (linear_cka, partial(linear_cka, debiased=True), linear_cka_both):
+        cka(*many)
+        cka(*few)
+    assert made == [(4, 5), (20, 20)] * 3
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 1000), st.sampled_from([(4, 3, 200), (9, 60, 6), (60, 5, 4)]))
+def test_both_forms_at_once_are_the_two_bit_for_bit(seed, shape) -> None:
+    x, y = clouds(seed, *shape)
+    plain, debiased = linear_cka_both(x.float(), y.float())
+    assert torch.equal(plain, linear_cka(x.float(), y.float()))
+    assert torch.equal(debiased, linear_cka(x.float(), y.float(), debiased=True))
+    with pytest.raises(ValueError, match="x: debiased CKA needs at least 4 images"):
+        linear_cka_both(x[:3], y[:3])
 
 
 @settings(max_examples=25, deadline=None)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from attndrift.metrics import LowRankUpdate, weight_drift
+from attndrift.metrics import LowRankUpdate, squared_norm, weight_drift
 
 
 def parameters(seed, scale=1.0):
@@ -35,6 +35,18 @@ def test_full_weights() -> None:
     assert weight_drift(before, after) == pytest.approx(expected, rel=1e-12)
     assert weight_drift(before, before) == 0
     assert weight_drift(before, {name: 2 * value for name, value in before.items()}) == pytest.approx(1, rel=1e-12)
+
+
+def test_a_norm_that_is_known_changes_nothing() -> None:
+    before, after = parameters(0), parameters(1)
+    norm = squared_norm(before)
+    assert norm == pytest.approx(sum(float(value.double().square().sum()) for value in before.values()), rel=1e-12)
+    for adapted in (after, {"q.weight": adapter(1, 6, 6)}):
+        known = weight_drift(before, adapted, missing="unchanged", pretrained_squared_norm=norm)
+        assert known == weight_drift(before, adapted, missing="unchanged") > 0
+    assert weight_drift(before, {}, missing="unchanged", pretrained_squared_norm=norm) == 0
+    with pytest.raises(ValueError, match=r"pretrained: `q\.weight` contains NaN"):
+        squared_norm({**before, "q.weight": torch.tensor([math.inf])})
 
 
 @pytest.mark.parametrize("scale", [2.0, -0.5, 0.0])

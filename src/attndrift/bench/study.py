@@ -265,9 +265,10 @@ def floor(study: Study, path: Path, jobs: int, environment: dict[str, str]) -> d
         # The last batch of an epoch may be a part of one, and counts as that part: the least, whatever it costs.
         phases["training"] += settings.epochs * training / settings.batch_size * step[Kind.of(settings)]
         phases["training"] += (evaluations * settings.probe_size + settings.epochs * validation) * image
-        phases["test"] += settings.probe_size * image
+        if settings.protocol != "seed":  # there the last state is reported on, which training has measured
+            phases["test"] += settings.probe_size * image
         phases["zero-shot transfer"] += (settings.transfer_limit or 0) * image
-    return phases
+    return {phase: seconds for phase, seconds in phases.items() if seconds}
 
 
 def _amounts(settings: RunSettings) -> tuple[int, int, int]:

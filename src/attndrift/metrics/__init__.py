@@ -11,8 +11,8 @@ from typing import Any
 
 from attndrift.metrics.accumulate import STRUCTURE_METRICS, StructureAccumulator, StructureSummary
 from attndrift.metrics.attention import entropy, erf, gini, head_diversity, rollout
-from attndrift.metrics.representation import cka_chance_level, embedding_drift, linear_cka
-from attndrift.metrics.weights import LowRankUpdate, weight_drift
+from attndrift.metrics.representation import cka_chance_level, embedding_drift, linear_cka, linear_cka_both
+from attndrift.metrics.weights import LowRankUpdate, squared_norm, weight_drift
 
 __all__ = [
     "METRICS",
@@ -28,7 +28,9 @@ __all__ = [
     "gini",
     "head_diversity",
     "linear_cka",
+    "linear_cka_both",
     "rollout",
+    "squared_norm",
     "weight_drift",
 ]
 

@@ -29,8 +29,7 @@ def _matrix(values: Tensor, name: str) -> Tensor:
     return wide
 
 
-def _centred(values: Tensor, name: str) -> Tensor:
-    wide = _matrix(values, name)
+def _centred(wide: Tensor, name: str) -> Tensor:
     centred = wide - wide.mean(0, keepdim=True)
     if bool(centred.detach().norm() <= _DEGENERATE * wide.detach().norm()):
         raise ValueError(
@@ -62,19 +61,39 @@ def linear_cka(x: Tensor, y: Tensor, *, debiased: bool = False) -> Tensor:
     Sources: Kornblith et al. 2019, section 3 (linear form); unbiased HSIC, Song et al. 2012,
     equation 5; its use in CKA, Nguyen et al. 2021, equation 3.
     """
+    xc, yc = _pair(x, y, debiased)
+    products = _products(xc, yc)
+    return _alignment(*(_unbiased_hsic if debiased else _biased_hsic)(xc, yc, *products))
+
+
+def linear_cka_both(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`linear_cka`, plain and debiased, of the same representations, whose products are made once.
+
+    Args and Raises: as for the debiased form.
+
+    Returns:
+        The two numbers that :func:`linear_cka` gives, bit for bit.
+    """
+    xc, yc = _pair(x, y, debiased=True)
+    products = _products(xc, yc)
+    return _alignment(*_biased_hsic(xc, yc, *products)), _alignment(*_unbiased_hsic(xc, yc, *products))
+
+
+def _pair(x: Tensor, y: Tensor, debiased: bool) -> tuple[Tensor, Tensor]:
+    """Both representations, checked, in float64 and centred."""
     needed = 4 if debiased else 2
+    wide = []
     for name, values in (("x", x), ("y", y)):
-        _matrix_rows(values, name, needed, debiased)
+        wide.append(_matrix(values, name))
+        if len(values) < needed:
+            form = "debiased CKA" if debiased else "CKA"
+            raise ValueError(f"{name}: {form} needs at least {needed} images (rows), got {len(values)}")
     if len(x) != len(y):
         raise ValueError(f"y: has {len(y)} rows and x has {len(x)}; row i of both must be the same image")
-    xc, yc = _centred(x, "x"), _centred(y, "y")
-    n, p, q = len(xc), xc.shape[1], yc.shape[1]
-    features = p * q + p * p + q * q <= n * (p + q)
-    if debiased:
-        products = _unbiased_features(xc, yc) if features else _unbiased_gram(xc, yc)
-    else:
-        products = _biased_features(xc, yc) if features else _biased_gram(xc, yc)
-    cross, own_x, own_y = products
+    return _centred(wide[0], "x"), _centred(wide[1], "y")
+
+
+def _alignment(cross: Tensor, own_x: Tensor, own_y: Tensor) -> Tensor:
     for name, own in (("x", own_x), ("y", own_y)):
         if not bool(own.detach() > 0):
             raise ValueError(f"{name}: its HSIC with itself is 0, so CKA is undefined")
@@ -83,23 +102,26 @@ def linear_cka(x: Tensor, y: Tensor, *, debiased: bool = False) -> Tensor:
     return value.clamp_max(1.0)
 
 
-def _matrix_rows(values: Tensor, name: str, needed: int, debiased: bool) -> None:
-    _matrix(values, name)
-    if len(values) < needed:
-        form = "debiased CKA" if debiased else "CKA"
-        raise ValueError(f"{name}: {form} needs at least {needed} images (rows), got {len(values)}")
-
-
 def _squared(matrix: Tensor) -> Tensor:
     return (matrix * matrix).sum()
 
 
-def _biased_features(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return _squared(x.T @ y), _squared(x.T @ x), _squared(y.T @ y)
+def _by_features(x: Tensor, y: Tensor) -> bool:
+    """Whether products of the dimensions take fewer operations than those of the images."""
+    n, p, q = len(x), x.shape[1], y.shape[1]
+    return p * q + p * p + q * q <= n * (p + q)
 
 
-def _biased_gram(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    k, m = x @ x.T, y @ y.T
+def _products(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    """X^T Y, X^T X and Y^T Y, or K = X X^T and L = Y Y^T, whichever takes fewer operations."""
+    return (x.T @ y, x.T @ x, y.T @ y) if _by_features(x, y) else (x @ x.T, y @ y.T)
+
+
+def _biased_hsic(x: Tensor, y: Tensor, *products: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    if _by_features(x, y):
+        cross, own_x, own_y = products
+        return _squared(cross), _squared(own_x), _squared(own_y)
+    k, m = products
     return (k * m).sum(), _squared(k), _squared(m)
 
 
@@ -110,18 +132,23 @@ def _unbiased(inner: Tensor, sums_k: Tensor, sums_m: Tensor) -> Tensor:
     return (inner + cross) / (n * (n - 3))
 
 
-def _unbiased_features(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _unbiased_hsic(x: Tensor, y: Tensor, *products: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return _unbiased_features(x, y, *products) if _by_features(x, y) else _unbiased_gram(*products)
+
+
+def _unbiased_features(
+    x: Tensor, y: Tensor, cross: Tensor, own_x: Tensor, own_y: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     norms_x, norms_y = (x * x).sum(1), (y * y).sum(1)
     sums_x, sums_y = x @ x.sum(0) - norms_x, y @ y.sum(0) - norms_y
     return (
-        _unbiased(_squared(x.T @ y) - (norms_x * norms_y).sum(), sums_x, sums_y),
-        _unbiased(_squared(x.T @ x) - _squared(norms_x), sums_x, sums_x),
-        _unbiased(_squared(y.T @ y) - _squared(norms_y), sums_y, sums_y),
+        _unbiased(_squared(cross) - (norms_x * norms_y).sum(), sums_x, sums_y),
+        _unbiased(_squared(own_x) - _squared(norms_x), sums_x, sums_x),
+        _unbiased(_squared(own_y) - _squared(norms_y), sums_y, sums_y),
     )
 
 
-def _unbiased_gram(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    k, m = x @ x.T, y @ y.T
+def _unbiased_gram(k: Tensor, m: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     k, m = k - torch.diag(k.diagonal()), m - torch.diag(m.diagonal())
     sums_k, sums_m = k.sum(1), m.sum(1)
     return (

@@ -49,11 +49,27 @@ class LowRankUpdate:
         return ((b.T @ b) * (a @ a.T)).sum().clamp_min(0.0) * self.scale**2
 
 
+def squared_norm(pretrained: Mapping[str, Tensor]) -> float:
+    """The sum of squares of all parameters together, in float64, for :func:`weight_drift`.
+
+    Raises:
+        ValueError: NaN or inf, no parameters, or parameters that are all 0; the message names the parameter.
+    """
+    if not pretrained:
+        raise ValueError("pretrained: holds no parameters")
+    squares = [_wide(value).square().sum() for value in pretrained.values()]
+    total = math.fsum(_read(squares, [("pretrained", name) for name in pretrained]))
+    if total == 0:
+        raise ValueError("pretrained: all parameters are 0, so a relative drift is undefined")
+    return total
+
+
 def weight_drift(
     pretrained: Mapping[str, Tensor],
     adapted: Mapping[str, Tensor | LowRankUpdate],
     *,
     missing: Literal["error", "unchanged"] = "error",
+    pretrained_squared_norm: float | None = None,
 ) -> float:
     """Relative distance of parameters from their pretrained values: norm(dW) / norm(W0).
 
@@ -66,6 +82,7 @@ def weight_drift(
             (dW is the update). A model may mix the two.
         missing: what a name that only ``pretrained`` has means: an error, or a frozen, unchanged
             parameter. A name that only ``adapted`` has is always an error.
+        pretrained_squared_norm: :func:`squared_norm` of ``pretrained``, where somebody has it; computed otherwise.
 
     Returns:
         A number >= 0; 0.01 means that the weights moved by 1% of their norm.
@@ -91,36 +108,32 @@ def weight_drift(
             f"adapted: {len(absent)} parameters of pretrained are missing, the first is `{absent[0]}`; "
             "give them, or pass missing='unchanged' if they are frozen"
         )
+    total = squared_norm(pretrained) if pretrained_squared_norm is None else pretrained_squared_norm
     squares: list[Tensor] = []
-    found: list[tuple[str, str]] = []
-    for name, before in pretrained.items():
-        wide = before.detach().to(wide_dtype(before))
-        squares.append(wide.square().sum())
-        found.append(("pretrained", name))
-        if name not in adapted:
-            continue
-        after = adapted[name]
+    for name, after in adapted.items():
+        before = pretrained[name]
         if tuple(after.shape) != tuple(before.shape):
             raise ValueError(f"adapted: `{name}` has shape {tuple(after.shape)}, in pretrained {tuple(before.shape)}")
         if isinstance(after, LowRankUpdate):
             squares.append(after._squared_norm())
         else:
+            wide = _wide(before)
             target = after.detach().to(device=wide.device, dtype=wide.dtype)
             squares.append(torch.sub(target, wide).square().sum())
-        found.append(("adapted", name))
-    # Read together: an accelerator is waited for once, and not twice for each parameter.
-    values = torch.stack([square.to(squares[0].device) for square in squares]).tolist()
-    whole: list[float] = []
-    moved: list[float] = []
-    for (argument, name), value in zip(found, values, strict=True):
-        (whole if argument == "pretrained" else moved).append(_finite(value, argument, name))
-    total = math.fsum(whole)
-    if total == 0:
-        raise ValueError("pretrained: all parameters are 0, so a relative drift is undefined")
+    moved = _read(squares, [("adapted", name) for name in adapted])
     return math.sqrt(math.fsum(moved) / total)
 
 
-def _finite(value: float, argument: str, name: str) -> float:
-    if not math.isfinite(value):
-        raise ValueError(f"{argument}: `{name}` contains NaN or infinite values")
-    return value
+def _wide(parameter: Tensor) -> Tensor:
+    return parameter.detach().to(wide_dtype(parameter))
+
+
+def _read(squares: list[Tensor], found: list[tuple[str, str]]) -> list[float]:
+    """The numbers, in one reading, so that an accelerator is waited for once; raises for one that is not finite."""
+    if not squares:
+        return []
+    values: list[float] = torch.stack([square.to(squares[0].device) for square in squares]).tolist()
+    for (argument, name), value in zip(found, values, strict=True):
+        if not math.isfinite(value):
+            raise ValueError(f"{argument}: `{name}` contains NaN or infinite values")
+    return values

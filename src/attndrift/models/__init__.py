@@ -4,7 +4,7 @@ from attndrift.models.adapters import check_adapter_places, check_adapters_loade
 from attndrift.models.checkpoint import fingerprint_embeddings, load_adapted, save_adapted
 from attndrift.models.class_token import class_token_alone
 from attndrift.models.classifier import CLIPClassifier
-from attndrift.models.drift import projection_drift, state_for_drift, weight_drift
+from attndrift.models.drift import projection_drift, squared_norms, state_for_drift, weight_drift
 from attndrift.models.errors import CheckpointError, FingerprintError, ModelError
 from attndrift.models.load import describe, load_clip, load_config, load_processor
 from attndrift.models.methods import METHODS, AdaptationSettings, adapt, count_parameters
@@ -30,6 +30,7 @@ __all__ = [
     "load_processor",
     "projection_drift",
     "save_adapted",
+    "squared_norms",
     "state_for_drift",
     "weight_drift",
 ]

@@ -66,6 +66,7 @@ def save_adapted(
     pretrained: CLIPModel,
     class_names: Sequence[str],
     pretrained_embeddings: Tensor | None = None,
+    pretrained_sha256: str | None = None,
     extra: dict[str, Any] | None = None,
 ) -> None:
     """Write a checkpoint, whole or not at all; an older one at ``folder`` is replaced.
@@ -77,6 +78,7 @@ def save_adapted(
         class_names: in the order of the classifier's outputs.
         pretrained_embeddings: :func:`fingerprint_embeddings` of ``pretrained`` and ``probe_pixels``, where somebody has
             them; computed otherwise.
+        pretrained_sha256: :func:`~attndrift.models.load.state_hash` of ``pretrained``, where somebody has it.
         extra: more for ``checkpoint.json``, plain values.
 
     Raises:
@@ -116,7 +118,7 @@ def save_adapted(
             target / DESCRIPTION,
             {
                 "format": FORMAT,
-                "base": {"source": base_source, "weights_sha256": state_hash(pretrained)},
+                "base": {"source": base_source, "weights_sha256": pretrained_sha256 or state_hash(pretrained)},
                 "settings": dataclasses.asdict(settings),
                 "class_names": list(class_names),
                 "drift": {
@@ -129,11 +131,14 @@ def save_adapted(
         )
 
 
-def load_adapted(folder: Path, *, base: CLIPModel | None = None, merged: bool = False) -> CLIPClassifier:
+def load_adapted(
+    folder: Path, *, base: CLIPModel | None = None, base_sha256: str | None = None, merged: bool = False
+) -> CLIPClassifier:
     """Load a checkpoint and prove that it is the model that was saved.
 
     Args:
         base: the backbone, unchanged (it is changed in place); None loads the recorded source.
+        base_sha256: :func:`~attndrift.models.load.state_hash` of ``base``, where somebody has it.
         merged: add the adapters to the weights and remove them.
 
     Raises:
@@ -156,7 +161,7 @@ def load_adapted(folder: Path, *, base: CLIPModel | None = None, merged: bool = 
     except TypeError as error:
         raise CheckpointError(f"{folder / DESCRIPTION}: settings that this version does not know: {error}") from error
     clip = base if base is not None else load_clip(description["base"]["source"])
-    if state_hash(clip) != description["base"]["weights_sha256"]:
+    if (base_sha256 or state_hash(clip)) != description["base"]["weights_sha256"]:
         raise CheckpointError(
             f"{folder}: was trained from other weights than the backbone given ({description['base']['source']})"
         )

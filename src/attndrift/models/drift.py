@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from transformers import CLIPModel
 
-from attndrift.metrics import LowRankUpdate
+from attndrift.metrics import LowRankUpdate, squared_norm
 from attndrift.metrics import weight_drift as relative_distance
 from attndrift.models.classifier import CLIPClassifier
 
@@ -44,12 +44,23 @@ def state_for_drift(
     return before, _values(classifier.backbone.vision_model)
 
 
-def weight_drift(classifier: CLIPClassifier, pretrained: CLIPModel) -> float:
-    """norm(dW) / norm(W0) over the vision transformer: embeddings, blocks and layer norms, not the projection."""
-    return float(relative_distance(*state_for_drift(classifier, pretrained)))
+def squared_norms(pretrained: CLIPModel) -> tuple[float, float]:
+    """Squared norms of the vision transformer and of the projection, for :func:`weight_drift` and :func:`projection_drift`."""
+    return squared_norm(dict(pretrained.vision_model.named_parameters())), squared_norm(_projection(pretrained))
 
 
-def projection_drift(classifier: CLIPClassifier, pretrained: CLIPModel) -> float:
-    """norm(dW) / norm(W0) of the visual projection."""
-    before = {"weight": pretrained.visual_projection.weight.detach()}
-    return float(relative_distance(before, {"weight": classifier.backbone.visual_projection.weight.detach()}))
+def weight_drift(classifier: CLIPClassifier, pretrained: CLIPModel, norm: float | None = None) -> float:
+    """norm(dW) / norm(W0) over the vision transformer: embeddings, blocks and layer norms, not the projection.
+
+    ``norm``: the first of :func:`squared_norms`, where somebody has it.
+    """
+    return relative_distance(*state_for_drift(classifier, pretrained), pretrained_squared_norm=norm)
+
+
+def projection_drift(classifier: CLIPClassifier, pretrained: CLIPModel, norm: float | None = None) -> float:
+    """norm(dW) / norm(W0) of the visual projection. ``norm``: the second of :func:`squared_norms`, where somebody has it."""
+    return relative_distance(_projection(pretrained), _projection(classifier.backbone), pretrained_squared_norm=norm)
+
+
+def _projection(clip: CLIPModel) -> dict[str, Tensor]:
+    return {"weight": clip.visual_projection.weight.detach()}

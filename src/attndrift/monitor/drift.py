@@ -160,9 +160,10 @@ def compare_snapshots(
         before, after = reference.structure.layers(name), current.structure.layers(name)
         layer_change[name] = 100.0 * (after - before) / before
     _refuse_collapsed(current)
-    pairs = list(zip(reference.hidden, current.hidden, strict=True))
-    cka = torch.stack([metrics.linear_cka(before, after) for before, after in pairs])
-    debiased = torch.stack([metrics.linear_cka(before, after, debiased=True) for before, after in pairs])
+    blocks = zip(reference.hidden, current.hidden, strict=True)
+    cka, debiased = map(
+        torch.stack, zip(*(metrics.linear_cka_both(before, after) for before, after in blocks), strict=True)
+    )
     distance = (current.embeddings - reference.embeddings).double().norm(dim=1).mean()
     return Drift(
         structure=current.structure,

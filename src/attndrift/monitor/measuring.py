@@ -161,15 +161,23 @@ class _ParameterDrift:
         self._tower = _copied(values(find_vision_tower(origin).module))
         projection = _projection(origin)
         self._projection = None if projection is None else _copied(values(projection))
+        self._tower_norm = metrics.squared_norm(self._tower)
+        self._projection_norm = None if self._projection is None else metrics.squared_norm(self._projection)
         self()  # a reference of other shapes is an error now, not at the first measurement
 
     def __call__(self) -> tuple[float, float | None]:
         tower = find_vision_tower(self._model).module
-        drift = metrics.weight_drift(self._tower, live_parameters(tower, self._tower))
+        drift = metrics.weight_drift(
+            self._tower, live_parameters(tower, self._tower), pretrained_squared_norm=self._tower_norm
+        )
         projection = _projection(self._model)
         if projection is None or self._projection is None:
             return drift, None
-        return drift, metrics.weight_drift(self._projection, live_parameters(projection, self._projection))
+        return drift, metrics.weight_drift(
+            self._projection,
+            live_parameters(projection, self._projection),
+            pretrained_squared_norm=self._projection_norm,
+        )
 
 
 def _copied(values: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-from attndrift.allocator import keep_freed_memory
+from attndrift.allocator import keep_freed_memory, without_garbage_collection
 from attndrift.study.engine import Ended, Execute, StudyReporter, record_failure, run_one
 from attndrift.study.places import Place
 from attndrift.study.settings import NamedRun, RunSettings, Study
@@ -66,7 +66,8 @@ class Deferred:
 
     def __call__(self, run: NamedRun, folder: Path, reporter: Any) -> dict[str, Any]:
         if self._made is None:
-            from attndrift.study.running import Executor
+            with without_garbage_collection():
+                from attndrift.study.running import Executor
 
             self._made = Executor()
         return self._made(run, folder, reporter)

@@ -218,7 +218,7 @@ class _Run:
     # -- the untouched model -------------------------------------------------------------------
 
     def _untouched(self) -> dict[str, Any]:
-        drift = compare_snapshots(self.baseline, self.baseline, weight_drift=0.0, projection_drift=0.0)
+        drift = self.workbench.no_drift(self.settings, self.target, self.pretrained)
         model = self.pretrained.clip
         row = {"step": 0, "epoch": 0.0, **drift.row(), "layers": drift.layers()}
         self._write_history([row])
@@ -271,7 +271,7 @@ class _Run:
     def _train(self, model: CLIPClassifier, monitor: DriftMonitor) -> FitResult:
         settings, target = self.settings, self.target
         track = self.transfer[0] if self.transfer and settings.track_size else None
-        zero = compare_snapshots(self.baseline, self.baseline, weight_drift=0.0, projection_drift=0.0)
+        zero = self.workbench.no_drift(settings, target, self.pretrained)
         first: dict[str, Any] = {"step": 0, "epoch": 0.0, **zero.row()}
         if track is not None:
             before = self.workbench.pretrained_transfer(settings, track, self.pretrained, track=True)
@@ -330,7 +330,7 @@ class _Run:
     def _conclude(self, model: CLIPClassifier, result: FitResult, values: dict[str, Any]) -> dict[str, Any]:
         settings = self.settings
         if settings.keep != "best":
-            self._save(model, "final")
+            self._keep_final(model, result)
         selected = self._selected().to(self.device)
         self._phase("test")
         if settings.protocol == "seed":
@@ -341,14 +341,10 @@ class _Run:
         else:
             values["test_accuracy"] = self._accuracy(selected, "test")
             measured = selected
-        snapshot = take_snapshot(
-            measured,
-            self.target.probe_batches(settings.evaluation_batch_size),
-            measured.embed,
-            processes=self.processes,
-        )
-        tower, projection = self._weight_drifts(measured)
-        drift = compare_snapshots(self.baseline, snapshot, weight_drift=tower, projection_drift=projection)
+        if measured is model and self.guard is None and result.final_drift is not None:
+            drift = result.final_drift  # nothing has changed the model since
+        else:
+            drift = self._measure(measured)
         transfer, details = self._transfer(measured, drift)
         self._write_maps(measured, drift)
         self._clean_up()
@@ -359,11 +355,27 @@ class _Run:
             record["guard"] = self.guard.summary() | {"events": [event.to_json() for event in self.guard.events]}
         return record
 
+    def _measure(self, model: CLIPClassifier) -> Drift:
+        batches = self.target.probe_batches(self.settings.evaluation_batch_size)
+        snapshot = take_snapshot(model, batches, model.embed, processes=self.processes)
+        tower, projection = self._weight_drifts(model)
+        return compare_snapshots(self.baseline, snapshot, weight_drift=tower, projection_drift=projection)
+
+    def _keep_final(self, model: CLIPClassifier, result: FitResult) -> None:
+        """Save the last epoch's weights; where they are the selected ones, as a copy of that checkpoint."""
+        if result.selected_epoch != self.settings.epochs or self.guard is not None:
+            self._save(model, "final")
+        elif self.processes.first:
+            folder = self.folder / "checkpoints"
+            with new_folder(folder / "final") as target:
+                shutil.copytree(folder / "best", target, dirs_exist_ok=True)
+
     def _selected(self) -> CLIPClassifier:
         """The checkpoint of the selected epoch, proved to be what was saved."""
         self.processes.wait()  # until the first one has written it
         try:
-            return load_adapted(self.folder / "checkpoints" / "best", base=self.pretrained.copy())
+            best, sha256 = self.folder / "checkpoints" / "best", self.pretrained.sha256
+            return load_adapted(best, base=self.pretrained.copy(), base_sha256=sha256)
         except FingerprintError:
             raise
         except CheckpointError as error:
@@ -378,7 +390,11 @@ class _Run:
         return self.workbench.text_features(self.settings, self.pretrained, self.target.class_names)
 
     def _weight_drifts(self, model: CLIPClassifier) -> tuple[float, float]:
-        return weight_drift(model, self.pretrained.clip), projection_drift(model, self.pretrained.clip)
+        tower, projection = self.pretrained.squared_norms
+        return (
+            weight_drift(model, self.pretrained.clip, tower),
+            projection_drift(model, self.pretrained.clip, projection),
+        )
 
     def _accuracy(self, model: CLIPClassifier, part: str) -> float:
         store = self.target.validation if part == "validation" else self.target.test
@@ -395,6 +411,7 @@ class _Run:
             probe_pixels=fingerprint.pixels,
             pretrained=self.pretrained.clip,
             pretrained_embeddings=fingerprint.embeddings,
+            pretrained_sha256=self.pretrained.sha256,
             class_names=self.target.class_names,
         )
 

@@ -33,8 +33,15 @@ from attndrift.data import (
 )
 from attndrift.data.cache import cache_folder
 from attndrift.data.sending import sent
-from attndrift.models import class_token_alone, describe, fingerprint_embeddings, load_clip, load_processor
-from attndrift.monitor import Snapshot, evaluation_mode, image_embeddings, take_snapshot
+from attndrift.models import (
+    class_token_alone,
+    describe,
+    fingerprint_embeddings,
+    load_clip,
+    load_processor,
+    squared_norms,
+)
+from attndrift.monitor import Drift, Snapshot, compare_snapshots, evaluation_mode, image_embeddings, take_snapshot
 from attndrift.monitor.processes import Processes
 from attndrift.observing import observe
 from attndrift.study.images import open_dataset, splits_key, splits_of
@@ -57,6 +64,12 @@ class Pretrained:
     description: dict[str, Any]
     preprocessing: dict[str, Any]
     device: torch.device
+    squared_norms: tuple[float, float]
+
+    @property
+    def sha256(self) -> str:
+        """Of the weights as they were loaded."""
+        return str(self.description["weights_sha256"])
 
     def copy(self) -> CLIPModel:
         """A copy of the model, on the CPU, to be adapted."""
@@ -174,7 +187,16 @@ class Workbench:
             keys = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "image_mean", "image_std")
             described = image_processor.to_dict()
             preprocessing = {key: described.get(key) for key in keys}
-            return Pretrained(source, clip, tokenizer, image_processor, describe(source, clip), preprocessing, device)
+            return Pretrained(
+                source,
+                clip,
+                tokenizer,
+                image_processor,
+                describe(source, clip),
+                preprocessing,
+                device,
+                squared_norms(clip),
+            )
 
         return self._once(("pretrained", source, str(device)), make)
 
@@ -273,6 +295,14 @@ class Workbench:
                 pretrained.embed,
                 processes=Processes.current(),
             ),
+        )
+
+    def no_drift(self, settings: RunSettings, target: Target, pretrained: Pretrained) -> Drift:
+        """The drift of the pretrained model from itself."""
+        baseline = self.baseline(settings, target, pretrained)
+        return self._once(
+            ("no drift", *_of_probe(settings, target, pretrained), settings.evaluation_batch_size),
+            lambda: compare_snapshots(baseline, baseline, weight_drift=0.0, projection_drift=0.0),
         )
 
     def fingerprint(self, settings: RunSettings, target: Target, pretrained: Pretrained) -> Fingerprint:

@@ -19,7 +19,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Protocol, cast
@@ -112,6 +112,7 @@ class FitResult:
         active_fraction: how often the entropy floor was active; None without one.
         problem: why the run is called diverged.
         last_good_step: the step of the last state before a divergence; 0 is the pretrained model.
+        final_drift: what was measured after the last step; None where that was in an earlier attempt, or never.
     """
 
     status: str
@@ -121,6 +122,7 @@ class FitResult:
     active_fraction: float | None
     problem: str | None = None
     last_good_step: int | None = None
+    final_drift: Drift | None = field(default=None, compare=False)  # holds tensors
 
 
 class _RunTrainer(Trainer):
@@ -302,6 +304,7 @@ class _RunCallback(TrainerCallback):
         self.save_steps = _spread(self.steps_per_epoch, plan.settings.checkpoints_per_epoch, plan.settings.epochs)
         self.measured_steps = frozenset(evaluation_steps(plan.settings, len(plan.labels)))
         self._pending: dict[str, Any] | None = None
+        self.final_drift: Drift | None = None
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.start_epoch(state.global_step // self.steps_per_epoch)
@@ -321,6 +324,8 @@ class _RunCallback(TrainerCallback):
         row: dict[str, Any] = {"step": step, "epoch": step / self.steps_per_epoch} | self.trainer.tally.row()
         self._pending = row | values | {"layers": drift.layers()}
         self._line = drift.line()
+        if step == self.total:
+            self.final_drift = drift
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         step = state.global_step
@@ -469,7 +474,7 @@ def fit(model: nn.Module, plan: TrainingPlan, folder: Path, reporter: Reporter) 
     # Once more, whole and synced: lines that were appended may still be on their way to the disk.
     if processes.first:
         _write_history(folder, progress)
-    return _result("finished", progress)
+    return replace(_result("finished", progress), final_drift=callback.final_drift)
 
 
 def _write_history(folder: Path, progress: Progress) -> None:
