@@ -15,11 +15,17 @@ from rich.console import Console
 from attndrift.console import StudyConsole
 from attndrift.files import read_json
 from attndrift.study.engine import run_study
-from attndrift.study.loading import load_study, parse_study
-from attndrift.study.processes import InProcesses, jobs_that_fit, parse_time, shallow_last, spoken, usable_cores
+from attndrift.study.loading import parse_study
+from attndrift.study.processes import InProcesses, jobs_that_fit, no_accelerator, parse_time, spoken, usable_cores
 from attndrift.study.settings import NamedRun, Study
 
-TEXT = "name: four\nruns:\n  - {dataset: tiles, threads: 1, grid: {seed: [1, 2, 3, 4]}}\n"
+TEXT = "name: four\nruns:\n  - {dataset: tiles, threads: 1, device: cpu, grid: {seed: [1, 2, 3, 4]}}\n"
+
+
+FORKED = "attndrift.study.settings"
+"""A module that is quickly imported, for processes that are forked from one that has imported it."""
+
+started_how = pytest.mark.parametrize("preload", [None, FORKED], ids=["spawned", "forked"])
 
 
 @dataclass
@@ -29,12 +35,13 @@ class StandIn:
     fail: tuple[int, ...] = ()
     die: tuple[int, ...] = ()
     hang: tuple[int, ...] = ()
+    preload: str | None = None
 
     def __call__(self, run: NamedRun, folder: Path, reporter: Any) -> dict[str, Any]:
         seed = run.settings.seed
         reporter.phase("training")
         reporter.step(1, 2)
-        reporter.say(f"process {os.getpid()}")
+        reporter.say(f"parent {os.getppid()} environment {os.environ.get('SAID')} process {os.getpid()}")
         if seed in self.fail:
             raise RuntimeError("the disk is full")
         if seed in self.die:
@@ -63,10 +70,11 @@ def _log(folder: Path, run: NamedRun) -> str:
     return (folder / "runs" / run.run_id / "log.txt").read_text()
 
 
-def test_two_at_a_time_give_the_tables_and_logs_of_one_after_the_other(tmp_path: Path) -> None:
+@started_how
+def test_two_at_a_time_give_the_tables_and_logs_of_one_after_the_other(preload, tmp_path: Path) -> None:
     study = _study()
     run_study(study, tmp_path / "one", StandIn(), _console())
-    outcome = run_study(study, tmp_path / "two", StandIn(), _console(), engine=InProcesses(2))
+    outcome = run_study(study, tmp_path / "two", StandIn(preload=preload), _console(), engine=InProcesses(2))
     assert list(outcome.statuses.items()) == [(run.run_id, "finished") for run in study.runs]
     for table in ("runs", "history", "layers"):
         written = [(tmp_path / name / f"{table}.parquet").read_bytes() for name in ("one", "two")]
@@ -78,23 +86,34 @@ def test_two_at_a_time_give_the_tables_and_logs_of_one_after_the_other(tmp_path:
     assert again.count("kept") == 4
 
 
-def test_runs_that_train_little_begin_last_and_equal_ones_in_the_order_of_the_study() -> None:
-    study = load_study("collapse-21")
-    order = shallow_last(study.runs)
-    assert sorted(run.run_id for run in order) == sorted(run.run_id for run in study.runs)
-    assert {run.settings.method for run in order[-2:]} == {"none"}
-    tiles = [run for run in order if run.settings.dataset == "eurosat" and run.settings.method != "none"]
-    frozen = [run.settings.freeze_layers for run in tiles]
-    assert frozen == sorted(frozen)
-    assert frozen[-1] > frozen[0]
-    assert [run for run in tiles if not run.settings.freeze_layers] == [
-        run for run in study.runs if run in tiles and not run.settings.freeze_layers
-    ]
+def test_processes_are_forked_from_one_that_has_imported_and_have_the_environment_of_now(tmp_path, monkeypatch) -> None:
+    parents = set()
+    for said in ("one", "two"):
+        monkeypatch.setenv("SAID", said)
+        run_study(_study(), tmp_path / said, StandIn(preload=FORKED), _console(), engine=InProcesses(2))
+        logs = [_log(tmp_path / said, run).split() for run in _study().runs]
+        parents |= {words[words.index("parent") + 1] for words in logs}
+        assert {words[words.index("environment") + 1] for words in logs} == {said}
+    assert len(parents) == 1
+    assert str(os.getpid()) not in parents
 
 
-def test_a_run_that_raises_and_one_whose_process_is_killed_leave_the_others(tmp_path: Path) -> None:
+def test_what_may_touch_an_accelerator_is_not_forked(monkeypatch) -> None:
+    settings = [run.settings for run in _study().runs]
+    on = lambda device: [one.model_copy(update={"device": device}) for one in settings]  # noqa: E731
+    assert no_accelerator(on("cpu"))
+    assert not no_accelerator(on("cuda"))
+    assert not no_accelerator(on("cpu") + on("mps"))
+    for there in (False, True):
+        monkeypatch.setattr(Path, "exists", lambda path, there=there: there)
+        assert no_accelerator(on("auto")) is not there
+
+
+@started_how
+def test_a_run_that_raises_and_one_whose_process_is_killed_leave_the_others(preload, tmp_path: Path) -> None:
     folder, study = tmp_path / "s", _study()
-    outcome = run_study(study, folder, StandIn(fail=(2,), die=(3,)), _console(), engine=InProcesses(2))
+    execute = StandIn(fail=(2,), die=(3,), preload=preload)
+    outcome = run_study(study, folder, execute, _console(), engine=InProcesses(2))
     assert list(outcome.statuses.values()) == ["finished", "failed", "failed", "finished"]
     problems = [read_json(folder / "runs" / run.run_id / "record.json")["problem"] for run in study.runs[1:3]]
     assert problems[0] == "RuntimeError: the disk is full"
@@ -104,15 +123,17 @@ def test_a_run_that_raises_and_one_whose_process_is_killed_leave_the_others(tmp_
     assert list(again.statuses.values()) == ["kept", "finished", "finished", "kept"]
 
 
-def test_an_interruption_ends_the_processes_and_the_study_goes_on_later(tmp_path: Path) -> None:
+@started_how
+def test_an_interruption_ends_the_processes_and_the_study_goes_on_later(preload, tmp_path: Path) -> None:
     class Interrupted(StudyConsole):
         def ended(self, run: NamedRun, status: str, detail: str) -> None:
             raise KeyboardInterrupt
 
     folder = tmp_path / "s"
+    interrupted = Interrupted(console=Console(file=io.StringIO()))
     with pytest.raises(KeyboardInterrupt):
-        run_study(_study(), folder, StandIn(), Interrupted(console=Console(file=io.StringIO())), engine=InProcesses(2))
-    outcome = run_study(_study(), folder, StandIn(), _console(), engine=InProcesses(2))
+        run_study(_study(), folder, StandIn(preload=preload), interrupted, engine=InProcesses(2))
+    outcome = run_study(_study(), folder, StandIn(preload=preload), _console(), engine=InProcesses(2))
     assert outcome.count("busy") == 0
     assert outcome.count("finished") + outcome.count("kept") == 4
     assert outcome.count("kept") >= 1

@@ -189,13 +189,19 @@ def study(
     runs: Annotated[
         int | None, typer.Option("--runs", min=4, help="Only the first so many rows of the matrix.")
     ] = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", min=1, help="Epochs of a run; the reduced budget has 2.")
+    ] = None,
+    script: Annotated[
+        bool, typer.Option("--script/--no-script", help="Run the plain script, too; or the arithmetic alone.")
+    ] = True,
     output: OutputOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """What a study of 21 runs costs, against the plain script and against its arithmetic alone; minutes."""
     from attndrift.bench.study import study as measure
 
-    _deliver(measure(pairs=pairs, runs=runs, progress=_say), output, as_json)
+    _deliver(measure(pairs=pairs, runs=runs, epochs=epochs, script=script, progress=_say), output, as_json)
 
 
 @app.command(epilog="Example:  [bold]attndrift bench scale --pairs 3 --output scale.json[/bold]")

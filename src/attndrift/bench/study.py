@@ -63,9 +63,10 @@ if __name__ == "__main__":
 """
 
 
-def reduced_study(images: Path, runs: int | None = None) -> Study:
+def reduced_study(images: Path, runs: int | None = None, epochs: int | None = None) -> Study:
     """The 21 runs and the untouched model at :data:`BUDGET`, their targets read from the files below ``images``."""
-    study = load_study("collapse-21", overrides=BUDGET, datasets=TARGETS, replacements=[("freeze_layers", 9, 7)])
+    budget = BUDGET if epochs is None else BUDGET | {"epochs": epochs}
+    study = load_study("collapse-21", overrides=budget, datasets=TARGETS, replacements=[("freeze_layers", 9, 7)])
     chosen = [
         run.model_copy(
             update={"settings": run.settings.model_copy(
@@ -354,32 +355,40 @@ def _correlation(own: Sequence[float], other: Sequence[float]) -> float | None:
     return statistics.correlation(own, other)
 
 
-def study(*, pairs: int = 1, runs: int | None = None, progress: Callable[[str], None] | None = None) -> Result:
+def study(
+    *,
+    pairs: int = 1,
+    runs: int | None = None,
+    epochs: int | None = None,
+    script: bool = True,
+    progress: Callable[[str], None] | None = None,
+) -> Result:
     """Time a whole study of 21 runs against the plain script and against its own arithmetic, and compare results.
 
     ``pairs``: how often both sides are run, in changing order. ``runs``: only the first so many, for trying it out; at
-    least 4, as the first three train on one target alone.
+    least 4, as the first three train on one target alone. ``epochs``: of a run, instead of those of :data:`BUDGET`.
+    ``script``: whether the plain script is run, too; without it, the study is compared with its arithmetic alone.
     """
     say = progress or (lambda line: None)
     cores = usable_cores()
     machine = Machine()
-    script = reference_path("reference_study")
+    plain = reference_path("reference_study")
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         write_images(root / "images")
-        chosen = reduced_study(root / "images", runs)
+        chosen = reduced_study(root / "images", runs, epochs)
         jobs = min(cores, len(chosen.runs))
         plan = root / "study.json"
         plan.write_text(chosen.model_dump_json(), encoding="utf-8")
-        given = write_reference(chosen, root, threads=cores)
+        given = write_reference(chosen, root, threads=cores) if script else None
         single = os.environ | {"OMP_NUM_THREADS": "1"}
-        measured: list[tuple[float, float]] = []
+        measured: dict[str, list[float]] = {}
         floors: list[dict[str, float]] = []
         phases: list[dict[str, float]] = []
         for place in range(pairs):
             # A cold cache each time: images are read, and pretrained attention computed, within the time.
             own = [sys.executable, "-c", _OURS, str(plan), str(root / f"study-{place}"), str(jobs)]
-            other = [sys.executable, str(script), str(given), str(root / f"reference-{place}.json")]
+            other = [sys.executable, str(plain), str(given), str(root / f"reference-{place}.json")]
             cold = {"ATTNDRIFT_CACHE": str(root / f"cache-{place}")}
 
             def ours(command: Sequence[str] = own, environment: dict[str, str] = single | cold) -> float:
@@ -392,35 +401,39 @@ def study(*, pairs: int = 1, runs: int | None = None, progress: Callable[[str], 
                 say(f"bare arithmetic {both} s, before and after")
                 return seconds
 
-            sides: dict[str, Callable[[], float]] = {
-                "attndrift": ours,
-                "reference": partial(_process, other, os.environ | {"OMP_NUM_THREADS": str(cores)}),
-            }
-            order = ("attndrift", "reference") if place % 2 == 0 else ("reference", "attndrift")
-            seconds = {side: sides[side]() for side in order}
-            say(", ".join(f"{side} {value:.1f} s" for side, value in seconds.items()))
-            measured.append((seconds["attndrift"], seconds["reference"]))
+            sides: dict[str, Callable[[], float]] = {"attndrift": ours}
+            if script:
+                sides["reference"] = partial(_process, other, os.environ | {"OMP_NUM_THREADS": str(cores)})
+            for side in sides if place % 2 == 0 else reversed(sides):
+                measured.setdefault(side, []).append(sides[side]())
+            say(", ".join(f"{side} {values[-1]:.1f} s" for side, values in measured.items()))
             phases.append(_phases(root / f"study-{place}", chosen))
-        agreement = _agreement(
-            root / f"study-{pairs - 1}", json.loads((root / f"reference-{pairs - 1}.json").read_text()), chosen
-        )
+        tables: dict[str, list[dict[str, Any]]] = {}
+        if script:
+            results = json.loads((root / f"reference-{pairs - 1}.json").read_text())
+            tables["The same results"] = _agreement(root / f"study-{pairs - 1}", results, chosen)
     bare = {phase: statistics.median(one[phase] for one in floors) for phase in floors[0]}
     spent = {phase: statistics.median(one.get(phase, 0.0) for one in phases) for phase in phases[-1]}
     least = [sum(one.values()) / jobs for one in floors]
-    own_seconds = statistics.median(first for first, _ in measured)
+    own_side = measured["attndrift"]
+    own_seconds = statistics.median(own_side)
     inside = [sum(one.values()) / jobs for one in phases]
     floor_words = "its arithmetic alone: bare steps and forward passes on tensors in memory"
-    own_side, other_side = zip(*measured, strict=True)
-    ratios = [
-        ratio_of(
-            f"collapse-21 at a reduced budget, {len(chosen.runs)} rows, {jobs} runs at a time with 1 thread each",
-            f"reference_study.py, run after run with {cores} threads", own_side, other_side,
-        ).aiming_at(TARGET_RATIO),
-        ratio_of("the same, from the start of the process to the tables", floor_words, own_side, least).aiming_at(
-            1 / TARGET_FLOOR
-        ),
-        ratio_of("the same, everything inside its runs", floor_words, inside, least).aiming_at(1 / TARGET_FLOOR),
-    ]  # fmt: skip
+    what = (
+        f"collapse-21 at a reduced budget of {epochs or BUDGET['epochs']} epochs, {len(chosen.runs)} rows, {jobs} runs at a time "
+        "with 1 thread each"
+    )
+    ratios = []
+    if script:
+        words = f"reference_study.py, run after run with {cores} threads"
+        ratios.append(ratio_of(what, words, own_side, measured["reference"]).aiming_at(TARGET_RATIO))
+    ratios += [
+        ratio_of(f"{part}, {span}", floor_words, seconds, least).aiming_at(1 / TARGET_FLOOR)
+        for part, span, seconds in (
+            ("the same" if script else what, "from the start of the process to the tables", own_side),
+            ("the same", "everything inside its runs", inside),
+        )
+    ]
     table = [
         {
             "phase": phase,
@@ -439,7 +452,7 @@ def study(*, pairs: int = 1, runs: int | None = None, progress: Callable[[str], 
     return Result(
         "study",
         ratios,
-        {"Where the time goes": table, "The same results": agreement},
+        {"Where the time goes": table, **tables},
         [
             "Both sides: same target images as files, splits, batches, flips, steps, evaluations; images decoded within the "
             "time. Transfer images are the same pixels, which attndrift draws within its time and the reference reads as PNG. "

@@ -13,16 +13,18 @@ import multiprocessing
 import os
 import re
 import signal
+import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing import connection
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
 from attndrift.allocator import keep_freed_memory, without_garbage_collection
 from attndrift.study.engine import Ended, Execute, StudyReporter, record_failure, run_one
+from attndrift.study.order import Schedule
 from attndrift.study.places import Place
 from attndrift.study.settings import NamedRun, RunSettings, Study
 
@@ -41,18 +43,13 @@ def jobs_that_fit(settings: Sequence[RunSettings], at_most: int) -> int:
     return max(1, min(at_most, usable_cores() // threads, len(settings)))
 
 
-def shallow_last(runs: Iterable[NamedRun]) -> list[NamedRun]:
-    """Runs in the order in which they should begin, so that no core waits long for the last one.
-
-    Those that train less of the vision tower begin later, the untouched model last; runs of which that is the same
-    stay in the order of the study. How many images a run has is not known before they are read.
-    """
-
-    def left_out(run: NamedRun) -> tuple[int, int]:
-        settings = run.settings
-        return {"last_block": 1, "linear_probe": 1, "none": 2}.get(settings.method, 0), settings.freeze_layers
-
-    return sorted(runs, key=left_out)
+def no_accelerator(settings: Iterable[RunSettings]) -> bool:
+    """Whether these runs surely touch none: told without torch, which must not be asked before a process is forked."""
+    devices = {one.device for one in settings}
+    if devices <= {"cpu"}:
+        return True
+    present = [*Path("/dev").glob("nvidia*"), Path("/dev/kfd"), Path("/dev/dxg")]
+    return devices <= {"cpu", "auto"} and not any(path.exists() for path in present)
 
 
 class Deferred:
@@ -60,6 +57,9 @@ class Deferred:
 
     So the process that only looks on imports no torch.
     """
+
+    preload = "attndrift.study.preloaded"
+    """What a process has to import for it."""
 
     def __init__(self) -> None:
         self._made: Execute | None = None
@@ -76,7 +76,10 @@ class Deferred:
 class InProcesses:
     """The engine that runs ``jobs`` runs at a time, each in a process that takes one run after the other.
 
-    ``execute`` must be picklable, and works in each process on its own. A process that dies (out of memory,
+    ``execute`` must be picklable, and works in each process on its own. Where it names a module as its ``preload``, the
+    processes are forked from one that has imported it, for that takes several seconds and much memory each time; not
+    where a run may use an accelerator, which a forked process could not, nor on other systems than Linux. In which
+    order runs begin: see :mod:`attndrift.study.order`. A process that dies (out of memory,
     say) fails its run alone; another takes its place. When this process ends, however it ends, so do its
     processes, and what they were at can be resumed.
 
@@ -99,28 +102,45 @@ class InProcesses:
                 yield run, "kept", str(place.status(run.run_id))
             else:
                 left.append(run)
-        waiting = deque(shallow_last(left))
-        workers = [_Worker(study.name, place, execute) for _ in range(min(self.jobs, len(waiting)))]
+        schedule = Schedule(left, self.jobs)
+        context = _context(execute, left)
+        workers = [_Worker(context, study.name, place, execute) for _ in range(min(self.jobs, len(left)))]
+
+        def next_run() -> NamedRun:
+            return schedule.take([(one.run, max(0.0, one.age)) for one in workers if one.run is not None])
+
         try:
             for worker in workers:
-                worker.give(waiting.popleft())
+                worker.give(next_run())
             while busy := [worker for worker in workers if worker.run is not None]:
                 for worker in _ready(busy, self.time_limit):
                     late = self.time_limit is not None and worker.age > self.time_limit
                     ended = worker.end(self.time_limit or 0.0) if late else worker.hear(reporter)
                     if ended is None:
                         continue
+                    if ended[1] == "finished":
+                        schedule.took(ended[0], worker.age)
                     if not worker.alive:
                         workers.remove(worker)
-                        if waiting:
-                            worker = _Worker(study.name, place, execute)
+                        if len(schedule):
+                            worker = _Worker(context, study.name, place, execute)
                             workers.append(worker)
-                    if waiting:
-                        worker.give(waiting.popleft())
+                    if len(schedule):
+                        worker.give(next_run())
                     yield ended
         finally:
             for worker in workers:
                 worker.stop()
+
+
+def _context(execute: Execute, runs: Sequence[NamedRun]) -> BaseContext:
+    """How processes are started. Never as copies of this one, whose threads and devices would be in an unknown state there."""
+    preload = getattr(execute, "preload", None)
+    if preload is None or sys.platform != "linux" or not no_accelerator(run.settings for run in runs):
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([preload])
+    return context
 
 
 def _ready(workers: list[_Worker], time_limit: float | None) -> list[_Worker]:
@@ -151,17 +171,16 @@ def parse_time(text: str) -> float:
 class _Worker:
     """This process's side of one of the others."""
 
-    def __init__(self, study: str, place: Place, execute: Execute) -> None:
+    def __init__(self, context: BaseContext, study: str, place: Place, execute: Execute) -> None:
         self.study, self.place = study, place
         self.run: NamedRun | None = None
         self.alive = True
         self._shown = contextlib.ExitStack()
         self._progress: Any = None
         self._begun = 0.0
-        # Not forked: threads and devices of this process would be in an unknown state there.
-        context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
-        self.process = context.Process(target=_work, args=(other, study, place, execute), daemon=True)
+        arguments = (other, study, place, execute, dict(os.environ))
+        self.process: Any = context.Process(target=_work, args=arguments, daemon=True)  # type: ignore[attr-defined]
         self.process.start()
         # The other end must be open in that process alone, so that its death is heard here.
         other.close()
@@ -228,8 +247,11 @@ class _Worker:
         self.connection.close()
 
 
-def _work(link: connection.Connection, study: str, place: Place, execute: Execute) -> None:
+def _work(link: connection.Connection, study: str, place: Place, execute: Execute, environment: dict[str, str]) -> None:
     """Run what comes over ``link``, until the process at its other end is gone."""
+    # Forked, it has the environment of when the first process was.
+    os.environ.clear()
+    os.environ.update(environment)
     # An interruption of the study is the other process's to handle: it ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
