@@ -16,11 +16,12 @@ from typer.testing import CliRunner
 from attndrift.bench.capture import CASES, Case, _Forwards, capture, case_of
 from attndrift.bench.growth import Shape, growth
 from attndrift.bench.memory import peak_bytes
+from attndrift.bench.physical import STEP_TITLE
 from attndrift.bench.ratios import balanced_orders, ratio_of, rounds
 from attndrift.bench.reference import reference
 from attndrift.bench.result import Machine, Result
 from attndrift.bench.startup import startup
-from attndrift.bench.train import _Steps, train
+from attndrift.bench.train import CLASSES, WORDS, _Steps, train
 from attndrift.cli import app
 from attndrift.metrics import StructureAccumulator
 from attndrift.models import AdaptationSettings, adapt, load_clip
@@ -169,8 +170,8 @@ def test_capture_measures_time_memory_and_drift() -> None:
     assert 0 < spent[0]["observing s"] < spent[0]["whole s"]
     assert 1 < spent[0]["lowest"] <= spent[0]["whole / whole without"] <= spent[0]["highest"]
     for row, maps in zip(floors, (0, 0, 4), strict=True):
-        assert row["GB of maps moved"] == pytest.approx(maps * 3 * 3 * 4 * 17 * 17 * 4 / 1e9)
-        least = row["GFLOP"] / row["GFLOP/s of a lone product"] + row["GB of maps moved"] / row["GB/s of a copy"]
+        assert row["GB moved"] == pytest.approx(maps * 3 * 3 * 4 * 17 * 17 * 4 / 1e9)
+        least = row["GFLOP"] / row["GFLOP/s of a lone product"] + row["GB moved"] / row["GB/s of a copy"]
         assert row["floor s"] == pytest.approx(least)
         assert row["reached, %"] == pytest.approx(100 * least / row["measured s"])
     # 3 images: 16 patches of 7 x 7 x 3, then 3 layers of 17 tokens, width 32, an MLP of 64.
@@ -188,6 +189,19 @@ def test_train_measures_every_kind_of_step() -> None:
     found = train(model=TINY, batch=3, pairs=2, device="cpu", keep_freed=False).to_json()
     assert [row["at_most"] for row in found["ratios"][:3]] == [1.05, 1.10, 1.45]
     assert all(row["ratio"] > 0 for row in found["ratios"])
+    floors = found["tables"][STEP_TITLE]
+    assert [row["what"] for row in floors] == [WORDS[kind] for kind in ("plain", "observed", "cached")]
+    clip = load_clip(TINY)
+    width, out = 32, clip.config.projection_dim
+    # An image: 16 patches of 7 x 7 x 3, of which no gradient is wanted; all else once forwards and twice backwards.
+    patches, token, scores = 16 * 2 * 147 * width, 8 * width * width + 4 * width * 64, 4 * 17 * 17 * width
+    heads = 2 * width * out + 2 * out * CLASSES
+    trained = [*clip.vision_model.parameters(), *clip.visual_projection.parameters()]
+    numbers = sum(parameter.numel() for parameter in trained) + out * CLASSES + CLASSES
+    for row in floors:
+        assert row["GFLOP"] == pytest.approx(3 * (2 * patches + 3 * (3 * (17 * token + scores) + heads)) / 1e9)
+        assert row["GB moved"] == pytest.approx(40 * numbers / 1e9)
+        assert row["reached, %"] == pytest.approx(100 * row["floor s"] / row["measured s"])
     profile = next(rows for title, rows in found["tables"].items() if title.startswith("profile"))
     assert profile[-1]["operator"] == "all"
     assert any("mm" in row["operator"] for row in profile)

@@ -40,6 +40,7 @@ def test_a_shape_stays_the_shape_when_there_are_fewer_runs(shape: str, tmp_path:
     assert adapted["seed"].nunique() == seeds
 
 
+@pytest.mark.slow
 def test_both_sides_analyse_every_run(tmp_path: Path) -> None:
     count = write_study("40 configurations of 250 runs", tmp_path, runs=100, evaluations=4)
     plain = plain_analysis(tmp_path)

@@ -161,7 +161,7 @@ def test_a_mistake_is_one_line_and_exit_code_not_zero(arguments: list[str], expe
 
 
 def test_everything_with_a_name_is_listed() -> None:
-    found = json.loads(_attndrift("list", "--json").stdout)
+    found = json.loads(runner.invoke(app, ["list", "--json"]).output)
     assert {"models", "datasets", "metrics", "methods", "presets"} == set(found)
     assert {"eurosat", "pets", "cifar10", "cifar100", "objects", "tiles", "critters", "digits"} <= {
         row["name"] for row in found["datasets"]
@@ -206,7 +206,7 @@ def test_the_dry_run_says_what_the_checkpoints_take(study: Path, tmp_path: Path)
     study.write_text(study.read_text() + "  - {method: linear_probe, keep: all}\n")
     planned = {str(row["run_id"]): row for row in _planned(study)}
     folder = tmp_path / "out"
-    assert _attndrift("run", str(study), "--output", str(folder)).returncode == 0
+    assert runner.invoke(app, ["run", str(study), "--output", str(folder)]).exit_code == 0
     for run, row in planned.items():
         kept = [path.stat().st_size for path in (folder / "runs" / run).glob("checkpoints/**/*") if path.is_file()]
         assert row["disk_bytes"] == pytest.approx(sum(kept), rel=0.15)

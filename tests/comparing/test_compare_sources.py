@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +13,9 @@ from comparing_models import adapted_with_lora, bare_tower, change_json, moved_t
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPModel, CLIPVisionModelWithProjection
+from typer.testing import CliRunner
 
+from attndrift.cli import app
 from attndrift.comparing import CompareError, compare_models, resolve
 from attndrift.models import AdaptationSettings, CheckpointError, ModelError, adapt, save_adapted
 
@@ -328,24 +327,29 @@ def test_a_damaged_checkpoint_raises(run_folder: Path) -> None:
         resolve(run_folder, resolve("embedded"))
 
 
-def test_a_towers_name_on_a_hub_is_taken_and_the_program_prints_one_json_object(
-    embedded: CLIPModel, photos: Path, tmp_path: Path
+def test_a_towers_name_on_a_hub_is_taken_and_the_command_prints_one_json_object(
+    embedded: CLIPModel, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A hub's cache made by hand: what `owner/tower` leaves there once it was downloaded."""
-    cache = tmp_path / "home" / "hub" / "models--owner--tower"
+    cache = tmp_path / "hub" / "models--owner--tower"
     snapshot = cache / "snapshots" / ("0" * 40)
     (cache / "refs").mkdir(parents=True)
     (cache / "refs" / "main").write_text("0" * 40)
     moved_tower(embedded).save_pretrained(snapshot)
     rename(snapshot / "model.safetensors", lambda name: "vision_model." + name)
-    command = [sys.executable, "-m", "attndrift.cli", "compare", "embedded", "owner/tower", "--images", str(photos)]
-    environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    environment.pop("HF_HUB_CACHE", None)
-    result = subprocess.run(
-        [*command, "--output", str(tmp_path / "out"), "--json", "--fail-if", "weight_drift>0.01"],
-        capture_output=True, text=True, timeout=400, check=False, env=environment,
-    )  # fmt: skip
-    assert result.returncode == 3, result.stderr
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    command = [
+        "compare",
+        "embedded",
+        "owner/tower",
+        "--images",
+        str(photos),
+        "--output",
+        str(tmp_path / "out"),
+        "--json",
+    ]
+    result = CliRunner().invoke(app, [*command, "--fail-if", "weight_drift>0.01"])
+    assert result.exit_code == 3, result.output
     found = json.loads(result.stdout)
     assert found["adapted"]["kind"] == "vision tower"
     assert found["adapted"]["source"] == "owner/tower"

@@ -34,7 +34,7 @@ shared:
   batch_size: 16
   learning_rate: 1e-3
   transfer: [objects]
-  transfer_limit: 400
+  transfer_limit: 300
   guard_probe_per_class: 2
   guard_checks_per_epoch: 2
   track_size: 0
@@ -98,8 +98,8 @@ def test_no_run_is_evaluated_on_what_the_guards_see(study: tuple[Path, Tables]) 
     classes = len(item.dataset.class_names)
     assert item.guard_part.class_counts(classes) == [2] * classes
     assert not set(item.guard_part.ids) & set(item.part.ids)
-    assert len(item.part) == 400 - 2 * classes
-    assert set(tables.runs["transfer_objects_n"]) == {400 - 2 * classes}
+    assert len(item.part) == 300 - 2 * classes
+    assert set(tables.runs["transfer_objects_n"]) == {300 - 2 * classes}
 
 
 def test_guarded_runs_are_configurations_of_their_own(study: tuple[Path, Tables]) -> None:

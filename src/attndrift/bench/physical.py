@@ -1,8 +1,9 @@
-"""The least that a forward pass can take on this machine: operations over the rate, bytes over the bandwidth, both measured."""
+"""The least that a forward pass or a training step can take on this machine: operations over the rate, bytes over the bandwidth, both measured."""
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,11 @@ REPEATS = 7
 COPIED = 2**28
 """Bytes of the tensor whose copying measures the bandwidth: more than any cache holds."""
 
+STEP_TITLE = "the physical floor of a training step"
+OPTIMIZER_PASSES = 10
+"""How often a trained parameter's number goes through memory after the backward pass: clipping reads the gradient for its norm,
+reads and writes it to scale it; AdamW reads weight, gradient and two moments, and writes the weight and the moments."""
+
 MAP_PASSES = 4
 """How often a full attention map goes through memory at the least: scores written, read and written by the softmax, read by
 the product with the values."""
@@ -26,6 +32,13 @@ def operations(eager: nn.Module, image: Tensor) -> float:
     """Floating-point operations of one image (1, 3, height, width) through ``eager``, whose attention is plain products."""
     with FlopCounterMode(display=False) as counter:
         eager(pixel_values=image)
+    return float(counter.get_total_flops())
+
+
+def step_operations(loss: Callable[[], Tensor]) -> float:
+    """Floating-point operations of a forward and a backward pass of an eager model, whose attention is plain products."""
+    with FlopCounterMode(display=False) as counter:
+        loss().backward()
     return float(counter.get_total_flops())
 
 
@@ -67,7 +80,7 @@ def floor_row(
         "GFLOP/s of a lone product": rate / 1e9,
         "before": before[0] / 1e9,
         "after": after[0] / 1e9,
-        "GB of maps moved": moved / 1e9,
+        "GB moved": moved / 1e9,
         "GB/s of a copy": bandwidth / 1e9,
         "floor s": least,
         "measured s": seconds,

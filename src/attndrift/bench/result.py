@@ -34,13 +34,18 @@ class Machine:
 
     def __init__(self) -> None:
         self._start = _busy(), _own()
+        self._more = 0.0
+
+    def count(self, seconds: float) -> None:
+        """Take processor time that is our own, of processes that were not waited for by this one or its children."""
+        self._more += seconds
 
     def others_pct(self) -> float | None:
         """Percent of all processors' time that went to other programs since this was made; None where it cannot be told."""
         (before, own_before), (after, own_after) = self._start, (_busy(), _own())
         if before is None or after is None or after[1] <= before[1]:
             return None
-        busy = (after[0] - before[0]) - (own_after - own_before)
+        busy = (after[0] - before[0]) - (own_after - own_before) - self._more
         return max(0.0, 100.0 * busy / (after[1] - before[1]))
 
 

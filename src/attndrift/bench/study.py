@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +50,7 @@ TARGET_FLOOR = 0.9
 _OURS = """
 import json, sys
 from pathlib import Path
+import psutil
 from attndrift.console import StudyConsole
 from attndrift.study.engine import one_after_the_other, run_study
 from attndrift.study.processes import Deferred, InProcesses
@@ -60,6 +60,10 @@ jobs = int(sys.argv[3])
 engine = InProcesses(jobs) if jobs > 1 else one_after_the_other
 if __name__ == "__main__":
     run_study(study, Path(sys.argv[2]), Deferred(), StudyConsole(), engine=engine)
+    # Of the process that the others were forked from, which lives on; those have ended, and it has counted them.
+    times = [child.cpu_times() for child in psutil.Process().children()]
+    print()
+    print(sum(sum((t.user, t.system, t.children_user, t.children_system)) for t in times))
 """
 
 
@@ -160,13 +164,13 @@ def write_reference(study: Study, folder: Path, threads: int) -> Path:
     return path
 
 
-def _process(command: Sequence[str], environment: dict[str, str]) -> float:
-    """Seconds that a process takes."""
+def _process(command: Sequence[str], environment: dict[str, str]) -> tuple[float, str]:
+    """Seconds that a process takes, and what it prints."""
     started = time.perf_counter()
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RuntimeError(f"bench study: {command[1]} ended with {done.returncode}: {done.stderr[-1500:]}")
-    return time.perf_counter() - started
+    return time.perf_counter() - started, done.stdout
 
 
 # ------------------------------------------------------------------------------------------------- the floor
@@ -394,16 +398,20 @@ def study(
             def ours(command: Sequence[str] = own, environment: dict[str, str] = single | cold) -> float:
                 # Before and after the study that it belongs to: the machine's own speed wanders.
                 before = floor(chosen, plan, jobs, single)
-                seconds = _process(command, environment)
+                seconds, printed = _process(command, environment)
+                machine.count(float(printed.splitlines()[-1]))
                 after = floor(chosen, plan, jobs, single)
                 floors.append({phase: (before[phase] + after[phase]) / 2 for phase in before})
                 both = " and ".join(f"{sum(one.values()) / jobs:.1f}" for one in (before, after))
                 say(f"bare arithmetic {both} s, before and after")
                 return seconds
 
+            def theirs(command: Sequence[str] = other) -> float:
+                return _process(command, os.environ | {"OMP_NUM_THREADS": str(cores)})[0]
+
             sides: dict[str, Callable[[], float]] = {"attndrift": ours}
             if script:
-                sides["reference"] = partial(_process, other, os.environ | {"OMP_NUM_THREADS": str(cores)})
+                sides["reference"] = theirs
             for side in sides if place % 2 == 0 else reversed(sides):
                 measured.setdefault(side, []).append(sides[side]())
             say(", ".join(f"{side} {values[-1]:.1f} s" for side, values in measured.items()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -15,7 +15,8 @@ from torch.profiler import ProfilerActivity, profile
 from attndrift.allocator import keep_freed_memory
 from attndrift.bench.devices import device_named, wait_for
 from attndrift.bench.memory import HOW, KEPT, RETURNED, peak_bytes
-from attndrift.bench.ratios import Ratio, ratio_of, rounds
+from attndrift.bench.physical import OPTIMIZER_PASSES, STEP_TITLE, floor_row, rates, step_operations
+from attndrift.bench.ratios import Ratio, Work, ratio_of, rounds
 from attndrift.bench.reference import reference
 from attndrift.bench.result import Machine, Result, check_parts
 from attndrift.bench.spent import SPENT, Stopwatch, spent_row, timed_hooks
@@ -102,11 +103,13 @@ def train(
         notes.append(KEPT if keep_freed and keep_freed_memory() else RETURNED)
     if "time" in only:
         chosen = {name: work for name, work in setting.works.items() if name in kinds}
+        before = setting.rates(wait_for(where))
         found = rounds(chosen, pairs, wait=wait_for(where), say=progress)
         ratios = [
             ratio_of(WORDS[what], WORDS[other], found[what], found[other], case=title).aiming_at(at_most)
             for what, other, at_most in compared
         ]
+        tables[STEP_TITLE] = setting.floors(found, before, setting.rates(wait_for(where)))
         if "observed" in chosen and where.type == "cpu":
             own = setting.spent[-pairs:]
             tables[SPENT] = [spent_row(WORDS["observed"], title, own, found["observed"])]
@@ -146,7 +149,7 @@ class _Steps:
     def __init__(self, model: str, batch: int, steps: int, device: torch.device, half: bool) -> None:
         self.device, self.half, self.steps = device, half, steps
         clip = load_clip(model)
-        vision = clip.config.vision_config
+        vision = self._vision = clip.config.vision_config
         plain = reference("reference_capture")
         # First the reference's own copies, as adapting works on the model that it is given.
         self._eager = plain.ImageClassifier(plain.eager_clip(clip.config, clip.state_dict()), CLASSES).to(device)
@@ -232,6 +235,38 @@ class _Steps:
         self._reference_step(
             self._eager, self._eager_optimizer, self._pixels, self._labels, teacher, WEIGHT, bf16=self.half
         )
+
+    def rates(self, wait: Work) -> tuple[float, float]:
+        """What the machine does now, at products of this model's size: see :func:`attndrift.bench.physical.rates`."""
+        tokens = (self._vision.image_size // self._vision.patch_size) ** 2 + 1
+        like = self._pixels.to(torch.bfloat16) if self.half else self._pixels
+        return rates(len(self._pixels) * tokens, self._vision.hidden_size, like, wait)
+
+    def floors(
+        self, seconds: Mapping[str, Sequence[float]], before: tuple[float, float], after: tuple[float, float]
+    ) -> list[dict[str, Any]]:
+        """What a step must take at least: its operations, and what clipping and the optimiser send through memory.
+
+        Without a second model alone; what observing and the loss of attention preservation add is left out.
+        """
+        one = self._pixels[:1], self._labels[:1]
+        self._eager.train()
+        count = len(self._pixels) * step_operations(lambda: nn.functional.cross_entropy(self._eager(one[0])[0], one[1]))
+        self._eager_optimizer.zero_grad()
+        moved = 4.0 * OPTIMIZER_PASSES * sum(parameter.numel() for parameter in self._trained)
+        return [
+            floor_row(
+                self.title,
+                WORDS[kind],
+                statistics.median(seconds[kind]),
+                self.steps * count,
+                self.steps * moved,
+                before,
+                after,
+            )
+            for kind in ("plain", "observed", "cached")
+            if kind in seconds
+        ]
 
     @torch.no_grad()
     def _teach(self) -> None:
