@@ -61,6 +61,7 @@ bench: $(STAMP) ## Measure costs as ratios, an hour and a half alone on the mach
 	$(BIN)/attndrift bench train --only profile --output $(RESULTS)/train-profile.json
 	$(BIN)/attndrift bench growth --output $(RESULTS)/growth.json
 	$(BIN)/attndrift bench study --pairs 2 --output $(RESULTS)/study.json
+	$(BIN)/attndrift bench study --epochs 6 --no-script --output $(RESULTS)/study-epochs.json
 	$(BIN)/attndrift bench scale --output $(RESULTS)/scale.json
 	$(BIN)/attndrift bench analysis --growth --pairs 2 --output $(RESULTS)/analysis.json
 	$(BIN)/python scripts/plot_analysis_cost.py $(RESULTS)/analysis.json docs/images/analysis-cost.png
