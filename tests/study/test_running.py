@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -518,13 +519,14 @@ def test_tensorboard_of_a_resumed_run_has_every_step_once(
     assert [event.step for event in events.Scalars("train/drift_entropy/layer_03")] == [2, 4, 6, 8]
 
 
+@pytest.mark.parametrize("removed", [False, True])
 def test_a_damaged_checkpoint_of_an_interrupted_run_is_trained_again(
-    tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    removed: bool, tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The test's accuracy is the third that is measured: training is over then, and the run is not."""
     from attndrift.study import running
 
-    text = _text(tiny_clip, "  - {method: last_block}\n", name="damaged")
+    text = _text(tiny_clip, "  - {method: full, learning_rate: 3e-3}\n", name="damaged")
     _, undisturbed = _run(text, tmp_path / "undisturbed", tmp_path / "cache")
     real, calls = running.split_accuracy, []
 
@@ -538,9 +540,14 @@ def test_a_damaged_checkpoint_of_an_interrupted_run_is_trained_again(
     with pytest.raises(KeyboardInterrupt):
         _run(text, tmp_path / "s", tmp_path / "cache")
     weights = next((tmp_path / "s").glob("runs/*/checkpoints/best/model.safetensors"))
-    damaged = bytearray(weights.read_bytes())
-    damaged[-1] ^= 1
-    weights.write_bytes(damaged)
+    if removed:
+        # Of the last epoch, whose checkpoint is copied where the selected one is there.
+        assert undisturbed.runs["selected_epoch"].tolist() == [2]
+        shutil.rmtree(weights.parent)
+    else:
+        damaged = bytearray(weights.read_bytes())
+        damaged[-1] ^= 1
+        weights.write_bytes(damaged)
     outcome, _ = _run(text, tmp_path / "s", tmp_path / "cache")
     assert set(outcome.statuses.values()) == {"failed"}
     assert "trained anew" in read_json(next((tmp_path / "s" / "runs").iterdir()) / "record.json")["problem"]

@@ -363,12 +363,13 @@ class _Run:
 
     def _keep_final(self, model: CLIPClassifier, result: FitResult) -> None:
         """Save the last epoch's weights; where they are the selected ones, as a copy of that checkpoint."""
-        if result.selected_epoch != self.settings.epochs or self.guard is not None:
+        best, final = (self.folder / "checkpoints" / name for name in ("best", "final"))
+        # A guard may have changed the weights since; and what somebody has removed cannot be copied.
+        if result.selected_epoch != self.settings.epochs or self.guard is not None or not best.is_dir():
             self._save(model, "final")
         elif self.processes.first:
-            folder = self.folder / "checkpoints"
-            with new_folder(folder / "final") as target:
-                shutil.copytree(folder / "best", target, dirs_exist_ok=True)
+            with new_folder(final) as target:
+                shutil.copytree(best, target, dirs_exist_ok=True)
 
     def _selected(self) -> CLIPClassifier:
         """The checkpoint of the selected epoch, proved to be what was saved."""
