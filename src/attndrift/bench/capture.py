@@ -14,18 +14,23 @@ from transformers import CLIPModel
 
 from attndrift.allocator import keep_freed_memory
 from attndrift.bench.devices import device_named, precision_named, wait_for
+from attndrift.bench.graphs import captured
 from attndrift.bench.memory import HOW, KEPT, RETURNED, peak_bytes, peak_resident_bytes
 from attndrift.bench.physical import MAP_PASSES, TITLE, floor_row, operations, rates
 from attndrift.bench.ratios import Ratio, Work, ratio_of, rounds
 from attndrift.bench.reference import reference
 from attndrift.bench.result import Machine, Result, check_parts
 from attndrift.bench.spent import SPENT, Stopwatch, observed_pass, spent_row
+from attndrift.metrics import StructureAccumulator
 from attndrift.models import load_clip
 from attndrift.monitor import DriftMonitor
+from attndrift.observing import observe
 
 OBSERVED = "forward with all four metrics"
 BARE = "bare forward, fused attention (sdpa)"
 REFERENCE = "reference: eager forward, full maps, metrics a batch"
+OBSERVED_GRAPH = f"{OBSERVED}, as a CUDA graph"
+BARE_GRAPH = f"{BARE}, as a CUDA graph"
 FAULTS = "pages that a forward pass takes from the system"
 _MEGA = 1e6
 
@@ -59,6 +64,8 @@ PROBE = "config:vit-base-patch32"
 PROBE_AT_MOST = 1.15
 PROBE_ROUNDS = 3
 PARTS = ("time", "memory", "probe")
+GPU_PASSES = 10
+"""Forward passes that are timed together on an accelerator, where nothing inside one waits for it."""
 
 
 def case_of(model: str, batch: int | None) -> Case:
@@ -119,8 +126,14 @@ def capture(
         )
     if {"time", "probe"} & set(only) and where.type == "cpu":
         notes.append(KEPT if keep_freed and keep_freed_memory() else RETURNED)
+    if "time" in only and where.type == "cuda":
+        notes.append(
+            f"{GPU_PASSES} passes are timed together, and the metrics of all are read after the last. As a CUDA graph a pass is "
+            "recorded once and replayed, on both sides: the functions that launch it do not run again."
+        )
     if "time" in only:
         for work in forwards:
+            work.record()
             before = work.rates(wait_for(where))
             found = rounds(work.works, pairs or work.case.rounds, wait=wait_for(where), say=progress)
             if where.type == "cpu":
@@ -131,6 +144,12 @@ def capture(
             floors += work.floors(found, before, work.rates(wait_for(where)))
             faults += work.page_faults(len(found["bare"]))
             target = work.case.gpu_reference_at_most if where.type == "cuda" else work.case.reference_at_most
+            if "observed graph" in found:
+                graphs = found["observed graph"], found["bare graph"]
+                ratios += [
+                    ratio_of(OBSERVED_GRAPH, BARE_GRAPH, *graphs, case=work.title).aiming_at(work.case.at_most),
+                    ratio_of(BARE_GRAPH, BARE, found["bare graph"], bare, case=work.title),
+                ]
             ratios += [
                 ratio_of(OBSERVED, BARE, observed, bare, case=work.title).aiming_at(work.case.at_most),
                 ratio_of(OBSERVED, REFERENCE, observed, plain, case=work.title).aiming_at(target),
@@ -179,6 +198,7 @@ class _Forwards:
         self.title = (
             f"{case.model.removeprefix('config:')}, {tokens} tokens, batch {batch}, {str(dtype).removeprefix('torch.')}"
         )
+        self.passes = GPU_PASSES if device.type == "cuda" else 1
         self.spent: list[float] = []
         self._faults: dict[str, list[int]] = {}
         self.works: dict[str, Work] = {
@@ -188,6 +208,48 @@ class _Forwards:
                 self._counted, "reference", lambda: plain.measure_attention(self.eager, [self.pixels])
             ),
         }
+        if device.type == "cuda":
+            self.works = {
+                "bare": self._repeated(self._bare),
+                "observed": self._watched,
+                "reference": self._repeated(lambda: plain.measure_attention(self.eager, [self.pixels])),
+            }
+
+    def record(self) -> None:
+        """On an accelerator, the same two passes as CUDA graphs, too."""
+        if self.device.type != "cuda":
+            return
+        self.works["bare graph"] = self._repeated(captured(self._bare))
+        self.works["observed graph"] = self._repeated(captured(self._seen_pass))
+
+    def _repeated(self, work: Work) -> Work:
+        def several() -> None:
+            for _ in range(self.passes):
+                work()
+
+        return several
+
+    @torch.no_grad()
+    def _seen_pass(self) -> StructureAccumulator:
+        """One pass, its metrics computed on the device and left there."""
+        accumulator = StructureAccumulator(check=False)
+        with observe(self.clip, check=False) as seen:
+            self._bare()
+            accumulator.update(seen.attention, seen.cls_mass)
+        return accumulator
+
+    @torch.no_grad()
+    def _watched(self) -> None:
+        """Passes of a model that is observed throughout: nothing in them waits for the device."""
+        accumulators = []
+        with observe(self.clip, check=False) as seen:
+            for _ in range(self.passes):
+                self._bare()
+                accumulator = StructureAccumulator(check=False)
+                accumulator.update(seen.attention, seen.cls_mass)
+                accumulators.append(accumulator)
+        for accumulator in accumulators:
+            accumulator.compute()
 
     def _counted(self, name: str, work: Work) -> None:
         before = _faults()
@@ -237,16 +299,20 @@ class _Forwards:
         """
         count = len(self.pixels) * operations(self.eager.vision_model, self.pixels[:1])
         return [
-            floor_row(self.title, words, statistics.median(seconds[name]), count, moved, before, after)
+            floor_row(self.title, words, statistics.median(seconds[name]) / self.passes, count, moved, before, after)
             for name, words, moved in (
-                ("bare", BARE, 0.0), ("observed", OBSERVED, 0.0), ("reference", REFERENCE, float(MAP_PASSES * self.maps_bytes)),
+                ("bare", BARE, 0.0), ("observed", OBSERVED, 0.0),
+                ("bare graph", BARE_GRAPH, 0.0), ("observed graph", OBSERVED_GRAPH, 0.0),
+                ("reference", REFERENCE, float(MAP_PASSES * self.maps_bytes)),
             )
+            if name in seconds
         ]  # fmt: skip
 
     def memory(self) -> list[dict[str, Any]]:
         """Peak memory of each, and what it is beyond the bare forward's."""
         peaks: dict[str, int] = {}
         resident: dict[str, int | None] = {}
+        passes, self.passes = self.passes, 1
 
         if self.device.type == "cuda":
             # What libraries take for themselves with their first call belongs to none of them.
@@ -260,6 +326,7 @@ class _Forwards:
             resident[name] = peak_resident_bytes(partial(trace, name)) if self.device.type == "cpu" else None
             if name not in peaks:
                 trace(name)
+        self.passes = passes
         rows: list[dict[str, Any]] = []
         for name, words in (("bare", BARE), ("observed", OBSERVED), ("reference", REFERENCE)):
             extra = peaks[name] - peaks["bare"]

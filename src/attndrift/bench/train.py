@@ -14,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from attndrift.allocator import keep_freed_memory
 from attndrift.bench.devices import device_named, wait_for
+from attndrift.bench.graphs import captured
 from attndrift.bench.memory import HOW, KEPT, RETURNED, peak_bytes
 from attndrift.bench.physical import OPTIMIZER_PASSES, STEP_TITLE, floor_row, rates, step_operations
 from attndrift.bench.ratios import Ratio, Work, ratio_of, rounds
@@ -41,6 +42,8 @@ COMPARED: tuple[tuple[str, str, float | None], ...] = (
     ("reference", "plain", None),
     ("reference_live", "plain", None),
 )
+GRAPHS = ("plain", "observed", "cached", "live")
+"""Kinds that an accelerator also replays as CUDA graphs."""
 _MEGA = 1e6
 _SHOWN = 16
 _PROFILED = 3
@@ -103,10 +106,28 @@ def train(
         notes.append(KEPT if keep_freed and keep_freed_memory() else RETURNED)
     if "time" in only:
         chosen = {name: work for name, work in setting.works.items() if name in kinds}
+        words = dict(WORDS)
+        if where.type == "cuda":
+            recorded = {f"{name} graph": setting.recorded(name) for name in GRAPHS if name in kinds}
+            chosen |= recorded
+            words |= {name: f"{WORDS[name.removesuffix(' graph')]}, as a CUDA graph" for name in recorded}
+            compared += [
+                (f"{what} graph", f"{other} graph", at_most)
+                for what, other, at_most in compared
+                if f"{what} graph" in recorded and f"{other} graph" in recorded
+            ]
+            if "plain graph" in recorded:
+                compared.append(("plain graph", "plain", None))
+            notes.append(
+                f"{setting.steps} steps are timed together. As a CUDA graph a step is recorded once, from the forward pass to "
+                "the optimiser, and replayed, on both sides: the functions that launch it do not run again. The metrics of "
+                "an observed step are then left on the device. The pretrained attention of a batch is looked up and sent "
+                "before each replay."
+            )
         before = setting.rates(wait_for(where))
         found = rounds(chosen, pairs, wait=wait_for(where), say=progress)
         ratios = [
-            ratio_of(WORDS[what], WORDS[other], found[what], found[other], case=title).aiming_at(at_most)
+            ratio_of(words[what], words[other], found[what], found[other], case=title).aiming_at(at_most)
             for what, other, at_most in compared
         ]
         tables[STEP_TITLE] = setting.floors(found, before, setting.rates(wait_for(where)))
@@ -165,7 +186,10 @@ class _Steps:
         self._model = adapt(clip, AdaptationSettings(method="full"), CLASSES, seed=0).to(device).train()
         trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
         self._trained = trained
-        self._optimizer = torch.optim.AdamW(trained, 1e-5, weight_decay=0.01, fused=device.type in ("cpu", "cuda"))
+        # Its count of steps lies on the device, where a graph can go on with it.
+        self._optimizer = torch.optim.AdamW(
+            trained, 1e-5, weight_decay=0.01, fused=device.type in ("cpu", "cuda"), capturable=device.type == "cuda"
+        )
         generator = torch.Generator().manual_seed(0)
         size = vision.image_size
         self._pixels = torch.randn(batch, 3, size, size, generator=generator).to(device)
@@ -203,25 +227,34 @@ class _Steps:
         self._optimizer.step()
 
     def _observed(self) -> None:
+        if self.device.type == "cuda":
+            self._watched()
+            return
         watch = Stopwatch()
-        # Nothing in a step waits for an accelerator: rows are checked where the means are taken, at the end.
-        check = self.device.type == "cpu"
-        seen_steps = []
         for _ in range(self.steps):
             with timed_hooks(watch), ExitStack() as observing:
                 with watch.running():
-                    seen = observing.enter_context(observe(self._model, check=check))
+                    seen = observing.enter_context(observe(self._model))
                 self._step()
                 with watch.running():
                     observing.close()
             with watch.running():
-                accumulator = StructureAccumulator(check=check)
+                accumulator = StructureAccumulator()
                 accumulator.update(seen.attention, seen.cls_mass)
-                seen_steps.append(accumulator)
-        with watch.running():
-            for accumulator in seen_steps:
                 accumulator.compute()
         self.spent.append(watch.seconds)
+
+    def _watched(self) -> None:
+        """Steps of a model that is observed throughout: nothing in them waits for the device, whose metrics are read at the end."""
+        accumulators = []
+        with observe(self._model, check=False) as seen:
+            for _ in range(self.steps):
+                self._step()
+                accumulator = StructureAccumulator(check=False)
+                accumulator.update(seen.attention, seen.cls_mass)
+                accumulators.append(accumulator)
+        for accumulator in accumulators:
+            accumulator.compute()
 
     def _protected(self, teacher: nn.Module | AttentionCache) -> None:
         with AttentionPreservation(self._model, WEIGHT, teacher=teacher) as protect:
@@ -230,6 +263,34 @@ class _Steps:
                     self._step(lambda: protect(index=self._numbers))
                 else:
                     self._step(protect)
+
+    def recorded(self, kind: str) -> Work:
+        """Steps of a kind as replays of one CUDA graph."""
+        if kind == "plain":
+            return partial(self._repeat, captured(self._step))
+        if kind == "observed":
+            return partial(self._repeat, captured(self._seen_step))
+        if kind == "live":
+            with AttentionPreservation(self._model, WEIGHT, teacher=self._teacher) as protect:
+                return partial(self._repeat, captured(lambda: self._step(protect)))
+        flips = [False] * len(self._numbers)
+        place = torch.as_tensor(self._cache(self._numbers, flips)).to(self.device)
+        with AttentionPreservation(self._model, WEIGHT, teacher=lambda numbers, flipped: place) as protect:
+            replay = captured(lambda: self._step(lambda: protect(index=self._numbers)))
+
+        def step() -> None:
+            place.copy_(torch.as_tensor(self._cache(self._numbers, flips)), non_blocking=True)
+            replay()
+
+        return partial(self._repeat, step)
+
+    def _seen_step(self) -> StructureAccumulator:
+        """A step whose metrics are computed on the device and left there."""
+        accumulator = StructureAccumulator(check=False)
+        with observe(self._model, check=False) as seen:
+            self._step()
+            accumulator.update(seen.attention, seen.cls_mass)
+        return accumulator
 
     def _reference(self, teacher: nn.Module | None = None) -> None:
         self._reference_step(

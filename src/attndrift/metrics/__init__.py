@@ -11,7 +11,13 @@ from typing import Any
 
 from attndrift.metrics.accumulate import STRUCTURE_METRICS, StructureAccumulator, StructureSummary
 from attndrift.metrics.attention import entropy, erf, gini, head_diversity, rollout
-from attndrift.metrics.representation import cka_chance_level, embedding_drift, linear_cka, linear_cka_both
+from attndrift.metrics.representation import (
+    cka_chance_level,
+    embedding_drift,
+    linear_cka,
+    linear_cka_both,
+    linear_cka_layers,
+)
 from attndrift.metrics.weights import LowRankUpdate, squared_norm, weight_drift
 
 __all__ = [
@@ -29,6 +35,7 @@ __all__ = [
     "head_diversity",
     "linear_cka",
     "linear_cka_both",
+    "linear_cka_layers",
     "rollout",
     "squared_norm",
     "weight_drift",

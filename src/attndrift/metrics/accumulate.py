@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from attndrift.metrics.attention import (
-    entropy_of_normalised,
     erf_of_sorted,
     gini_of_sorted,
     head_diversity,
@@ -117,7 +116,7 @@ class StructureAccumulator:
             descending = a.sort(-1, descending=True).values
             wide = wide_dtype(a)
             sums = {
-                "entropy": entropy_of_normalised(a).sum(1, dtype=wide),
+                "entropy": torch.special.entr(a).sum(-1).clamp_min(0.0).sum(1, dtype=wide),
                 "erf95": erf_of_sorted(descending, 0.95).sum(1, dtype=wide),
                 "gini": gini_of_sorted(descending).sum(1, dtype=wide),
                 "map": a.sum(1, dtype=wide),
@@ -197,13 +196,18 @@ class StructureAccumulator:
         """
         if self._images == 0:
             raise ValueError("no batch was added yet: call update before compute")
-        means = {name: self._over_images(self._sums[name]) for name in _PER_IMAGE}
-        maps = [summed.cpu().to(torch.float64) / self._images for summed in self._maps]
-        for layer, entropy in enumerate(means["entropy"], 1):
-            # Whatever is not finite makes the entropy so, and the mean map.
-            if not bool(torch.isfinite(entropy).all()):
+        # As few transfers as there are kinds of tensors: an accelerator is waited for in each.
+        per_image = self._over_images([torch.stack(self._sums[name]) for name in _PER_IMAGE])
+        means = dict(zip(_PER_IMAGE, per_image.unbind(0), strict=True))
+        # Whatever is not finite makes the entropy so, and the mean map.
+        for layer, finite in enumerate(torch.isfinite(means["entropy"]).all(1).tolist(), 1):
+            if not finite:
                 raise ValueError(f"attention: layer {layer} had NaN or infinite values; it has no mean")
-        diversity = torch.stack([head_diversity(mean, per_head=True, check=self._check) for mean in maps])
+        if len({summed.shape for summed in self._maps}) == 1:
+            diversity = head_diversity(self._over_images(self._maps), per_head=True, check=self._check)
+        else:
+            each = [head_diversity(self._over_images([one]), per_head=True, check=self._check) for one in self._maps]
+            diversity = torch.cat(each)
         return StructureSummary(
             entropy=means["entropy"],
             erf95=means["erf95"],

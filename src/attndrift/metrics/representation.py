@@ -79,6 +79,57 @@ def linear_cka_both(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return _alignment(*_biased_hsic(xc, yc, *products)), _alignment(*_unbiased_hsic(xc, yc, *products))
 
 
+def linear_cka_layers(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`linear_cka_both` of every layer: an accelerator does all layers at once and is waited for once.
+
+    Args:
+        x: (layers, n, p), y: (layers, n, q), on one device.
+
+    Returns:
+        The plain and the debiased form, (layers,) float64 on the CPU each.
+
+    Raises:
+        ValueError: as for :func:`linear_cka_both`.
+    """
+    if x.ndim == y.ndim == 3 and x.device.type == "cuda" and len(x) == len(y) and x.shape[1] == y.shape[1] >= 4:
+        xs, ys = (values.detach().to(wide_dtype(values)) for values in (x, y))
+        if not _by_features(xs[0], ys[0]):
+            found = _gram_layers(xs, ys)
+            if found is not None:
+                return found
+    pairs = [linear_cka_both(one, other) for one, other in zip(x, y, strict=True)]
+    plain, debiased = (torch.stack(list(values)).cpu() for values in zip(*pairs, strict=True))
+    return plain, debiased
+
+
+def _gram_layers(xs: Tensor, ys: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Both forms of all layers from their Gram matrices; None where one of them has none, for its words to be found."""
+    grams, usable = [], []
+    for wide in (xs, ys):
+        centred = wide - wide.mean(1, keepdim=True)
+        # Also false for what is not finite.
+        usable.append(centred.flatten(1).norm(dim=1) > _DEGENERATE * wide.flatten(1).norm(dim=1))
+        grams.append(centred @ centred.transpose(1, 2))
+    k, m = grams
+    plain = _parts_of(k, m)
+    own = torch.eye(k.shape[1], dtype=torch.bool, device=k.device)
+    k, m = k.masked_fill(own, 0.0), m.masked_fill(own, 0.0)
+    sums_k, sums_m, n = k.sum(2), m.sum(2), k.shape[1]
+    pairs = ((sums_k, sums_m), (sums_k, sums_k), (sums_m, sums_m))
+    cross = [a.sum(1) * b.sum(1) / ((n - 1) * (n - 2)) - 2 * (a * b).sum(1) / (n - 2) for a, b in pairs]
+    debiased = [(inner + more) / (n * (n - 3)) for inner, more in zip(_parts_of(k, m), cross, strict=True)]
+    values = torch.stack([*plain, *debiased, *(one.to(k.dtype) for one in usable)]).cpu()
+    if not bool((values[[1, 2, 4, 5, 6, 7]] > 0).all()):
+        return None
+    both = [inner / (of_x.sqrt() * of_y.sqrt()) for inner, of_x, of_y in (values[:3], values[3:6])]
+    return both[0].clamp_max(1.0), both[1].clamp_max(1.0)
+
+
+def _parts_of(k: Tensor, m: Tensor) -> list[Tensor]:
+    """tr(KM), tr(KK) and tr(MM) of symmetric matrices, (layers,) each."""
+    return [(one * other).sum((1, 2)) for one, other in ((k, m), (k, k), (m, m))]
+
+
 def _pair(x: Tensor, y: Tensor, debiased: bool) -> tuple[Tensor, Tensor]:
     """Both representations, checked, in float64 and centred."""
     needed = 4 if debiased else 2

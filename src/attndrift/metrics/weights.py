@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 
 from attndrift.metrics.attention import wide_dtype
+
+_AT_ONCE = 2**24
+"""Numbers of parameters that an accelerator takes at once: 64 MB of differences."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def squared_norm(pretrained: Mapping[str, Tensor]) -> float:
     """
     if not pretrained:
         raise ValueError("pretrained: holds no parameters")
-    squares = [_wide(value).square().sum() for value in pretrained.values()]
+    squares = _squares([value.detach() for value in pretrained.values()])
     total = math.fsum(_read(squares, [("pretrained", name) for name in pretrained]))
     if total == 0:
         raise ValueError("pretrained: all parameters are 0, so a relative drift is undefined")
@@ -110,6 +113,7 @@ def weight_drift(
         )
     total = squared_norm(pretrained) if pretrained_squared_norm is None else pretrained_squared_norm
     squares: list[Tensor] = []
+    pairs: list[tuple[Tensor, Tensor]] = []
     for name, after in adapted.items():
         before = pretrained[name]
         if tuple(after.shape) != tuple(before.shape):
@@ -117,11 +121,65 @@ def weight_drift(
         if isinstance(after, LowRankUpdate):
             squares.append(after._squared_norm())
         else:
-            wide = _wide(before)
-            target = after.detach().to(device=wide.device, dtype=wide.dtype)
-            squares.append(torch.sub(target, wide).square().sum())
-    moved = _read(squares, [("adapted", name) for name in adapted])
+            pairs.append((before.detach(), after.detach()))
+    squares += _squared_differences(pairs)
+    updates = [name for name, after in adapted.items() if isinstance(after, LowRankUpdate)]
+    names = updates + [name for name in adapted if not isinstance(adapted[name], LowRankUpdate)]
+    moved = _read(squares, [("adapted", name) for name in names])
     return math.sqrt(math.fsum(moved) / total)
+
+
+def _squared_differences(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """Squared distances of (before, after), each with the device of ``before``."""
+    if _together([value for pair in pairs for value in pair]):
+        found: list[Tensor] = []
+        for group in _groups(pairs):
+            before, after = ([_single(value) for value in side] for side in zip(*group, strict=True))
+            found += _squared_norms(torch._foreach_sub(after, before))
+        return found
+    wide = [(_wide(before), after) for before, after in pairs]
+    return [
+        torch.sub(after.to(device=before.device, dtype=before.dtype), before).square().sum() for before, after in wide
+    ]
+
+
+def _squares(values: Sequence[Tensor]) -> list[Tensor]:
+    """The sum of squares of each."""
+    if _together(values):
+        return [
+            square
+            for group in _groups([(value,) for value in values])
+            for square in _squared_norms([_single(one) for (one,) in group])
+        ]
+    return [_wide(value).square().sum() for value in values]
+
+
+def _together(values: Sequence[Tensor]) -> bool:
+    """Whether an accelerator can take many parameters in a few launches."""
+    return len({value.device for value in values}) == 1 and values[0].device.type == "cuda"
+
+
+def _groups(tuples: Sequence[tuple[Tensor, ...]]) -> Iterator[list[tuple[Tensor, ...]]]:
+    """A few parameters at a time, so that what is transient stays small beside a training's memory."""
+    group: list[tuple[Tensor, ...]] = []
+    for one in tuples:
+        if group and sum(first[0].numel() for first in group) + one[0].numel() > _AT_ONCE:
+            yield group
+            group = []
+        group.append(one)
+    if group:
+        yield group
+
+
+def _squared_norms(values: Sequence[Tensor]) -> list[Tensor]:
+    """Summed in float64."""
+    norms = torch._foreach_norm(list(values), 2, torch.float64)
+    return list(torch.stack(list(norms)).square().unbind(0))
+
+
+def _single(value: Tensor) -> Tensor:
+    """In float32 at least, in which two numbers that are near each other have an exact difference."""
+    return value if value.dtype == torch.float64 else value.float()
 
 
 def _wide(parameter: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from attndrift import metrics
@@ -38,7 +37,8 @@ class Snapshot:
 
     Attributes:
         structure: structural metrics per layer and head.
-        hidden: CLS hidden state after each block, float32 (layers, images, width).
+        hidden: CLS hidden state after each block, float32 (layers, images, width); on the accelerator where one process
+            has measured there, else on the CPU.
         embeddings: image embeddings as the model yields them, float32 (images, dimensions).
     """
 
@@ -130,10 +130,11 @@ def relative_change_pct(value: float, baseline: float) -> float | None:
 
 def _refuse_collapsed(current: Snapshot) -> None:
     """Raise where every image is represented alike, so that nothing can be compared with it."""
-    for block, states in enumerate(current.hidden, 1):
-        if bool((states == states[:1]).all()):
+    images = current.hidden.shape[1]
+    for block, alike in enumerate((current.hidden == current.hidden[:, :1]).flatten(1).all(1).tolist(), 1):
+        if alike:
             raise DivergedError(
-                f"block {block}: the hidden state is the same for all {len(states)} probe images; the representation "
+                f"block {block}: the hidden state is the same for all {images} probe images; the representation "
                 "has collapsed, and CKA has no value"
             )
     if bool((current.embeddings == 0).all(dim=1).any()):
@@ -160,10 +161,7 @@ def compare_snapshots(
         before, after = reference.structure.layers(name), current.structure.layers(name)
         layer_change[name] = 100.0 * (after - before) / before
     _refuse_collapsed(current)
-    blocks = zip(reference.hidden, current.hidden, strict=True)
-    cka, debiased = map(
-        torch.stack, zip(*(metrics.linear_cka_both(before, after) for before, after in blocks), strict=True)
-    )
+    cka, debiased = metrics.linear_cka_layers(reference.hidden.to(current.hidden.device), current.hidden)
     distance = (current.embeddings - reference.embeddings).double().norm(dim=1).mean()
     return Drift(
         structure=current.structure,

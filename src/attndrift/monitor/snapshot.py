@@ -56,13 +56,15 @@ def take_snapshot(
                     embedded = embed(pixels.to(weight.device, weight.dtype))
                     states = torch.stack([layer.float() for layer in seen.cls_hidden])
                     # After the forward pass and before the metrics: NaN attention has a name of its own.
-                    if not (torch.isfinite(states).all() and torch.isfinite(embedded).all()):
+                    if not (torch.isfinite(states).all() & torch.isfinite(embedded).all()):
                         raise DivergedError("the model's hidden states or embeddings are not finite")
                     if own:
                         accumulator.update(
                             [layer[:own] for layer in seen.attention], [layer[:own] for layer in seen.cls_mass]
                         )
-                hidden.append(states.transpose(0, 1).cpu())
+                # They stay where they will be compared: 7 MB a snapshot, for which a copy would make an accelerator wait.
+                states = states.transpose(0, 1)
+                hidden.append(states if together.count == 1 and states.device.type == "cuda" else states.cpu())
                 embeddings.append(embedded.float().cpu())
                 sizes.append(len(batch))
             if not sizes:
