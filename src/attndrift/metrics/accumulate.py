@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from attndrift import kernels
 from attndrift.metrics.attention import (
+    TIE,
     erf_of_sorted,
     gini_of_sorted,
     head_diversity,
@@ -59,6 +61,18 @@ class StructureSummary:
     def mean(self, metric: str) -> float:
         """Mean of ``metric`` over heads, then layers."""
         return float(self.layers(metric).mean())
+
+
+def _structure(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Normalised attention (layers, images, heads, N), and entropy, ERF and Gini of it: (3, layers, images, heads)."""
+    if values.dtype == torch.float32 and values.shape[-1] <= kernels.LONGEST and kernels.usable(values):
+        from attndrift.kernels.structure import structure_of_rows
+
+        return structure_of_rows(values, 0.95 - TIE)
+    a = values / values.sum(-1, keepdim=True)
+    descending = a.sort(-1, descending=True).values
+    entropy = torch.special.entr(a).sum(-1).clamp_min(0.0)
+    return a, torch.stack([entropy, erf_of_sorted(descending, 0.95), gini_of_sorted(descending)])
 
 
 class StructureAccumulator:
@@ -112,15 +126,10 @@ class StructureAccumulator:
         for members in groups.values():
             stack = torch.stack([attention[layer].detach() for layer in members])
             values = validate(stack, "attention", shape="(images, heads, patches)", dims=4, check=self._check)
-            a = values / values.sum(-1, keepdim=True)
-            descending = a.sort(-1, descending=True).values
-            wide = wide_dtype(a)
-            sums = {
-                "entropy": torch.special.entr(a).sum(-1).clamp_min(0.0).sum(1, dtype=wide),
-                "erf95": erf_of_sorted(descending, 0.95).sum(1, dtype=wide),
-                "gini": gini_of_sorted(descending).sum(1, dtype=wide),
-                "map": a.sum(1, dtype=wide),
-            }
+            wide = wide_dtype(values)
+            a, per_image = _structure(values)
+            sums = dict(zip(_PER_IMAGE, per_image.sum(2, dtype=wide).unbind(0), strict=True))
+            sums["map"] = a.sum(1, dtype=wide)
             for name, summed in sums.items():
                 rows[name].update(zip(members, summed.unbind(0), strict=True))
 

@@ -18,7 +18,8 @@ from collections.abc import Iterable, Reversible
 import torch
 from torch import Tensor
 
-_TIE = 1e-12
+TIE = 1e-12
+"""Share of a row's sum by which a partial sum may fall short of p and count as having reached it."""
 
 
 def working_dtype(tensor: Tensor) -> torch.dtype:
@@ -141,7 +142,7 @@ def _require_share(p: float) -> None:
 def erf_of_sorted(descending: Tensor, p: float) -> Tensor:
     patches = descending.shape[-1]
     cumulative = descending.cumsum(-1, dtype=wide_dtype(descending))
-    short = cumulative < (p - _TIE) * cumulative[..., -1:]
+    short = cumulative < (p - TIE) * cumulative[..., -1:]
     return (short.sum(-1) + 1).clamp_max(patches).to(descending.dtype) / patches
 
 

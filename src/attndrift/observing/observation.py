@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from attndrift import kernels
 from attndrift.metrics import rollout
 from attndrift.observing.errors import ObservationError
 from attndrift.observing.rows import FullMaps
@@ -141,6 +142,8 @@ class Observation:
 
     def _derive(self, name: str) -> list[Tensor]:
         prefix = self.prefix_tokens
+        if name != "logits" and not self._gradients and self._read_at_once():
+            return self._derived[name]
         if name == "log_attention":
             return [torch.log_softmax(logits[..., prefix:], -1) for logits in self._stacks("logits")]
         if name == "attention":
@@ -155,6 +158,19 @@ class Observation:
         layers, self._logits = self._logits, []
         kinds = {(layer.shape, layer.device, layer.dtype, layer.requires_grad) for layer in layers}
         return [torch.stack(layers)] if len(kinds) == 1 else [layer.unsqueeze(0) for layer in layers]
+
+    def _read_at_once(self) -> bool:
+        """Attention, its logarithm and what was dropped from one look at the rows, where there is a kernel for it."""
+        stacks = self._stacks("logits")
+        rows = all(stack.dtype == torch.float32 and stack.shape[-1] <= kernels.LONGEST for stack in stacks)
+        if not rows or not kernels.usable(*stacks):
+            return False
+        from attndrift.kernels.rows import read_rows
+
+        found = zip(*(read_rows(stack, self.prefix_tokens) for stack in stacks), strict=True)
+        for name, values in zip(("log_attention", "attention", "cls_mass"), found, strict=True):
+            self._derived[name] = list(values)
+        return True
 
     def _look(self) -> None:
         """Check that every row sums to 1."""

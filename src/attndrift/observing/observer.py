@@ -20,20 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from attndrift.observing.errors import ObservationError
 from attndrift.observing.families import Found, MeanOfPatches, Pool, Query, Tap, VisionTower, find_tower
 from attndrift.observing.observation import Observation
-from attndrift.observing.rows import (
-    FullMaps,
-    Mask,
-    can_wait,
-    masked_row,
-    mean_logits,
-    pick,
-    row_logits,
-    rows_of_layers,
-    without_checkpoint,
-)
-
-_WAITING = 2**24
-"""Bytes of queries and keys that wait to be looked at together, at most: what they take is taken beyond the model's own."""
+from attndrift.observing.rows import FullMaps, Mask, masked_row, mean_logits, pick, row_logits, without_checkpoint
 
 
 def observe(
@@ -197,7 +184,6 @@ class Recorder:
         count = len(self._layers)
         self._parts: list[dict[str, Any]] = [{} for _ in range(count)]
         self._logits: list[Tensor | None] = [None] * count
-        self._waiting: dict[int, tuple[Tensor, Tensor, float]] = {}
         self._hidden: list[Tensor | None] = [None] * len(self._blocks)
         self._queries: list[Tensor | None] = [None] * count
         self._keys: list[Tensor | None] = [None] * count
@@ -300,7 +286,7 @@ class Recorder:
         self._parts[layer] = {}
         name = self.observation.layers[layer]
         query, keys = parts["query"], parts["key"]
-        if self._logits[layer] is not None or layer in self._waiting:
+        if self._logits[layer] is not None:
             raise ObservationError(f"{name}: ran twice in one forward pass; which run is meant cannot be told")
         tokens = keys.shape[-2]
         if tokens <= self._skipped:
@@ -330,39 +316,14 @@ class Recorder:
             if project is not None:
                 with self._aside():
                     row = project(row.unsqueeze(2)).squeeze(2)
-            masked = mask.bias is not None or mask.causal
-            if not masked and can_wait(row, keys):
-                self._wait(layer, row, keys, scale)
-            else:
-                logits = row_logits(row, keys, scale, gradients=self._gradients)
-                if masked:
-                    with self._aside():
-                        logits = masked_row(logits, mask, self._token)
-                self._logits[layer] = logits
+            logits = row_logits(row, keys, scale, gradients=self._gradients)
+            if mask.bias is not None or mask.causal:
+                with self._aside():
+                    logits = masked_row(logits, mask, self._token)
+            self._logits[layer] = logits
         if self._maps_asked:
             self._queries[layer], self._keys[layer] = query.detach(), keys.detach()
             self._masks[layer] = mask if mask.bias is None else mask._replace(bias=mask.bias.detach())
-
-    def _wait(self, layer: int, row: Tensor, keys: Tensor, scale: float) -> None:
-        """Leave the layer's row to be computed with those of others, where they are alike."""
-        if self._waiting:
-            other, others_keys, others_scale = next(iter(self._waiting.values()))
-            alike = (other.shape, others_keys.shape, other.dtype, other.device, others_scale)
-            if alike != (row.shape, keys.shape, row.dtype, row.device, scale):
-                self._compute_waiting()
-        self._waiting[layer] = (row, keys, scale)
-        # The graph of a training step holds queries and keys until its backward pass. Nothing else does.
-        if not keys.requires_grad and len(self._waiting) * 2 * keys.numel() * keys.element_size() >= _WAITING:
-            self._compute_waiting()
-
-    def _compute_waiting(self) -> None:
-        if not self._waiting:
-            return
-        rows, keys, scales = zip(*self._waiting.values(), strict=True)
-        found = rows_of_layers(rows, keys, scales[0], gradients=self._gradients)
-        for layer, logits in zip(self._waiting, found.unbind(0), strict=True):
-            self._logits[layer] = logits
-        self._waiting = {}
 
     def _block(self, index: int, module: nn.Module, args: Any, output: Any) -> None:
         if not self._recording or _in_backward():
@@ -392,7 +353,6 @@ class Recorder:
         if output is None:
             self._reset()
             return
-        self._compute_waiting()
         wanted = [("attention", self.observation.layers, self._logits)]
         if self._hidden_asked:
             wanted.append(("hidden state", self.observation.blocks, self._hidden))

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from attndrift import kernels
+
 _TRANSIENT = 2**22
 """Most elements that maps made on the way to a mean may take at once."""
 
@@ -20,6 +22,8 @@ _PRODUCT = 2**20
 _PRODUCT_ON_ACCELERATOR = 2**24
 """The same where there is no such cache and each part is three more launches: 64 MB, 28 images of ViT-L/14 at 336."""
 
+
+_IN_KERNELS = (torch.float32, torch.bfloat16, torch.float16)
 
 _HIDDEN = -1e30
 """Logit of a token that a mask hides: its attention is 0, and 0 times its logarithm is 0 and not NaN."""
@@ -51,6 +55,18 @@ def _along_memory(query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, bool]:
     return query.unsqueeze(2), keys, False
 
 
+def _row(query: Tensor, keys: Tensor, scale: float) -> Tensor:
+    if _has_kernel(query, keys):
+        from attndrift.kernels.rows import row_logits as in_one_launch
+
+        return in_one_launch(query, keys, scale)
+    return _product(query, keys, scale)
+
+
+def _has_kernel(query: Tensor, keys: Tensor) -> bool:
+    return keys.dtype in _IN_KERNELS and query.dtype == keys.dtype and kernels.usable(query, keys)
+
+
 class _QueryRow(torch.autograd.Function):
     """Saves q and K as the model made them, not their float32 copies."""
 
@@ -58,11 +74,17 @@ class _QueryRow(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, keys: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(query, keys)
         ctx.scale = scale
-        return _product(query, keys, scale)
+        return _row(query, keys, scale)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         query, keys = ctx.saved_tensors
+        # Gradients of gradients, which a kernel has none of, are asked for where this is part of a graph.
+        if not torch.is_grad_enabled() and _has_kernel(query, keys):
+            from attndrift.kernels.rows import row_gradients
+
+            of_query, of_keys = ctx.needs_input_grad[:2]
+            return *row_gradients(query, keys, grads[0], ctx.scale, of_query=of_query, of_keys=of_keys), None
         grad = grads[0] * ctx.scale
         row, lying, tokens_first = _along_memory(query, keys)
         grad = (grad.transpose(1, 2) if tokens_first else grad).unsqueeze(-1)
@@ -79,89 +101,6 @@ def _as_is(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def can_wait(row: Tensor, keys: Tensor) -> bool:
-    """Whether a layer's row (images, heads, head_dim) may be multiplied with its keys later, by :func:`rows_of_layers`.
-
-    On an accelerator in half precision, where what costs is the launches and the copies in float32; and where the heads
-    lie beside each other, as a projection puts them out.
-    """
-    return (
-        keys.device.type == "cuda"
-        and keys.dtype in (torch.bfloat16, torch.float16)
-        and row.dtype == keys.dtype
-        and keys.stride(3) == 1
-        and keys.stride(1) == keys.shape[3]
-        and "dtype" in torch.ops.aten.bmm.overloads()
-    )
-
-
-def _side_by_side(keys: Tensor) -> Tensor:
-    """(images, tokens, heads * head_dim) of keys (images, heads, tokens, head_dim), without a copy."""
-    return keys.transpose(1, 2).flatten(2)
-
-
-def _wide_products(left: Tensor, right: Tensor) -> Tensor:
-    """Products of matrices whose factors' type may be half, in float32 at least."""
-    if left.device.type == "cuda" and left.dtype in (torch.bfloat16, torch.float16):
-        # Half-precision products are exact in float32, in which they are summed: what is left out is a rounding to half.
-        return torch.bmm(left, right, out_dtype=torch.float32)
-    return torch.bmm(left.to(_precision(left)), right.to(_precision(right)))
-
-
-class _RowsOfLayers(torch.autograd.Function):
-    """Saves rows and keys as the model made them; the gradients are of their type, as those of the model's own products."""
-
-    @staticmethod
-    def forward(ctx: Any, scale: float, *rows_and_keys: Tensor) -> Tensor:
-        ctx.save_for_backward(*rows_and_keys)
-        ctx.scale = scale
-        count = len(rows_and_keys) // 2
-        return _products_of_layers(rows_and_keys[:count], rows_and_keys[count:], scale)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        saved, needed = ctx.saved_tensors, ctx.needs_input_grad[1:]
-        count = len(saved) // 2
-        scaled = (grads[0] * ctx.scale).to(saved[0].dtype)
-        found: list[Tensor | None] = [None] * len(saved)
-        for layer, grad in enumerate(scaled.unbind(0)):
-            row, keys = saved[layer], saved[count + layer]
-            if needed[layer]:
-                # Of (images, heads, heads, head_dim) each head's own part.
-                every = torch.bmm(grad, _side_by_side(keys)).unflatten(-1, row.shape[1:])
-                found[layer] = every.diagonal(0, 1, 2).transpose(1, 2)
-            if needed[count + layer]:
-                found[count + layer] = (grad.transpose(1, 2).unsqueeze(-1) * row.unsqueeze(1)).transpose(1, 2)
-        return (None, *found)
-
-
-def _products_of_layers(rows: Sequence[Tensor], keys: Sequence[Tensor], scale: float) -> Tensor:
-    stacked = torch.stack(list(rows))
-    layers, images, heads, width = stacked.shape
-    # Each head's query in its own columns and zeros elsewhere: one product for all heads of an image, that reads the keys
-    # as they lie. It makes `heads` times the operations, a thousandth of a block's.
-    apart = stacked.new_zeros(layers, images, heads, heads, width)
-    apart.diagonal(0, 2, 3).copy_(stacked.transpose(2, 3))
-    products = [
-        _wide_products(own, _side_by_side(one).transpose(1, 2))
-        for own, one in zip(apart.flatten(3).unbind(0), keys, strict=True)
-    ]
-    return torch.stack(products).mul_(scale)
-
-
-def rows_of_layers(rows: Sequence[Tensor], keys: Sequence[Tensor], scale: float, *, gradients: bool) -> Tensor:
-    """:func:`row_logits` of several layers of one shape: (layers, images, heads, T), in two launches a layer instead of six.
-
-    ``rows`` are (images, heads, head_dim), ``keys`` (images, heads, T, head_dim) with the heads of a token beside each
-    other. The logits are in float32 (float64 for float64 input).
-    """
-    if not gradients:
-        with torch.no_grad():
-            return _products_of_layers(rows, keys, scale)
-    with without_checkpoint():
-        return _RowsOfLayers.apply(scale, *rows, *keys)
-
-
 def row_logits(query: Tensor, keys: Tensor, scale: float, *, gradients: bool) -> Tensor:
     """Attention logits (images, heads, T) of one query a head.
 
@@ -171,7 +110,7 @@ def row_logits(query: Tensor, keys: Tensor, scale: float, *, gradients: bool) ->
     """
     if not gradients:
         with torch.no_grad():
-            return _product(query, keys, scale)
+            return _row(query, keys, scale)
     with without_checkpoint():
         return _QueryRow.apply(query, keys, scale)
 
