@@ -79,6 +79,9 @@ class RunSettings(BaseModel):
     clip_norm: Annotated[float, Field(ge=0)] = 1.0
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     flip: bool = Field(True, description="random horizontal flip")
+    cuda_graphs: bool = Field(
+        True, description="on a CUDA device, record a step of the training once and replay it, where that can be done"
+    )
 
     lora_rank: Annotated[int, Field(ge=1, le=1024)] | None = None
     lora_alpha: Annotated[float, Field(gt=0)] | None = Field(None, description="default: twice the rank")

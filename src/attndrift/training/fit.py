@@ -17,9 +17,10 @@ import math
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Protocol, cast
@@ -45,6 +46,7 @@ from attndrift.regularizers import attention_preservation_loss, entropy_floor_lo
 from attndrift.study.settings import RunSettings
 from attndrift.training import resume
 from attndrift.training.progress import Progress, Tally
+from attndrift.training.recorded import RecordedStep
 
 WEIGHTS = "model.safetensors"
 RANDOM = "random.safetensors"
@@ -143,6 +145,15 @@ class _RunTrainer(Trainer):
         self.sampler = cast(EpochBatchSampler, self.loader.batch_sampler)
         self.tally = Tally(progress, plan.device, self.processes)
         self.pretrained_entropy = plan.pretrained_entropy.to(plan.device)
+        # float16 scales its loss by what the steps before have shown, and accumulated gradients must be added to.
+        self.records = (
+            settings.cuda_graphs
+            and plan.device.type == "cuda"
+            and self.processes.count == 1
+            and settings.gradient_accumulation == 1
+            and precision_of(settings, plan.device) != "float16"
+        )
+        self.recorded: RecordedStep | None = None
 
     def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
         return self.loader
@@ -151,6 +162,31 @@ class _RunTrainer(Trainer):
         self.sampler.set_epoch(epoch)
         self.images.set_epoch(epoch)
 
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        if not self.records or inputs["total"] < self.plan.settings.batch_size:
+            return super().training_step(model, inputs, num_items_in_batch)
+        # As `super` does it, but for the asking. The last batch of an epoch, if it is smaller, is done by `super`.
+        model.train()
+        batch = self._tensors_of(inputs)
+        if self.recorded is None:
+            self.recorded = RecordedStep(model, partial(self._numbers, model), batch)
+        loss, counted, hits, *active = self.recorded(batch)
+        self.tally.add(self.state.global_step, inputs["total"], counted, hits, active[0] if active else None)
+        return loss.detach()
+
+    def _tensors_of(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
+        """What a batch's losses are made of."""
+        own = inputs["own"]
+        tensors = {"pixel_values": inputs["pixel_values"], "labels": inputs["labels"]}
+        if self.protected and self.plan.settings.regularizer == "apr" and own:
+            assert self.plan.reference is not None
+            tensors["reference"] = self.plan.reference(inputs["positions"][:own], inputs["flipped"][:own])
+        return tensors
+
+    def _numbers(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        loss, _, counted, hits, active = self._losses(model, batch, len(batch["labels"]), 1.0)
+        return (loss, counted.detach(), hits) if active is None else (loss, counted.detach(), hits, active)
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -158,23 +194,36 @@ class _RunTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        pixel_values, labels = inputs["pixel_values"], inputs["labels"]
-        protected = bool(self.plan.settings.regularizer and self.plan.settings.regularizer_weight)
-        # Nothing here looks at a value, which an accelerator would have to be waited for: that is the tally's to do.
-        with observe(self.model, gradients=True, check=False) if protected else nullcontext() as seen:
-            output = model(pixel_values=pixel_values, labels=labels)
         own, share = inputs["own"], inputs["own"] * self.processes.count / inputs["total"]
+        loss, output, counted, hits, active = self._losses(model, self._tensors_of(inputs), own, share)
+        self.tally.add(self.state.global_step, inputs["total"], counted, hits, active)
+        return (loss, output) if return_outputs else loss
+
+    @property
+    def protected(self) -> bool:
+        """Whether attention is held back."""
+        return bool(self.plan.settings.regularizer and self.plan.settings.regularizer_weight)
+
+    def _losses(
+        self, model: nn.Module, batch: Mapping[str, Tensor], own: int, share: float
+    ) -> tuple[Tensor, Any, Tensor, Tensor, Tensor | None]:
+        """The loss, the model's output, the loss that is counted, the hits and the entropy floor's activity.
+
+        Nothing here looks at a value, which an accelerator would have to be waited for: that is the tally's to do.
+        """
+        labels = batch["labels"]
+        with observe(self.model, gradients=True, check=False) if self.protected else nullcontext() as seen:
+            output = model(pixel_values=batch["pixel_values"], labels=labels)
         loss = output.loss if self.processes.count == 1 else self._share_of_loss(output.logits, labels, own, share)
         counted, active = loss, None
         if seen is not None:
             task = loss
-            added, active = self._regularization(seen.log_attention, inputs, own, share)
+            added, active = self._regularization(seen.log_attention, batch.get("reference"), own, share)
             loss = task + added
             # Attention that is not finite must not hide what the task's loss was.
             counted = torch.where(task.isfinite(), loss, task)
         hits = (output.logits[:own].detach().argmax(-1) == labels[:own]).sum()
-        self.tally.add(self.state.global_step, inputs["total"], counted, hits, active)
-        return (loss, output) if return_outputs else loss
+        return loss, output, counted, hits, active
 
     @staticmethod
     def _share_of_loss(logits: Tensor, labels: Tensor, own: int, share: float) -> Tensor:
@@ -184,7 +233,7 @@ class _RunTrainer(Trainer):
         return share * nn.functional.cross_entropy(logits[:own].float(), labels[:own])
 
     def _regularization(
-        self, log_attention: Sequence[Tensor], inputs: dict[str, Any], own: int, share: float
+        self, log_attention: Sequence[Tensor], reference: Tensor | None, own: int, share: float
     ) -> tuple[Tensor, Tensor | None]:
         """The weighted loss on the attention of our own images, and the entropy floor's activity, scaled alike."""
         settings = self.plan.settings
@@ -199,8 +248,7 @@ class _RunTrainer(Trainer):
             loss, below = entropy_floor_loss(log_attention, self.pretrained_entropy, settings.entropy_floor_fraction)
             active = share * below
         else:
-            assert self.plan.reference is not None
-            reference = self.plan.reference(inputs["positions"][:own], inputs["flipped"][:own])
+            assert reference is not None
             loss = attention_preservation_loss(log_attention, reference)
         return share * ((settings.regularizer_weight or 0.0) * loss), active
 
