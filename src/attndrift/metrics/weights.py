@@ -137,10 +137,11 @@ def _squared_differences(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]
             before, after = ([_single(value) for value in side] for side in zip(*group, strict=True))
             found += _squared_norms(torch._foreach_sub(after, before))
         return found
-    wide = [(_wide(before), after) for before, after in pairs]
-    return [
-        torch.sub(after.to(device=before.device, dtype=before.dtype), before).square().sum() for before, after in wide
-    ]
+    squares = []
+    for before, after in pairs:
+        wide = _wide(before)
+        squares.append(torch.sub(after.to(device=wide.device, dtype=wide.dtype), wide).square().sum())
+    return squares
 
 
 def _squares(values: Sequence[Tensor]) -> list[Tensor]:

@@ -28,14 +28,21 @@ def unwrapped(model: nn.Module) -> nn.Module:
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; every submodule's training flag is put back afterwards."""
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
+    modules = list(model.modules())
+    training = [module for module in modules if module.training]
+    # Through the modules' own way where one has it, which need not be the flag alone.
+    if training:
+        model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        for module, flag in flags:
-            module.training = flag
+        # Whatever changed its flag meanwhile gets it back, too.
+        for module in modules:
+            if module.training:
+                module.training = False
+        for module in training:
+            module.training = True
 
 
 @contextmanager
@@ -85,22 +92,23 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         stack.enter_context(evaluation_mode(model))
         for kind in sorted({parameter.device.type for parameter in model.parameters()} - {"meta"}):
             stack.enter_context(torch.autocast(kind, enabled=False))
-        if any(_is_compiled(module) for module in model.modules()):
+        modules = list(model.modules())
+        if any(_is_compiled(module) for module in modules):
             # Compiled code was traced without the hooks that observing needs.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(_own_forward(model))
+        stack.enter_context(_own_forward(modules))
         yield
 
 
 def _is_compiled(module: nn.Module) -> bool:
-    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+    return "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None
 
 
 @contextmanager
-def _own_forward(model: nn.Module) -> Iterator[None]:
+def _own_forward(modules: list[nn.Module]) -> Iterator[None]:
     """Without the forward that ``accelerate`` puts over a model's own for mixed precision."""
     replaced = []
-    for module in model.modules():
+    for module in modules:
         if "_original_forward" in module.__dict__ and "forward" in module.__dict__:
             replaced.append((module, module.__dict__.pop("forward")))
             module.__dict__["forward"] = module.__dict__["_original_forward"]

@@ -64,6 +64,9 @@ def _towers(model: nn.Module, families: dict[str, Family]) -> list[VisionTower]:
         raise ObservationError(f"expected a torch.nn.Module to observe, got {type(model).__name__}")
     found: list[VisionTower] = []
     for name, module in model.named_modules():
+        # A layer without parts, as two of three modules are, is no transformer: every observation asks all of them.
+        if not module._modules:
+            continue
         family = next((family for family in families.values() if family.recognises(module)), None)
         if family is not None:
             found.append(VisionTower(family, module, name))
