@@ -8,7 +8,8 @@ attndrift; see README.md.
     python reference_study.py study.json results.json
 
 `study.json` says what to run: `model` (a folder), `settings` (equal for all runs), `datasets` (lists of [file, label] by
-split, class names, and the order and flips of every epoch), `transfer` (the same for zero-shot) and `runs`.
+split, class names, and the order and flips of every epoch), `transfer` (the same for zero-shot) and `runs`; `device`, if
+it is not the CPU, and then training is in mixed precision (bfloat16).
 """
 
 import json
@@ -69,6 +70,10 @@ class Classifier(nn.Module):
         return self.classifier(features), features, outputs
 
 
+def device_of(model):
+    return next(model.parameters()).device
+
+
 def load_clip(folder):
     return CLIPModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
 
@@ -104,6 +109,7 @@ def probe_features(model, loader):
     model.eval()
     metrics, hidden, embeddings = [], [], []
     for images, _ in loader:
+        images = images.to(device_of(model))
         _, features, outputs = model(images, output_attentions=True, output_hidden_states=True)
         metrics.append(attention_metrics(outputs.attentions))
         hidden.append([states[:, 0] for states in outputs.hidden_states[1:]])
@@ -150,6 +156,7 @@ def accuracy(model, loader):
     model.eval()
     correct = total = 0
     for images, labels in loader:
+        images, labels = images.to(device_of(model)), labels.to(device_of(model))
         logits, _, _ = model(images)
         correct += (logits.argmax(dim=-1) == labels).sum().item()
         total += len(labels)
@@ -161,11 +168,12 @@ def accuracy(model, loader):
 def zero_shot_accuracy(clip, loader, tokenizer, class_names, template):
     clip.eval()
     texts = [template.replace("{class}", name.replace("_", " ")) for name in class_names]
-    tokens = tokenizer(texts, padding=True, return_tensors="pt")
+    tokens = tokenizer(texts, padding=True, return_tensors="pt").to(device_of(clip))
     outputs = clip.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
     text = F.normalize(clip.text_projection(outputs.pooler_output), dim=-1)
     correct = total = 0
     for images, labels in loader:
+        images, labels = images.to(device_of(clip)), labels.to(device_of(clip))
         features = clip.visual_projection(clip.vision_model(pixel_values=images).pooler_output)
         correct += ((F.normalize(features, dim=-1) @ text.T).argmax(dim=-1) == labels).sum().item()
         total += len(labels)
@@ -189,6 +197,7 @@ def regularization(run, attentions, images, pretrained, baseline):
 
 def train(run, study, folder):
     settings, dataset = study["settings"], study["datasets"][run["dataset"]]
+    device = torch.device(study.get("device", "cpu"))
     processor = CLIPImageProcessorPil.from_pretrained(study["model"])
 
     # On two cores workers would take the cores from the training, so images are read in this process.
@@ -197,12 +206,12 @@ def train(run, study, folder):
 
     test_loader = loader(dataset["test"], settings["evaluation_batch_size"])
     probe_loader = loader(dataset["probe"], settings["evaluation_batch_size"])
-    pretrained = load_clip(study["model"]).eval().requires_grad_(False)
-    baseline = probe_features(Classifier(pretrained, 2), probe_loader)
+    pretrained = load_clip(study["model"]).to(device).eval().requires_grad_(False)
+    baseline = probe_features(Classifier(pretrained, 2).to(device), probe_loader)
     if run["method"] == "none":
         return {"entropy_change_pct": 0.0, "cka_mean": 1.0, "embedding_drift": 0.0, "weight_drift": 0.0}
 
-    model = build_model(study["model"], run, len(dataset["class_names"]), settings["seed"])
+    model = build_model(study["model"], run, len(dataset["class_names"]), settings["seed"]).to(device)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=run["learning_rate"], weight_decay=run["weight_decay"])
     steps_per_epoch = math.ceil(len(dataset["train"]) / settings["batch_size"])
@@ -220,11 +229,14 @@ def train(run, study, folder):
             dataset["train"], settings["batch_size"], order=dataset["order"][epoch], flips=dataset["flips"][epoch]
         )
         for step, (images, labels) in enumerate(train_loader, start=1):
+            images, labels = images.to(device), labels.to(device)
             optimizer.zero_grad()
-            logits, _, outputs = model(images, output_attentions=run["regularizer"] is not None)
-            loss = F.cross_entropy(logits, labels)
-            if run["regularizer"] is not None:
-                loss = loss + regularization(run, outputs.attentions, images, pretrained, baseline)
+            # Mixed precision where the device has it; without `device` in study.json, this is a CPU and float32.
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+                logits, _, outputs = model(images, output_attentions=run["regularizer"] is not None)
+                loss = F.cross_entropy(logits, labels)
+                if run["regularizer"] is not None:
+                    loss = loss + regularization(run, outputs.attentions, images, pretrained, baseline)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, settings["clip_norm"])
             optimizer.step()
@@ -266,7 +278,7 @@ def main():
     loader = DataLoader(ImageFiles(transfer["files"], processor), batch_size=study["settings"]["evaluation_batch_size"])
     tokenizer = AutoTokenizer.from_pretrained(study["model"])
     results = {"pretrained": {"transfer_accuracy": zero_shot_accuracy(
-        load_clip(study["model"]), loader, tokenizer, transfer["class_names"], transfer["template"]
+        load_clip(study["model"]).to(study.get("device", "cpu")), loader, tokenizer, transfer["class_names"], transfer["template"]
     )}}  # fmt: skip
     for run in study["runs"]:
         folder = os.path.join(os.path.dirname(sys.argv[2]), "runs", run["run_id"])

@@ -195,13 +195,30 @@ def study(
     script: Annotated[
         bool, typer.Option("--script/--no-script", help="Run the plain script, too; or the arithmetic alone.")
     ] = True,
+    device: Annotated[
+        str, typer.Option("--device", help="cpu, with the embedded model, or cuda, with a ViT-B/32 of random weights.")
+    ] = "cpu",
+    model: Annotated[str | None, typer.Option("--model", help="Another model, such as config:tiny.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", min=1, help="Runs at a time; default: one a core, and one on cuda.")
+    ] = None,
     output: OutputOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """What a study of 21 runs costs, against the plain script and against its arithmetic alone; minutes."""
     from attndrift.bench.study import study as measure
 
-    _deliver(measure(pairs=pairs, runs=runs, epochs=epochs, script=script, progress=_say), output, as_json)
+    found = measure(
+        pairs=pairs,
+        runs=runs,
+        epochs=epochs,
+        script=script,
+        device=device,
+        model=model,
+        jobs=jobs,
+        progress=_say,
+    )
+    _deliver(found, output, as_json)
 
 
 @app.command(epilog="Example:  [bold]attndrift bench scale --pairs 3 --output scale.json[/bold]")

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attndrift.allocator import keep_freed_memory
+from attndrift.bench.devices import device_named
 from attndrift.bench.ratios import ratio_of
 from attndrift.bench.reference import reference_path
 from attndrift.bench.result import Machine, Result
@@ -28,6 +31,8 @@ from attndrift.study.processes import usable_cores
 from attndrift.study.settings import DatasetSource, RunSettings, Study
 
 if TYPE_CHECKING:
+    import torch
+
     from attndrift.data import ImageSplit
 
 TARGETS = {"eurosat": "tiles", "pets": "critters"}
@@ -40,6 +45,16 @@ BUDGET: dict[str, Any] = {
     "tiles.train_per_class": 48, "critters.train_per_class": 13, "device": "cpu",
 }  # fmt: skip
 """What is reduced; everything else is as in the preset ``collapse-21``. An epoch has 20 steps; those of the preset have 57 and more."""
+
+IMAGES_PER_CLASS_GPU = {"tiles": (200, 20), "critters": (50, 5)}
+GPU_MODEL = "config:vit-base-patch32"
+GPU_BUDGET: dict[str, Any] = {
+    "learning_rate_scale": 1, "epochs": 4, "threads": 4, "probe_size": 50,
+    "test_limit": 150, "transfer": ["objects"], "transfer_limit": 300, "evaluations_per_epoch": 2, "track_size": 0,
+    "tiles.train_per_class": 192, "critters.train_per_class": 48, "device": "cuda",
+}  # fmt: skip
+"""The same for a full-size model on a GPU, at the batch size of the preset: an epoch has 30 steps."""
+GPU_TARGET_RATIO = 1 / 3
 
 UNTOUCHED = "the untouched model"
 ATTENTION = "pretrained attention of the training images"
@@ -67,10 +82,21 @@ if __name__ == "__main__":
 """
 
 
-def reduced_study(images: Path, runs: int | None = None, epochs: int | None = None) -> Study:
-    """The 21 runs and the untouched model at :data:`BUDGET`, their targets read from the files below ``images``."""
-    budget = BUDGET if epochs is None else BUDGET | {"epochs": epochs}
-    study = load_study("collapse-21", overrides=budget, datasets=TARGETS, replacements=[("freeze_layers", 9, 7)])
+def reduced_study(
+    images: Path,
+    runs: int | None = None,
+    epochs: int | None = None,
+    budget: Mapping[str, Any] = BUDGET,
+    *,
+    layers: int = 8,
+) -> Study:
+    """The 21 runs and the untouched model at ``budget``, their targets read from the files below ``images``.
+
+    ``layers``: of the model; one of 8 has 7 frozen where one of 12 has 9.
+    """
+    overrides = dict(budget) if epochs is None else {**budget, "epochs": epochs}
+    replacements = [] if layers > 9 else [("freeze_layers", 9, layers - 1)]
+    study = load_study("collapse-21", overrides=overrides, datasets=TARGETS, replacements=replacements)
     chosen = [
         run.model_copy(
             update={"settings": run.settings.model_copy(
@@ -82,6 +108,29 @@ def reduced_study(images: Path, runs: int | None = None, epochs: int | None = No
     return study.model_copy(update={"name": "bench", "runs": tuple(chosen[:runs])})
 
 
+def model_folder(source: str, folder: Path) -> tuple[str, int]:
+    """What a study and the script both load ``source`` from, and its number of blocks. A model made from a configuration is
+    saved in ``folder``, random weights and all."""
+    from attndrift.models import load_clip
+    from attndrift.models.load import load_config, load_processor
+
+    blocks = int(load_config(source).vision_config.num_hidden_layers)
+    if not source.startswith("config:"):
+        return source, blocks
+    load_clip(source).save_pretrained(folder)
+    for part in load_processor(source):
+        part.save_pretrained(folder)
+    return str(folder), blocks
+
+
+def precision_words(study: Study, device: torch.device) -> str:
+    """How the runs of ``study`` are trained."""
+    from attndrift.training.fit import precision_of
+
+    trained = precision_of(study.runs[0].settings, device)
+    return "float32" if trained == "float32" else f"{trained} autocast"
+
+
 def _numbered(split: ImageSplit, per_class: int) -> Iterator[int]:
     taken: dict[int, int] = {}
     for index, label in enumerate(split.labels.tolist()):
@@ -90,14 +139,14 @@ def _numbered(split: ImageSplit, per_class: int) -> Iterator[int]:
             yield index
 
 
-def write_images(folder: Path) -> None:
+def write_images(folder: Path, per_class: Mapping[str, tuple[int, int]] = IMAGES_PER_CLASS) -> None:
     """Draw the targets' images and write them as ``DATASET/SPLIT/CLASS/NUMBER.jpg``."""
     from attndrift.data import load_dataset
 
-    for name, counts in IMAGES_PER_CLASS.items():
+    for name, counts in per_class.items():
         dataset = load_dataset(name)
-        for split, per_class in ((dataset.train, counts[0]), (dataset.test, counts[1])):
-            for index in _numbered(split, per_class):
+        for split, count in ((dataset.train, counts[0]), (dataset.test, counts[1])):
+            for index in _numbered(split, count):
                 place = folder / name / split.name / dataset.class_names[int(split.labels[index])]
                 place.mkdir(parents=True, exist_ok=True)
                 split[index].save(place / f"{index:06d}.jpg", quality=95)
@@ -148,7 +197,8 @@ def write_reference(study: Study, folder: Path, threads: int) -> Path:
         "regularizer", "regularizer_weight",
     )  # fmt: skip
     content = {
-        "model": str(EMBEDDED),
+        "model": str(EMBEDDED) if first.model == "embedded" else first.model,
+        "device": first.device,
         "threads": threads,
         "settings": {name: getattr(trained, name) for name in equal} | {"epochs": trained.epochs},
         "datasets": datasets,
@@ -194,45 +244,58 @@ def bare_rates(path: str) -> None:
     """Print seconds of a bare step of every kind of run, and of a bare forward pass, of the study in ``path``.
 
     Bare: forward, backward, clipping and optimiser on tensors that are there, as the study's own models compute
-    them, and nothing else. Called in fresh processes, as many at once as the study has.
+    them, in the precision of its training, and nothing else; on a CUDA device as the graph that the study replays.
+    Called in fresh processes, as many at once as the study has.
     """
     import torch
 
+    from attndrift.bench.devices import device_named, wait_for
+    from attndrift.bench.graphs import captured
     from attndrift.models import CLIPClassifier, adapt, class_token_alone, load_clip
     from attndrift.study.running import adaptation
+    from attndrift.training.fit import precision_of
 
     keep_freed_memory()  # as the processes of a study do
     study = Study.model_validate_json(Path(path).read_text(encoding="utf-8"))
     settings = {Kind.of(run.settings): run.settings for run in study.runs if run.settings.method != "none"}
     one = next(iter(settings.values()))
     torch.set_num_threads(one.threads)
+    device = device_named(one.device)
+    wait = wait_for(device)
     generator = torch.Generator().manual_seed(0)
     side = load_clip(one.model).config.vision_config.image_size
-    batch = torch.randn(one.batch_size, 3, side, side, generator=generator)
-    many = torch.randn(one.evaluation_batch_size, 3, side, side, generator=generator)
-    labels = torch.randint(0, 10, (one.batch_size,), generator=generator)
+    batch = torch.randn(one.batch_size, 3, side, side, generator=generator).to(device)
+    many = torch.randn(one.evaluation_batch_size, 3, side, side, generator=generator).to(device)
+    labels = torch.randint(0, 10, (one.batch_size,), generator=generator).to(device)
+    half = precision_of(one, device) == "bfloat16"
 
     def step(model: CLIPClassifier, trained: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
         optimizer.zero_grad()
-        model(pixel_values=batch, labels=labels).loss.backward()
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
+            loss = model(pixel_values=batch, labels=labels).loss
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
 
     def seconds(work: Callable[[], object]) -> float:
         times = []
         for _ in range(STEPS_TIMED + 1):
+            wait()
             started = time.perf_counter()
             work()
+            wait()
             times.append(time.perf_counter() - started)
         return statistics.median(times[1:])
 
     steps = []
     for chosen in settings.values():
-        model = adapt(class_token_alone(load_clip(chosen.model)), adaptation(chosen), 10, 0).train()
+        model = adapt(class_token_alone(load_clip(chosen.model)), adaptation(chosen), 10, 0).to(device).train()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, chosen.learning_rate, fused=True)
-        steps.append(seconds(lambda m=model, t=trained, o=optimizer: step(m, t, o)))  # type: ignore[misc]
-    model = adapt(class_token_alone(load_clip(one.model)), adaptation(one), 10, 0).eval()
+        recorded = device.type == "cuda"
+        optimizer = torch.optim.AdamW(trained, chosen.learning_rate, fused=True, capturable=recorded)
+        work = partial(step, model, trained, optimizer)
+        steps.append(seconds(captured(work) if recorded else work))
+    model = adapt(class_token_alone(load_clip(one.model)), adaptation(one), 10, 0).to(device).eval()
     with torch.no_grad():
         forward = seconds(lambda: model.embed(many)) / len(many)
     print(json.dumps({"steps": steps, "image": forward}))
@@ -322,6 +385,7 @@ def _agreement(folder: Path, results: dict[str, Any], study: Study) -> list[dict
     for group, (name, unit, ours, theirs) in itertools.product(groups, (
         ("test accuracy", "points", "test_accuracy", lambda r: 100 * r["test_accuracy"]),
         ("zero-shot kept", "points", "transfer_objects_retention_pct", lambda r: 100 * r["transfer_accuracy"] / pretrained),
+        ("zero-shot accuracy", "points", "transfer_objects_accuracy", lambda r: 100 * r["transfer_accuracy"]),
         ("entropy change", "points", "entropy_change_pct", lambda r: r["entropy_change_pct"]),
         ("CKA, mean over blocks", "", "cka_mean", lambda r: r["cka_mean"]),
         ("embedding drift", "", "embedding_drift", lambda r: r["embedding_drift"]),
@@ -331,7 +395,9 @@ def _agreement(folder: Path, results: dict[str, Any], study: Study) -> list[dict
         if not adapted:
             continue
         values = runs[ours].to_dict()
-        own = [float(values[one]) * (100 if name == "test accuracy" else 1) for one in adapted]
+        own = [float(values[one]) * (100 if name in ("test accuracy", "zero-shot accuracy") else 1) for one in adapted]
+        if any(math.isnan(one) for one in own):  # of a model that is no better than chance nothing is kept
+            continue
         other = [float(theirs(results[one])) for one in adapted]
         differences = [a - b for a, b in zip(own, other, strict=True)]
         rows.append(
@@ -365,6 +431,9 @@ def study(
     runs: int | None = None,
     epochs: int | None = None,
     script: bool = True,
+    device: str = "cpu",
+    model: str | None = None,
+    jobs: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Result:
     """Time a whole study of 21 runs against the plain script and against its own arithmetic, and compare results.
@@ -372,16 +441,23 @@ def study(
     ``pairs``: how often both sides are run, in changing order. ``runs``: only the first so many, for trying it out; at
     least 4, as the first three train on one target alone. ``epochs``: of a run, instead of those of :data:`BUDGET`.
     ``script``: whether the plain script is run, too; without it, the study is compared with its arithmetic alone.
+    ``device``: see :mod:`attndrift.bench.devices`; on a CUDA device the budget is :data:`GPU_BUDGET`.
+    ``model``: by default the embedded one on a CPU, and :data:`GPU_MODEL` on a CUDA device. ``jobs``: runs at a time; by
+    default one a core on a CPU, and one on a CUDA device.
     """
     say = progress or (lambda line: None)
     cores = usable_cores()
+    where = device_named(device)
+    on_gpu = where.type == "cuda"
     machine = Machine()
     plain = reference_path("reference_study")
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        write_images(root / "images")
-        chosen = reduced_study(root / "images", runs, epochs)
-        jobs = min(cores, len(chosen.runs))
+        write_images(root / "images", IMAGES_PER_CLASS_GPU if on_gpu else IMAGES_PER_CLASS)
+        source, layers = model_folder(model or (GPU_MODEL if on_gpu else "embedded"), root / "model")
+        budget = (GPU_BUDGET if on_gpu else BUDGET) | {"model": source}
+        chosen = reduced_study(root / "images", runs, epochs, budget, layers=layers)
+        jobs = min(jobs or (1 if on_gpu else cores), len(chosen.runs))
         plan = root / "study.json"
         plan.write_text(chosen.model_dump_json(), encoding="utf-8")
         given = write_reference(chosen, root, threads=cores) if script else None
@@ -427,14 +503,18 @@ def study(
     own_seconds = statistics.median(own_side)
     inside = [sum(one.values()) / jobs for one in phases]
     floor_words = "its arithmetic alone: bare steps and forward passes on tensors in memory"
+    first = chosen.runs[0].settings
     what = (
-        f"collapse-21 at a reduced budget of {epochs or BUDGET['epochs']} epochs, {len(chosen.runs)} rows, {jobs} runs at a time "
-        "with 1 thread each"
+        f"collapse-21 at a reduced budget of {first.epochs} epochs, {len(chosen.runs)} rows, {jobs} "
+        f"{'run' if jobs == 1 else 'runs'} at a time with {first.threads} {'thread' if first.threads == 1 else 'threads'} each"
     )
+    if on_gpu or model:
+        what += f", {(model or GPU_MODEL).removeprefix('config:')}, {precision_words(chosen, where)}"
     ratios = []
     if script:
         words = f"reference_study.py, run after run with {cores} threads"
-        ratios.append(ratio_of(what, words, own_side, measured["reference"]).aiming_at(TARGET_RATIO))
+        target = GPU_TARGET_RATIO if on_gpu else TARGET_RATIO
+        ratios.append(ratio_of(what, words, own_side, measured["reference"]).aiming_at(target))
     ratios += [
         ratio_of(f"{part}, {span}", floor_words, seconds, least).aiming_at(1 / TARGET_FLOOR)
         for part, span, seconds in (
@@ -468,6 +548,7 @@ def study(
             "The classifier starts alike; dropout of LoRA draws differently. The reference computes no debiased CKA, "
             "keeps no resumable states and proves no checkpoint.",
         ],
+        device=str(where),
         threads=cores,
         others_pct=machine.others_pct(),
     )

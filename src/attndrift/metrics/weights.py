@@ -131,17 +131,16 @@ def weight_drift(
 
 def _squared_differences(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
     """Squared distances of (before, after), each with the device of ``before``."""
+    found: list[Tensor] = []
     if _together([value for pair in pairs for value in pair]):
-        found: list[Tensor] = []
         for group in _groups(pairs):
             before, after = ([_single(value) for value in side] for side in zip(*group, strict=True))
             found += _squared_norms(torch._foreach_sub(after, before))
         return found
-    squares = []
-    for before, after in pairs:
-        wide = _wide(before)
-        squares.append(torch.sub(after.to(device=wide.device, dtype=wide.dtype), wide).square().sum())
-    return squares
+    for old, new in pairs:
+        wide = _wide(old)
+        found.append(torch.sub(new.to(device=wide.device, dtype=wide.dtype), wide).square().sum())
+    return found
 
 
 def _squares(values: Sequence[Tensor]) -> list[Tensor]:
