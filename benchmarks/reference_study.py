@@ -9,7 +9,7 @@ attndrift; see README.md.
 
 `study.json` says what to run: `model` (a folder), `settings` (equal for all runs), `datasets` (lists of [file, label] by
 split, class names, and the order and flips of every epoch), `transfer` (the same for zero-shot) and `runs`; `device`, if
-it is not the CPU, and then training is in mixed precision (bfloat16).
+it is not the CPU, and then training is in mixed precision (bfloat16), and `workers` of the data loaders, if there are any.
 """
 
 import json
@@ -200,9 +200,10 @@ def train(run, study, folder):
     device = torch.device(study.get("device", "cpu"))
     processor = CLIPImageProcessorPil.from_pretrained(study["model"])
 
-    # On two cores workers would take the cores from the training, so images are read in this process.
+    # On two cores workers would take the cores from the training, so images are read in this process there.
     def loader(files, batch_size, **kwargs):
-        return DataLoader(ImageFiles(files, processor, **kwargs), batch_size=batch_size)
+        images = ImageFiles(files, processor, **kwargs)
+        return DataLoader(images, batch_size=batch_size, num_workers=study.get("workers", 0))
 
     test_loader = loader(dataset["test"], settings["evaluation_batch_size"])
     probe_loader = loader(dataset["probe"], settings["evaluation_batch_size"])

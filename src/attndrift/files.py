@@ -105,6 +105,14 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise
 
 
+def link_or_copy(source: str, target: str) -> None:
+    """Give a file that nobody will change a second name; where the file system has no such names, copy it."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
 def replace_folder(source: Path, target: Path) -> None:
     """Rename ``source`` to ``target``; an older ``target`` steps aside first and is then removed."""
     target.parent.mkdir(parents=True, exist_ok=True)

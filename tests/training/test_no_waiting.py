@@ -7,6 +7,7 @@ must go through `sent`, which waits for nothing.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -245,3 +246,12 @@ def test_a_guard_checks_no_state_behind_a_divergence(tmp_path: Path, monkeypatch
     assert later == at_once
     assert second.measured == first.measured
     assert max(second.measured) == 4
+
+
+@pytest.mark.parametrize(("share", "states"), [(1e-9, [2]), (1e9, [2, 4, 6, 8, 10, 12])])
+def test_states_take_little_of_an_accelerators_time(tmp_path, monkeypatch, share, states) -> None:
+    module = sys.modules[fit.__module__]
+    monkeypatch.setattr(module, "_states_are_dear", lambda device: True)
+    monkeypatch.setattr(module, "STATE_SHARE", share)
+    _, heard, _ = train("full", tmp_path)
+    assert sorted(heard.states) == states

@@ -202,6 +202,10 @@ def study(
     jobs: Annotated[
         int | None, typer.Option("--jobs", min=1, help="Runs at a time; default: one a core, and one on cuda.")
     ] = None,
+    workers: Annotated[
+        int,
+        typer.Option("--workers", min=0, help="Processes that read images for the script; 0: it reads them itself."),
+    ] = 0,
     output: OutputOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -216,6 +220,43 @@ def study(
         device=device,
         model=model,
         jobs=jobs,
+        workers=workers,
+        progress=_say,
+    )
+    _deliver(found, output, as_json)
+
+
+@app.command(epilog="Example:  [bold]attndrift bench runs --method full --jobs 1 --jobs 2[/bold]")
+def runs(
+    method: Annotated[
+        list[str] | None, typer.Option("--method", help="full or lora; default both. Repeatable.")
+    ] = None,
+    jobs: Annotated[
+        list[int] | None, typer.Option("--jobs", min=1, help="Runs at a time on the device; default 1. Repeatable.")
+    ] = None,
+    epochs: Annotated[int, typer.Option("--epochs", min=2, help="Epochs that are trained; 20 are reckoned.")] = 2,
+    images: Annotated[int, typer.Option("--images", min=8, help="Training images; EuroSAT has 21,600.")] = 21_600,
+    model: Annotated[str, typer.Option("--model", help="The model to train.")] = "config:vit-base-patch32",
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images a step.")] = 64,
+    setting: Annotated[list[str] | None, typer.Option("--set", help="key=value of the runs. Repeatable.")] = None,
+    device: DeviceOption = "auto",
+    output: OutputOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """How many EuroSAT runs of 20 epochs an hour has, one at a time and several at once on one device."""
+    from attndrift.bench.runs import METHODS
+    from attndrift.bench.runs import runs as measure
+    from attndrift.study.loading import parse_overrides
+
+    found = measure(
+        methods=tuple(method or METHODS),
+        jobs=tuple(jobs or (1,)),
+        epochs=epochs,
+        images=images,
+        model=model,
+        batch=batch,
+        overrides=parse_overrides(setting or []),
+        device=device,
         progress=_say,
     )
     _deliver(found, output, as_json)

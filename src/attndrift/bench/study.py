@@ -152,7 +152,7 @@ def write_images(folder: Path, per_class: Mapping[str, tuple[int, int]] = IMAGES
                 split[index].save(place / f"{index:06d}.jpg", quality=95)
 
 
-def write_reference(study: Study, folder: Path, threads: int) -> Path:
+def write_reference(study: Study, folder: Path, threads: int, workers: int = 0) -> Path:
     """The study as the reference script reads it; its transfer images are written too. Returns the JSON file."""
     from attndrift.data import evaluation_part, load_dataset
     from attndrift.data.order import epoch_order, flips
@@ -199,6 +199,7 @@ def write_reference(study: Study, folder: Path, threads: int) -> Path:
     content = {
         "model": str(EMBEDDED) if first.model == "embedded" else first.model,
         "device": first.device,
+        "workers": workers,
         "threads": threads,
         "settings": {name: getattr(trained, name) for name in equal} | {"epochs": trained.epochs},
         "datasets": datasets,
@@ -434,6 +435,7 @@ def study(
     device: str = "cpu",
     model: str | None = None,
     jobs: int | None = None,
+    workers: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> Result:
     """Time a whole study of 21 runs against the plain script and against its own arithmetic, and compare results.
@@ -443,7 +445,7 @@ def study(
     ``script``: whether the plain script is run, too; without it, the study is compared with its arithmetic alone.
     ``device``: see :mod:`attndrift.bench.devices`; on a CUDA device the budget is :data:`GPU_BUDGET`.
     ``model``: by default the embedded one on a CPU, and :data:`GPU_MODEL` on a CUDA device. ``jobs``: runs at a time; by
-    default one a core on a CPU, and one on a CUDA device.
+    default one a core on a CPU, and one on a CUDA device. ``workers``: processes that read images for the script.
     """
     say = progress or (lambda line: None)
     cores = usable_cores()
@@ -460,7 +462,7 @@ def study(
         jobs = min(jobs or (1 if on_gpu else cores), len(chosen.runs))
         plan = root / "study.json"
         plan.write_text(chosen.model_dump_json(), encoding="utf-8")
-        given = write_reference(chosen, root, threads=cores) if script else None
+        given = write_reference(chosen, root, cores, workers) if script else None
         single = os.environ | {"OMP_NUM_THREADS": "1"}
         measured: dict[str, list[float]] = {}
         floors: list[dict[str, float]] = []
@@ -513,6 +515,7 @@ def study(
     ratios = []
     if script:
         words = f"reference_study.py, run after run with {cores} threads"
+        words += f", {workers} processes reading images" if workers else ""
         target = GPU_TARGET_RATIO if on_gpu else TARGET_RATIO
         ratios.append(ratio_of(what, words, own_side, measured["reference"]).aiming_at(target))
     ratios += [

@@ -19,7 +19,7 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from attndrift import metrics
 from attndrift.data import PixelStore
-from attndrift.files import new_folder, write_json, write_text
+from attndrift.files import link_or_copy, new_folder, write_json, write_text
 from attndrift.guarding import Budget, Guard, RetentionBudget
 from attndrift.guarding.budget import RETENTION
 from attndrift.models import (
@@ -369,7 +369,8 @@ class _Run:
             self._save(model, "final")
         elif self.processes.first:
             with new_folder(final) as target:
-                shutil.copytree(best, target, dirs_exist_ok=True)
+                # Nothing changes a checkpoint's files, so one may have two names.
+                shutil.copytree(best, target, dirs_exist_ok=True, copy_function=link_or_copy)
 
     def _selected(self) -> CLIPClassifier:
         """The checkpoint of the selected epoch, proved to be what was saved."""

@@ -17,6 +17,7 @@ import math
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -50,6 +51,9 @@ from attndrift.training.recorded import RecordedStep
 
 WEIGHTS = "model.safetensors"
 RANDOM = "random.safetensors"
+STATE_SHARE = 0.05
+"""Of a training's time on an accelerator, at most this goes into resumable states."""
+
 LITTLE_ROOM = 1 << 20
 """Bytes: a disk with less is what a failed write of a state has met."""
 
@@ -133,6 +137,7 @@ class _RunTrainer(Trainer):
     plan: TrainingPlan
     progress: Progress
     place: Path
+    saving_began: float
     loss_is_scaled_for_ga = False  # compute_loss returns the mean over a micro-batch
 
     def setup(self, plan: TrainingPlan, progress: Progress) -> None:
@@ -280,6 +285,7 @@ class _RunTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.tally.settle()  # here, where all processes are
+        self.saving_began = time.monotonic()
         try:
             super()._save_checkpoint(model, trial)
         except RuntimeError as error:
@@ -352,6 +358,7 @@ class _RunCallback(TrainerCallback):
         self.save_steps = _spread(self.steps_per_epoch, plan.settings.checkpoints_per_epoch, plan.settings.epochs)
         self.measured_steps = frozenset(evaluation_steps(plan.settings, len(plan.labels)))
         self._pending: dict[str, Any] | None = None
+        self._saved: tuple[float, float] | None = None
         self.final_drift: Drift | None = None
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -389,8 +396,15 @@ class _RunCallback(TrainerCallback):
                 with (self.folder / "history.jsonl").open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
             self.reporter.say(text)
-        if step in self.save_steps:
+        if step in self.save_steps and self._is_worth_a_state():
             control.should_save = True
+
+    def _is_worth_a_state(self) -> bool:
+        """Whether enough time has gone by since the last state for what one takes."""
+        if self._saved is None or self.trainer.processes.count > 1 or not _states_are_dear(self.plan.device):
+            return True
+        ended, taken = self._saved
+        return taken <= STATE_SHARE * (time.monotonic() - ended)
 
     def _end_of_epoch(self, epoch: int, row: dict[str, Any]) -> str:
         progress, settings = self.trainer.progress, self.plan.settings
@@ -415,7 +429,14 @@ class _RunCallback(TrainerCallback):
             return
         scratch = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         resume.publish(scratch, self.folder / "resume", state.global_step, self.trainer.progress.to_json())
+        ended = time.monotonic()
+        self._saved = ended, ended - self.trainer.saving_began
         self.reporter.saved(state.global_step)
+
+
+def _states_are_dear(device: torch.device) -> bool:
+    """Whether an epoch can take less time than its state: on an accelerator, whose full-size models have states of a gigabyte."""
+    return device.type != "cpu"
 
 
 def _spread(steps_per_epoch: int, times: int, epochs: int) -> frozenset[int]:
