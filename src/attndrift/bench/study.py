@@ -46,14 +46,14 @@ BUDGET: dict[str, Any] = {
 }  # fmt: skip
 """What is reduced; everything else is as in the preset ``collapse-21``. An epoch has 20 steps; those of the preset have 57 and more."""
 
-IMAGES_PER_CLASS_GPU = {"tiles": (200, 20), "critters": (50, 5)}
+IMAGES_PER_CLASS_GPU = {"tiles": (100, 15), "critters": (27, 4)}
 GPU_MODEL = "config:vit-base-patch32"
 GPU_BUDGET: dict[str, Any] = {
     "learning_rate_scale": 1, "epochs": 4, "threads": 4, "probe_size": 50,
     "test_limit": 150, "transfer": ["objects"], "transfer_limit": 300, "evaluations_per_epoch": 2, "track_size": 0,
-    "tiles.train_per_class": 192, "critters.train_per_class": 48, "device": "cuda",
+    "tiles.train_per_class": 96, "critters.train_per_class": 26, "device": "cuda",
 }  # fmt: skip
-"""The same for a full-size model on a GPU, at the batch size of the preset: an epoch has 30 steps."""
+"""The same for a full-size model on a GPU, at the batch size of the preset: an epoch has 15 steps."""
 GPU_TARGET_RATIO = 1 / 3
 
 UNTOUCHED = "the untouched model"
@@ -505,7 +505,7 @@ def study(
     own_seconds = statistics.median(own_side)
     inside = [sum(one.values()) / jobs for one in phases]
     floor_words = "its arithmetic alone: bare steps and forward passes on tensors in memory"
-    first = chosen.runs[0].settings
+    first = next(run.settings for run in chosen.runs if run.settings.method != "none")
     what = (
         f"collapse-21 at a reduced budget of {first.epochs} epochs, {len(chosen.runs)} rows, {jobs} "
         f"{'run' if jobs == 1 else 'runs'} at a time with {first.threads} {'thread' if first.threads == 1 else 'threads'} each"
