@@ -17,6 +17,7 @@ if ON == "cpu":
 # The switch is read where a kernel is defined.
 # ruff: noqa: E402
 from attndrift import kernels
+from attndrift.kernels import structure
 from attndrift.kernels.rows import read_rows, row_gradients, row_logits
 from attndrift.kernels.structure import structure_of_rows
 from attndrift.metrics import StructureAccumulator, accumulate, entropy, erf, gini
@@ -65,7 +66,7 @@ def test_rows_and_their_gradients(shape, dtype, layout) -> None:
     assert row_gradients(query, keys, grad, 0.3, of_query=False, of_keys=True)[0] is None
     alone, none = row_gradients(query, keys, grad, 0.3, of_query=True, of_keys=False)
     assert none is None
-    torch.testing.assert_close(alone, found[0], rtol=0, atol=0)
+    torch.testing.assert_close(alone, found[0])
 
 
 @pytest.mark.parametrize("prefix", [0, 1, 5])
@@ -99,8 +100,10 @@ def some_attention(patches):
     return torch.stack(rows).view(2, 5, patches)
 
 
+@pytest.mark.parametrize("sorts", [True, False], ids=["sorted there", "sorted before"])
 @pytest.mark.parametrize("patches", [1, 2, 20, 49, 64, 130])
-def test_structure(patches) -> None:
+def test_structure(patches, sorts, monkeypatch) -> None:
+    monkeypatch.setattr(structure, "SORTED_HERE", 1024 if sorts else 0)
     attention = some_attention(patches)
     normalised, values = structure_of_rows(attention.to(ON), 0.95 - TIE)
     wide = attention.double()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from attndrift.observing import observe
 from attndrift.study.running import adaptation, split_accuracy
 from attndrift.study.settings import RunSettings
 from attndrift.training import FitResult, TrainingPlan, fit
-from attndrift.training import fit as module
 from attndrift.training.recorded import RecordedStep
 
+module = sys.modules[fit.__module__]
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 IMAGES, CLASSES, BATCH = 26, 3, 4
@@ -84,11 +85,11 @@ def trained(
         pretrained_entropy=monitor.reference.structure.layers("entropy"),
         reference=lambda positions, flipped: attention[:, positions], device=device,
     )  # fmt: skip
-    before, module.RecordedStep = module.RecordedStep, Noted  # type: ignore[misc]
+    before, module.RecordedStep = module.RecordedStep, Noted
     try:
         return fit(model, plan, folder, reporter or Silent()), model, replayed
     finally:
-        module.RecordedStep = before  # type: ignore[misc]
+        module.RecordedStep = before
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

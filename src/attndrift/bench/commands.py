@@ -206,6 +206,7 @@ def study(
         int,
         typer.Option("--workers", min=0, help="Processes that read images for the script; 0: it reads them itself."),
     ] = 0,
+    bare: Annotated[bool, typer.Option("--floor/--no-floor", help="Measure the study's arithmetic alone, too.")] = True,
     output: OutputOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -221,6 +222,7 @@ def study(
         model=model,
         jobs=jobs,
         workers=workers,
+        bare=bare,
         progress=_say,
     )
     _deliver(found, output, as_json)

@@ -6,6 +6,7 @@ EuroSAT's numbers on pixels that are made up: 21,600 training images and 2,700 h
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import statistics
 import tempfile
@@ -120,7 +121,7 @@ def train_one(work: Work, together: Any) -> Times:
     )
     began = time.monotonic()
     pretrained = class_token_alone(pretrained).eval().to(device)
-    model = adapt(class_token_alone(load_clip(settings.model)), adaptation(settings), CLASSES, settings.seed).to(device)
+    model = adapt(copy.deepcopy(pretrained), adaptation(settings), CLASSES, settings.seed).to(device)
     size = settings.evaluation_batch_size
 
     def batches() -> list[torch.Tensor]:

@@ -436,6 +436,7 @@ def study(
     model: str | None = None,
     jobs: int | None = None,
     workers: int = 0,
+    bare: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> Result:
     """Time a whole study of 21 runs against the plain script and against its own arithmetic, and compare results.
@@ -446,6 +447,7 @@ def study(
     ``device``: see :mod:`attndrift.bench.devices`; on a CUDA device the budget is :data:`GPU_BUDGET`.
     ``model``: by default the embedded one on a CPU, and :data:`GPU_MODEL` on a CUDA device. ``jobs``: runs at a time; by
     default one a core on a CPU, and one on a CUDA device. ``workers``: processes that read images for the script.
+    ``bare``: whether the study's arithmetic alone is measured, too.
     """
     say = progress or (lambda line: None)
     cores = usable_cores()
@@ -475,9 +477,11 @@ def study(
 
             def ours(command: Sequence[str] = own, environment: dict[str, str] = single | cold) -> float:
                 # Before and after the study that it belongs to: the machine's own speed wanders.
-                before = floor(chosen, plan, jobs, single)
+                before = floor(chosen, plan, jobs, single) if bare else {}
                 seconds, printed = _process(command, environment)
                 machine.count(float(printed.splitlines()[-1]))
+                if not bare:
+                    return seconds
                 after = floor(chosen, plan, jobs, single)
                 floors.append({phase: (before[phase] + after[phase]) / 2 for phase in before})
                 both = " and ".join(f"{sum(one.values()) / jobs:.1f}" for one in (before, after))
@@ -492,13 +496,13 @@ def study(
                 sides["reference"] = theirs
             for side in sides if place % 2 == 0 else reversed(sides):
                 measured.setdefault(side, []).append(sides[side]())
-            say(", ".join(f"{side} {values[-1]:.1f} s" for side, values in measured.items()))
+                say(f"{side} {measured[side][-1]:.1f} s")
             phases.append(_phases(root / f"study-{place}", chosen))
         tables: dict[str, list[dict[str, Any]]] = {}
         if script:
             results = json.loads((root / f"reference-{pairs - 1}.json").read_text())
             tables["The same results"] = _agreement(root / f"study-{pairs - 1}", results, chosen)
-    bare = {phase: statistics.median(one[phase] for one in floors) for phase in floors[0]}
+    alone = {phase: statistics.median(one[phase] for one in floors) for phase in floors[0]} if floors else {}
     spent = {phase: statistics.median(one.get(phase, 0.0) for one in phases) for phase in phases[-1]}
     least = [sum(one.values()) / jobs for one in floors]
     own_side = measured["attndrift"]
@@ -518,19 +522,23 @@ def study(
         words += f", {workers} processes reading images" if workers else ""
         target = GPU_TARGET_RATIO if on_gpu else TARGET_RATIO
         ratios.append(ratio_of(what, words, own_side, measured["reference"]).aiming_at(target))
-    ratios += [
-        ratio_of(f"{part}, {span}", floor_words, seconds, least).aiming_at(1 / TARGET_FLOOR)
-        for part, span, seconds in (
-            ("the same" if script else what, "from the start of the process to the tables", own_side),
-            ("the same", "everything inside its runs", inside),
-        )
-    ]
+    ratios += (
+        []
+        if not floors
+        else [
+            ratio_of(f"{part}, {span}", floor_words, seconds, least).aiming_at(1 / TARGET_FLOOR)
+            for part, span, seconds in (
+                ("the same" if script else what, "from the start of the process to the tables", own_side),
+                ("the same", "everything inside its runs", inside),
+            )
+        ]
+    )
     table = [
         {
             "phase": phase,
             "seconds, summed over runs": seconds,
-            "arithmetic alone": bare.get(phase),
-            "reached, %": 100 * bare[phase] / seconds if phase in bare else None,
+            "arithmetic alone": alone.get(phase),
+            "reached, %": 100 * alone[phase] / seconds if phase in alone else None,
         }
         for phase, seconds in sorted(spent.items(), key=lambda item: -item[1])
     ]
@@ -547,8 +555,12 @@ def study(
         [
             "Both sides: same target images as files, splits, batches, flips, steps, evaluations; images decoded within the "
             "time. Transfer images are the same pixels, which attndrift draws within its time and the reference reads as PNG. "
-            "The arithmetic alone: steps as if no run were regularized, no metric, no LoRA forward twice. "
-            "The classifier starts alike; dropout of LoRA draws differently. The reference computes no debiased CKA, "
+            + (
+                "The arithmetic alone: steps as if no run were regularized, no metric, no LoRA forward twice. "
+                if floors
+                else ""
+            )
+            + "The classifier starts alike; dropout of LoRA draws differently. The reference computes no debiased CKA, "
             "keeps no resumable states and proves no checkpoint.",
         ],
         device=str(where),

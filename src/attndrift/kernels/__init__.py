@@ -8,6 +8,7 @@ plain forms are used there too, and a warning says so once.
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import warnings
 
@@ -50,12 +51,16 @@ def _tried(index: int) -> bool:
     if torch.cuda.get_device_capability(index) < (7, 0):  # older than Triton compiles for
         return False
     try:
-        from attndrift.kernels.rows import row_logits
+        from attndrift.kernels.rows import read_rows, row_logits
+        from attndrift.kernels.structure import structure_of_rows
 
         ones = torch.ones(1, 2, 3, 16, device=torch.device("cuda", index))
-        found = row_logits(ones[:, :, 0], ones, 0.5)
-        if not bool((found == 8.0).all()):
-            raise ArithmeticError(f"a test gave {found.flatten().tolist()} and not 8")
+        _, attention, mass = read_rows(row_logits(ones[:, :, 0], ones, 0.5), 1)
+        _, (entropy, field, gini) = structure_of_rows(attention, 0.95)
+        found = torch.stack([mass, entropy, field, gini]).flatten(1)[:, 0].tolist()
+        expected = [1 / 3, math.log(2), 1.0, 0.0]
+        if any(abs(one - other) > 1e-5 for one, other in zip(found, expected, strict=True)):
+            raise ArithmeticError(f"a test gave {found} and not {expected}")
     except Exception as error:  # of a compiler or a driver, whatever it may be
         warnings.warn(
             f"attndrift's kernels cannot be used on this device ({type(error).__name__}: {error}); the same is computed "
