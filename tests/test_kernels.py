@@ -109,8 +109,9 @@ def test_structure(patches, sorts, monkeypatch) -> None:
     wide = attention.double()
     torch.testing.assert_close(normalised.double().cpu(), wide / wide.sum(-1, keepdim=True), rtol=1e-6, atol=0)
     torch.testing.assert_close(values[0].double().cpu(), entropy(wide), rtol=1e-5, atol=2e-6)
-    # Of the very numbers that the kernel has summed: where p falls on a sum, rounding decides.
-    torch.testing.assert_close(values[1].cpu(), erf(normalised.cpu()), rtol=0, atol=0)
+    # Of the very numbers that the kernel has summed: where p falls on a sum, rounding decides. A device may divide k by N
+    # with another last digit.
+    torch.testing.assert_close(values[1].cpu(), erf(normalised.cpu()), rtol=0, atol=1e-6)
     torch.testing.assert_close(values[2].double().cpu(), gini(wide), rtol=1e-5, atol=2e-6)
 
 
