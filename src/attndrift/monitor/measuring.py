@@ -14,7 +14,7 @@ from attndrift.monitor.probe import Batches, Probe, batches_of
 from attndrift.monitor.processes import Processes
 from attndrift.monitor.snapshot import take_snapshot
 from attndrift.monitor.undisturbed import undisturbed, unwrapped
-from attndrift.monitor.weights import bare, bare_parameters, live_parameters
+from attndrift.monitor.weights import bare, bare_parameters, has_adapters, live_parameters
 from attndrift.observing import find_vision_tower
 from attndrift.observing.embedding import image_embeddings
 
@@ -163,7 +163,8 @@ class _ParameterDrift:
         self._projection = None if projection is None else _copied(values(projection))
         self._tower_norm = metrics.squared_norm(self._tower)
         self._projection_norm = None if self._projection is None else metrics.squared_norm(self._projection)
-        self()  # a reference of other shapes is an error now, not at the first measurement
+        if origin is not model or has_adapters(model):
+            self()  # a reference of other shapes, or an adapter that cannot be told, is an error now, not at the first measurement
 
     def __call__(self) -> tuple[float, float | None]:
         tower = find_vision_tower(self._model).module

@@ -26,9 +26,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every submodule's training flag is put back afterwards."""
-    modules = list(model.modules())
+def evaluation_mode(model: nn.Module, modules: list[nn.Module] | None = None) -> Iterator[None]:
+    """Evaluation mode without gradients; every submodule's training flag is put back afterwards.
+
+    ``modules``: the model's own, where somebody has them.
+    """
+    modules = list(model.modules()) if modules is None else modules
     training = [module for module in modules if module.training]
     # Through the modules' own way where one has it, which need not be the flag alone.
     if training:
@@ -48,10 +51,16 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def same_random_state(model: nn.Module) -> Iterator[None]:
     """Put the generators of torch (the CPU's and the model's devices'), numpy and Python back afterwards."""
+    with _same_random_state({parameter.device for parameter in model.parameters()}):
+        yield
+
+
+@contextmanager
+def _same_random_state(devices: set[torch.device]) -> Iterator[None]:
     # Evaluation draws nothing, but iterating a DataLoader does, and so may an image's decoding.
     python, legacy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 (a user may draw from it)
-    devices = {parameter.device for parameter in model.parameters()} - {torch.device("cpu"), torch.device("meta")}
-    states = [(device, _device_state(device)) for device in sorted(devices, key=str)]
+    others = devices - {torch.device("cpu"), torch.device("meta")}
+    states = [(device, _device_state(device)) for device in sorted(others, key=str)]
     try:
         yield
     finally:
@@ -88,11 +97,15 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """
     with ExitStack() as stack:
         stack.callback(_undisturbed.reset, _undisturbed.set(True))
-        stack.enter_context(same_random_state(model))
-        stack.enter_context(evaluation_mode(model))
-        for kind in sorted({parameter.device.type for parameter in model.parameters()} - {"meta"}):
-            stack.enter_context(torch.autocast(kind, enabled=False))
+        # Asked once: going through a model takes a millisecond, which on an accelerator is a tenth of a forward pass.
         modules = list(model.modules())
+        devices = {
+            parameter.device for module in modules for parameter in module._parameters.values() if parameter is not None
+        }
+        stack.enter_context(_same_random_state(devices))
+        stack.enter_context(evaluation_mode(model, modules))
+        for kind in sorted({device.type for device in devices} - {"meta"}):
+            stack.enter_context(torch.autocast(kind, enabled=False))
         if any(_is_compiled(module) for module in modules):
             # Compiled code was traced without the hooks that observing needs.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
