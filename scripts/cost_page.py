@@ -1,4 +1,4 @@
-"""Write the tables and the figure of docs/cost.md and docs/study-cost.md from what the benchmarks wrote into benchmarks/results/.
+"""Write the tables and the figure of docs/cost.md, docs/cost-gpu.md and docs/study-cost.md from what the benchmarks wrote into benchmarks/results/.
 
 A block of the page between ``<!-- FILE.json ratios -->`` (or a table's title, or its beginning, in place of
 ``ratios``) and ``<!-- end -->`` is replaced by that table; a block ``<!-- FILE.json machine -->`` by what it was
@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = (ROOT / "docs" / "cost.md", ROOT / "docs" / "study-cost.md")
+PAGES = tuple(ROOT / "docs" / name for name in ("cost.md", "cost-gpu.md", "study-cost.md"))
 FIGURE = ROOT / "docs" / "images" / "cost-growth.png"
 BLOCK = re.compile(r"(<!-- (?P<file>\S+\.json) (?P<what>[^>]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
