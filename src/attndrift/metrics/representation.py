@@ -14,6 +14,9 @@ from attndrift.metrics.attention import wide_dtype
 
 _DEGENERATE = 1e-12
 
+_AT_ONCE = 2**22
+"""Numbers in the Gram matrices of all layers, at most, that an accelerator makes at once: 32 MB, and some of them."""
+
 
 def _matrix(values: Tensor, name: str) -> Tensor:
     if not isinstance(values, Tensor):
@@ -93,7 +96,7 @@ def linear_cka_layers(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """
     if x.ndim == y.ndim == 3 and x.device.type == "cuda" and len(x) == len(y) and x.shape[1] == y.shape[1] >= 4:
         xs, ys = (values.detach().to(wide_dtype(values)) for values in (x, y))
-        if not _by_features(xs[0], ys[0]):
+        if not _by_features(xs[0], ys[0]) and len(xs) * xs.shape[1] ** 2 <= _AT_ONCE:
             found = _gram_layers(xs, ys)
             if found is not None:
                 return found

@@ -130,7 +130,7 @@ class RunSettings(BaseModel):
     evaluation_batch_size: Annotated[int, Field(ge=1)] = 200
     checkpoints_per_epoch: Annotated[int, Field(ge=1, le=1000)] = Field(
         1,
-        description="resumable states an epoch; fewer on an accelerator, where they would take a twentieth of the time",
+        description="resumable states an epoch; fewer on an accelerator, where they would take more than 5% of the time",
     )
     map_images: Annotated[int, Field(ge=0, le=64)] = Field(8, description="probe images in maps.npz")
     keep: Literal["best", "best+final", "all"] = "best+final"

@@ -137,6 +137,7 @@ class _RunTrainer(Trainer):
     plan: TrainingPlan
     progress: Progress
     place: Path
+    say: Callable[[str], None]
     saving_began: float
     loss_is_scaled_for_ga = False  # compute_loss returns the mean over a micro-batch
 
@@ -174,7 +175,11 @@ class _RunTrainer(Trainer):
         model.train()
         batch = self._tensors_of(inputs)
         if self.recorded is None:
-            self.recorded = RecordedStep(model, partial(self._numbers, model), batch)
+            self.recorded = RecordedStep.if_there_is_room(model, partial(self._numbers, model), batch)
+        if self.recorded is None:
+            self.records = False
+            self.say("the device has too little memory to keep a recorded step (`cuda_graphs`); each is asked for anew")
+            return super().training_step(model, inputs, num_items_in_batch)
         loss, counted, hits, *active = self.recorded(batch)
         self.tally.add(self.state.global_step, inputs["total"], counted, hits, active[0] if active else None)
         return loss.detach()
@@ -508,7 +513,7 @@ def fit(model: nn.Module, plan: TrainingPlan, folder: Path, reporter: Reporter) 
     progress = Progress()
     trainer = _RunTrainer(model=model, args=arguments, optimizers=(optimizer, None))
     trainer.remove_callback(PrinterCallback)  # a study has its own log
-    trainer.place = folder
+    trainer.place, trainer.say = folder, reporter.say
     if processes.count > 1:
         torch.manual_seed(settings.seed + processes.rank)  # dropout masks of its own in each process
     state = resume.newest(folder / "resume", reporter.say)

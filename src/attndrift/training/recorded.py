@@ -22,7 +22,8 @@ class RecordedStep:
     """``work`` and the backward pass of its loss on a CUDA device, for batches of the shapes of ``batch``.
 
     Recording runs ``work`` a few times without leaving a trace: gradients and random states are as before. The
-    parameters must stay where they are in memory, which each call checks; their values may change.
+    parameters must stay where they are in memory, which each call checks; their values may change. What a step takes of
+    the device's memory stays taken.
     """
 
     def __init__(self, model: nn.Module, work: Work, batch: Mapping[str, Tensor]) -> None:
@@ -35,21 +36,23 @@ class RecordedStep:
         device = self._trained[0].device
         state = torch.cuda.get_rng_state(device)
         self._drop_gradients()
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            # Libraries choose their algorithms, and take the memory that they keep.
-            for _ in range(_WARM):
-                work(self._batch)[0].backward()
-                self._drop_gradients()
-        torch.cuda.current_stream(device).wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._found = work(self._batch)
-            self._found[0].backward()
-        self._gradients = [parameter.grad for parameter in self._trained]
-        self._drop_gradients()
-        torch.cuda.set_rng_state(state, device)
+        try:
+            stream = torch.cuda.Stream(device)
+            stream.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(stream):
+                # Libraries choose their algorithms, and take the memory that they keep.
+                for _ in range(_WARM):
+                    work(self._batch)[0].backward()
+                    self._drop_gradients()
+            torch.cuda.current_stream(device).wait_stream(stream)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self._found = work(self._batch)
+                self._found[0].backward()
+            self._gradients = [parameter.grad for parameter in self._trained]
+        finally:
+            self._drop_gradients()
+            torch.cuda.set_rng_state(state, device)
 
     def __call__(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """What ``work`` makes of ``batch``; gradients are left in the parameters, as ``backward`` leaves them.
@@ -69,11 +72,24 @@ class RecordedStep:
             parameter.grad = gradient
         return self._found
 
-    def fits(self, batch: Mapping[str, Tensor]) -> bool:
-        """Whether ``batch`` has the shapes that were recorded."""
-        return {name: value.shape for name, value in batch.items()} == {
-            name: value.shape for name, value in self._batch.items()
-        }
+    @classmethod
+    def if_there_is_room(cls, model: nn.Module, work: Work, batch: Mapping[str, Tensor]) -> RecordedStep | None:
+        """One that leaves as much of the device's memory free as it takes; None where it cannot.
+
+        Beside it a smaller batch, which is no replay, needs what a step needs once more.
+        """
+        device = batch[next(iter(batch))].device
+        free = _free_memory(device)
+        try:
+            step = cls(model, work, batch)
+        except torch.OutOfMemoryError:
+            step = None
+        left = _free_memory(device)
+        if step is None or left < free - left:
+            del step
+            torch.cuda.empty_cache()
+            return None
+        return step
 
     def _addresses(self) -> list[int]:
         return [parameter.data_ptr() for parameter in self._parameters]
@@ -81,3 +97,8 @@ class RecordedStep:
     def _drop_gradients(self) -> None:
         for parameter in self._trained:
             parameter.grad = None
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes that nobody has taken."""
+    return int(torch.cuda.mem_get_info(device)[0])
