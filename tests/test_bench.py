@@ -14,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from typer.testing import CliRunner
 
 from attndrift.bench.capture import CASES, Case, _Forwards, capture, case_of
+from attndrift.bench.graphs import observed_once, observed_throughout
 from attndrift.bench.growth import Shape, growth
 from attndrift.bench.memory import peak_bytes
 from attndrift.bench.physical import STEP_TITLE
@@ -303,3 +304,26 @@ def test_what_other_programs_took_is_a_share_of_the_machine() -> None:
     share = machine.others_pct()
     assert share is None or 0 <= share <= 100
     assert Result("x", [], others_pct=share).to_json()["others_pct"] == share
+
+
+def test_what_is_measured_on_an_accelerator_is_what_is_measured_elsewhere() -> None:
+    model = load_clip("config:tiny")
+    size = model.config.vision_config.image_size
+    pixels = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))
+    passes: list[int] = []
+
+    @torch.no_grad()
+    def forward() -> None:
+        passes.append(1)
+        model.vision_model(pixel_values=pixels)
+
+    once = observed_once(model, forward).compute()
+    several = observed_throughout(model, forward, 3)
+    assert len(passes) == 4
+    with observe(model) as seen:
+        forward()
+        expected = StructureAccumulator()
+        expected.update(seen.attention, seen.cls_mass)
+    for summary in (once, *several):
+        assert torch.equal(summary.entropy, expected.compute().entropy)
+        assert torch.equal(summary.head_diversity, expected.compute().head_diversity)

@@ -14,17 +14,15 @@ from transformers import CLIPModel
 
 from attndrift.allocator import keep_freed_memory
 from attndrift.bench.devices import device_named, precision_named, wait_for
-from attndrift.bench.graphs import captured
+from attndrift.bench.graphs import captured, observed_once, observed_throughout
 from attndrift.bench.memory import HOW, KEPT, RETURNED, peak_bytes, peak_resident_bytes
 from attndrift.bench.physical import MAP_PASSES, TITLE, floor_row, operations, rates
 from attndrift.bench.ratios import Ratio, Work, ratio_of, rounds
 from attndrift.bench.reference import reference
 from attndrift.bench.result import Machine, Result, check_parts
 from attndrift.bench.spent import SPENT, Stopwatch, observed_pass, spent_row
-from attndrift.metrics import StructureAccumulator
 from attndrift.models import load_clip
 from attndrift.monitor import DriftMonitor
-from attndrift.observing import observe
 
 OBSERVED = "forward with all four metrics"
 BARE = "bare forward, fused attention (sdpa)"
@@ -211,7 +209,7 @@ class _Forwards:
         if device.type == "cuda":
             self.works = {
                 "bare": self._repeated(self._bare),
-                "observed": self._watched,
+                "observed": lambda: observed_throughout(self.clip, self._bare, self.passes),
                 "reference": self._repeated(lambda: plain.measure_attention(self.eager, [self.pixels])),
             }
 
@@ -220,7 +218,7 @@ class _Forwards:
         if self.device.type != "cuda":
             return
         self.works["bare graph"] = self._repeated(captured(self._bare))
-        self.works["observed graph"] = self._repeated(captured(self._seen_pass))
+        self.works["observed graph"] = self._repeated(captured(partial(observed_once, self.clip, self._bare)))
 
     def _repeated(self, work: Work) -> Work:
         def several() -> None:
@@ -228,28 +226,6 @@ class _Forwards:
                 work()
 
         return several
-
-    @torch.no_grad()
-    def _seen_pass(self) -> StructureAccumulator:
-        """One pass, its metrics computed on the device and left there."""
-        accumulator = StructureAccumulator(check=False)
-        with observe(self.clip, check=False) as seen:
-            self._bare()
-            accumulator.update(seen.attention, seen.cls_mass)
-        return accumulator
-
-    @torch.no_grad()
-    def _watched(self) -> None:
-        """Passes of a model that is observed throughout: nothing in them waits for the device."""
-        accumulators = []
-        with observe(self.clip, check=False) as seen:
-            for _ in range(self.passes):
-                self._bare()
-                accumulator = StructureAccumulator(check=False)
-                accumulator.update(seen.attention, seen.cls_mass)
-                accumulators.append(accumulator)
-        for accumulator in accumulators:
-            accumulator.compute()
 
     def _counted(self, name: str, work: Work) -> None:
         before = _faults()

@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from attndrift.allocator import keep_freed_memory
 from attndrift.bench.devices import device_named, wait_for
-from attndrift.bench.graphs import captured
+from attndrift.bench.graphs import captured, observed_once, observed_throughout
 from attndrift.bench.memory import HOW, KEPT, RETURNED, peak_bytes
 from attndrift.bench.physical import OPTIMIZER_PASSES, STEP_TITLE, floor_row, rates, step_operations
 from attndrift.bench.ratios import Ratio, Work, ratio_of, rounds
@@ -228,7 +228,7 @@ class _Steps:
 
     def _observed(self) -> None:
         if self.device.type == "cuda":
-            self._watched()
+            observed_throughout(self._model, self._step, self.steps)
             return
         watch = Stopwatch()
         for _ in range(self.steps):
@@ -244,18 +244,6 @@ class _Steps:
                 accumulator.compute()
         self.spent.append(watch.seconds)
 
-    def _watched(self) -> None:
-        """Steps of a model that is observed throughout: nothing in them waits for the device, whose metrics are read at the end."""
-        accumulators = []
-        with observe(self._model, check=False) as seen:
-            for _ in range(self.steps):
-                self._step()
-                accumulator = StructureAccumulator(check=False)
-                accumulator.update(seen.attention, seen.cls_mass)
-                accumulators.append(accumulator)
-        for accumulator in accumulators:
-            accumulator.compute()
-
     def _protected(self, teacher: nn.Module | AttentionCache) -> None:
         with AttentionPreservation(self._model, WEIGHT, teacher=teacher) as protect:
             for _ in range(self.steps):
@@ -269,7 +257,7 @@ class _Steps:
         if kind == "plain":
             return partial(self._repeat, captured(self._step))
         if kind == "observed":
-            return partial(self._repeat, captured(self._seen_step))
+            return partial(self._repeat, captured(partial(observed_once, self._model, self._step)))
         if kind == "live":
             with AttentionPreservation(self._model, WEIGHT, teacher=self._teacher) as protect:
                 return partial(self._repeat, captured(lambda: self._step(protect)))
@@ -283,14 +271,6 @@ class _Steps:
             replay()
 
         return partial(self._repeat, step)
-
-    def _seen_step(self) -> StructureAccumulator:
-        """A step whose metrics are computed on the device and left there."""
-        accumulator = StructureAccumulator(check=False)
-        with observe(self._model, check=False) as seen:
-            self._step()
-            accumulator.update(seen.attention, seen.cls_mass)
-        return accumulator
 
     def _reference(self, teacher: nn.Module | None = None) -> None:
         self._reference_step(
