@@ -43,7 +43,7 @@ def test_times_are_of_all_steps_and_epochs() -> None:
         **{"model": "config:tiny", "dataset": "eurosat", "protocol": "seed", "epochs": 3, "batch_size": 8, "threads": 1,
            "track_size": 0, "device": "cpu"} | bench.METHODS["full"]
     )  # fmt: skip
-    times = bench.train_one(bench.Work(settings.model_dump_json(), 20, 10, "cpu"), bench._Alone())
+    times = bench.train_one(bench.Training(settings.model_dump_json(), 20, 10, "cpu"), bench._Alone())
     assert len(times.steps) == 9
     assert len(times.epochs) == 3
     moments = [times.began, *times.steps]
@@ -64,4 +64,4 @@ def test_what_it_cannot_do(options, words) -> None:
 
 def test_a_process_that_fails_is_told_of() -> None:
     with pytest.raises(RuntimeError, match=r"bench runs: .*ValidationError"):
-        bench.train_at_once(bench.Work("{}", 8, 8, "cpu"), 2)
+        bench.train_at_once(bench.Training("{}", 8, 8, "cpu"), 2)

@@ -10,8 +10,7 @@ from torch import nn
 
 from attndrift.metrics import StructureAccumulator, StructureSummary
 from attndrift.observing import observe
-
-_WARM = 3
+from attndrift.training.recorded import recorded
 
 
 def captured(work: Callable[[], Any]) -> Callable[[], None]:
@@ -19,17 +18,9 @@ def captured(work: Callable[[], Any]) -> Callable[[], None]:
 
     The functions that it calls run once, here; a replay only repeats what they asked of the device.
     """
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(_WARM):
-            work()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        output = work()
+    graph, found = recorded(work, torch.device("cuda", torch.cuda.current_device()))
 
-    def replay(_: Any = output) -> None:  # what was made is overwritten, and must stay where it is
+    def replay(_: Any = found) -> None:  # held here, as it must stay where it is
         graph.replay()
 
     return replay

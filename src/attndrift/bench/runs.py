@@ -39,7 +39,7 @@ _PATIENCE = 600.0
 
 
 @dataclass(frozen=True)
-class Work:
+class Training:
     """What one process trains.
 
     Attributes:
@@ -103,7 +103,7 @@ def _store(count: int, side: int, seed: int) -> Any:
     return PixelStore(pixels, table, places, places % CLASSES, [str(place) for place in places])
 
 
-def train_one(work: Work, together: Any) -> Times:
+def train_one(work: Training, together: Any) -> Times:
     """Train one run as a study does, from the model to the last epoch. ``together``: a barrier before the first step."""
     from attndrift.models import adapt, class_token_alone, load_clip, save_adapted
     from attndrift.monitor import DriftMonitor
@@ -173,7 +173,7 @@ class _Alone:
         pass
 
 
-def _process(work: Work, together: Any, found: Any) -> None:
+def _process(work: Training, together: Any, found: Any) -> None:
     try:
         found.put(train_one(work, together))
     except BaseException as error:
@@ -182,7 +182,7 @@ def _process(work: Work, together: Any, found: Any) -> None:
         raise
 
 
-def train_at_once(work: Work, jobs: int) -> list[Times]:
+def train_at_once(work: Training, jobs: int) -> list[Times]:
     """``jobs`` processes that train the same run at the same time. Raises RuntimeError where one fails."""
     if jobs == 1:
         return [train_one(work, _Alone())]
@@ -267,7 +267,7 @@ def runs(
             "track_size": 0, "device": where.type, "threads": 2 if where.type == "cpu" else 1,
         }  # fmt: skip
         settings = RunSettings(**values | METHODS[method] | more)
-        work = Work(settings.model_dump_json(), images, max(CLASSES, images // 8), str(where))
+        work = Training(settings.model_dump_json(), images, max(CLASSES, images // 8), str(where))
         for count in jobs:
             row = _row(method, count, train_at_once(work, count), images)
             rows.append(row)

@@ -6,6 +6,7 @@ after the same steps. Each side is a fresh process, timed from its start, import
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import math
@@ -36,31 +37,58 @@ if TYPE_CHECKING:
     from attndrift.data import ImageSplit
 
 TARGETS = {"eurosat": "tiles", "pets": "critters"}
-IMAGES_PER_CLASS = {"tiles": (50, 10), "critters": (14, 3)}
-"""Drawn images of a class that are written to files: training and held-out ones."""
-
-BUDGET: dict[str, Any] = {
-    "model": "embedded", "learning_rate_scale": 30, "epochs": 2, "batch_size": 24, "threads": 1, "probe_size": 50,
-    "test_limit": 100, "transfer": ["objects"], "transfer_limit": 300, "evaluations_per_epoch": 2, "track_size": 0, "evaluation_batch_size": 100,
-    "tiles.train_per_class": 48, "critters.train_per_class": 13, "device": "cpu",
-}  # fmt: skip
-"""What is reduced; everything else is as in the preset ``collapse-21``. An epoch has 20 steps; those of the preset have 57 and more."""
-
-IMAGES_PER_CLASS_GPU = {"tiles": (100, 15), "critters": (27, 4)}
-GPU_MODEL = "config:vit-base-patch32"
-GPU_BUDGET: dict[str, Any] = {
-    "learning_rate_scale": 1, "epochs": 4, "threads": 4, "probe_size": 50,
-    "test_limit": 150, "transfer": ["objects"], "transfer_limit": 300, "evaluations_per_epoch": 2, "track_size": 0,
-    "tiles.train_per_class": 96, "critters.train_per_class": 26, "device": "cuda",
-}  # fmt: skip
-"""The same for a full-size model on a GPU, at the batch size of the preset: an epoch has 15 steps."""
-GPU_TARGET_RATIO = 1 / 3
-
 UNTOUCHED = "the untouched model"
 ATTENTION = "pretrained attention of the training images"
 STEPS_TIMED = 6
-TARGET_RATIO = 1 / 1.2
 TARGET_FLOOR = 0.9
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What is reduced of the preset ``collapse-21`` on a kind of device; everything else is as there.
+
+    Attributes:
+        model: as :func:`attndrift.models.load_clip` takes it.
+        settings: of the runs, as ``--set`` has them.
+        images_per_class: drawn images of a class that are written to files, training and held-out ones, by target.
+        jobs: runs at a time; None for one a core.
+        target: of the ratio against the script.
+    """
+
+    model: str
+    settings: Mapping[str, Any]
+    images_per_class: Mapping[str, tuple[int, int]]
+    jobs: int | None
+    target: float
+
+
+BUDGETS = {
+    # An epoch has 20 steps; those of the preset have 57 and more.
+    "cpu": Budget(
+        "embedded",
+        {
+            "learning_rate_scale": 30, "epochs": 2, "batch_size": 24, "threads": 1, "probe_size": 50,
+            "test_limit": 100, "transfer": ["objects"], "transfer_limit": 300, "evaluations_per_epoch": 2, "track_size": 0,
+            "evaluation_batch_size": 100, "tiles.train_per_class": 48, "critters.train_per_class": 13, "device": "cpu",
+        },
+        {"tiles": (50, 10), "critters": (14, 3)},
+        None,
+        1 / 1.2,
+    ),
+    # A full-size model at the batch size of the preset: an epoch has 15 steps.
+    "cuda": Budget(
+        "config:vit-base-patch32",
+        {
+            "learning_rate_scale": 1, "epochs": 4, "threads": 4, "probe_size": 50,
+            "test_limit": 150, "transfer": ["objects"], "transfer_limit": 300, "evaluations_per_epoch": 2, "track_size": 0,
+            "tiles.train_per_class": 96, "critters.train_per_class": 26, "device": "cuda",
+        },
+        {"tiles": (100, 15), "critters": (27, 4)},
+        1,
+        1 / 3,
+    ),
+}  # fmt: skip
+"""By kind of device."""
 
 _OURS = """
 import json, sys
@@ -86,15 +114,17 @@ def reduced_study(
     images: Path,
     runs: int | None = None,
     epochs: int | None = None,
-    budget: Mapping[str, Any] = BUDGET,
+    budget: Budget = BUDGETS["cpu"],
     *,
+    source: str | None = None,
     layers: int = 8,
 ) -> Study:
     """The 21 runs and the untouched model at ``budget``, their targets read from the files below ``images``.
 
-    ``layers``: of the model; one of 8 has 7 frozen where one of 12 has 9.
+    ``source``: what the model is loaded from, if not by the budget's name. ``layers``: of the model; one of 8 has 7 frozen
+    where one of 12 has 9.
     """
-    overrides = dict(budget) if epochs is None else {**budget, "epochs": epochs}
+    overrides = {**budget.settings, "model": source or budget.model} | ({} if epochs is None else {"epochs": epochs})
     replacements = [] if layers > 9 else [("freeze_layers", 9, layers - 1)]
     study = load_study("collapse-21", overrides=overrides, datasets=TARGETS, replacements=replacements)
     chosen = [
@@ -139,11 +169,11 @@ def _numbered(split: ImageSplit, per_class: int) -> Iterator[int]:
             yield index
 
 
-def write_images(folder: Path, per_class: Mapping[str, tuple[int, int]] = IMAGES_PER_CLASS) -> None:
+def write_images(folder: Path, budget: Budget = BUDGETS["cpu"]) -> None:
     """Draw the targets' images and write them as ``DATASET/SPLIT/CLASS/NUMBER.jpg``."""
     from attndrift.data import load_dataset
 
-    for name, counts in per_class.items():
+    for name, counts in budget.images_per_class.items():
         dataset = load_dataset(name)
         for split, count in ((dataset.train, counts[0]), (dataset.test, counts[1])):
             for index in _numbered(split, count):
@@ -264,7 +294,8 @@ def bare_rates(path: str) -> None:
     device = device_named(one.device)
     wait = wait_for(device)
     generator = torch.Generator().manual_seed(0)
-    side = load_clip(one.model).config.vision_config.image_size
+    untouched = class_token_alone(load_clip(one.model))
+    side = untouched.config.vision_config.image_size
     batch = torch.randn(one.batch_size, 3, side, side, generator=generator).to(device)
     many = torch.randn(one.evaluation_batch_size, 3, side, side, generator=generator).to(device)
     labels = torch.randint(0, 10, (one.batch_size,), generator=generator).to(device)
@@ -290,13 +321,13 @@ def bare_rates(path: str) -> None:
 
     steps = []
     for chosen in settings.values():
-        model = adapt(class_token_alone(load_clip(chosen.model)), adaptation(chosen), 10, 0).to(device).train()
+        model = adapt(copy.deepcopy(untouched), adaptation(chosen), 10, 0).to(device).train()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         recorded = device.type == "cuda"
         optimizer = torch.optim.AdamW(trained, chosen.learning_rate, fused=True, capturable=recorded)
         work = partial(step, model, trained, optimizer)
         steps.append(seconds(captured(work) if recorded else work))
-    model = adapt(class_token_alone(load_clip(one.model)), adaptation(one), 10, 0).to(device).eval()
+    model = adapt(untouched, adaptation(one), 10, 0).to(device).eval()
     with torch.no_grad():
         forward = seconds(lambda: model.embed(many)) / len(many)
     print(json.dumps({"steps": steps, "image": forward}))
@@ -442,26 +473,24 @@ def study(
     """Time a whole study of 21 runs against the plain script and against its own arithmetic, and compare results.
 
     ``pairs``: how often both sides are run, in changing order. ``runs``: only the first so many, for trying it out; at
-    least 4, as the first three train on one target alone. ``epochs``: of a run, instead of those of :data:`BUDGET`.
+    least 4, as the first three train on one target alone. ``epochs``: of a run, instead of those of the budget.
     ``script``: whether the plain script is run, too; without it, the study is compared with its arithmetic alone.
-    ``device``: see :mod:`attndrift.bench.devices`; on a CUDA device the budget is :data:`GPU_BUDGET`.
-    ``model``: by default the embedded one on a CPU, and :data:`GPU_MODEL` on a CUDA device. ``jobs``: runs at a time; by
-    default one a core on a CPU, and one on a CUDA device. ``workers``: processes that read images for the script.
+    ``device``: see :mod:`attndrift.bench.devices`; its kind decides on the budget, of :data:`BUDGETS`. ``model``, ``jobs``:
+    instead of the budget's. ``workers``: processes that read images for the script.
     ``bare``: whether the study's arithmetic alone is measured, too.
     """
     say = progress or (lambda line: None)
     cores = usable_cores()
     where = device_named(device)
-    on_gpu = where.type == "cuda"
+    budget = BUDGETS[where.type]
     machine = Machine()
     plain = reference_path("reference_study")
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        write_images(root / "images", IMAGES_PER_CLASS_GPU if on_gpu else IMAGES_PER_CLASS)
-        source, layers = model_folder(model or (GPU_MODEL if on_gpu else "embedded"), root / "model")
-        budget = (GPU_BUDGET if on_gpu else BUDGET) | {"model": source}
-        chosen = reduced_study(root / "images", runs, epochs, budget, layers=layers)
-        jobs = min(jobs or (1 if on_gpu else cores), len(chosen.runs))
+        write_images(root / "images", budget)
+        source, layers = model_folder(model or budget.model, root / "model")
+        chosen = reduced_study(root / "images", runs, epochs, budget, source=source, layers=layers)
+        jobs = min(jobs or budget.jobs or cores, len(chosen.runs))
         plan = root / "study.json"
         plan.write_text(chosen.model_dump_json(), encoding="utf-8")
         given = write_reference(chosen, root, cores, workers) if script else None
@@ -514,14 +543,13 @@ def study(
         f"collapse-21 at a reduced budget of {first.epochs} epochs, {len(chosen.runs)} rows, {jobs} "
         f"{'run' if jobs == 1 else 'runs'} at a time with {first.threads} {'thread' if first.threads == 1 else 'threads'} each"
     )
-    if on_gpu or model:
-        what += f", {(model or GPU_MODEL).removeprefix('config:')}, {precision_words(chosen, where)}"
+    if (model or budget.model) != BUDGETS["cpu"].model:
+        what += f", {(model or budget.model).removeprefix('config:')}, {precision_words(chosen, where)}"
     ratios = []
     if script:
         words = f"reference_study.py, run after run with {cores} threads"
         words += f", {workers} processes reading images" if workers else ""
-        target = GPU_TARGET_RATIO if on_gpu else TARGET_RATIO
-        ratios.append(ratio_of(what, words, own_side, measured["reference"]).aiming_at(target))
+        ratios.append(ratio_of(what, words, own_side, measured["reference"]).aiming_at(budget.target))
     ratios += (
         []
         if not floors

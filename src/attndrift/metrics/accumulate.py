@@ -11,6 +11,7 @@ from torch import Tensor
 from attndrift import kernels
 from attndrift.metrics.attention import (
     TIE,
+    entropy_of_normalised,
     erf_of_sorted,
     gini_of_sorted,
     head_diversity,
@@ -71,8 +72,7 @@ def _structure(values: Tensor) -> tuple[Tensor, Tensor]:
         return structure_of_rows(values, 0.95 - TIE)
     a = values / values.sum(-1, keepdim=True)
     descending = a.sort(-1, descending=True).values
-    entropy = torch.special.entr(a).sum(-1).clamp_min(0.0)
-    return a, torch.stack([entropy, erf_of_sorted(descending, 0.95), gini_of_sorted(descending)])
+    return a, torch.stack([entropy_of_normalised(a), erf_of_sorted(descending, 0.95), gini_of_sorted(descending)])
 
 
 class StructureAccumulator:

@@ -77,7 +77,8 @@ def weight_drift(
     """Relative distance of parameters from their pretrained values: norm(dW) / norm(W0).
 
     Both norms run over all parameters of ``pretrained`` together (the square root of the sum of squares, in
-    float64), one parameter at a time.
+    float64), one parameter at a time. On a CUDA device some at a time, and differences of float32 and half precision are
+    taken in float32.
 
     Args:
         pretrained: parameters by name, for example of the vision transformer.
@@ -178,7 +179,7 @@ def _squared_norms(values: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _single(value: Tensor) -> Tensor:
-    """In float32 at least, in which two numbers that are near each other have an exact difference."""
+    """In float32 at least. There two numbers within a factor of 2 have an exact difference, others one to 6e-8 of it."""
     return value if value.dtype == torch.float64 else value.float()
 
 

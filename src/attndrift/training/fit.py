@@ -175,7 +175,7 @@ class _RunTrainer(Trainer):
         model.train()
         batch = self._tensors_of(inputs)
         if self.recorded is None:
-            self.recorded = RecordedStep.if_there_is_room(model, partial(self._numbers, model), batch)
+            self.recorded = RecordedStep.if_there_is_room(model, partial(self._recordable, model), batch)
         if self.recorded is None:
             self.records = False
             self.say("the device has too little memory to keep a recorded step (`cuda_graphs`); each is asked for anew")
@@ -193,7 +193,8 @@ class _RunTrainer(Trainer):
             tensors["reference"] = self.plan.reference(inputs["positions"][:own], inputs["flipped"][:own])
         return tensors
 
-    def _numbers(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    def _recordable(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """Of a whole batch of this process alone: the loss, what the tally counts, and the floor's activity if there is one."""
         loss, _, counted, hits, active = self._losses(model, batch, len(batch["labels"]), 1.0)
         return (loss, counted.detach(), hits) if active is None else (loss, counted.detach(), hits, active)
 

@@ -7,6 +7,7 @@ do. A replay asks once. It does the very same operations on the very same memory
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,31 @@ Work = Callable[[Mapping[str, Tensor]], tuple[Tensor, ...]]
 """Of a batch's tensors the loss, of which the gradients are taken, and whatever else is to be known; nothing in it may wait
 for the device, and it must do the same for every batch."""
 
+Found = TypeVar("Found")
+
 _WARM = 3
+
+
+def recorded(
+    work: Callable[[], Found], device: torch.device, between: Callable[[], None] = lambda: None
+) -> tuple[torch.cuda.CUDAGraph, Found]:
+    """What ``work`` asks of a CUDA device as a graph to replay, and what it returned when that was recorded.
+
+    ``work`` must read nothing, wait for nothing, and take its input where it took it before; it runs a few times first, with
+    ``between`` after each. What it returned is overwritten by every replay, and must be kept as long as the graph.
+    """
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        # Libraries choose their algorithms, and take the memory that they keep.
+        for _ in range(_WARM):
+            work()
+            between()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = work()
+    return graph, found
 
 
 class RecordedStep:
@@ -37,18 +62,7 @@ class RecordedStep:
         state = torch.cuda.get_rng_state(device)
         self._drop_gradients()
         try:
-            stream = torch.cuda.Stream(device)
-            stream.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(stream):
-                # Libraries choose their algorithms, and take the memory that they keep.
-                for _ in range(_WARM):
-                    work(self._batch)[0].backward()
-                    self._drop_gradients()
-            torch.cuda.current_stream(device).wait_stream(stream)
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
-                self._found = work(self._batch)
-                self._found[0].backward()
+            self._graph, self._found = recorded(self._both_passes(work), device, self._drop_gradients)
             self._gradients = [parameter.grad for parameter in self._trained]
         finally:
             self._drop_gradients()
@@ -78,7 +92,7 @@ class RecordedStep:
 
         Beside it a smaller batch, which is no replay, needs what a step needs once more.
         """
-        device = batch[next(iter(batch))].device
+        device = next(iter(batch.values())).device
         free = _free_memory(device)
         try:
             step = cls(model, work, batch)
@@ -90,6 +104,14 @@ class RecordedStep:
             torch.cuda.empty_cache()
             return None
         return step
+
+    def _both_passes(self, work: Work) -> Callable[[], tuple[Tensor, ...]]:
+        def forward_and_backward() -> tuple[Tensor, ...]:
+            found = work(self._batch)
+            found[0].backward()
+            return found
+
+        return forward_and_backward
 
     def _addresses(self) -> list[int]:
         return [parameter.data_ptr() for parameter in self._parameters]
