@@ -146,7 +146,15 @@ def test_a_run_that_raises_fails_alone_and_is_not_tried_again(cluster: Any, tmp_
     assert record["problem"] == "RuntimeError: the disk is full"
 
 
-@pytest.mark.slow
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A shell has what it starts in the background ignore interruptions, and Python leaves it at that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_study_stops_on_interruption_and_leaves_nothing_claimed(cluster: Any, tmp_path: Path) -> None:
     study, runs = study_of(3), MadeRuns(tmp_path, pause=1.0)
 

@@ -7,6 +7,7 @@ from its last resumable state then, since the study's place has it.
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -133,6 +134,8 @@ def _carry_out(order: Order, board: Any, retries: int) -> tuple[str, str]:
     """The task: one run, in a worker."""
     import ray
 
+    # Ray interrupts what it cancels; processes of a cluster that was started in the background ignore that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     run_id = NamedRun.model_validate_json(order.run).run_id
     with suppress(ray.exceptions.RayError, TimeoutError):
         # Ray itself sets no end to how often a worker that ran out of memory is replaced.
