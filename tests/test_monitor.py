@@ -26,6 +26,7 @@ from typer.testing import CliRunner
 
 from attndrift import metrics
 from attndrift.cli import app
+from attndrift.models import load_clip
 from attndrift.monitor import (
     WATCHABLE,
     Alert,
@@ -37,6 +38,7 @@ from attndrift.monitor import (
     take_snapshot,
 )
 from attndrift.monitor.alerts import AlertBook
+from attndrift.monitor.snapshot import begin_snapshot
 from attndrift.tables import TableError, read_tables
 
 
@@ -82,6 +84,33 @@ def test_a_changed_model_has(clip: CLIPModel, images: Tensor) -> None:
     before, after = monitor.reference.structure.mean("entropy"), row["entropy"]
     assert after is not None
     assert row["entropy_change_pct"] == pytest.approx(100 * (after - before) / before)
+
+
+def test_a_measurement_waits_for_nothing_before_it_is_read() -> None:
+    """Tensors on the meta device have no values, so whatever would fetch one to the host raises."""
+    model = load_clip("config:tiny").to("meta")
+    pixels = torch.zeros(6, 3, 28, 28, device="meta")
+    under_way = begin_snapshot(model, pixels.split(4))
+    assert under_way.images == 6
+    with pytest.raises(RuntimeError, match="meta"):
+        under_way.read()
+
+
+def test_a_diverged_model_is_called_so_before_its_weights_are_looked_at(clip: CLIPModel, images: Tensor) -> None:
+    monitor = DriftMonitor(clip, images)
+    with torch.no_grad():
+        clip.vision_model.encoder.layers[1].mlp.fc1.weight[0, 0] = torch.nan
+    for _ in range(2):
+        with pytest.raises(DivergedError, match="not finite"):
+            monitor.measure()
+    with pytest.raises(DivergedError, match="not finite"):
+        DriftMonitor(clip, images)
+    with pytest.raises(ValueError, match="looked at in vain"):
+        DriftMonitor(load_clip("config:tiny"), images, weight_drift=_in_vain).measure()
+
+
+def _in_vain() -> tuple[float | None, float | None]:
+    raise ValueError("looked at in vain")
 
 
 def test_the_probe_may_come_in_any_batches(clip: CLIPModel, images: Tensor) -> None:

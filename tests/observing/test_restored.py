@@ -307,7 +307,7 @@ def test_a_family_is_one_entry(monkeypatch) -> None:
     family = families_module.Family(
         name="fused",
         models="TinyTower",
-        recognises=lambda module: isinstance(module, TinyTower),
+        classes=("TinyTower",),
         blocks=lambda tower: [families_module.Block(f"blocks.{i}", f"blocks.{i}.attn") for i in range(2)],
         taps=(families_module.Tap("qkv", read),),
         scale=lambda attention: 0.5,

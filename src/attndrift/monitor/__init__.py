@@ -18,7 +18,7 @@ from attndrift.monitor.drift import (
     compare_snapshots,
     relative_change_pct,
 )
-from attndrift.monitor.measuring import DriftMonitor, WeightDrift
+from attndrift.monitor.measuring import DriftMonitor, WeightDrift, measure_drift
 from attndrift.monitor.probe import Batches
 from attndrift.monitor.processes import OtherProcessError
 from attndrift.monitor.snapshot import take_snapshot
@@ -47,6 +47,7 @@ __all__ = [
     "compare_snapshots",
     "evaluation_mode",
     "image_embeddings",
+    "measure_drift",
     "relative_change_pct",
     "take_snapshot",
 ]

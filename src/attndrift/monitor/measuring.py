@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
@@ -12,7 +12,7 @@ from attndrift import metrics
 from attndrift.monitor.drift import Drift, Snapshot, compare_snapshots
 from attndrift.monitor.probe import Batches, Probe, batches_of
 from attndrift.monitor.processes import Processes
-from attndrift.monitor.snapshot import take_snapshot
+from attndrift.monitor.snapshot import begin_snapshot
 from attndrift.monitor.undisturbed import undisturbed, unwrapped
 from attndrift.monitor.weights import bare, bare_parameters, has_adapters, live_parameters
 from attndrift.observing import find_vision_tower
@@ -77,20 +77,22 @@ class DriftMonitor:
         _refuse_sharded(self.model)
         # As many images at a time in each process, and they may become more than one after this.
         self._batches: Batches = batches_of(probe, lambda: batch_size * self.processes.count, self.model)
-        origin = self.model
-        if isinstance(reference, nn.Module):
-            if embed is not None:
-                raise ValueError("embed belongs to the live model: with it, give the reference as a Snapshot")
-            origin = unwrapped(reference)
-            reference = take_snapshot(origin, self._batches(), processes=self.processes)
-            values: Callable[[nn.Module], dict[str, Tensor]] = _computed_parameters
-        else:
-            values = bare_parameters
+        origin, values = self.model, bare_parameters
+        if isinstance(reference, Snapshot):
+            self.reference = reference
+            self._weight_drift = weight_drift or _ParameterDrift(self.model, origin, values)
+            return
         if reference is None:
             with bare(self.model):
-                reference = take_snapshot(self.model, self._batches(), embed, processes=self.processes)
-        self.reference = reference
-        self._weight_drift = weight_drift or _ParameterDrift(self.model, origin, values)
+                under_way = begin_snapshot(self.model, self._batches(), embed, processes=self.processes)
+        else:
+            if embed is not None:
+                raise ValueError("embed belongs to the live model: with it, give the reference as a Snapshot")
+            origin, values = unwrapped(reference), _computed_parameters
+            under_way = begin_snapshot(origin, self._batches(), processes=self.processes)
+        with under_way.meanwhile():
+            self._weight_drift = weight_drift or _ParameterDrift(self.model, origin, values)
+        self.reference = under_way.read()
 
     @property
     def processes(self) -> Processes:
@@ -99,9 +101,9 @@ class DriftMonitor:
 
     def measure(self) -> Drift:
         """Measure now. Raises :class:`DivergedError` where the model has left the finite numbers."""
-        current = take_snapshot(self.model, self._batches(), self._embed, processes=self.processes)
-        tower, projection = self._weight_drift()
-        return compare_snapshots(self.reference, current, weight_drift=tower, projection_drift=projection)
+        return measure_drift(
+            self.reference, self.model, self._batches(), self._weight_drift, self._embed, processes=self.processes
+        )
 
     def embeddings(self) -> Tensor:
         """What the model makes of the probe images now: (images, dimensions), float32, on the CPU; all in every process."""
@@ -134,13 +136,33 @@ class DriftMonitor:
         return {name: trained[name] for name, found in zip(trained, gradients, strict=True) if found is not None}
 
 
+def measure_drift(
+    reference: Snapshot,
+    model: nn.Module,
+    batches: Iterable[Tensor],
+    weight_drift: WeightDrift,
+    embed: Callable[[Tensor], Tensor] | None = None,
+    *,
+    processes: Processes | None = None,
+) -> Drift:
+    """How far ``model`` is from ``reference``, a snapshot of the same images.
+
+    Args and Raises: as for :func:`take_snapshot`, and what ``weight_drift`` raises.
+    """
+    under_way = begin_snapshot(model, batches, embed, processes=processes)
+    with under_way.meanwhile():
+        tower, projection = weight_drift()
+    return compare_snapshots(reference, under_way.read(), weight_drift=tower, projection_drift=projection)
+
+
 def _refuse_sharded(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        if type(parameter.data).__name__ == "DTensor" or hasattr(parameter, "ds_id"):
-            raise ValueError(
-                f"{name} is sharded over processes (FSDP, tensor parallelism or ZeRO stage 3), and its drift cannot be "
-                "measured; train with DistributedDataParallel, or measure checkpoints"
-            )
+    for name, module in model.named_modules():
+        for own, parameter in module._parameters.items():
+            if parameter is not None and (type(parameter.data).__name__ == "DTensor" or hasattr(parameter, "ds_id")):
+                raise ValueError(
+                    f"{name}{'.' if name else ''}{own} is sharded over processes (FSDP, tensor parallelism or ZeRO stage 3), "
+                    "and its drift cannot be measured; train with DistributedDataParallel, or measure checkpoints"
+                )
 
 
 def _computed_parameters(module: nn.Module) -> dict[str, Tensor]:

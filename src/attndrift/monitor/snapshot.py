@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,9 @@ from attndrift.metrics import StructureAccumulator
 from attndrift.monitor.drift import DivergedError, Snapshot
 from attndrift.monitor.processes import Processes
 from attndrift.monitor.undisturbed import undisturbed, unwrapped
-from attndrift.observing import find_vision_tower, observe
+from attndrift.observing import Observation, find_vision_tower
 from attndrift.observing.embedding import image_embeddings
+from attndrift.observing.observer import observe_tower
 
 
 def take_snapshot(
@@ -37,49 +39,104 @@ def take_snapshot(
         TypeError: images that are not floating-point, so not normalised.
         ValueError: there are no images, or fewer than processes.
     """
+    return begin_snapshot(model, batches, embed, processes=processes).read()
+
+
+def begin_snapshot(
+    model: nn.Module,
+    batches: Iterable[Tensor],
+    embed: Callable[[Tensor], Tensor] | None = None,
+    *,
+    processes: Processes | None = None,
+) -> SnapshotUnderWay:
+    """:func:`take_snapshot` up to where its numbers are needed.
+
+    All passes are run, and nothing is waited for: an accelerator may still be at them when this returns, and what else a
+    measurement has to do costs no time of its own until then. Raises at once what :func:`take_snapshot` raises for
+    the images; where several processes measure together, when it is read, as in all of them.
+    """
     model = unwrapped(model)
     embed = embed or (lambda pixels: image_embeddings(model, pixels))
-    together = processes or Processes()
-    accumulator = StructureAccumulator()
-    hidden: list[Tensor] = []
-    embeddings: list[Tensor] = []
-    sizes: list[int] = []
-    problem: Exception | None = None
-    weight = next(p for p in find_vision_tower(model).module.parameters() if p.is_floating_point())
-    with undisturbed(model):
-        try:
+    under_way = SnapshotUnderWay(processes or Processes())
+    try:
+        with undisturbed(model):
+            tower = find_vision_tower(model)
+            weight = next(p for p in tower.module.parameters() if p.is_floating_point())
             for batch in batches:
                 if not batch.is_floating_point():
                     raise TypeError(f"probe: a batch of {batch.dtype}, which is not normalised; see DriftMonitor")
-                pixels, own = together.share(batch, sum(sizes))
-                with observe(model, hidden=True) as seen:
+                pixels, own = under_way.processes.share(batch, under_way.images)
+                with observe_tower(tower, hidden=True, check=False) as seen:
                     embedded = embed(pixels.to(weight.device, weight.dtype))
-                    states = torch.stack([layer.float() for layer in seen.cls_hidden])
-                    # After the forward pass and before the metrics: NaN attention has a name of its own.
-                    if not (torch.isfinite(states).all() & torch.isfinite(embedded).all()):
-                        raise DivergedError("the model's hidden states or embeddings are not finite")
-                    if own:
-                        accumulator.update(
-                            [layer[:own] for layer in seen.attention], [layer[:own] for layer in seen.cls_mass]
-                        )
-                # They stay where they will be compared: 7 MB a snapshot, for which a copy would make an accelerator wait.
-                states = states.transpose(0, 1)
-                hidden.append(states if together.count == 1 and states.device.type == "cuda" else states.cpu())
-                embeddings.append(embedded.float().cpu())
-                sizes.append(len(batch))
-            if not sizes:
-                raise ValueError("the probe set is empty")
-            if sum(sizes) < together.count:
-                raise ValueError(f"{sum(sizes)} probe images cannot be shared by {together.count} processes")
-        except Exception as error:
-            if together.count == 1:
-                raise
-            problem = error
-        if together.count > 1:
-            together.agree(problem)
-            accumulator.combine(together.sum)
+                    under_way.add(seen, embedded, own, len(batch))
+            under_way.require_images()
+    except Exception as error:
+        if under_way.processes.count == 1:
+            raise
+        under_way.problem = error
+    return under_way
+
+
+class SnapshotUnderWay:
+    """Passes over the probe images whose results have not been read."""
+
+    def __init__(self, processes: Processes) -> None:
+        self.processes = processes
+        self.problem: Exception | None = None
+        self._structure = StructureAccumulator(check=False)
+        self._hidden: list[Tensor] = []
+        self._embeddings: list[Tensor] = []
+        self._finite: list[Tensor] = []
+        self._sizes: list[int] = []
+
+    @property
+    def images(self) -> int:
+        """Images so far, of all processes."""
+        return sum(self._sizes)
+
+    def add(self, seen: Observation, embedded: Tensor, own: int, size: int) -> None:
+        """Keep what is needed of a pass over ``size`` images, of which the first ``own`` of this process count."""
+        states = torch.stack([layer.float() for layer in seen.cls_hidden])
+        self._finite.append(torch.isfinite(states).all() & torch.isfinite(embedded).all())
+        if own:
+            self._structure.update([layer[:own] for layer in seen.attention], [layer[:own] for layer in seen.cls_mass])
+        self._hidden.append(states.transpose(0, 1))
+        self._embeddings.append(embedded.float())
+        self._sizes.append(size)
+
+    def require_images(self) -> None:
+        """Raise ValueError where there are none, or too few."""
+        if not self._sizes:
+            raise ValueError("the probe set is empty")
+        if self.images < self.processes.count:
+            raise ValueError(f"{self.images} probe images cannot be shared by {self.processes.count} processes")
+
+    @contextmanager
+    def meanwhile(self) -> Iterator[None]:
+        """What is done before this is read. Where it fails, this is read first, whose error then comes first: weights that
+        are not finite are a divergence, and other processes wait for this one."""
+        try:
+            yield
+        except Exception:
+            self.read()
+            raise
+
+    def read(self) -> Snapshot:
+        """Wait for the passes. Raises as :func:`take_snapshot` does."""
+        if self.problem is None and not bool(torch.stack(self._finite).all()):
+            # Before the metrics: attention that is not finite has a name of its own.
+            self.problem = DivergedError("the model's hidden states or embeddings are not finite")
+        if self.processes.count > 1:
+            self.processes.agree(self.problem)
+            self._structure.combine(self.processes.sum)
+        elif self.problem is not None:
+            raise self.problem
+        # They stay where they will be compared: 7 MB a snapshot, for which a copy would make an accelerator wait.
+        hidden = torch.cat(self._hidden)
+        if self.processes.count > 1 or hidden.device.type != "cuda":
+            hidden = hidden.cpu()
         return Snapshot(
-            accumulator.compute(),
-            together.join(torch.cat(hidden), sizes).transpose(0, 1).contiguous(),
-            together.join(torch.cat(embeddings), sizes),
+            self._structure.compute(),
+            self.processes.join(hidden, self._sizes).transpose(0, 1).contiguous(),
+            self.processes.join(torch.cat(self._embeddings).cpu(), self._sizes),
         )

@@ -48,6 +48,9 @@ def bare(model: nn.Module) -> Iterator[None]:
             "(`unmerge_adapter()`), or give the pretrained model as the reference"
         )
     enabled = [layer for layer in layers if not layer.disable_adapters]
+    if not enabled:
+        yield
+        return
     # peft also freezes and unfreezes parameters when it switches adapters.
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:

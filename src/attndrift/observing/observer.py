@@ -76,6 +76,19 @@ def observe(
             entered, or reentrant checkpointing cuts the gradients that were asked for.
     """
     tower = find_tower(model, query)
+    return observe_tower(tower, gradients=gradients, hidden=hidden, full_maps=full_maps, query=query, check=check)
+
+
+def observe_tower(
+    tower: VisionTower,
+    *,
+    gradients: bool = False,
+    hidden: bool = False,
+    full_maps: bool = False,
+    query: str | int | None = None,
+    check: bool = True,
+) -> AbstractContextManager[Observation]:
+    """:func:`observe` where the tower has been found already: looking for it takes as long as a few layers."""
     queries = tower.family.queries_of(tower.module)
     if isinstance(query, int) and not isinstance(query, bool):
         name = f"token {query}"

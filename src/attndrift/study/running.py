@@ -8,6 +8,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from attndrift.models import (
     save_adapted,
     weight_drift,
 )
-from attndrift.monitor import Drift, DriftMonitor, Snapshot, compare_snapshots, take_snapshot
+from attndrift.monitor import Drift, DriftMonitor, Snapshot, measure_drift
 from attndrift.monitor.processes import Processes
 from attndrift.study import record as records
 from attndrift.study.settings import FLOAT16_ON_CPU, NamedRun, RunSettings
@@ -357,9 +358,8 @@ class _Run:
 
     def _measure(self, model: CLIPClassifier) -> Drift:
         batches = self.target.probe_batches(self.settings.evaluation_batch_size)
-        snapshot = take_snapshot(model, batches, model.embed, processes=self.processes)
-        tower, projection = self._weight_drifts(model)
-        return compare_snapshots(self.baseline, snapshot, weight_drift=tower, projection_drift=projection)
+        drifts = partial(self._weight_drifts, model)
+        return measure_drift(self.baseline, model, batches, drifts, model.embed, processes=self.processes)
 
     def _keep_final(self, model: CLIPClassifier, result: FitResult) -> None:
         """Save the last epoch's weights; where they are the selected ones, as a copy of that checkpoint."""

@@ -63,11 +63,13 @@ def _towers(model: nn.Module, families: dict[str, Family]) -> list[VisionTower]:
     if not isinstance(model, nn.Module):
         raise ObservationError(f"expected a torch.nn.Module to observe, got {type(model).__name__}")
     found: list[VisionTower] = []
+    # By class: every observation asks all modules of a model, which are of a few classes.
+    candidates: dict[type, list[Family]] = {}
     for name, module in model.named_modules():
-        # A layer without parts, as two of three modules are, is no transformer: every observation asks all of them.
-        if not module._modules:
-            continue
-        family = next((family for family in families.values() if family.recognises(module)), None)
+        kind = type(module)
+        if kind not in candidates:
+            candidates[kind] = [family for family in families.values() if is_a(module, *family.classes)]
+        family = next((family for family in candidates[kind] if family.recognises(module)), None)
         if family is not None:
             found.append(VisionTower(family, module, name))
     return found

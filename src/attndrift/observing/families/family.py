@@ -86,13 +86,14 @@ class Family:
     Attributes:
         name: name of the family.
         models: the classes that it covers, for people.
-        recognises: whether a module is the tower itself.
+        classes: names of the tower's class, as :func:`is_a` takes them; subclasses count.
         blocks: the tower's blocks, from the input to the output.
         taps: the taps of every attention module, or a function from the attention module to them.
         scale: factor of the logits in an attention module.
         prefix_tokens: tokens before the patches: the class token, then registers; 0 for a text tower.
         queries: queries that can be observed, by name, or a function from the tower to them; the first is
             the default.
+        recognises: whether a module of these classes is the tower itself, and not a wrapper of it.
         rotate: (queries or keys, what the taps read as ``position``) to rotated ones, for rotary positions
             that turn patches after the taps and leave the prefix as it is.
         refuses: why a tower that is recognised cannot be observed; None for one that can.
@@ -103,12 +104,13 @@ class Family:
 
     name: str
     models: str
-    recognises: Callable[[nn.Module], bool]
+    classes: tuple[str, ...]
     blocks: Callable[[nn.Module], list[Block]]
     taps: tuple[Tap, ...] | Callable[[nn.Module], tuple[Tap, ...]]
     scale: Callable[[nn.Module], float]
     prefix_tokens: Callable[[nn.Module], int]
     queries: Mapping[str, Query] | Callable[[nn.Module], Mapping[str, Query]]
+    recognises: Callable[[nn.Module], bool] = field(default=lambda module: True)
     rotate: Callable[[Tensor, Any], Tensor] | None = None
     refuses: Callable[[nn.Module], str | None] = field(default=lambda tower: None)
     valid: Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], Tensor | None] | None = None

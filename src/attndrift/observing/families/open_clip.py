@@ -59,7 +59,7 @@ def _refuses(tower: Any) -> str | None:
 OPEN_CLIP = Family(
     name="open_clip",
     models="VisionTransformer of open_clip (CLIP, CoCa), and its towers from timm",
-    recognises=lambda module: is_a(module, "open_clip.VisionTransformer"),
+    classes=("open_clip.VisionTransformer",),
     blocks=_blocks,
     taps=_taps,
     scale=_scale,

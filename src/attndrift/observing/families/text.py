@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from attndrift.observing.errors import ObservationError
 from attndrift.observing.families.family import Family, Found
 from attndrift.observing.families.taps import scale
-from attndrift.observing.families.vision import blocks, recognises, taps
+from attndrift.observing.families.vision import blocks, holds_blocks, taps
 
 
 def _end_of_text(tower: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
@@ -26,7 +26,8 @@ def _end_of_text(tower: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
 CLIP_TEXT = Family(
     name="clip_text",
     models="CLIP's text tower (CLIPTextModel)",
-    recognises=recognises("CLIPTextModel", "CLIPTextTransformer"),
+    classes=("CLIPTextModel", "CLIPTextTransformer"),
+    recognises=holds_blocks,
     blocks=blocks,
     taps=taps,
     scale=scale,
@@ -37,7 +38,8 @@ CLIP_TEXT = Family(
 SIGLIP_TEXT = Family(
     name="siglip_text",
     models="SigLIP's text towers (SiglipTextModel, Siglip2TextModel)",
-    recognises=recognises("SiglipTextModel", "SiglipTextTransformer", "Siglip2TextModel", "Siglip2TextTransformer"),
+    classes=("SiglipTextModel", "SiglipTextTransformer", "Siglip2TextModel", "Siglip2TextTransformer"),
+    recognises=holds_blocks,
     blocks=blocks,
     taps=taps,
     scale=scale,
@@ -48,7 +50,8 @@ SIGLIP_TEXT = Family(
 BERT = Family(
     name="bert",
     models="BERT-like encoders (BertModel, RobertaModel)",
-    recognises=recognises("BertModel", "RobertaModel"),
+    classes=("BertModel", "RobertaModel"),
+    recognises=holds_blocks,
     blocks=blocks,
     taps=taps,
     scale=scale,

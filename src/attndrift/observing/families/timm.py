@@ -55,7 +55,7 @@ def _refuses(tower: Any) -> str | None:
 TIMM = Family(
     name="timm",
     models="VisionTransformer of timm (with class token, registers, pooled by attention or on average)",
-    recognises=lambda module: is_a(module, "timm.VisionTransformer"),
+    classes=("timm.VisionTransformer",),
     blocks=_blocks,
     taps=(Tap("", _read_mask, at="input"), *_HEADS),
     scale=scale,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -56,9 +56,9 @@ def taps(attention: nn.Module) -> tuple[Tap, ...]:
     return (transformers_mask(), Tap(query, split_heads("query")), Tap(key, split_heads("key")))
 
 
-def recognises(*names: str) -> Callable[[nn.Module], bool]:
-    """Whether a module has one of the class names, and is not a wrapper of the tower (as in transformers before 5.6)."""
-    return lambda module: is_a(module, *names) and block_list(module) is not None
+def holds_blocks(module: nn.Module) -> bool:
+    """Whether a module is a tower, and not a wrapper of one (as in transformers before 5.6)."""
+    return block_list(module) is not None
 
 
 CLIP = Family(
@@ -68,7 +68,8 @@ CLIP = Family(
         "CLIPForImageClassification), with or without peft adapters"
     ),
     # Before it was flattened, CLIPVisionModel held the tower as a CLIPVisionTransformer.
-    recognises=recognises("CLIPVisionModel", "CLIPVisionTransformer"),
+    classes=("CLIPVisionModel", "CLIPVisionTransformer"),
+    recognises=holds_blocks,
     blocks=blocks,
     # No mask: the vision tower of CLIP makes none.
     taps=(Tap("q_proj", split_heads("query")), Tap("k_proj", split_heads("key"))),
@@ -97,9 +98,8 @@ def _siglip_queries(tower: nn.Module) -> dict[str, Query]:
 SIGLIP = Family(
     name="siglip",
     models="SigLIP and SigLIP 2 (SiglipModel, Siglip2Model, their vision models and classifiers)",
-    recognises=recognises(
-        "SiglipVisionModel", "SiglipVisionTransformer", "Siglip2VisionModel", "Siglip2VisionTransformer"
-    ),
+    classes=("SiglipVisionModel", "SiglipVisionTransformer", "Siglip2VisionModel", "Siglip2VisionTransformer"),
+    recognises=holds_blocks,
     blocks=blocks,
     taps=taps,
     scale=scale,
@@ -111,7 +111,8 @@ SIGLIP = Family(
 VIT = Family(
     name="vit",
     models="ViT (ViTModel, ViTForImageClassification)",
-    recognises=recognises("ViTModel"),
+    classes=("ViTModel",),
+    recognises=holds_blocks,
     blocks=blocks,
     taps=taps,
     scale=scale,
@@ -122,7 +123,8 @@ VIT = Family(
 DEIT = Family(
     name="deit",
     models="DeiT (DeiTModel and its classifiers)",
-    recognises=recognises("DeiTModel"),
+    classes=("DeiTModel",),
+    recognises=holds_blocks,
     blocks=blocks,
     taps=taps,
     scale=scale,
@@ -133,7 +135,8 @@ DEIT = Family(
 DINOV2 = Family(
     name="dinov2",
     models="DINOv2 with and without registers (Dinov2Model, Dinov2WithRegistersModel and their classifiers)",
-    recognises=recognises("Dinov2Model", "Dinov2WithRegistersModel"),
+    classes=("Dinov2Model", "Dinov2WithRegistersModel"),
+    recognises=holds_blocks,
     blocks=blocks,
     taps=taps,
     scale=scale,
@@ -156,7 +159,8 @@ def _rotate_patches(states: Tensor, position: Any) -> Tensor:
 DINOV3 = Family(
     name="dinov3",
     models="DINOv3 (DINOv3ViTModel)",
-    recognises=recognises("DINOv3ViTModel"),
+    classes=("DINOv3ViTModel",),
+    recognises=holds_blocks,
     blocks=blocks,
     taps=taps,
     scale=scale,
@@ -169,7 +173,8 @@ BEIT = Family(
     name="beit",
     models="BEiT (BeitModel, BeitForImageClassification)",
     # Its relative position bias reaches the attention as a mask.
-    recognises=recognises("BeitModel"),
+    classes=("BeitModel",),
+    recognises=holds_blocks,
     blocks=blocks,
     taps=taps,
     scale=scale,
