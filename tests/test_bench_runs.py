@@ -30,7 +30,9 @@ def test_of_one_and_of_two_at_once(tmp_path) -> None:
         assert row["run of 20 epochs s"] == pytest.approx(whole)
         assert row["runs an hour"] == pytest.approx(row["at once"] * 3600 / whole)
         assert row["images/s of all"] == pytest.approx(row["at once"] * 40 / row["later epoch s"])
+        assert 0 <= row["of them all at work, %"] <= 100 + 1e-6
         assert 0 < row["fastest"] <= row["later epoch s"] <= row["slowest"]
+    assert rows[0]["of them all at work, %"] == pytest.approx(100), "one is always all there are"
     (ratio,) = found["ratios"]
     assert ratio["ratio"] == pytest.approx(rows[0]["runs an hour"] / rows[1]["runs an hour"])
     assert any("2 epochs were trained" in note for note in found["notes"])

@@ -209,6 +209,9 @@ def _row(name: str, jobs: int, times: Sequence[Times], images: int) -> dict[str,
     before = statistics.mean(one.before for one in times)
     run = before + first + (EPOCHS - 1) * epoch
     memory = [one.memory for one in times if one.memory is not None]
+    # Runs that begin together need not end together, and the last one would have the device for itself.
+    together = min(one.epochs[-1] for one in times) - max(one.epochs[0] for one in times)
+    lasted = statistics.mean(one.epochs[-1] - one.epochs[0] for one in times)
     return {
         "runs": name,
         "at once": jobs,
@@ -217,6 +220,7 @@ def _row(name: str, jobs: int, times: Sequence[Times], images: int) -> dict[str,
         "later epoch s": epoch,
         "fastest": min(later),
         "slowest": max(later),
+        "of them all at work, %": 100 * max(0.0, together) / lasted,
         "images/s of all": jobs * images / epoch,
         f"run of {EPOCHS} epochs s": run,
         "runs an hour": jobs * 3600 / run,

@@ -100,13 +100,18 @@ from attndrift.study.processes import Deferred, InProcesses
 from attndrift.study.settings import Study
 study = Study.model_validate_json(Path(sys.argv[1]).read_text())
 jobs = int(sys.argv[3])
+def spent(process):
+    try:
+        t = process.cpu_times()
+    except psutil.Error:  # it has ended, and has been counted by the system
+        return 0.0
+    return t.user + t.system + t.children_user + t.children_system
 engine = InProcesses(jobs) if jobs > 1 else one_after_the_other
 if __name__ == "__main__":
     run_study(study, Path(sys.argv[2]), Deferred(), StudyConsole(), engine=engine)
     # Of the process that the others were forked from, which lives on; those have ended, and it has counted them.
-    times = [child.cpu_times() for child in psutil.Process().children()]
     print()
-    print(sum(sum((t.user, t.system, t.children_user, t.children_system)) for t in times))
+    print(sum(map(spent, psutil.Process().children())))
 """
 
 
@@ -301,9 +306,12 @@ def bare_rates(path: str) -> None:
     labels = torch.randint(0, 10, (one.batch_size,), generator=generator).to(device)
     half = precision_of(one, device) == "bfloat16"
 
+    def mixed() -> torch.autocast:
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=half)
+
     def step(model: CLIPClassifier, trained: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
         optimizer.zero_grad()
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
+        with mixed():
             loss = model(pixel_values=batch, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -328,9 +336,16 @@ def bare_rates(path: str) -> None:
         work = partial(step, model, trained, optimizer)
         steps.append(seconds(captured(work) if recorded else work))
     model = adapt(untouched, adaptation(one), 10, 0).to(device).eval()
+
+    def validate() -> None:
+        with mixed():
+            model(pixel_values=many)
+
     with torch.no_grad():
         forward = seconds(lambda: model.embed(many)) / len(many)
-    print(json.dumps({"steps": steps, "image": forward}))
+        # In the precision of the training; measurements are in that of the weights.
+        validated = seconds(validate) / len(many) if half else forward
+    print(json.dumps({"steps": steps, "image": forward, "validated": validated}))
 
 
 def floor(study: Study, path: Path, jobs: int, environment: dict[str, str]) -> dict[str, float]:
@@ -340,12 +355,15 @@ def floor(study: Study, path: Path, jobs: int, environment: dict[str, str]) -> d
         subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True, env=environment)
         for _ in range(jobs)
     ]
-    measured = [json.loads(process.communicate()[0].splitlines()[-1]) for process in processes]
+    printed = [process.communicate()[0] for process in processes]
+    if any(process.returncode for process in processes):
+        raise RuntimeError("bench study: the arithmetic alone could not be measured; the error is above")
+    measured = [json.loads(one.splitlines()[-1]) for one in printed]
     kinds = list({Kind.of(run.settings): None for run in study.runs if run.settings.method != "none"})
     step = {
         kind: statistics.mean(one["steps"][place] for one in measured) for place, kind in enumerate(kinds)
     }  # fmt: skip
-    image = statistics.mean(one["image"] for one in measured)
+    image, validated = (statistics.mean(one[name] for one in measured) for name in ("image", "validated"))
     phases = dict.fromkeys(("training", "test", "zero-shot transfer", UNTOUCHED, ATTENTION), 0.0)
     probed: set[str] = set()
     kept: set[str] = set()
@@ -364,7 +382,7 @@ def floor(study: Study, path: Path, jobs: int, environment: dict[str, str]) -> d
             kept.add(settings.dataset)
         # The last batch of an epoch may be a part of one, and counts as that part: the least, whatever it costs.
         phases["training"] += settings.epochs * training / settings.batch_size * step[Kind.of(settings)]
-        phases["training"] += (evaluations * settings.probe_size + settings.epochs * validation) * image
+        phases["training"] += evaluations * settings.probe_size * image + settings.epochs * validation * validated
         if settings.protocol != "seed":  # there the last state is reported on, which training has measured
             phases["test"] += settings.probe_size * image
         phases["zero-shot transfer"] += (settings.transfer_limit or 0) * image
@@ -393,7 +411,8 @@ def _phases(folder: Path, study: Study) -> dict[str, float]:
     for run in study.runs:
         record = read_record(folder / RUNS_FOLDER / run.run_id)
         if record is None or record["status"] != "finished":
-            raise RuntimeError(f"bench study: {run.run_id} did not finish; see {folder}")
+            problem = "it has no record" if record is None else record.get("problem")
+            raise RuntimeError(f"bench study: {run.run_id} did not finish: {problem}")
         for what, seconds in record["time"]["phases"].items():
             if run.settings.method == "none" or what == "the pretrained model":
                 name = UNTOUCHED
