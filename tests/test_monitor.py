@@ -26,6 +26,7 @@ from typer.testing import CliRunner
 
 from attndrift import metrics
 from attndrift.cli import app
+from attndrift.metrics import Readings
 from attndrift.models import load_clip
 from attndrift.monitor import (
     WATCHABLE,
@@ -35,6 +36,7 @@ from attndrift.monitor import (
     Drift,
     DriftMonitor,
     DriftWatch,
+    Snapshot,
     take_snapshot,
 )
 from attndrift.monitor.alerts import AlertBook
@@ -86,14 +88,43 @@ def test_a_changed_model_has(clip: CLIPModel, images: Tensor) -> None:
     assert row["entropy_change_pct"] == pytest.approx(100 * (after - before) / before)
 
 
-def test_a_measurement_waits_for_nothing_before_it_is_read() -> None:
+def test_a_measurement_waits_for_nothing_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors on the meta device have no values, so whatever would fetch one to the host raises."""
-    model = load_clip("config:tiny").to("meta")
-    pixels = torch.zeros(6, 3, 28, 28, device="meta")
-    under_way = begin_snapshot(model, pixels.split(4))
+    monkeypatch.setattr(Readings, "TOGETHER", frozenset({"meta"}))
+    model, pixels = load_clip("config:tiny"), torch.randn(6, 3, 28, 28)
+    before = take_snapshot(model, [pixels])
+    reference = Snapshot(before.structure, before.hidden.to("meta"), before.embeddings.to("meta"))
+    under_way = begin_snapshot(model.to("meta"), pixels.to("meta").split(4))
     assert under_way.images == 6
-    with pytest.raises(RuntimeError, match="meta"):
-        under_way.read()
+    comparison = under_way.against(reference)
+    for read in (under_way.read, comparison):
+        with pytest.raises(RuntimeError, match="meta"):
+            read()
+
+
+def test_a_measurement_as_an_accelerator_makes_it_is_the_same(
+    clip: CLIPModel, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = copy.deepcopy(clip)
+    found = []
+    for together in (frozenset({"cuda"}), frozenset({"cpu"})):
+        monkeypatch.setattr(Readings, "TOGETHER", together)
+        trained.load_state_dict(clip.state_dict())
+        monitor = DriftMonitor(trained, images, batch_size=3)
+        with torch.no_grad():
+            for parameter in trained.vision_model.parameters():
+                parameter += 0.01 * torch.arange(parameter.numel()).view_as(parameter).sin()
+        found.append(monitor.measure())
+        # Everything is represented alike.
+        with torch.no_grad():
+            trained.vision_model.embeddings.position_embedding.weight.zero_()
+            trained.vision_model.embeddings.patch_embedding.weight.zero_()
+        with pytest.raises(DivergedError, match="the hidden state is the same"):
+            monitor.measure()
+    here, there = found
+    assert here.values() == pytest.approx(there.values(), rel=1e-9, abs=1e-12)
+    assert here.layers()["entropy"] == there.layers()["entropy"]
+    torch.testing.assert_close(here.cka_debiased, there.cka_debiased, rtol=1e-9, atol=1e-9)
 
 
 def test_a_diverged_model_is_called_so_before_its_weights_are_looked_at(clip: CLIPModel, images: Tensor) -> None:

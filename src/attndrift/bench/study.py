@@ -75,15 +75,15 @@ BUDGETS = {
         None,
         1 / 1.2,
     ),
-    # A full-size model at the batch size of the preset: an epoch has 15 steps.
+    # A full-size model at the batch size of the preset: an epoch has 20 steps.
     "cuda": Budget(
         "config:vit-base-patch32",
         {
-            "learning_rate_scale": 1, "epochs": 4, "threads": 4, "probe_size": 50,
+            "learning_rate_scale": 1, "epochs": 2, "threads": 2, "probe_size": 50,
             "test_limit": 150, "transfer": ["objects"], "transfer_limit": 300, "evaluations_per_epoch": 2, "track_size": 0,
-            "tiles.train_per_class": 96, "critters.train_per_class": 26, "device": "cuda",
+            "tiles.train_per_class": 128, "critters.train_per_class": 34, "device": "cuda",
         },
-        {"tiles": (100, 15), "critters": (27, 4)},
+        {"tiles": (132, 15), "critters": (35, 4)},
         1,
         1 / 3,
     ),
@@ -250,13 +250,23 @@ def write_reference(study: Study, folder: Path, threads: int, workers: int = 0) 
     return path
 
 
-def _process(command: Sequence[str], environment: dict[str, str]) -> tuple[float, str]:
-    """Seconds that a process takes, and what it prints."""
-    started = time.perf_counter()
-    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        raise RuntimeError(f"bench study: {command[1]} ended with {done.returncode}: {done.stderr[-1500:]}")
-    return time.perf_counter() - started, done.stdout
+def _process(
+    command: Sequence[str], environment: dict[str, str], say: Callable[[str], None] = lambda line: None
+) -> tuple[float, str]:
+    """Seconds that a process takes, and what it prints, each line of which is passed on when it comes."""
+    with tempfile.TemporaryFile("w+") as errors:
+        started = time.perf_counter()
+        lines = []
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                lines.append(line)
+                say(line.rstrip())
+        seconds = time.perf_counter() - started
+        if process.returncode:
+            errors.seek(0)
+            raise RuntimeError(f"bench study: {command[1]} ended with {process.returncode}: {errors.read()[-1500:]}")
+    return seconds, "".join(lines)
 
 
 # ------------------------------------------------------------------------------------------------- the floor
@@ -509,7 +519,8 @@ def study(
         write_images(root / "images", budget)
         source, layers = model_folder(model or budget.model, root / "model")
         chosen = reduced_study(root / "images", runs, epochs, budget, source=source, layers=layers)
-        jobs = min(jobs or budget.jobs or cores, len(chosen.runs))
+        rows = len(chosen.runs)
+        jobs = min(jobs or budget.jobs or cores, rows)
         plan = root / "study.json"
         plan.write_text(chosen.model_dump_json(), encoding="utf-8")
         given = write_reference(chosen, root, cores, workers) if script else None
@@ -537,7 +548,9 @@ def study(
                 return seconds
 
             def theirs(command: Sequence[str] = other) -> float:
-                return _process(command, os.environ | {"OMP_NUM_THREADS": str(cores)})[0]
+                run = itertools.count(1)
+                every = os.environ | {"OMP_NUM_THREADS": str(cores)}
+                return _process(command, every, lambda line: say(f"reference, row {next(run)} of {rows}: {line}"))[0]
 
             sides: dict[str, Callable[[], float]] = {"attndrift": ours}
             if script:

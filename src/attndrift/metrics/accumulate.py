@@ -18,6 +18,7 @@ from attndrift.metrics.attention import (
     validate,
     wide_dtype,
 )
+from attndrift.metrics.reading import Later, Readings
 
 STRUCTURE_METRICS = ("entropy", "erf95", "gini", "head_diversity")
 """Names of the structural metrics, in the order in which they are reported."""
@@ -203,28 +204,43 @@ class StructureAccumulator:
 
         Raises ValueError before the first batch, and for attention that was not finite in any batch.
         """
+        return self.compute_later(Readings())()
+
+    def compute_later(self, readings: Readings) -> Callable[[], StructureSummary]:
+        """:meth:`compute` of what was added so far, without waiting for an accelerator: a function that does the rest.
+
+        Raises ValueError before the first batch; what attention was not finite, the function raises.
+        """
         if self._images == 0:
             raise ValueError("no batch was added yet: call update before compute")
-        # As few transfers as there are kinds of tensors: an accelerator is waited for in each.
-        per_image = self._over_images([torch.stack(self._sums[name]) for name in _PER_IMAGE])
-        means = dict(zip(_PER_IMAGE, per_image.unbind(0), strict=True))
-        # Whatever is not finite makes the entropy so, and the mean map.
-        for layer, finite in enumerate(torch.isfinite(means["entropy"]).all(1).tolist(), 1):
-            if not finite:
-                raise ValueError(f"attention: layer {layer} had NaN or infinite values; it has no mean")
-        if len({summed.shape for summed in self._maps}) == 1:
-            diversity = head_diversity(self._over_images(self._maps), per_head=True, check=self._check)
-        else:
-            each = [head_diversity(self._over_images([one]), per_head=True, check=self._check) for one in self._maps]
-            diversity = torch.cat(each)
-        return StructureSummary(
-            entropy=means["entropy"],
-            erf95=means["erf95"],
-            gini=means["gini"],
-            head_diversity=diversity,
-            cls_mass=None if self._mass is None else self._over_images(self._mass),
-            images=self._images,
-        )
+        images = self._images
+        per_image = readings.later(torch.stack([torch.stack(self._sums[name]) for name in _PER_IMAGE]))
+        same = len({summed.shape for summed in self._maps}) == 1
+        diversity = [self._diversity(maps, readings) for maps in ([self._maps] if same else [[m] for m in self._maps])]
+        mass = None if self._mass is None else readings.later(torch.stack(self._mass))
 
-    def _over_images(self, sums: list[Tensor]) -> Tensor:
-        return torch.stack(sums).cpu().to(torch.float64) / self._images
+        def read() -> StructureSummary:
+            means = dict(zip(_PER_IMAGE, (per_image() / images).unbind(0), strict=True))
+            # Whatever is not finite makes the entropy so, and the mean map.
+            for layer, finite in enumerate(torch.isfinite(means["entropy"]).all(1).tolist(), 1):
+                if not finite:
+                    raise ValueError(f"attention: layer {layer} had NaN or infinite values; it has no mean")
+            return StructureSummary(
+                entropy=means["entropy"],
+                erf95=means["erf95"],
+                gini=means["gini"],
+                head_diversity=torch.cat([values() for values in diversity]),
+                cls_mass=None if mass is None else mass() / images,
+                images=images,
+            )
+
+        return read
+
+    def _diversity(self, maps: list[Tensor], readings: Readings) -> Later:
+        """Of layers whose maps are alike, (layers, heads)."""
+        sums, images = torch.stack(maps), self._images
+        if sums.device.type in readings.TOGETHER:
+            wide = sums.to(torch.float64)
+            return readings.later(head_diversity(wide / images, per_head=True, check=self._check))
+        later = readings.later(sums)
+        return lambda: head_diversity(later() / images, per_head=True, check=self._check)

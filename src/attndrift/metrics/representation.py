@@ -6,11 +6,13 @@ All of it runs in float64, whatever comes in.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from attndrift.metrics.attention import wide_dtype
+from attndrift.metrics.reading import Readings
 
 _DEGENERATE = 1e-12
 
@@ -18,7 +20,7 @@ _AT_ONCE = 2**22
 """Numbers in the Gram matrices of all layers, at most, that an accelerator makes at once: 32 MB, and some of them."""
 
 
-def _matrix(values: Tensor, name: str) -> Tensor:
+def _matrix(values: Tensor, name: str, check: bool = True) -> Tensor:
     if not isinstance(values, Tensor):
         raise ValueError(f"{name}: expected a torch tensor (images, dimensions), got {type(values).__name__}")
     if values.ndim != 2 or 0 in values.shape or not values.is_floating_point():
@@ -27,7 +29,7 @@ def _matrix(values: Tensor, name: str) -> Tensor:
             f"got {values.dtype} of shape {tuple(values.shape)}"
         )
     wide = values.to(wide_dtype(values))
-    if not bool(torch.isfinite(wide.detach()).all()):
+    if check and not bool(torch.isfinite(wide.detach()).all()):
         raise ValueError(f"{name}: contains NaN or infinite values")
     return wide
 
@@ -94,19 +96,33 @@ def linear_cka_layers(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: as for :func:`linear_cka_both`.
     """
-    if x.ndim == y.ndim == 3 and x.device.type == "cuda" and len(x) == len(y) and x.shape[1] == y.shape[1] >= 4:
+    return linear_cka_layers_later(x, y, Readings())()
+
+
+def linear_cka_layers_later(x: Tensor, y: Tensor, readings: Readings) -> Callable[[], tuple[Tensor, Tensor]]:
+    """:func:`linear_cka_layers` without waiting for an accelerator: a function that does the rest, and raises."""
+
+    def each() -> tuple[Tensor, Tensor]:
+        pairs = [linear_cka_both(one, other) for one, other in zip(x, y, strict=True)]
+        plain, debiased = (torch.stack(list(values)).cpu() for values in zip(*pairs, strict=True))
+        return plain, debiased
+
+    if (
+        x.ndim == y.ndim == 3
+        and x.device.type in readings.TOGETHER
+        and len(x) == len(y)
+        and x.shape[1] == y.shape[1] >= 4
+    ):
         xs, ys = (values.detach().to(wide_dtype(values)) for values in (x, y))
         if not _by_features(xs[0], ys[0]) and len(xs) * xs.shape[1] ** 2 <= _AT_ONCE:
-            found = _gram_layers(xs, ys)
-            if found is not None:
-                return found
-    pairs = [linear_cka_both(one, other) for one, other in zip(x, y, strict=True)]
-    plain, debiased = (torch.stack(list(values)).cpu() for values in zip(*pairs, strict=True))
-    return plain, debiased
+            found = _gram_layers(xs, ys, readings)
+            # One by one they find the words for what has no value.
+            return lambda: found() or each()
+    return each
 
 
-def _gram_layers(xs: Tensor, ys: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Both forms of all layers from their Gram matrices; None where one of them has none, for its words to be found."""
+def _gram_layers(xs: Tensor, ys: Tensor, readings: Readings) -> Callable[[], tuple[Tensor, Tensor] | None]:
+    """Both forms of all layers from their Gram matrices; a function that gives None where a layer has none."""
     grams, usable = [], []
     for wide in (xs, ys):
         centred = wide - wide.mean(1, keepdim=True)
@@ -121,11 +137,16 @@ def _gram_layers(xs: Tensor, ys: Tensor) -> tuple[Tensor, Tensor] | None:
     pairs = ((sums_k, sums_m), (sums_k, sums_k), (sums_m, sums_m))
     cross = [a.sum(1) * b.sum(1) / ((n - 1) * (n - 2)) - 2 * (a * b).sum(1) / (n - 2) for a, b in pairs]
     debiased = [(inner + more) / (n * (n - 3)) for inner, more in zip(_parts_of(k, m), cross, strict=True)]
-    values = torch.stack([*plain, *debiased, *(one.to(k.dtype) for one in usable)]).cpu()
-    if not bool((values[[1, 2, 4, 5, 6, 7]] > 0).all()):
-        return None
-    both = [inner / (of_x.sqrt() * of_y.sqrt()) for inner, of_x, of_y in (values[:3], values[3:6])]
-    return both[0].clamp_max(1.0), both[1].clamp_max(1.0)
+    later = readings.later(torch.stack([*plain, *debiased, *(one.to(k.dtype) for one in usable)]))
+
+    def read() -> tuple[Tensor, Tensor] | None:
+        values = later()
+        if not bool((values[[1, 2, 4, 5, 6, 7]] > 0).all()):
+            return None
+        both = [inner / (of_x.sqrt() * of_y.sqrt()) for inner, of_x, of_y in (values[:3], values[3:6])]
+        return both[0].clamp_max(1.0), both[1].clamp_max(1.0)
+
+    return read
 
 
 def _parts_of(k: Tensor, m: Tensor) -> list[Tensor]:
@@ -235,11 +256,12 @@ def cka_chance_level(n: int, p: int, q: int | None = None) -> float:
     return math.sqrt(p * q / ((n + p) * (n + q)))
 
 
-def embedding_drift(pretrained: Tensor, adapted: Tensor) -> Tensor:
+def embedding_drift(pretrained: Tensor, adapted: Tensor, *, check: bool = True) -> Tensor:
     """How far image embeddings have turned: 1 - mean over images of cos(z0_i, z_i).
 
     Args:
         pretrained: (n, d), adapted: (n, d), row i of both from image i; any positive scale a row.
+        check: look at the values, for which an accelerator waits; without, rows that have no direction make the result NaN.
 
     Returns:
         0-dimensional float64 in [0, 2]: 0 for equal directions, 1 for orthogonal ones. Differentiable.
@@ -247,13 +269,13 @@ def embedding_drift(pretrained: Tensor, adapted: Tensor) -> Tensor:
     Raises:
         ValueError: wrong or different shapes, NaN or inf, or a row of zeros (it has no direction).
     """
-    z0, z = _matrix(pretrained, "pretrained"), _matrix(adapted, "adapted")
+    z0, z = _matrix(pretrained, "pretrained", check), _matrix(adapted, "adapted", check)
     if z0.shape != z.shape:
         raise ValueError(f"adapted: has shape {tuple(z.shape)} and pretrained {tuple(z0.shape)}; they must be equal")
     units = []
     for name, values in (("pretrained", z0), ("adapted", z)):
         norms = values.norm(dim=1, keepdim=True)
-        if bool((norms.detach() == 0).any()):
+        if check and bool((norms.detach() == 0).any()):
             row = int((norms.detach()[:, 0] == 0).nonzero()[0])
             raise ValueError(f"{name}: row {row} is all zeros and has no direction")
         units.append(values / norms)

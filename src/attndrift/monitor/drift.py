@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from attndrift import metrics
@@ -39,7 +41,7 @@ class Snapshot:
         structure: structural metrics per layer and head.
         hidden: CLS hidden state after each block, float32 (layers, images, width); on the accelerator where one process
             has measured there, else on the CPU.
-        embeddings: image embeddings as the model yields them, float32 (images, dimensions).
+        embeddings: image embeddings as the model yields them, float32 (images, dimensions), where ``hidden`` is.
     """
 
     structure: StructureSummary
@@ -128,19 +130,6 @@ def relative_change_pct(value: float, baseline: float) -> float | None:
     return None if baseline == 0 else 100.0 * (value - baseline) / baseline
 
 
-def _refuse_collapsed(current: Snapshot) -> None:
-    """Raise where every image is represented alike, so that nothing can be compared with it."""
-    images = current.hidden.shape[1]
-    for block, alike in enumerate((current.hidden == current.hidden[:, :1]).flatten(1).all(1).tolist(), 1):
-        if alike:
-            raise DivergedError(
-                f"block {block}: the hidden state is the same for all {images} probe images; the representation "
-                "has collapsed, and CKA has no value"
-            )
-    if bool((current.embeddings == 0).all(dim=1).any()):
-        raise DivergedError("an image embedding is exactly zero; its cosine has no value")
-
-
 def compare_snapshots(
     reference: Snapshot,
     current: Snapshot,
@@ -148,29 +137,78 @@ def compare_snapshots(
     weight_drift: float | None = None,
     projection_drift: float | None = None,
 ) -> Drift:
-    """The drift from ``reference`` to ``current``. Both must have been taken on the same images."""
-    if reference.embeddings.shape != current.embeddings.shape or reference.hidden.shape != current.hidden.shape:
-        raise ValueError(
-            f"the snapshots do not belong together: {tuple(reference.hidden.shape)} and "
-            f"{tuple(current.hidden.shape)} hidden states (layers, images, width)"
+    """The drift from ``reference`` to ``current``. Both must have been taken on the same images.
+
+    Raises:
+        ValueError: the snapshots do not belong together, or something of ``reference`` has no value.
+        DivergedError: the representation of ``current`` has collapsed.
+    """
+    comparison = Comparison(reference, current.hidden, current.embeddings, metrics.Readings())
+    return comparison.drift(current.structure, weight_drift=weight_drift, projection_drift=projection_drift)
+
+
+class Comparison:
+    """:func:`compare_snapshots` in two parts: an accelerator is asked for everything, and then waited for.
+
+    Args:
+        reference, hidden, embeddings: as there, of the current state.
+        readings: what has to be read is noted there.
+    """
+
+    def __init__(self, reference: Snapshot, hidden: Tensor, embeddings: Tensor, readings: metrics.Readings) -> None:
+        if reference.embeddings.shape != embeddings.shape or reference.hidden.shape != hidden.shape:
+            raise ValueError(
+                f"the snapshots do not belong together: {tuple(reference.hidden.shape)} and "
+                f"{tuple(hidden.shape)} hidden states (layers, images, width)"
+            )
+        self._reference, self._images = reference, hidden.shape[1]
+        self._alike = readings.later((hidden == hidden[:, :1]).flatten(1).all(1))
+        self._zero = readings.later((embeddings == 0).all(dim=1).any())
+        self._cka = metrics.linear_cka_layers_later(reference.hidden.to(hidden.device), hidden, readings)
+        self._before, self._after = reference.embeddings.to(embeddings.device), embeddings
+        self._turned = readings.later(metrics.embedding_drift(self._before, self._after, check=False))
+        distance = (self._after - self._before).double().norm(dim=1).mean()
+        self._moved = readings.later(distance / self._before.double().norm(dim=1).mean())
+
+    def drift(
+        self,
+        structure: StructureSummary,
+        *,
+        weight_drift: float | None = None,
+        projection_drift: float | None = None,
+    ) -> Drift:
+        """Wait for it; ``structure`` is that of the current state. Raises as :func:`compare_snapshots` does."""
+        self._refuse_collapsed()
+        cka, debiased = self._cka()
+        turned = float(self._turned())
+        if not math.isfinite(turned):
+            # It has the words for what is wrong.
+            metrics.embedding_drift(self._before, self._after)
+        # (metrics, layers), means over heads.
+        before, after = (
+            torch.stack([one.heads(name) for name in STRUCTURE_METRICS]).mean(2)
+            for one in (self._reference.structure, structure)
         )
-    change: dict[str, float | None] = {}
-    layer_change: dict[str, Tensor] = {}
-    for name in STRUCTURE_METRICS:
-        change[name] = relative_change_pct(current.structure.mean(name), reference.structure.mean(name))
-        before, after = reference.structure.layers(name), current.structure.layers(name)
-        layer_change[name] = 100.0 * (after - before) / before
-    _refuse_collapsed(current)
-    cka, debiased = metrics.linear_cka_layers(reference.hidden.to(current.hidden.device), current.hidden)
-    distance = (current.embeddings - reference.embeddings).double().norm(dim=1).mean()
-    return Drift(
-        structure=current.structure,
-        change_pct=change,
-        layer_change_pct=layer_change,
-        cka=cka,
-        cka_debiased=debiased,
-        embedding_drift=float(metrics.embedding_drift(reference.embeddings, current.embeddings)),
-        embedding_distance=float(distance / reference.embeddings.double().norm(dim=1).mean()),
-        weight_drift=weight_drift,
-        projection_drift=projection_drift,
-    )
+        means = zip(after.mean(1).tolist(), before.mean(1).tolist(), strict=True)
+        return Drift(
+            structure=structure,
+            change_pct={name: relative_change_pct(*pair) for name, pair in zip(STRUCTURE_METRICS, means, strict=True)},
+            layer_change_pct=dict(zip(STRUCTURE_METRICS, (100.0 * (after - before) / before).unbind(0), strict=True)),
+            cka=cka,
+            cka_debiased=debiased,
+            embedding_drift=turned,
+            embedding_distance=float(self._moved()),
+            weight_drift=weight_drift,
+            projection_drift=projection_drift,
+        )
+
+    def _refuse_collapsed(self) -> None:
+        """Raise where every image is represented alike, so that nothing can be compared with it."""
+        for block, alike in enumerate(self._alike().tolist(), 1):
+            if alike:
+                raise DivergedError(
+                    f"block {block}: the hidden state is the same for all {self._images} probe images; the "
+                    "representation has collapsed, and CKA has no value"
+                )
+        if bool(self._zero()):
+            raise DivergedError("an image embedding is exactly zero; its cosine has no value")

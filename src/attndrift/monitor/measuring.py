@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attndrift import metrics
-from attndrift.monitor.drift import Drift, Snapshot, compare_snapshots
+from attndrift.monitor.drift import Drift, Snapshot
 from attndrift.monitor.probe import Batches, Probe, batches_of
 from attndrift.monitor.processes import Processes
 from attndrift.monitor.snapshot import begin_snapshot
@@ -17,6 +17,7 @@ from attndrift.monitor.undisturbed import undisturbed, unwrapped
 from attndrift.monitor.weights import bare, bare_parameters, has_adapters, live_parameters
 from attndrift.observing import find_vision_tower
 from attndrift.observing.embedding import image_embeddings
+from attndrift.observing.walking import named_modules
 
 WeightDrift = Callable[[], tuple[float | None, float | None]]
 """Returns the weight drift of the vision transformer and of its projection."""
@@ -151,14 +152,16 @@ def measure_drift(
     """
     under_way = begin_snapshot(model, batches, embed, processes=processes)
     with under_way.meanwhile():
+        comparison = under_way.against(reference)
         tower, projection = weight_drift()
-    return compare_snapshots(reference, under_way.read(), weight_drift=tower, projection_drift=projection)
+    return comparison(weight_drift=tower, projection_drift=projection)
 
 
 def _refuse_sharded(model: nn.Module) -> None:
-    for name, module in model.named_modules():
+    for module, name in named_modules(model).items():
         for own, parameter in module._parameters.items():
-            if parameter is not None and (type(parameter.data).__name__ == "DTensor" or hasattr(parameter, "ds_id")):
+            # A parameter made of a DTensor is one.
+            if parameter is not None and (type(parameter).__name__ == "DTensor" or hasattr(parameter, "ds_id")):
                 raise ValueError(
                     f"{name}{'.' if name else ''}{own} is sharded over processes (FSDP, tensor parallelism or ZeRO stage 3), "
                     "and its drift cannot be measured; train with DistributedDataParallel, or measure checkpoints"

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from attndrift.metrics import StructureAccumulator
-from attndrift.monitor.drift import DivergedError, Snapshot
+from attndrift.metrics import Readings, StructureAccumulator
+from attndrift.monitor.drift import Comparison, DivergedError, Drift, Snapshot, compare_snapshots
 from attndrift.monitor.processes import Processes
 from attndrift.monitor.undisturbed import undisturbed, unwrapped
 from attndrift.observing import Observation, find_vision_tower
@@ -51,8 +51,8 @@ def begin_snapshot(
 ) -> SnapshotUnderWay:
     """:func:`take_snapshot` up to where its numbers are needed.
 
-    All passes are run, and nothing is waited for: an accelerator may still be at them when this returns, and what else a
-    measurement has to do costs no time of its own until then. Raises at once what :func:`take_snapshot` raises for
+    All passes are asked for, and nothing is waited for: an accelerator may still be at them when this returns, and what else
+    a measurement has to do costs no time of its own until then. Raises at once what :func:`take_snapshot` raises for
     the images; where several processes measure together, when it is read, as in all of them.
     """
     model = unwrapped(model)
@@ -69,7 +69,7 @@ def begin_snapshot(
                 with observe_tower(tower, hidden=True, check=False) as seen:
                     embedded = embed(pixels.to(weight.device, weight.dtype))
                     under_way.add(seen, embedded, own, len(batch))
-            under_way.require_images()
+            under_way.end()
     except Exception as error:
         if under_way.processes.count == 1:
             raise
@@ -83,6 +83,7 @@ class SnapshotUnderWay:
     def __init__(self, processes: Processes) -> None:
         self.processes = processes
         self.problem: Exception | None = None
+        self._readings = Readings()
         self._structure = StructureAccumulator(check=False)
         self._hidden: list[Tensor] = []
         self._embeddings: list[Tensor] = []
@@ -100,16 +101,20 @@ class SnapshotUnderWay:
         self._finite.append(torch.isfinite(states).all() & torch.isfinite(embedded).all())
         if own:
             self._structure.update([layer[:own] for layer in seen.attention], [layer[:own] for layer in seen.cls_mass])
-        self._hidden.append(states.transpose(0, 1))
+        self._hidden.append(states)
         self._embeddings.append(embedded.float())
         self._sizes.append(size)
 
-    def require_images(self) -> None:
-        """Raise ValueError where there are none, or too few."""
+    def end(self) -> None:
+        """All batches have been added. Raises ValueError where there were none, or too few."""
         if not self._sizes:
             raise ValueError("the probe set is empty")
         if self.images < self.processes.count:
             raise ValueError(f"{self.images} probe images cannot be shared by {self.processes.count} processes")
+        self._all_finite = self._readings.later(torch.stack(self._finite).all())
+        self._all_hidden, self._all_embeddings = torch.cat(self._hidden, dim=1), torch.cat(self._embeddings)
+        if self.processes.count == 1:
+            self._summary = self._structure.compute_later(self._readings)
 
     @contextmanager
     def meanwhile(self) -> Iterator[None]:
@@ -121,22 +126,37 @@ class SnapshotUnderWay:
             self.read()
             raise
 
+    def against(self, reference: Snapshot) -> Callable[..., Drift]:
+        """:func:`compare_snapshots` with ``reference``, without its first two arguments, for when this is to be read.
+
+        Until then an accelerator is asked for what it can do of it.
+        """
+        if self.processes.count == 1 and self.problem is None and self._stays:
+            comparison = Comparison(reference, self._all_hidden, self._all_embeddings, self._readings)
+            return lambda **weights: comparison.drift(self.read().structure, **weights)
+        return lambda **weights: compare_snapshots(reference, self.read(), **weights)
+
     def read(self) -> Snapshot:
         """Wait for the passes. Raises as :func:`take_snapshot` does."""
-        if self.problem is None and not bool(torch.stack(self._finite).all()):
+        if self.problem is None and not bool(self._all_finite()):
             # Before the metrics: attention that is not finite has a name of its own.
             self.problem = DivergedError("the model's hidden states or embeddings are not finite")
         if self.processes.count > 1:
             self.processes.agree(self.problem)
             self._structure.combine(self.processes.sum)
+            self._summary = self._structure.compute_later(self._readings)
         elif self.problem is not None:
             raise self.problem
-        # They stay where they will be compared: 7 MB a snapshot, for which a copy would make an accelerator wait.
-        hidden = torch.cat(self._hidden)
-        if self.processes.count > 1 or hidden.device.type != "cuda":
-            hidden = hidden.cpu()
+        hidden, embeddings = self._all_hidden, self._all_embeddings
+        if not self._stays:
+            hidden, embeddings = hidden.cpu(), embeddings.cpu()
         return Snapshot(
-            self._structure.compute(),
-            self.processes.join(hidden, self._sizes).transpose(0, 1).contiguous(),
-            self.processes.join(torch.cat(self._embeddings).cpu(), self._sizes),
+            self._summary(),
+            self.processes.join(hidden.transpose(0, 1), self._sizes).transpose(0, 1).contiguous(),
+            self.processes.join(embeddings, self._sizes),
         )
+
+    @property
+    def _stays(self) -> bool:
+        """Whether a snapshot stays where it will be compared: 7 MB, for which a copy would make an accelerator wait."""
+        return self.processes.count == 1 and self._all_hidden.device.type in Readings.TOGETHER

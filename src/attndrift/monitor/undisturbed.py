@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from attndrift.observing.walking import named_modules
+
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The user's own module inside ``DistributedDataParallel``, ``DataParallel`` and ``torch.compile``."""
@@ -95,7 +97,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.callback(_undisturbed.reset, _undisturbed.set(True))
         # Asked once: going through a model takes a millisecond, which on an accelerator is a tenth of a forward pass.
-        modules = list(model.modules())
+        modules = list(named_modules(model))
         devices = {
             parameter.device for module in modules for parameter in module._parameters.values() if parameter is not None
         }

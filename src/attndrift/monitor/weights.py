@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from attndrift.metrics import LowRankUpdate
+from attndrift.observing.walking import named_modules
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -27,7 +28,7 @@ def _adapted_layers(model: nn.Module) -> list[Any]:
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
-    return [part for part in model.modules() if isinstance(part, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
+    return [part for part in named_modules(model) if isinstance(part, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
 
 
 def has_adapters(model: nn.Module) -> bool:

@@ -15,6 +15,7 @@ from torch import nn
 from attndrift.observing.errors import ObservationError
 from attndrift.observing.families import open_clip, text, timm, vision
 from attndrift.observing.families.family import Block, Family, Found, MeanOfPatches, Pool, Query, Tap, is_a
+from attndrift.observing.walking import named_modules
 
 __all__ = [
     "FAMILIES",
@@ -65,7 +66,7 @@ def _towers(model: nn.Module, families: dict[str, Family]) -> list[VisionTower]:
     found: list[VisionTower] = []
     # By class: every observation asks all modules of a model, which are of a few classes.
     candidates: dict[type, list[Family]] = {}
-    for name, module in model.named_modules():
+    for module, name in named_modules(model).items():
         kind = type(module)
         if kind not in candidates:
             candidates[kind] = [family for family in families.values() if is_a(module, *family.classes)]
