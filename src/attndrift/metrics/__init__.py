@@ -20,7 +20,7 @@ from attndrift.metrics.representation import (
     linear_cka_layers,
     linear_cka_layers_later,
 )
-from attndrift.metrics.weights import LowRankUpdate, squared_norm, weight_drift
+from attndrift.metrics.weights import LowRankUpdate, squared_norm, squared_norm_later, weight_drift, weight_drift_later
 
 __all__ = [
     "METRICS",
@@ -43,7 +43,9 @@ __all__ = [
     "linear_cka_layers_later",
     "rollout",
     "squared_norm",
+    "squared_norm_later",
     "weight_drift",
+    "weight_drift_later",
 ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from attndrift.metrics.attention import wide_dtype
+from attndrift.metrics.reading import Readings
 
 _AT_ONCE = 2**24
 """Numbers of parameters that an accelerator takes at once: 64 MB of differences."""
@@ -58,13 +59,23 @@ def squared_norm(pretrained: Mapping[str, Tensor]) -> float:
     Raises:
         ValueError: NaN or inf, no parameters, or parameters that are all 0; the message names the parameter.
     """
+    return squared_norm_later(pretrained, Readings())()
+
+
+def squared_norm_later(pretrained: Mapping[str, Tensor], readings: Readings) -> Callable[[], float]:
+    """:func:`squared_norm` without waiting for an accelerator: a function that does the rest, and raises."""
     if not pretrained:
         raise ValueError("pretrained: holds no parameters")
-    squares = _squares([value.detach() for value in pretrained.values()])
-    total = math.fsum(_read(squares, [("pretrained", name) for name in pretrained]))
-    if total == 0:
-        raise ValueError("pretrained: all parameters are 0, so a relative drift is undefined")
-    return total
+    later = readings.later(_stacked(_squares([value.detach() for value in pretrained.values()])))
+    names = [("pretrained", name) for name in pretrained]
+
+    def read() -> float:
+        total = math.fsum(_finite(later(), names))
+        if total == 0:
+            raise ValueError("pretrained: all parameters are 0, so a relative drift is undefined")
+        return total
+
+    return read
 
 
 def weight_drift(
@@ -98,6 +109,22 @@ def weight_drift(
     Source: the relative Frobenius distance of the first study; trace identity
     ||BA||_F^2 = tr((B^T B)(A A^T)).
     """
+    norm = None if pretrained_squared_norm is None else (lambda: pretrained_squared_norm)
+    return weight_drift_later(pretrained, adapted, Readings(), missing=missing, pretrained_squared_norm=norm)()
+
+
+def weight_drift_later(
+    pretrained: Mapping[str, Tensor],
+    adapted: Mapping[str, Tensor | LowRankUpdate],
+    readings: Readings,
+    *,
+    missing: Literal["error", "unchanged"] = "error",
+    pretrained_squared_norm: Callable[[], float] | None = None,
+) -> Callable[[], float]:
+    """:func:`weight_drift` without waiting for an accelerator: a function that does the rest, and raises for the values.
+
+    ``pretrained_squared_norm``: as :func:`squared_norm_later` gives it. What names and shapes do not match is raised here.
+    """
     if not pretrained:
         raise ValueError("pretrained: holds no parameters")
     strangers = [name for name in adapted if name not in pretrained]
@@ -112,7 +139,6 @@ def weight_drift(
             f"adapted: {len(absent)} parameters of pretrained are missing, the first is `{absent[0]}`; "
             "give them, or pass missing='unchanged' if they are frozen"
         )
-    total = squared_norm(pretrained) if pretrained_squared_norm is None else pretrained_squared_norm
     squares: list[Tensor] = []
     pairs: list[tuple[Tensor, Tensor]] = []
     for name, after in adapted.items():
@@ -126,8 +152,15 @@ def weight_drift(
     squares += _squared_differences(pairs)
     updates = [name for name, after in adapted.items() if isinstance(after, LowRankUpdate)]
     names = updates + [name for name in adapted if not isinstance(adapted[name], LowRankUpdate)]
-    moved = _read(squares, [("adapted", name) for name in names])
-    return math.sqrt(math.fsum(moved) / total)
+    moved = readings.later(_stacked(squares))
+    norm = pretrained_squared_norm or squared_norm_later(pretrained, readings)
+    found = [("adapted", name) for name in names]
+
+    def read() -> float:
+        total = norm()
+        return math.sqrt(math.fsum(_finite(moved(), found)) / total)
+
+    return read
 
 
 def _squared_differences(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
@@ -187,12 +220,14 @@ def _wide(parameter: Tensor) -> Tensor:
     return parameter.detach().to(wide_dtype(parameter))
 
 
-def _read(squares: list[Tensor], found: list[tuple[str, str]]) -> list[float]:
-    """The numbers, in one reading, so that an accelerator is waited for once; raises for one that is not finite."""
-    if not squares:
-        return []
-    values: list[float] = torch.stack([square.to(squares[0].device) for square in squares]).tolist()
-    for (argument, name), value in zip(found, values, strict=True):
+def _stacked(squares: Sequence[Tensor]) -> Tensor:
+    return torch.stack([square.to(squares[0].device) for square in squares]) if squares else torch.empty(0)
+
+
+def _finite(values: Tensor, found: list[tuple[str, str]]) -> list[float]:
+    """The numbers; raises for one that is not finite."""
+    numbers: list[float] = values.tolist()
+    for (argument, name), value in zip(found, numbers, strict=True):
         if not math.isfinite(value):
             raise ValueError(f"{argument}: `{name}` contains NaN or infinite values")
-    return values
+    return numbers

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
 
 from attndrift import metrics
-from attndrift.monitor.drift import Drift, Snapshot
+from attndrift.monitor.drift import DivergedError, Drift, Snapshot
 from attndrift.monitor.probe import Batches, Probe, batches_of
 from attndrift.monitor.processes import Processes
-from attndrift.monitor.snapshot import begin_snapshot
+from attndrift.monitor.snapshot import SnapshotUnderWay, begin_snapshot
 from attndrift.monitor.undisturbed import undisturbed, unwrapped
 from attndrift.monitor.weights import bare, bare_parameters, has_adapters, live_parameters
 from attndrift.observing import find_vision_tower
@@ -57,6 +57,8 @@ class DriftMonitor:
         ObservationError: a model that cannot be observed.
         TypeError: a probe of something else than normalised images.
         ValueError: merged adapters, sharded parameters, an empty probe set, or a reference of another shape.
+        DivergedError: a reference that is not finite. On an accelerator, which is not waited for here, :attr:`reference`
+            and the first measurement raise it.
     """
 
     def __init__(
@@ -79,8 +81,9 @@ class DriftMonitor:
         # As many images at a time in each process, and they may become more than one after this.
         self._batches: Batches = batches_of(probe, lambda: batch_size * self.processes.count, self.model)
         origin, values = self.model, bare_parameters
+        self._reference: Snapshot | SnapshotUnderWay
         if isinstance(reference, Snapshot):
-            self.reference = reference
+            self._reference = reference
             self._weight_drift = weight_drift or _ParameterDrift(self.model, origin, values)
             return
         if reference is None:
@@ -93,7 +96,19 @@ class DriftMonitor:
             under_way = begin_snapshot(origin, self._batches(), processes=self.processes)
         with under_way.meanwhile():
             self._weight_drift = weight_drift or _ParameterDrift(self.model, origin, values)
-        self.reference = under_way.read()
+        self._reference = under_way
+        if not under_way.stays:
+            _ = self.reference
+
+    @property
+    def reference(self) -> Snapshot:
+        """The state that is measured against. An accelerator that is still at it is waited for here."""
+        if isinstance(self._reference, SnapshotUnderWay):
+            try:
+                self._reference = self._reference.read()
+            except DivergedError as error:
+                raise DivergedError(f"the reference state: {error}") from error
+        return self._reference
 
     @property
     def processes(self) -> Processes:
@@ -102,9 +117,8 @@ class DriftMonitor:
 
     def measure(self) -> Drift:
         """Measure now. Raises :class:`DivergedError` where the model has left the finite numbers."""
-        return measure_drift(
-            self.reference, self.model, self._batches(), self._weight_drift, self._embed, processes=self.processes
-        )
+        under_way = begin_snapshot(self.model, self._batches(), self._embed, processes=self.processes)
+        return _measured(under_way, self.reference, self._weight_drift)
 
     def embeddings(self) -> Tensor:
         """What the model makes of the probe images now: (images, dimensions), float32, on the CPU; all in every process."""
@@ -150,7 +164,10 @@ def measure_drift(
 
     Args and Raises: as for :func:`take_snapshot`, and what ``weight_drift`` raises.
     """
-    under_way = begin_snapshot(model, batches, embed, processes=processes)
+    return _measured(begin_snapshot(model, batches, embed, processes=processes), reference, weight_drift)
+
+
+def _measured(under_way: SnapshotUnderWay, reference: Snapshot, weight_drift: WeightDrift) -> Drift:
     with under_way.meanwhile():
         comparison = under_way.against(reference)
         tower, projection = weight_drift()
@@ -174,7 +191,7 @@ def _computed_parameters(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _projection(model: nn.Module) -> nn.Module | None:
-    found = [part for name, part in model.named_modules() if name.rpartition(".")[2] == "visual_projection"]
+    found = [part for part, name in named_modules(model).items() if name.rpartition(".")[2] == "visual_projection"]
     return found[0] if len(found) == 1 else None
 
 
@@ -183,28 +200,25 @@ class _ParameterDrift:
 
     def __init__(self, model: nn.Module, origin: nn.Module, values: Callable[[nn.Module], dict[str, Tensor]]) -> None:
         self._model = model
-        self._tower = _copied(values(find_vision_tower(origin).module))
         projection = _projection(origin)
-        self._projection = None if projection is None else _copied(values(projection))
-        self._tower_norm = metrics.squared_norm(self._tower)
-        self._projection_norm = None if self._projection is None else metrics.squared_norm(self._projection)
+        parts = [find_vision_tower(origin).module] + ([] if projection is None else [projection])
+        self._before = [{name: value.clone() for name, value in values(part).items()} for part in parts]
+        readings = metrics.Readings()
+        self._norms = [cache(metrics.squared_norm_later(part, readings)) for part in self._before]
+        readings.send()
+        if next(iter(self._before[0].values())).device.type not in readings.TOGETHER:
+            for norm in self._norms:
+                norm()  # what is wrong with them is said now, where that is no waiting
         if origin is not model or has_adapters(model):
             self()  # a reference of other shapes, or an adapter that cannot be told, is an error now, not at the first measurement
 
     def __call__(self) -> tuple[float, float | None]:
-        tower = find_vision_tower(self._model).module
-        drift = metrics.weight_drift(
-            self._tower, live_parameters(tower, self._tower), pretrained_squared_norm=self._tower_norm
-        )
         projection = _projection(self._model)
-        if projection is None or self._projection is None:
-            return drift, None
-        return drift, metrics.weight_drift(
-            self._projection,
-            live_parameters(projection, self._projection),
-            pretrained_squared_norm=self._projection_norm,
-        )
-
-
-def _copied(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in values.items()}
+        parts = [find_vision_tower(self._model).module] + ([] if projection is None else [projection])
+        readings = metrics.Readings()
+        # Without a projection on either side, the tower alone.
+        tower, *others = [
+            metrics.weight_drift_later(before, live_parameters(part, before), readings, pretrained_squared_norm=norm)
+            for part, before, norm in zip(parts, self._before, self._norms, strict=False)
+        ]
+        return tower(), (others[0]() if others else None)

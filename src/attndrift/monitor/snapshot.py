@@ -115,6 +115,7 @@ class SnapshotUnderWay:
         self._all_hidden, self._all_embeddings = torch.cat(self._hidden, dim=1), torch.cat(self._embeddings)
         if self.processes.count == 1:
             self._summary = self._structure.compute_later(self._readings)
+            self._readings.send()
 
     @contextmanager
     def meanwhile(self) -> Iterator[None]:
@@ -131,8 +132,9 @@ class SnapshotUnderWay:
 
         Until then an accelerator is asked for what it can do of it.
         """
-        if self.processes.count == 1 and self.problem is None and self._stays:
+        if self.stays:
             comparison = Comparison(reference, self._all_hidden, self._all_embeddings, self._readings)
+            self._readings.send()
             return lambda **weights: comparison.drift(self.read().structure, **weights)
         return lambda **weights: compare_snapshots(reference, self.read(), **weights)
 
@@ -148,7 +150,7 @@ class SnapshotUnderWay:
         elif self.problem is not None:
             raise self.problem
         hidden, embeddings = self._all_hidden, self._all_embeddings
-        if not self._stays:
+        if not self.stays:
             hidden, embeddings = hidden.cpu(), embeddings.cpu()
         return Snapshot(
             self._summary(),
@@ -157,6 +159,6 @@ class SnapshotUnderWay:
         )
 
     @property
-    def _stays(self) -> bool:
-        """Whether a snapshot stays where it will be compared: 7 MB, for which a copy would make an accelerator wait."""
+    def stays(self) -> bool:
+        """Whether the snapshot stays on an accelerator, where it will be compared: 7 MB, a copy of which would be waited for."""
         return self.processes.count == 1 and self._all_hidden.device.type in Readings.TOGETHER
