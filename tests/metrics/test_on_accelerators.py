@@ -65,6 +65,18 @@ def test_what_is_read_together_is_what_was_noted(monkeypatch) -> None:
     assert [float(read()) for read in later] == [7, 8]
 
 
+def test_what_has_set_out_is_read_without_what_came_behind_it(monkeypatch) -> None:
+    monkeypatch.setattr(Readings, "TOGETHER", frozenset({"cpu", "meta"}))
+    readings = Readings()
+    first = readings.later(torch.tensor(1.0))
+    readings.send()
+    # Has no value that could be waited for.
+    second = readings.later(torch.tensor(2.0, device="meta"))
+    assert float(first()) == 1
+    with pytest.raises(RuntimeError, match="meta"):
+        second()
+
+
 @pytest.mark.usefixtures("together")
 @pytest.mark.parametrize("patches", [(5, 5), (5, 7)])
 def test_structure_that_is_read_later_is_that_of_its_moment(patches) -> None:

@@ -25,32 +25,31 @@ class Readings:
 
     def __init__(self) -> None:
         self._noted: list[Tensor] = []
-        self._sent: list[Callable[[], Tensor]] = []
-        self._read: list[Tensor] = []
+        self._sent: list[Later] = []
 
     def later(self, values: Tensor) -> Later:
         """A function that gives ``values``, which nobody changes, in float64 on the CPU."""
         values = values.detach()
         if values.device.type not in self.TOGETHER:
             return lambda: values.cpu().to(torch.float64)
-        place, shape = len(self._read) + len(self._sent) + len(self._noted), values.shape
+        place, shape = len(self._sent) + len(self._noted), values.shape
         self._noted.append(values.to(torch.float64).flatten())
-        return lambda: self._all()[place].view(shape)
+
+        def read() -> Tensor:
+            self.send()
+            return self._sent[place]().view(shape)
+
+        return read
 
     def send(self) -> None:
         """Let what was noted so far set out: the accelerator is then waited for as far as that, not for what comes after it."""
         if not self._noted:
             return
         noted, self._noted = self._noted, []
-        arrived = _journey(torch.cat(noted))
-        ends = list(accumulate(len(one) for one in noted))
+        # Parts of a model may lie on devices of their own.
+        arrived = _journey(torch.cat([one.to(noted[0].device, non_blocking=True) for one in noted]))
+        ends = accumulate(len(one) for one in noted)
         self._sent += [partial(_part, arrived, end - len(one), end) for one, end in zip(noted, ends, strict=True)]
-
-    def _all(self) -> list[Tensor]:
-        self.send()
-        self._read += [part() for part in self._sent]
-        self._sent = []
-        return self._read
 
 
 def _part(arrived: Later, start: int, end: int) -> Tensor:
