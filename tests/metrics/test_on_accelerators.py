@@ -9,7 +9,6 @@ import torch
 
 from attndrift.metrics import (
     LowRankUpdate,
-    Readings,
     StructureAccumulator,
     linear_cka_both,
     linear_cka_layers,
@@ -17,6 +16,7 @@ from attndrift.metrics import (
     weight_drift,
     weights,
 )
+from attndrift.metrics.reading import Readings
 
 
 def states(*, layers=4, images=12, width=20):
@@ -56,25 +56,8 @@ def test_what_is_read_together_is_what_was_noted(monkeypatch) -> None:
     later = [readings.later(values) for values in noted]
     for values, read in zip(noted[::-1], later[::-1], strict=True):
         assert torch.equal(read(), values.double())
-    # What is noted after a reading comes with the next, and what has set out is not noted again.
-    later = [readings.later(torch.tensor(7.0))]
-    readings.send()
-    later.append(readings.later(torch.tensor(8.0)))
-    readings.send()
-    readings.send()
-    assert [float(read()) for read in later] == [7, 8]
-
-
-def test_what_has_set_out_is_read_without_what_came_behind_it(monkeypatch) -> None:
-    monkeypatch.setattr(Readings, "TOGETHER", frozenset({"cpu", "meta"}))
-    readings = Readings()
-    first = readings.later(torch.tensor(1.0))
-    readings.send()
-    # Has no value that could be waited for.
-    second = readings.later(torch.tensor(2.0, device="meta"))
-    assert float(first()) == 1
-    with pytest.raises(RuntimeError, match="meta"):
-        second()
+    # What is noted after a reading comes with the next.
+    assert float(readings.later(torch.tensor(7.0))()) == 7
 
 
 @pytest.mark.usefixtures("together")
@@ -126,18 +109,3 @@ def test_the_same_on_a_real_one() -> None:
     on = [{name: value.cuda() for name, value in side.items()} for side in (before, after)]
     assert weight_drift(*on) == pytest.approx(weight_drift(before, after), rel=1e-5)
     assert squared_norm(on[0]) == pytest.approx(squared_norm(before), rel=1e-12)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator of CUDA")
-def test_a_reading_is_of_the_moment_and_waits_for_no_more_than_it_needs() -> None:
-    readings = Readings()
-    values = torch.ones(3, device="cuda")
-    first = readings.later(values + 1)
-    readings.send()
-    torch.cuda._sleep(10**9)  # half a second of the device
-    second = readings.later(values + 2)
-    readings.send()
-    after = torch.cuda.current_stream().record_event()
-    assert first().tolist() == [2, 2, 2]
-    assert not after.query(), "the first reading waited for what came behind it"
-    assert second().tolist() == [3, 3, 3]

@@ -63,7 +63,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     changed.setenv("ATTNDRIFT_CACHE", str(tmp_path_factory.mktemp("cache")))
     # Workers import what a study is run by, as they do on a cluster where it is installed.
     changed.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    # A shell has what it starts in the background ignore interruptions, and all that it starts in turn.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     made = _started()
+    signal.signal(signal.SIGINT, before)
     ray.init(address=made.address, log_to_driver=False, logging_level="CRITICAL", namespace="attndrift")
     yield made
     ray.shutdown()

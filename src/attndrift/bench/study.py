@@ -259,9 +259,13 @@ def _process(
         lines = []
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment) as process:
             assert process.stdout is not None
-            for line in process.stdout:
-                lines.append(line)
-                say(line.rstrip())
+            try:
+                for line in process.stdout:
+                    lines.append(line)
+                    say(line.rstrip())
+            except BaseException:
+                process.kill()
+                raise
         seconds = time.perf_counter() - started
         if process.returncode:
             errors.seek(0)

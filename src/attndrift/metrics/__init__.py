@@ -11,24 +11,20 @@ from typing import Any
 
 from attndrift.metrics.accumulate import STRUCTURE_METRICS, StructureAccumulator, StructureSummary
 from attndrift.metrics.attention import entropy, erf, gini, head_diversity, rollout
-from attndrift.metrics.reading import Later, Readings
 from attndrift.metrics.representation import (
     cka_chance_level,
     embedding_drift,
     linear_cka,
     linear_cka_both,
     linear_cka_layers,
-    linear_cka_layers_later,
 )
-from attndrift.metrics.weights import LowRankUpdate, squared_norm, squared_norm_later, weight_drift, weight_drift_later
+from attndrift.metrics.weights import LowRankUpdate, squared_norm, weight_drift
 
 __all__ = [
     "METRICS",
     "STRUCTURE_METRICS",
-    "Later",
     "LowRankUpdate",
     "Metric",
-    "Readings",
     "StructureAccumulator",
     "StructureSummary",
     "cka_chance_level",
@@ -40,12 +36,9 @@ __all__ = [
     "linear_cka",
     "linear_cka_both",
     "linear_cka_layers",
-    "linear_cka_layers_later",
     "rollout",
     "squared_norm",
-    "squared_norm_later",
     "weight_drift",
-    "weight_drift_later",
 ]
 
 

@@ -207,9 +207,10 @@ class StructureAccumulator:
         return self.compute_later(Readings())()
 
     def compute_later(self, readings: Readings) -> Callable[[], StructureSummary]:
-        """:meth:`compute` of what was added so far, without waiting for an accelerator: a function that does the rest.
+        """:meth:`compute` of what was added so far: a function that does the rest.
 
-        Raises ValueError before the first batch; what attention was not finite, the function raises.
+        With ``check=False``, an accelerator is not waited for. Raises ValueError before the first batch; what attention was
+        not finite, the function raises.
         """
         if self._images == 0:
             raise ValueError("no batch was added yet: call update before compute")

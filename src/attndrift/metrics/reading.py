@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -25,47 +23,21 @@ class Readings:
 
     def __init__(self) -> None:
         self._noted: list[Tensor] = []
-        self._sent: list[Later] = []
+        self._read: list[Tensor] = []
 
     def later(self, values: Tensor) -> Later:
-        """A function that gives ``values``, which nobody changes, in float64 on the CPU."""
+        """A function that gives ``values``, which nobody changes before, in float64 on the CPU."""
         values = values.detach()
         if values.device.type not in self.TOGETHER:
             return lambda: values.cpu().to(torch.float64)
-        place, shape = len(self._sent) + len(self._noted), values.shape
+        place, shape = len(self._noted), values.shape
         self._noted.append(values.to(torch.float64).flatten())
+        return lambda: self._all()[place].view(shape)
 
-        def read() -> Tensor:
-            self.send()
-            return self._sent[place]().view(shape)
-
-        return read
-
-    def send(self) -> None:
-        """Let what was noted so far set out: the accelerator is then waited for as far as that, not for what comes after it."""
-        if not self._noted:
-            return
-        noted, self._noted = self._noted, []
-        # Parts of a model may lie on devices of their own.
-        arrived = _journey(torch.cat([one.to(noted[0].device, non_blocking=True) for one in noted]))
-        ends = accumulate(len(one) for one in noted)
-        self._sent += [partial(_part, arrived, end - len(one), end) for one, end in zip(noted, ends, strict=True)]
-
-
-def _part(arrived: Later, start: int, end: int) -> Tensor:
-    return arrived()[start:end]
-
-
-def _journey(values: Tensor) -> Later:
-    if values.device.type != "cuda":
-        return values.cpu
-    # Only into pinned memory does a copy leave the processor free.
-    here = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-    here.copy_(values, non_blocking=True)
-    done = torch.cuda.current_stream(values.device).record_event()
-
-    def arrived() -> Tensor:
-        done.synchronize()
-        return here
-
-    return arrived
+    def _all(self) -> list[Tensor]:
+        new = self._noted[len(self._read) :]
+        if new:
+            # Parts of a model may lie on devices of their own.
+            arrived = torch.cat([one.to(new[0].device, non_blocking=True) for one in new]).cpu()
+            self._read += arrived.split([len(one) for one in new])
+        return self._read

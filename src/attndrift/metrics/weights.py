@@ -109,8 +109,8 @@ def weight_drift(
     Source: the relative Frobenius distance of the first study; trace identity
     ||BA||_F^2 = tr((B^T B)(A A^T)).
     """
-    norm = None if pretrained_squared_norm is None else (lambda: pretrained_squared_norm)
-    return weight_drift_later(pretrained, adapted, Readings(), missing=missing, pretrained_squared_norm=norm)()
+    readings, norm = Readings(), pretrained_squared_norm
+    return weight_drift_later(pretrained, adapted, readings, missing=missing, pretrained_squared_norm=norm)()
 
 
 def weight_drift_later(
@@ -119,11 +119,11 @@ def weight_drift_later(
     readings: Readings,
     *,
     missing: Literal["error", "unchanged"] = "error",
-    pretrained_squared_norm: Callable[[], float] | None = None,
+    pretrained_squared_norm: float | None = None,
 ) -> Callable[[], float]:
     """:func:`weight_drift` without waiting for an accelerator: a function that does the rest, and raises for the values.
 
-    ``pretrained_squared_norm``: as :func:`squared_norm_later` gives it. What names and shapes do not match is raised here.
+    What names and shapes do not match is raised here.
     """
     if not pretrained:
         raise ValueError("pretrained: holds no parameters")
@@ -153,7 +153,8 @@ def weight_drift_later(
     updates = [name for name, after in adapted.items() if isinstance(after, LowRankUpdate)]
     names = updates + [name for name in adapted if not isinstance(adapted[name], LowRankUpdate)]
     moved = readings.later(_stacked(squares))
-    norm = pretrained_squared_norm or squared_norm_later(pretrained, readings)
+    known = pretrained_squared_norm
+    norm = squared_norm_later(pretrained, readings) if known is None else (lambda: known)
     found = [("adapted", name) for name in names]
 
     def read() -> float:

@@ -18,10 +18,10 @@ from attndrift.monitor.drift import (
     compare_snapshots,
     relative_change_pct,
 )
-from attndrift.monitor.measuring import DriftMonitor, WeightDrift, measure_drift
+from attndrift.monitor.measuring import DriftMonitor, measure_drift
 from attndrift.monitor.probe import Batches
 from attndrift.monitor.processes import OtherProcessError
-from attndrift.monitor.snapshot import take_snapshot
+from attndrift.monitor.snapshot import WeightDrift, take_snapshot
 from attndrift.monitor.trainer import DriftCallback
 from attndrift.monitor.undisturbed import evaluation_mode
 from attndrift.monitor.watching import DriftWatch

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from attndrift import metrics
 from attndrift.metrics import StructureSummary
+from attndrift.metrics.reading import Readings
+from attndrift.metrics.representation import linear_cka_layers_later
 from attndrift.tables import STRUCTURE_METRICS
 
 
@@ -41,7 +43,8 @@ class Snapshot:
         structure: structural metrics per layer and head.
         hidden: CLS hidden state after each block, float32 (layers, images, width); on the accelerator where one process
             has measured there, else on the CPU.
-        embeddings: image embeddings as the model yields them, float32 (images, dimensions), where ``hidden`` is.
+        embeddings: image embeddings as the model yields them, float32 (images, dimensions), where ``hidden`` is;
+            on the CPU where an ``embed`` of one's own gives them there.
     """
 
     structure: StructureSummary
@@ -143,7 +146,7 @@ def compare_snapshots(
         ValueError: the snapshots do not belong together, or something of ``reference`` has no value.
         DivergedError: the representation of ``current`` has collapsed.
     """
-    comparison = Comparison(reference, current.hidden, current.embeddings, metrics.Readings())
+    comparison = Comparison(reference, current.hidden, current.embeddings, Readings())
     return comparison.drift(current.structure, weight_drift=weight_drift, projection_drift=projection_drift)
 
 
@@ -155,7 +158,7 @@ class Comparison:
         readings: what has to be read is noted there.
     """
 
-    def __init__(self, reference: Snapshot, hidden: Tensor, embeddings: Tensor, readings: metrics.Readings) -> None:
+    def __init__(self, reference: Snapshot, hidden: Tensor, embeddings: Tensor, readings: Readings) -> None:
         if reference.embeddings.shape != embeddings.shape or reference.hidden.shape != hidden.shape:
             raise ValueError(
                 f"the snapshots do not belong together: {tuple(reference.hidden.shape)} and "
@@ -164,7 +167,7 @@ class Comparison:
         self._reference, self._images = reference, hidden.shape[1]
         self._alike = readings.later((hidden == hidden[:, :1]).flatten(1).all(1))
         self._zero = readings.later((embeddings == 0).all(dim=1).any())
-        self._cka = metrics.linear_cka_layers_later(reference.hidden.to(hidden.device), hidden, readings)
+        self._cka = linear_cka_layers_later(reference.hidden.to(hidden.device), hidden, readings)
         self._before, self._after = reference.embeddings.to(embeddings.device), embeddings
         self._turned = readings.later(metrics.embedding_drift(self._before, self._after, check=False))
         distance = (self._after - self._before).double().norm(dim=1).mean()

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import cache, partial
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from attndrift import metrics
-from attndrift.monitor.drift import DivergedError, Drift, Snapshot
+from attndrift.metrics.reading import Readings
+from attndrift.metrics.weights import squared_norm_later, weight_drift_later
+from attndrift.monitor.drift import Drift, Snapshot
 from attndrift.monitor.probe import Batches, Probe, batches_of
 from attndrift.monitor.processes import Processes
-from attndrift.monitor.snapshot import SnapshotUnderWay, begin_snapshot
+from attndrift.monitor.snapshot import WeightDrift, begin_snapshot
 from attndrift.monitor.undisturbed import undisturbed, unwrapped
 from attndrift.monitor.weights import bare, bare_parameters, has_adapters, live_parameters
 from attndrift.observing import find_vision_tower
 from attndrift.observing.embedding import image_embeddings
 from attndrift.observing.walking import named_modules
-
-WeightDrift = Callable[[], tuple[float | None, float | None]]
-"""Returns the weight drift of the vision transformer and of its projection."""
 
 
 class DriftMonitor:
@@ -57,8 +55,7 @@ class DriftMonitor:
         ObservationError: a model that cannot be observed.
         TypeError: a probe of something else than normalised images.
         ValueError: merged adapters, sharded parameters, an empty probe set, or a reference of another shape.
-        DivergedError: a reference that is not finite. On an accelerator, which is not waited for here, :attr:`reference`
-            and the first measurement raise it.
+        DivergedError: a reference whose hidden states or embeddings are not finite.
     """
 
     def __init__(
@@ -77,17 +74,17 @@ class DriftMonitor:
         self.model = unwrapped(model)
         self._distributed = distributed
         self._embed = embed
-        _refuse_sharded(self.model)
+        modules = named_modules(self.model)
+        _refuse_sharded(modules)
         # As many images at a time in each process, and they may become more than one after this.
         self._batches: Batches = batches_of(probe, lambda: batch_size * self.processes.count, self.model)
         origin, values = self.model, bare_parameters
-        self._reference: Snapshot | SnapshotUnderWay
         if isinstance(reference, Snapshot):
-            self._reference = reference
+            self.reference = reference
             self._weight_drift = weight_drift or _ParameterDrift(self.model, origin, values)
             return
         if reference is None:
-            with bare(self.model):
+            with bare(self.model, modules):
                 under_way = begin_snapshot(self.model, self._batches(), embed, processes=self.processes)
         else:
             if embed is not None:
@@ -96,19 +93,7 @@ class DriftMonitor:
             under_way = begin_snapshot(origin, self._batches(), processes=self.processes)
         with under_way.meanwhile():
             self._weight_drift = weight_drift or _ParameterDrift(self.model, origin, values)
-        self._reference = under_way
-        if not under_way.stays:
-            _ = self.reference
-
-    @property
-    def reference(self) -> Snapshot:
-        """The state that is measured against. An accelerator that is still at it is waited for here."""
-        if isinstance(self._reference, SnapshotUnderWay):
-            try:
-                self._reference = self._reference.read()
-            except DivergedError as error:
-                raise DivergedError(f"the reference state: {error}") from error
-        return self._reference
+        self.reference = under_way.read()
 
     @property
     def processes(self) -> Processes:
@@ -117,8 +102,9 @@ class DriftMonitor:
 
     def measure(self) -> Drift:
         """Measure now. Raises :class:`DivergedError` where the model has left the finite numbers."""
-        under_way = begin_snapshot(self.model, self._batches(), self._embed, processes=self.processes)
-        return _measured(under_way, self.reference, self._weight_drift)
+        return measure_drift(
+            self.reference, self.model, self._batches(), self._weight_drift, self._embed, processes=self.processes
+        )
 
     def embeddings(self) -> Tensor:
         """What the model makes of the probe images now: (images, dimensions), float32, on the CPU; all in every process."""
@@ -164,18 +150,11 @@ def measure_drift(
 
     Args and Raises: as for :func:`take_snapshot`, and what ``weight_drift`` raises.
     """
-    return _measured(begin_snapshot(model, batches, embed, processes=processes), reference, weight_drift)
+    return begin_snapshot(model, batches, embed, processes=processes).drift(reference, weight_drift)
 
 
-def _measured(under_way: SnapshotUnderWay, reference: Snapshot, weight_drift: WeightDrift) -> Drift:
-    with under_way.meanwhile():
-        comparison = under_way.against(reference)
-        tower, projection = weight_drift()
-    return comparison(weight_drift=tower, projection_drift=projection)
-
-
-def _refuse_sharded(model: nn.Module) -> None:
-    for module, name in named_modules(model).items():
+def _refuse_sharded(modules: Mapping[nn.Module, str]) -> None:
+    for module, name in modules.items():
         for own, parameter in module._parameters.items():
             # A parameter made of a DTensor is one.
             if parameter is not None and (type(parameter).__name__ == "DTensor" or hasattr(parameter, "ds_id")):
@@ -203,22 +182,19 @@ class _ParameterDrift:
         projection = _projection(origin)
         parts = [find_vision_tower(origin).module] + ([] if projection is None else [projection])
         self._before = [{name: value.clone() for name, value in values(part).items()} for part in parts]
-        readings = metrics.Readings()
-        self._norms = [cache(metrics.squared_norm_later(part, readings)) for part in self._before]
-        readings.send()
-        if next(iter(self._before[0].values())).device.type not in readings.TOGETHER:
-            for norm in self._norms:
-                norm()  # what is wrong with them is said now, where that is no waiting
+        readings = Readings()
+        norms = [squared_norm_later(part, readings) for part in self._before]
+        self._norms = [norm() for norm in norms]
         if origin is not model or has_adapters(model):
             self()  # a reference of other shapes, or an adapter that cannot be told, is an error now, not at the first measurement
 
     def __call__(self) -> tuple[float, float | None]:
         projection = _projection(self._model)
         parts = [find_vision_tower(self._model).module] + ([] if projection is None else [projection])
-        readings = metrics.Readings()
+        readings = Readings()
         # Without a projection on either side, the tower alone.
         tower, *others = [
-            metrics.weight_drift_later(before, live_parameters(part, before), readings, pretrained_squared_norm=norm)
+            weight_drift_later(before, live_parameters(part, before), readings, pretrained_squared_norm=norm)
             for part, before, norm in zip(parts, self._before, self._norms, strict=False)
         ]
         return tower(), (others[0]() if others else None)

@@ -8,13 +8,18 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from attndrift.metrics import Readings, StructureAccumulator
+from attndrift.metrics import StructureAccumulator, StructureSummary
+from attndrift.metrics.reading import Readings
 from attndrift.monitor.drift import Comparison, DivergedError, Drift, Snapshot, compare_snapshots
 from attndrift.monitor.processes import Processes
 from attndrift.monitor.undisturbed import undisturbed, unwrapped
 from attndrift.observing import Observation, find_vision_tower
 from attndrift.observing.embedding import image_embeddings
 from attndrift.observing.observer import observe_tower
+from attndrift.observing.walking import named_modules
+
+WeightDrift = Callable[[], tuple[float | None, float | None]]
+"""Returns the weight drift of the vision transformer and of its projection."""
 
 
 def take_snapshot(
@@ -36,6 +41,7 @@ def take_snapshot(
 
     Raises:
         DivergedError: a hidden state or an embedding is not finite.
+        ObservationError: attention is not finite though these are (on an accelerator, ValueError).
         TypeError: images that are not floating-point, so not normalised.
         ValueError: there are no images, or fewer than processes.
     """
@@ -51,22 +57,25 @@ def begin_snapshot(
 ) -> SnapshotUnderWay:
     """:func:`take_snapshot` up to where its numbers are needed.
 
-    All passes are asked for, and nothing is waited for: an accelerator may still be at them when this returns, and what else
-    a measurement has to do costs no time of its own until then. Raises at once what :func:`take_snapshot` raises for
-    the images; where several processes measure together, when it is read, as in all of them.
+    All passes are asked for, and an accelerator may still be at them when this returns: it is waited for only where images
+    have to be brought to it, or where several processes measure together. What else a measurement has to do costs no
+    time of its own until then. Raises what :func:`take_snapshot` raises as far as it is known by then; where several
+    processes measure together, when it is read, as in all of them.
     """
     model = unwrapped(model)
     embed = embed or (lambda pixels: image_embeddings(model, pixels))
     under_way = SnapshotUnderWay(processes or Processes())
     try:
-        with undisturbed(model):
-            tower = find_vision_tower(model)
+        modules = named_modules(model)
+        with undisturbed(model, modules):
+            tower = find_vision_tower(model, modules)
             weight = next(p for p in tower.module.parameters() if p.is_floating_point())
+            check = weight.device.type not in Readings.TOGETHER
             for batch in batches:
                 if not batch.is_floating_point():
                     raise TypeError(f"probe: a batch of {batch.dtype}, which is not normalised; see DriftMonitor")
                 pixels, own = under_way.processes.share(batch, under_way.images)
-                with observe_tower(tower, hidden=True, check=False) as seen:
+                with observe_tower(tower, hidden=True, check=check) as seen:
                     embedded = embed(pixels.to(weight.device, weight.dtype))
                     under_way.add(seen, embedded, own, len(batch))
             under_way.end()
@@ -78,16 +87,20 @@ def begin_snapshot(
 
 
 class SnapshotUnderWay:
-    """Passes over the probe images whose results have not been read."""
+    """Passes over the probe images whose results have not been read.
+
+    Those of a single process stay on an accelerator, where they will be compared: 7 MB, a copy of which would be waited for.
+    """
 
     def __init__(self, processes: Processes) -> None:
         self.processes = processes
         self.problem: Exception | None = None
         self._readings = Readings()
         self._structure = StructureAccumulator(check=False)
+        self._summary: Callable[[], StructureSummary] | None = None
         self._hidden: list[Tensor] = []
         self._embeddings: list[Tensor] = []
-        self._finite: list[Tensor] = []
+        self._finite: list[Callable[[], Tensor]] = []
         self._sizes: list[int] = []
 
     @property
@@ -98,11 +111,17 @@ class SnapshotUnderWay:
     def add(self, seen: Observation, embedded: Tensor, own: int, size: int) -> None:
         """Keep what is needed of a pass over ``size`` images, of which the first ``own`` of this process count."""
         states = torch.stack([layer.float() for layer in seen.cls_hidden])
-        self._finite.append(torch.isfinite(states).all() & torch.isfinite(embedded).all())
+        finite = self._readings.later(torch.isfinite(states).all() & torch.isfinite(embedded).all())
+        self._finite.append(finite)
+        if states.device.type not in Readings.TOGETHER:
+            # Before the metrics: attention that is not finite has a name of its own.
+            _refuse_diverged([finite])
         if own:
             self._structure.update([layer[:own] for layer in seen.attention], [layer[:own] for layer in seen.cls_mass])
-        self._hidden.append(states)
-        self._embeddings.append(embedded.float())
+        stays = self.processes.count == 1 and states.device.type in Readings.TOGETHER
+        self._hidden.append(states if stays else states.cpu())
+        # A copy: it may be a view of the states of all tokens.
+        self._embeddings.append(embedded.to("cpu" if not stays else embedded.device, torch.float32, copy=True))
         self._sizes.append(size)
 
     def end(self) -> None:
@@ -111,11 +130,9 @@ class SnapshotUnderWay:
             raise ValueError("the probe set is empty")
         if self.images < self.processes.count:
             raise ValueError(f"{self.images} probe images cannot be shared by {self.processes.count} processes")
-        self._all_finite = self._readings.later(torch.stack(self._finite).all())
-        self._all_hidden, self._all_embeddings = torch.cat(self._hidden, dim=1), torch.cat(self._embeddings)
+        self._hidden, self._embeddings = [torch.cat(self._hidden, dim=1)], [torch.cat(self._embeddings)]
         if self.processes.count == 1:
             self._summary = self._structure.compute_later(self._readings)
-            self._readings.send()
 
     @contextmanager
     def meanwhile(self) -> Iterator[None]:
@@ -127,38 +144,45 @@ class SnapshotUnderWay:
             self.read()
             raise
 
-    def against(self, reference: Snapshot) -> Callable[..., Drift]:
-        """:func:`compare_snapshots` with ``reference``, without its first two arguments, for when this is to be read.
-
-        Until then an accelerator is asked for what it can do of it.
-        """
-        if self.stays:
-            comparison = Comparison(reference, self._all_hidden, self._all_embeddings, self._readings)
-            self._readings.send()
-            return lambda **weights: comparison.drift(self.read().structure, **weights)
-        return lambda **weights: compare_snapshots(reference, self.read(), **weights)
+    def drift(self, reference: Snapshot, weight_drift: WeightDrift) -> Drift:
+        """How far it is from ``reference``. Raises as :func:`take_snapshot` and :func:`compare_snapshots` do, and ``weight_drift``."""
+        comparison = None
+        with self.meanwhile():
+            if self.processes.count == 1 and self._hidden[0].device.type in Readings.TOGETHER:
+                # Everything is asked of an accelerator before it is waited for.
+                comparison = Comparison(reference, self._hidden[0], self._embeddings[0], self._readings)
+            tower, projection = weight_drift()
+        current = self.read()
+        if comparison is None:
+            return compare_snapshots(reference, current, weight_drift=tower, projection_drift=projection)
+        return comparison.drift(current.structure, weight_drift=tower, projection_drift=projection)
 
     def read(self) -> Snapshot:
         """Wait for the passes. Raises as :func:`take_snapshot` does."""
-        if self.problem is None and not bool(self._all_finite()):
-            # Before the metrics: attention that is not finite has a name of its own.
-            self.problem = DivergedError("the model's hidden states or embeddings are not finite")
-        if self.processes.count > 1:
-            self.processes.agree(self.problem)
-            self._structure.combine(self.processes.sum)
-            self._summary = self._structure.compute_later(self._readings)
-        elif self.problem is not None:
-            raise self.problem
-        hidden, embeddings = self._all_hidden, self._all_embeddings
-        if not self.stays:
-            hidden, embeddings = hidden.cpu(), embeddings.cpu()
+        if self.processes.count == 1:
+            _refuse_diverged(self._finite)
+        else:
+            self._agree()
+        assert self._summary is not None
         return Snapshot(
             self._summary(),
-            self.processes.join(hidden.transpose(0, 1), self._sizes).transpose(0, 1).contiguous(),
-            self.processes.join(embeddings, self._sizes),
+            self.processes.join(self._hidden[0].transpose(0, 1), self._sizes).transpose(0, 1).contiguous(),
+            self.processes.join(self._embeddings[0], self._sizes),
         )
 
-    @property
-    def stays(self) -> bool:
-        """Whether the snapshot stays on an accelerator, where it will be compared: 7 MB, a copy of which would be waited for."""
-        return self.processes.count == 1 and self._all_hidden.device.type in Readings.TOGETHER
+    def _agree(self) -> None:
+        """What all processes find together; raises in all where one of them has failed."""
+        if self.problem is None:
+            try:
+                _refuse_diverged(self._finite)
+            except Exception as error:
+                self.problem = error
+        self.processes.agree(self.problem)
+        if self._summary is None:
+            self._structure.combine(self.processes.sum)
+            self._summary = self._structure.compute_later(self._readings)
+
+
+def _refuse_diverged(finite: Iterable[Callable[[], Tensor]]) -> None:
+    if not all(bool(one()) for one in finite):
+        raise DivergedError("the model's hidden states or embeddings are not finite")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -88,16 +88,17 @@ def being_measured() -> bool:
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: nn.Module, named: Mapping[nn.Module, str] | None = None) -> Iterator[None]:
     """Everything inside runs in evaluation mode, without gradients, in the model's own precision, uncompiled.
 
     The precision is that of the weights whatever ``autocast`` surrounds the call: a measurement must not
     depend on where in a training loop it is made. Random states and training flags are put back.
+    ``named``: the model's modules, where somebody has them (:func:`~attndrift.observing.walking.named_modules`).
     """
     with ExitStack() as stack:
         stack.callback(_undisturbed.reset, _undisturbed.set(True))
         # Asked once: going through a model takes a millisecond, which on an accelerator is a tenth of a forward pass.
-        modules = list(named_modules(model))
+        modules = list(named_modules(model) if named is None else named)
         devices = {
             parameter.device for module in modules for parameter in module._parameters.values() if parameter is not None
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,11 +24,13 @@ def copy_without_hooks(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, memo)
 
 
-def _adapted_layers(model: nn.Module) -> list[Any]:
+def _adapted_layers(model: nn.Module, modules: Iterable[nn.Module] | None = None) -> list[Any]:
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
-    return [part for part in named_modules(model) if isinstance(part, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
+    return [
+        part for part in modules or named_modules(model) if isinstance(part, (BaseTunerLayer, AuxiliaryTrainingWrapper))
+    ]
 
 
 def has_adapters(model: nn.Module) -> bool:
@@ -37,12 +39,12 @@ def has_adapters(model: nn.Module) -> bool:
 
 
 @contextmanager
-def bare(model: nn.Module) -> Iterator[None]:
+def bare(model: nn.Module, modules: Iterable[nn.Module] | None = None) -> Iterator[None]:
     """``model`` with its ``peft`` adapters switched off; which parameters are trained is as before afterwards.
 
-    Raises ValueError where adapters are merged into the weights: switching those off would change the weights.
+    ``modules``: the model's own, where somebody has them. Raises ValueError where adapters are merged into the weights: switching those off would change the weights.
     """
-    layers = _adapted_layers(model)
+    layers = _adapted_layers(model, modules)
     if any(getattr(layer, "merged", False) for layer in layers):
         raise ValueError(
             "the adapters are merged into the weights, so the bare model cannot be seen; unmerge them "

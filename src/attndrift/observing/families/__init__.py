@@ -8,6 +8,7 @@ observer works from the entry alone.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from torch import nn
@@ -60,13 +61,15 @@ class VisionTower(NamedTuple):
     name: str
 
 
-def _towers(model: nn.Module, families: dict[str, Family]) -> list[VisionTower]:
+def _towers(
+    model: nn.Module, families: dict[str, Family], modules: Mapping[nn.Module, str] | None = None
+) -> list[VisionTower]:
     if not isinstance(model, nn.Module):
         raise ObservationError(f"expected a torch.nn.Module to observe, got {type(model).__name__}")
     found: list[VisionTower] = []
     # By class: every observation asks all modules of a model, which are of a few classes.
     candidates: dict[type, list[Family]] = {}
-    for module, name in named_modules(model).items():
+    for module, name in (named_modules(model) if modules is None else modules).items():
         kind = type(module)
         if kind not in candidates:
             candidates[kind] = [family for family in families.values() if is_a(module, *family.classes)]
@@ -90,16 +93,17 @@ def _only(model: nn.Module, found: list[VisionTower], kind: str) -> VisionTower:
     return tower
 
 
-def find_vision_tower(model: nn.Module) -> VisionTower:
+def find_vision_tower(model: nn.Module, modules: Mapping[nn.Module, str] | None = None) -> VisionTower:
     """The single vision transformer inside ``model``.
 
     Looks through wrappers (peft, DataParallel-like modules, a classifier of one's own) and passes text
-    towers over. Unpacks as ``family, module, name``.
+    towers over. Unpacks as ``family, module, name``. ``modules``: the model's, where somebody has them
+    (:func:`~attndrift.observing.walking.named_modules`).
 
     Raises:
         ObservationError: no vision transformer of a known family, or more than one.
     """
-    found = _towers(model, FAMILIES)
+    found = _towers(model, FAMILIES, modules)
     if found:
         return _only(model, found, "vision transformer")
     known = "; ".join(family.models for family in FAMILIES.values())

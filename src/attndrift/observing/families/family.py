@@ -116,6 +116,11 @@ class Family:
     valid: Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], Tensor | None] | None = None
     batch_first: Callable[[nn.Module], bool] = field(default=lambda tower: True)
 
+    def __post_init__(self) -> None:
+        given: object = self.classes  # written by hand, as all of an entry is
+        if isinstance(given, str):
+            raise TypeError(f"family `{self.name}`: classes is `{self.classes}`; give a tuple of names")
+
     def queries_of(self, tower: nn.Module) -> Mapping[str, Query]:
         """The queries of this tower, the default first."""
         return self.queries(tower) if callable(self.queries) else self.queries
