@@ -19,25 +19,12 @@ import torch
 
 from attndrift.bench.graphs import captured
 from attndrift.bench.runs import METHODS, MODEL
+from attndrift.bench.study import bare_step
 from attndrift.models import adapt, class_token_alone, load_clip
 from attndrift.study.running import adaptation
 from attndrift.study.settings import RunSettings
 
 ROUNDS, STEPS = 5, 40
-
-
-def step(
-    model: Callable[..., Any],
-    trained: list[torch.nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    batch: dict[str, Any],
-) -> None:
-    optimizer.zero_grad()
-    with torch.autocast("cuda", dtype=torch.bfloat16):
-        loss = model(**batch).loss
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(trained, 1.0)
-    optimizer.step()
 
 
 def milliseconds(work: Callable[[], None]) -> str:
@@ -55,11 +42,11 @@ def milliseconds(work: Callable[[], None]) -> str:
 
 def main() -> None:
     pretrained = class_token_alone(load_clip(MODEL))
+    side = pretrained.config.vision_config.image_size
     generator = torch.Generator().manual_seed(0)
-    batch = {
-        "pixel_values": torch.randn(64, 3, 224, 224, generator=generator).cuda(),
-        "labels": torch.randint(0, 10, (64,), generator=generator).cuda(),
-    }
+    pixels = torch.randn(64, 3, side, side, generator=generator).cuda()
+    labels = torch.randint(0, 10, (64,), generator=generator).cuda()
+    mixed = partial(torch.autocast, "cuda", dtype=torch.bfloat16)
     for name, method in METHODS.items():
         settings = RunSettings.model_validate({"model": MODEL, "dataset": "eurosat"} | method)
         works = []
@@ -67,7 +54,8 @@ def main() -> None:
             model: Any = adapt(copy.deepcopy(pretrained), adaptation(settings), 10, 0).cuda().train()
             trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
             optimizer = torch.optim.AdamW(trained, settings.learning_rate, fused=True, capturable=True)
-            work = partial(step, torch.compile(model) if compiled else model, trained, optimizer, batch)
+            called = torch.compile(model) if compiled else model
+            work = partial(bare_step, called, trained, optimizer, mixed, pixel_values=pixels, labels=labels)
             if compiled:
                 began = time.perf_counter()
                 work()

@@ -12,6 +12,7 @@ from attndrift.metrics import (
     StructureAccumulator,
     linear_cka_both,
     linear_cka_layers,
+    representation,
     squared_norm,
     weight_drift,
     weights,
@@ -36,8 +37,10 @@ def together(request, monkeypatch) -> None:
 def test_cka_of_all_layers_is_that_of_each() -> None:
     x, y = states()
     expected = [torch.stack(list(values)) for values in zip(*map(linear_cka_both, x, y), strict=True)]
-    for got, wanted in zip(linear_cka_layers(x, y), expected, strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+    for found in (linear_cka_layers(x, y), representation._gram_layers(x.double(), y.double(), Readings())()):
+        assert found is not None
+        for got, wanted in zip(found, expected, strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1.0])
@@ -45,6 +48,7 @@ def test_cka_of_all_layers_is_that_of_each() -> None:
 def test_a_layer_without_cka_is_left_to_its_words(value) -> None:
     x, y = states()
     y[2] = value
+    assert representation._gram_layers(x.double(), y.double(), Readings())() is None
     with pytest.raises(ValueError, match="y: "):
         linear_cka_layers(x, y)
 

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -290,6 +291,24 @@ class Kind:
         return cls(settings.method, settings.lora_rank, settings.lora_targets, settings.freeze_layers)
 
 
+def bare_step(
+    model: Callable[..., Any],
+    trained: Sequence[torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    mixed: Callable[[], AbstractContextManager[object]],
+    **batch: torch.Tensor,
+) -> None:
+    """One training step and nothing else: forward inside ``mixed()``, backward, clipping, optimiser."""
+    from torch.nn.utils import clip_grad_norm_
+
+    optimizer.zero_grad()
+    with mixed():
+        loss = model(**batch).loss
+    loss.backward()
+    clip_grad_norm_(trained, 1.0)
+    optimizer.step()
+
+
 def bare_rates(path: str) -> None:
     """Print seconds of a bare step of every kind of run, and of a bare forward pass, of the study in ``path``.
 
@@ -301,7 +320,7 @@ def bare_rates(path: str) -> None:
 
     from attndrift.bench.devices import device_named, wait_for
     from attndrift.bench.graphs import captured
-    from attndrift.models import CLIPClassifier, adapt, class_token_alone, load_clip
+    from attndrift.models import adapt, class_token_alone, load_clip
     from attndrift.study.running import adaptation
     from attndrift.training.fit import precision_of
 
@@ -323,14 +342,6 @@ def bare_rates(path: str) -> None:
     def mixed() -> torch.autocast:
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=half)
 
-    def step(model: CLIPClassifier, trained: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-        optimizer.zero_grad()
-        with mixed():
-            loss = model(pixel_values=batch, labels=labels).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-
     def seconds(work: Callable[[], object]) -> float:
         times = []
         for _ in range(STEPS_TIMED + 1):
@@ -348,7 +359,7 @@ def bare_rates(path: str) -> None:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         recorded = device.type == "cuda"
         optimizer = torch.optim.AdamW(trained, chosen.learning_rate, fused=True, capturable=recorded)
-        work = partial(step, model, trained, optimizer)
+        work = partial(bare_step, model, trained, optimizer, mixed, pixel_values=batch, labels=labels)
         steps.append(seconds(captured(work) if recorded else work))
     model = adapt(untouched, adaptation(one), 10, 0).to(device).eval()
 

@@ -267,7 +267,9 @@ def embedding_drift(pretrained: Tensor, adapted: Tensor, *, check: bool = True) 
         0-dimensional float64 in [0, 2]: 0 for equal directions, 1 for orthogonal ones. Differentiable.
 
     Raises:
-        ValueError: wrong or different shapes, NaN or inf, or a row of zeros (it has no direction).
+        ValueError: wrong or different shapes; with ``check``, NaN or inf, or a row of zeros (it has no direction).
+
+    Source: the embedding drift of the first study.
     """
     z0, z = _matrix(pretrained, "pretrained", check), _matrix(adapted, "adapted", check)
     if z0.shape != z.shape:

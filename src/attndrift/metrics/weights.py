@@ -63,7 +63,10 @@ def squared_norm(pretrained: Mapping[str, Tensor]) -> float:
 
 
 def squared_norm_later(pretrained: Mapping[str, Tensor], readings: Readings) -> Callable[[], float]:
-    """:func:`squared_norm` without waiting for an accelerator: a function that does the rest, and raises."""
+    """:func:`squared_norm` without waiting for an accelerator: a function that does the rest, and raises for the values.
+
+    That there are no parameters is raised here.
+    """
     if not pretrained:
         raise ValueError("pretrained: holds no parameters")
     later = readings.later(_stacked(_squares([value.detach() for value in pretrained.values()])))
@@ -109,8 +112,9 @@ def weight_drift(
     Source: the relative Frobenius distance of the first study; trace identity
     ||BA||_F^2 = tr((B^T B)(A A^T)).
     """
-    readings, norm = Readings(), pretrained_squared_norm
-    return weight_drift_later(pretrained, adapted, readings, missing=missing, pretrained_squared_norm=norm)()
+    return weight_drift_later(
+        pretrained, adapted, Readings(), missing=missing, pretrained_squared_norm=pretrained_squared_norm
+    )()
 
 
 def weight_drift_later(
@@ -222,6 +226,7 @@ def _wide(parameter: Tensor) -> Tensor:
 
 
 def _stacked(squares: Sequence[Tensor]) -> Tensor:
+    """Numbers of any devices as one tensor on that of the first."""
     return torch.stack([square.to(squares[0].device) for square in squares]) if squares else torch.empty(0)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attndrift.metrics import StructureAccumulator, StructureSummary
-from attndrift.metrics.reading import Readings
+from attndrift.metrics.reading import Later, Readings
 from attndrift.monitor.drift import Comparison, DivergedError, Drift, Snapshot, compare_snapshots
 from attndrift.monitor.processes import Processes
 from attndrift.monitor.undisturbed import undisturbed, unwrapped
@@ -100,8 +100,9 @@ class SnapshotUnderWay:
         self._summary: Callable[[], StructureSummary] | None = None
         self._hidden: list[Tensor] = []
         self._embeddings: list[Tensor] = []
-        self._finite: list[Callable[[], Tensor]] = []
+        self._finite: list[Later] = []
         self._sizes: list[int] = []
+        self._whole: tuple[Tensor, Tensor] | None = None
 
     @property
     def images(self) -> int:
@@ -118,10 +119,10 @@ class SnapshotUnderWay:
             _refuse_diverged([finite])
         if own:
             self._structure.update([layer[:own] for layer in seen.attention], [layer[:own] for layer in seen.cls_mass])
-        stays = self.processes.count == 1 and states.device.type in Readings.TOGETHER
+        stays = self._stays(states)
         self._hidden.append(states if stays else states.cpu())
         # A copy: it may be a view of the states of all tokens.
-        self._embeddings.append(embedded.to("cpu" if not stays else embedded.device, torch.float32, copy=True))
+        self._embeddings.append(embedded.to(embedded.device if stays else "cpu", torch.float32, copy=True))
         self._sizes.append(size)
 
     def end(self) -> None:
@@ -130,7 +131,8 @@ class SnapshotUnderWay:
             raise ValueError("the probe set is empty")
         if self.images < self.processes.count:
             raise ValueError(f"{self.images} probe images cannot be shared by {self.processes.count} processes")
-        self._hidden, self._embeddings = [torch.cat(self._hidden, dim=1)], [torch.cat(self._embeddings)]
+        self._whole = torch.cat(self._hidden, dim=1), torch.cat(self._embeddings)
+        self._hidden, self._embeddings = [], []
         if self.processes.count == 1:
             self._summary = self._structure.compute_later(self._readings)
 
@@ -148,9 +150,9 @@ class SnapshotUnderWay:
         """How far it is from ``reference``. Raises as :func:`take_snapshot` and :func:`compare_snapshots` do, and ``weight_drift``."""
         comparison = None
         with self.meanwhile():
-            if self.processes.count == 1 and self._hidden[0].device.type in Readings.TOGETHER:
+            if self._whole is not None and self._stays(self._whole[0]):
                 # Everything is asked of an accelerator before it is waited for.
-                comparison = Comparison(reference, self._hidden[0], self._embeddings[0], self._readings)
+                comparison = Comparison(reference, *self._whole, self._readings)
             tower, projection = weight_drift()
         current = self.read()
         if comparison is None:
@@ -164,11 +166,16 @@ class SnapshotUnderWay:
         else:
             self._agree()
         assert self._summary is not None
+        assert self._whole is not None
+        hidden, embeddings = self._whole
         return Snapshot(
             self._summary(),
-            self.processes.join(self._hidden[0].transpose(0, 1), self._sizes).transpose(0, 1).contiguous(),
-            self.processes.join(self._embeddings[0], self._sizes),
+            self.processes.join(hidden.transpose(0, 1), self._sizes).transpose(0, 1).contiguous(),
+            self.processes.join(embeddings, self._sizes),
         )
+
+    def _stays(self, states: Tensor) -> bool:
+        return self.processes.count == 1 and states.device.type in Readings.TOGETHER
 
     def _agree(self) -> None:
         """What all processes find together; raises in all where one of them has failed."""
@@ -183,6 +190,6 @@ class SnapshotUnderWay:
             self._summary = self._structure.compute_later(self._readings)
 
 
-def _refuse_diverged(finite: Iterable[Callable[[], Tensor]]) -> None:
+def _refuse_diverged(finite: Iterable[Later]) -> None:
     if not all(bool(one()) for one in finite):
         raise DivergedError("the model's hidden states or embeddings are not finite")

@@ -42,7 +42,9 @@ def has_adapters(model: nn.Module) -> bool:
 def bare(model: nn.Module, modules: Iterable[nn.Module] | None = None) -> Iterator[None]:
     """``model`` with its ``peft`` adapters switched off; which parameters are trained is as before afterwards.
 
-    ``modules``: the model's own, where somebody has them. Raises ValueError where adapters are merged into the weights: switching those off would change the weights.
+    ``modules``: the model's own, where somebody has them.
+
+    Raises ValueError where adapters are merged into the weights: switching those off would change the weights.
     """
     layers = _adapted_layers(model, modules)
     if any(getattr(layer, "merged", False) for layer in layers):
