@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
+from attndrift.bench.arithmetic import bare_step
 from attndrift.bench.graphs import captured
 from attndrift.bench.runs import METHODS, MODEL
-from attndrift.bench.study import bare_step
 from attndrift.models import adapt, class_token_alone, load_clip
 from attndrift.study.running import adaptation
 from attndrift.study.settings import RunSettings

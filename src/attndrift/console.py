@@ -52,7 +52,12 @@ class RunReporter:
 
 
 class StudyConsole:
-    """Reports a study on a terminal, or in plain lines where there is none."""
+    """Reports a study on a terminal, or in plain lines where there is none.
+
+    ``of_run`` is what it yields for a run.
+    """
+
+    of_run = RunReporter
 
     def __init__(self, *, verbose: bool = False, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
@@ -85,7 +90,7 @@ class StudyConsole:
         """Yield the reporter of one run; several may be under way."""
         bar = self.progress.add_task(f"  {run.run_id}", total=None)
         try:
-            yield RunReporter(self, run.run_id, bar)
+            yield self.of_run(self, run.run_id, bar)
         finally:
             self.progress.remove_task(bar)
 

@@ -6,31 +6,30 @@ after the same steps. Each side is a fresh process, timed from its start, import
 
 from __future__ import annotations
 
-import copy
 import itertools
 import json
 import math
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attndrift.allocator import keep_freed_memory
+from attndrift.bench.arithmetic import TRANSFER, UNTOUCHED, Arithmetic
 from attndrift.bench.devices import device_named
 from attndrift.bench.ratios import ratio_of
 from attndrift.bench.reference import reference_path
 from attndrift.bench.result import Machine, Result
+from attndrift.bench.stopwatch import Timed, time_process
+from attndrift.bench.timed_study import STAMP
 from attndrift.study.loading import load_study
 from attndrift.study.processes import usable_cores
-from attndrift.study.settings import DatasetSource, RunSettings, Study
+from attndrift.study.settings import DatasetSource, Study
 
 if TYPE_CHECKING:
     import torch
@@ -38,10 +37,12 @@ if TYPE_CHECKING:
     from attndrift.data import ImageSplit
 
 TARGETS = {"eurosat": "tiles", "pets": "critters"}
-UNTOUCHED = "the untouched model"
-ATTENTION = "pretrained attention of the training images"
-STEPS_TIMED = 10
 TARGET_FLOOR = 0.9
+STEPS_TIMED = 10
+"""Of every kind, for the bare arithmetic before and after a study."""
+STEPS_BETWEEN = 2
+"""Of one kind, each time that the study stands still for it. Often and for short: all runs are met alike, by whose lengths
+those that are left are divided."""
 
 
 @dataclass(frozen=True)
@@ -90,30 +91,6 @@ BUDGETS = {
     ),
 }  # fmt: skip
 """By kind of device."""
-
-_OURS = """
-import json, sys
-from pathlib import Path
-import psutil
-from attndrift.console import StudyConsole
-from attndrift.study.engine import one_after_the_other, run_study
-from attndrift.study.processes import Deferred, InProcesses
-from attndrift.study.settings import Study
-study = Study.model_validate_json(Path(sys.argv[1]).read_text())
-jobs = int(sys.argv[3])
-def spent(process):
-    try:
-        t = process.cpu_times()
-    except psutil.Error:  # it has ended, and has been counted by the system
-        return 0.0
-    return t.user + t.system + t.children_user + t.children_system
-engine = InProcesses(jobs) if jobs > 1 else one_after_the_other
-if __name__ == "__main__":
-    run_study(study, Path(sys.argv[2]), Deferred(), StudyConsole(), engine=engine)
-    # Of the process that the others were forked from, which lives on; those have ended, and it has counted them.
-    print()
-    print(sum(map(spent, psutil.Process().children())))
-"""
 
 
 def reduced_study(
@@ -251,201 +228,37 @@ def write_reference(study: Study, folder: Path, threads: int, workers: int = 0) 
     return path
 
 
-def _process(
-    command: Sequence[str], environment: dict[str, str], say: Callable[[str], None] = lambda line: None
-) -> tuple[float, str]:
-    """Seconds that a process takes, and what it prints, each line of which is passed on when it comes."""
-    with tempfile.TemporaryFile("w+") as errors:
-        started = time.perf_counter()
-        lines = []
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment) as process:
-            assert process.stdout is not None
-            try:
-                for line in process.stdout:
-                    lines.append(line)
-                    say(line.rstrip())
-            except BaseException:
-                process.kill()
-                raise
-        seconds = time.perf_counter() - started
-        if process.returncode:
-            errors.seek(0)
-            raise RuntimeError(f"bench study: {command[1]} ended with {process.returncode}: {errors.read()[-1500:]}")
-    return seconds, "".join(lines)
-
-
-# ------------------------------------------------------------------------------------------------- the floor
-
-
-@dataclass(frozen=True)
-class Kind:
-    """Runs whose training steps are the same arithmetic."""
-
-    method: str
-    lora_rank: int | None
-    lora_targets: str | None
-    freeze_layers: int
-
-    @classmethod
-    def of(cls, settings: RunSettings) -> Kind:
-        return cls(settings.method, settings.lora_rank, settings.lora_targets, settings.freeze_layers)
-
-
-def bare_step(
-    model: Callable[..., Any],
-    trained: Sequence[torch.nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    mixed: Callable[[], AbstractContextManager[object]],
-    **batch: torch.Tensor,
-) -> None:
-    """One training step and nothing else: forward inside ``mixed()``, backward, clipping, optimiser."""
-    from torch.nn.utils import clip_grad_norm_
-
-    optimizer.zero_grad()
-    with mixed():
-        loss = model(**batch).loss
-    loss.backward()
-    clip_grad_norm_(trained, 1.0)
-    optimizer.step()
-
-
-def bare_rates(path: str) -> None:
-    """Print seconds of a bare step of every kind of run, and of a bare forward pass, of the study in ``path``.
-
-    Bare: forward, backward, clipping and optimiser on tensors that are there, as the study's own models compute
-    them, in the precision of its training, and nothing else; on a CUDA device as the graph that the study replays.
-    Called in fresh processes, as many at once as the study has.
-    """
-    import torch
-
-    from attndrift.bench.devices import device_named, wait_for
-    from attndrift.bench.graphs import captured
-    from attndrift.models import adapt, class_token_alone, load_clip
-    from attndrift.study.running import adaptation
-    from attndrift.training.fit import precision_of
-
-    keep_freed_memory()  # as the processes of a study do
-    study = Study.model_validate_json(Path(path).read_text(encoding="utf-8"))
-    settings = {Kind.of(run.settings): run.settings for run in study.runs if run.settings.method != "none"}
-    one = next(iter(settings.values()))
-    torch.set_num_threads(one.threads)
-    device = device_named(one.device)
-    wait = wait_for(device)
-    generator = torch.Generator().manual_seed(0)
-    untouched = class_token_alone(load_clip(one.model))
-    side = untouched.config.vision_config.image_size
-    batch = torch.randn(one.batch_size, 3, side, side, generator=generator).to(device)
-    many = torch.randn(one.evaluation_batch_size, 3, side, side, generator=generator).to(device)
-    labels = torch.randint(0, 10, (one.batch_size,), generator=generator).to(device)
-    half = precision_of(one, device) == "bfloat16"
-
-    def mixed() -> torch.autocast:
-        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=half)
-
-    def seconds(work: Callable[[], object]) -> float:
-        times = []
-        for _ in range(STEPS_TIMED + 1):
-            wait()
-            started = time.perf_counter()
-            work()
-            wait()
-            times.append(time.perf_counter() - started)
-        # A study takes the sum of its steps, slow ones among them, and not so many times the median.
-        return statistics.mean(times[1:])
-
-    steps = []
-    for chosen in settings.values():
-        model = adapt(copy.deepcopy(untouched), adaptation(chosen), 10, 0).to(device).train()
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        recorded = device.type == "cuda"
-        optimizer = torch.optim.AdamW(trained, chosen.learning_rate, fused=True, capturable=recorded)
-        work = partial(bare_step, model, trained, optimizer, mixed, pixel_values=batch, labels=labels)
-        steps.append(seconds(captured(work) if recorded else work))
-    model = adapt(untouched, adaptation(one), 10, 0).to(device).eval()
-
-    def validate() -> None:
-        with mixed():
-            model(pixel_values=many)
-
-    with torch.no_grad():
-        forward = seconds(lambda: model.embed(many)) / len(many)
-        # In the precision of the training; measurements are in that of the weights.
-        validated = seconds(validate) / len(many) if half else forward
-    print(json.dumps({"steps": steps, "image": forward, "validated": validated}))
-
-
-def floor(study: Study, path: Path, jobs: int, environment: dict[str, str]) -> dict[str, float]:
-    """Seconds of the study's arithmetic alone, by phase, summed over its runs: bare steps and forward passes."""
-    code = "import sys; from attndrift.bench.study import bare_rates; bare_rates(sys.argv[1])"
-    processes = [
-        subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True, env=environment)
-        for _ in range(jobs)
-    ]
-    printed = [process.communicate()[0] for process in processes]
-    if any(process.returncode for process in processes):
-        raise RuntimeError("bench study: the arithmetic alone could not be measured; the error is above")
-    measured = [json.loads(one.splitlines()[-1]) for one in printed]
-    kinds = list({Kind.of(run.settings): None for run in study.runs if run.settings.method != "none"})
-    step = {
-        kind: statistics.mean(one["steps"][place] for one in measured) for place, kind in enumerate(kinds)
-    }  # fmt: skip
-    image, validated = (statistics.mean(one[name] for one in measured) for name in ("image", "validated"))
-    phases = dict.fromkeys(("training", "test", "zero-shot transfer", UNTOUCHED, ATTENTION), 0.0)
-    probed: set[str] = set()
-    kept: set[str] = set()
-    for run in study.runs:
-        settings = run.settings
-        # The untouched model sees a target's probe once, and the transfer images, the same for all, once.
-        if settings.dataset not in probed:
-            phases[UNTOUCHED] += (settings.probe_size + (0 if probed else settings.transfer_limit or 0)) * image
-            probed.add(settings.dataset)
-        if settings.method == "none":
-            continue
-        training, evaluations, validation = _amounts(settings)
-        if settings.regularizer == "apr" and settings.dataset not in kept:
-            # Its attention on a target's training images is computed once, in both orientations.
-            phases[ATTENTION] += (2 if settings.flip else 1) * training * image
-            kept.add(settings.dataset)
-        # The last batch of an epoch may be a part of one, and counts as that part: the least, whatever it costs.
-        phases["training"] += settings.epochs * training / settings.batch_size * step[Kind.of(settings)]
-        phases["training"] += evaluations * settings.probe_size * image + settings.epochs * validation * validated
-        if settings.protocol != "seed":  # there the last state is reported on, which training has measured
-            phases["test"] += settings.probe_size * image
-        phases["zero-shot transfer"] += (settings.transfer_limit or 0) * image
-    return {phase: seconds for phase, seconds in phases.items() if seconds}
-
-
-def _amounts(settings: RunSettings) -> tuple[int, int, int]:
-    """Training images, evaluations in all, and validation images an epoch."""
-    from attndrift.study.images import open_dataset, splits_of
-    from attndrift.training.fit import evaluation_steps
-
-    splits = splits_of(open_dataset(settings.dataset, settings), settings)
-    n = len(splits.train)
-    return n, len(evaluation_steps(settings, n)), len(splits.validation)
-
-
 # ------------------------------------------------------------------------------------------------- the outcome
 
 
-def _phases(folder: Path, study: Study) -> dict[str, float]:
-    """Seconds that the runs of a finished study spent in each phase, summed over runs."""
+def _phases(folder: Path, study: Study, timed: Timed, jobs: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds that the runs of a finished study spent in each phase, summed over runs; and those without a run, over processes."""
     from attndrift.study.collect import RUNS_FOLDER
     from attndrift.study.record import read_record
 
+    stamps: dict[str, list[tuple[float, str | None]]] = {}
+    told = [line.removeprefix(STAMP) for line in timed.lines if line.startswith(STAMP)]
+    for moment, run_id, phase in map(json.loads, told):
+        stamps.setdefault(run_id, []).append((moment, phase))
     found: dict[str, float] = {}
     for run in study.runs:
         record = read_record(folder / RUNS_FOLDER / run.run_id)
         if record is None or record["status"] != "finished":
             problem = "it has no record" if record is None else record.get("problem")
             raise RuntimeError(f"bench study: {run.run_id} did not finish: {problem}")
-        for what, seconds in record["time"]["phases"].items():
-            if run.settings.method == "none" or what == "the pretrained model":
+        for (begun, phase), (ended, _) in itertools.pairwise(stamps[run.run_id]):
+            assert phase is not None
+            if run.settings.method == "none" or phase == "the pretrained model":
                 name = UNTOUCHED
             else:
-                name = "zero-shot transfer" if what.startswith("zero-shot") else what
-            found[name] = found.get(name, 0.0) + seconds
-    return found
+                name = TRANSFER if phase.startswith(TRANSFER) else phase
+            found[name] = found.get(name, 0.0) + timed.moved(begun, ended)
+    first, *_, last = sorted(moment for of_run in stamps.values() for moment, _ in of_run)
+    return found, {
+        "starting": jobs * timed.moved(timed.begun, first),
+        "without a run": jobs * timed.moved(first, last) - sum(found.values()),
+        "collecting": jobs * timed.moved(last, timed.ended),
+    }
 
 
 def _agreement(folder: Path, results: dict[str, Any], study: Study) -> list[dict[str, Any]]:
@@ -543,30 +356,45 @@ def study(
         single = os.environ | {"OMP_NUM_THREADS": "1"}
         measured: dict[str, list[float]] = {}
         floors: list[dict[str, float]] = []
+        repeats: list[list[float]] = []
         phases: list[dict[str, float]] = []
+        around: list[dict[str, float]] = []
         for place in range(pairs):
             # A cold cache each time: images are read, and pretrained attention computed, within the time.
-            own = [sys.executable, "-c", _OURS, str(plan), str(root / f"study-{place}"), str(jobs)]
+            own = [sys.executable, "-m", "attndrift.bench.timed_study"]
+            own += [str(plan), str(root / f"study-{place}"), str(jobs)]
             other = [sys.executable, str(plain), str(given), str(root / f"reference-{place}.json")]
-            cold = {"ATTNDRIFT_CACHE": str(root / f"cache-{place}")}
+            cold = single | {"ATTNDRIFT_CACHE": str(root / f"cache-{place}")}
 
-            def ours(command: Sequence[str] = own, environment: dict[str, str] = single | cold) -> float:
-                # Before and after the study that it belongs to: the machine's own speed wanders.
-                before = floor(chosen, plan, jobs, single) if bare else {}
-                seconds, printed = _process(command, environment)
-                machine.count(float(printed.splitlines()[-1]))
+            def ours(
+                command: Sequence[str] = own, environment: dict[str, str] = cold, folder: Path = root / f"study-{place}"
+            ) -> float:
                 if not bare:
-                    return seconds
-                after = floor(chosen, plan, jobs, single)
-                floors.append({phase: (before[phase] + after[phase]) / 2 for phase in before})
-                both = " and ".join(f"{sum(one.values()) / jobs:.1f}" for one in (before, after))
-                say(f"bare arithmetic {both} s, before and after")
-                return seconds
+                    timed = time_process(command, environment)
+                else:
+                    arithmetic = Arithmetic(chosen, plan, jobs, single)
+                    with arithmetic if where.type == "cpu" else nullcontext():
+                        # Before, after, and in between: the machine's own speed wanders. Of an accelerator nothing is taken
+                        # while the study is there.
+                        between = partial(arithmetic.measure_one, STEPS_BETWEEN) if where.type == "cpu" else None
+                        arithmetic.measure_all(STEPS_TIMED)
+                        timed = time_process(command, environment, between=between)
+                        arithmetic.measure_all(STEPS_TIMED)
+                    floors.append(arithmetic.phases())
+                    repeats.append([sum(one.values()) / jobs for one in arithmetic.repeats()])
+                    say(f"bare arithmetic {sum(floors[-1].values()) / jobs:.1f} s")
+                machine.count(float(timed.lines[-1]))
+                inside, outside = _phases(folder, chosen, timed, jobs)
+                phases.append(inside)
+                around.append(outside)
+                return timed.seconds
 
             def theirs(command: Sequence[str] = other) -> float:
                 run = itertools.count(1)
                 every = os.environ | {"OMP_NUM_THREADS": str(cores)}
-                return _process(command, every, lambda line: say(f"reference, row {next(run)} of {rows}: {line}"))[0]
+                return time_process(
+                    command, every, lambda line: say(f"reference, row {next(run)} of {rows}: {line}")
+                ).seconds
 
             sides: dict[str, Callable[[], float]] = {"attndrift": ours}
             if script:
@@ -574,7 +402,6 @@ def study(
             for side in sides if place % 2 == 0 else reversed(sides):
                 measured.setdefault(side, []).append(sides[side]())
                 say(f"{side} {measured[side][-1]:.1f} s")
-            phases.append(_phases(root / f"study-{place}", chosen))
         tables: dict[str, list[dict[str, Any]]] = {}
         if script:
             results = json.loads((root / f"reference-{pairs - 1}.json").read_text())
@@ -583,8 +410,7 @@ def study(
     spent = {phase: statistics.median(one.get(phase, 0.0) for one in phases) for phase in phases[-1]}
     least = [sum(one.values()) / jobs for one in floors]
     own_side = measured["attndrift"]
-    own_seconds = statistics.median(own_side)
-    inside = [sum(one.values()) / jobs for one in phases]
+    in_runs = [sum(one.values()) / jobs for one in phases]
     floor_words = "its arithmetic alone: bare steps and forward passes on tensors in memory"
     first = next(run.settings for run in chosen.runs if run.settings.method != "none")
     what = (
@@ -605,7 +431,7 @@ def study(
             ratio_of(f"{part}, {span}", floor_words, seconds, least).aiming_at(1 / TARGET_FLOOR)
             for part, span, seconds in (
                 ("the same" if script else what, "from the start of the process to the tables", own_side),
-                ("the same", "everything inside its runs", inside),
+                ("the same", "everything inside its runs", in_runs),
             )
         ]
     )
@@ -618,12 +444,24 @@ def study(
         }
         for phase, seconds in sorted(spent.items(), key=lambda item: -item[1])
     ]
-    table.append(
+    table += [
         {
-            "phase": f"starting, waiting and collecting (of {jobs} processes)",
-            "seconds, summed over runs": jobs * own_seconds - sum(spent.values()),
+            "phase": f"{what_else} (of {jobs} processes)",
+            "seconds, summed over runs": statistics.median(one[what_else] for one in around),
         }
-    )
+        for what_else in around[0]
+    ]
+    if floors:
+        tables["How well the arithmetic is known"] = [
+            {
+                "round": place,
+                "mean s": least[place - 1],
+                "fastest s": min(seconds),
+                "slowest s": max(seconds),
+                "times measured": len(seconds),
+            }
+            for place, seconds in enumerate(repeats, 1)
+        ]
     return Result(
         "study",
         ratios,
