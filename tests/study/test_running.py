@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import re
 import shutil
@@ -446,16 +447,30 @@ def test_pretrained_attention_that_was_cut_short_is_measured_again(tiny_clip: Pa
     pd.testing.assert_frame_equal(first.runs, second.runs)
 
 
-def test_weights_that_are_no_numbers_are_never_the_last_good_state(tiny_clip: Path, tmp_path: Path) -> None:
+def test_weights_that_are_no_numbers_are_never_the_last_good_state(
+    tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """States are saved more often than the structure is measured, so a bad step may come to be saved first."""
-    change = "learning_rate: 10, weight_decay: 1, warmup: 0, epochs: 8, checkpoints_per_epoch: 4"
-    text = _text(tiny_clip, f"  - {{method: full, {change}, evaluations_per_epoch: 1}}\n", name="unseen")
+    step, done = torch.optim.AdamW.step, itertools.count(1)
+
+    def breaking(optimizer: torch.optim.AdamW, closure: Any = None) -> Any:
+        found = step(optimizer, closure)
+        if next(done) == 4:
+            with torch.no_grad():
+                optimizer.param_groups[0]["params"][0].fill_(torch.nan)
+        return found
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", breaking)
+    change = "epochs: 1, batch_size: 10, checkpoints_per_epoch: 4, evaluations_per_epoch: 1"
+    text = _text(tiny_clip, f"  - {{method: full, {change}}}\n", name="unseen")
     _, tables = _run(text, tmp_path / "s", tmp_path / "cache")
     assert tables.runs["status"].to_list() == ["diverged"]
     folder = next((tmp_path / "s" / "runs").iterdir())
     weights = load_file(folder / "checkpoints" / "last-good" / "model.safetensors")
     assert all(bool(torch.isfinite(value).all()) for value in weights.values())
-    assert read_json(folder / "record.json")["last_good_step"] == 2
+    record = read_json(folder / "record.json")
+    assert "is not finite after step 4" in record["problem"]
+    assert record["last_good_step"] == 2
 
 
 @pytest.mark.parametrize(
