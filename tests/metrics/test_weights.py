@@ -37,6 +37,20 @@ def test_full_weights() -> None:
     assert weight_drift(before, {name: 2 * value for name, value in before.items()}) == pytest.approx(1, rel=1e-12)
 
 
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16])
+def test_any_layout_and_precision_and_nothing_given_is_changed(kind) -> None:
+    whole = torch.randn(5, 7, 4, generator=torch.Generator().manual_seed(3)).to(kind)
+    before = {"turned": whole[0].T, "every second": whole[1][:, ::2], "repeated": whole[2, :1].expand(3, 4)}
+    before |= {"one number": whole[3, 0, 0], "whole": whole[4]}
+    after = {name: (value.double() + 0.125).to(kind) for name, value in before.items()}
+    kept = [[value.clone() for value in side.values()] for side in (before, after)]
+    moved = sum(float((after[n].double() - before[n].double()).square().sum()) for n in before)
+    norm = sum(float(value.double().square().sum()) for value in before.values())
+    assert weight_drift(before, after) == pytest.approx(math.sqrt(moved / norm), rel=1e-12)
+    for side, values in zip((before, after), kept, strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(side.values(), values, strict=True))
+
+
 def test_a_norm_that_is_known_changes_nothing() -> None:
     before, after = parameters(0), parameters(1)
     norm = squared_norm(before)

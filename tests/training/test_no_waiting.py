@@ -6,9 +6,10 @@ must go through `sent`, which waits for nothing.
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import TrainingArguments
+from transformers import TrainingArguments, get_cosine_schedule_with_warmup
 
 from attndrift.data import PixelStore, device_pixels, order
 from attndrift.data.sending import sent
@@ -96,7 +97,13 @@ class Poisoned:
 
 
 def train(
-    kind: str, folder: Path, *, poisoned_after: int | None = None, guarded: bool = False, **others: Any
+    kind: str,
+    folder: Path,
+    *,
+    poisoned_after: int | None = None,
+    guarded: bool = False,
+    saving: Callable[[torch.nn.Module], None] = lambda model: None,
+    **others: Any,
 ) -> tuple[FitResult, Heard, Any]:
     """A whole training on the CPU, with real measurements; and its model."""
     torch.manual_seed(0)
@@ -119,7 +126,7 @@ def train(
         track=None,
         track_retention=lambda _: None,
         baseline={"step": 0},
-        save_weights=lambda name: None,
+        save_weights=lambda name: saving(model),
         pretrained_entropy=monitor.reference.structure.layers("entropy"),
         reference=lambda positions, flipped: attention[:, positions],
         device=CPU,
@@ -255,3 +262,48 @@ def test_states_take_little_of_an_accelerators_time(tmp_path, monkeypatch, share
     monkeypatch.setattr(module, "STATE_SHARE", share)
     _, heard, _ = train("full", tmp_path)
     assert sorted(heard.states) == states
+
+
+@pytest.mark.parametrize("poisoned_after", [None, 2 * STEPS - 2])
+def test_the_optimiser_is_not_copied_with_the_model_and_lets_it_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, poisoned_after: int | None
+) -> None:
+    copied, saved = [], []
+    state = torch.optim.Optimizer.__getstate__
+    monkeypatch.setattr(torch.optim.Optimizer, "__getstate__", lambda own: copied.append(own) or state(own))
+
+    def saving(model: torch.nn.Module) -> None:
+        saved.append(copy.deepcopy(model))
+
+    result, _, found = train("full", tmp_path, poisoned_after=poisoned_after, saving=saving)
+    assert result.status == ("finished" if poisoned_after is None else "diverged")
+    assert saved
+    assert not copied
+    # Afterwards the model drops its gradients as any module does.
+    assert "zero_grad" not in vars(found.model)
+
+
+@pytest.mark.parametrize("method", ["full", "linear_probe"])
+def test_a_study_trains_as_a_plain_loop_does(tmp_path: Path, method: str) -> None:
+    """Bit for bit: the same batches, cross-entropy, clipped gradients, AdamW and cosine, and nothing besides."""
+    settings, store = settings_of("full", method=method, epochs=2), images()
+    _, _, found = train("full", tmp_path, method=method, epochs=2)
+    model = adapt(load_clip("config:tiny"), adaptation(settings), CLASSES, settings.seed).train()
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+    warm = math.ceil(settings.warmup * 2 * STEPS)
+    schedule = get_cosine_schedule_with_warmup(optimizer, warm, 2 * STEPS)
+    for epoch in range(settings.epochs):
+        turned = order.flips(IMAGES, settings.seed, epoch)
+        shuffled = order.epoch_order(IMAGES, settings.seed, epoch)
+        for positions in np.split(np.asarray(shuffled), STEPS):
+            pixels = store.fetch(positions, np.asarray(turned)[positions])
+            labels = torch.from_numpy(store.labels[positions])
+            optimizer.zero_grad()
+            model(pixel_values=pixels, labels=labels).loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
+            optimizer.step()
+            schedule.step()
+    own = dict(found.model.named_parameters())
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, own[name]), name

@@ -177,8 +177,8 @@ def _squared_differences(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]
             found += _squared_norms(torch._foreach_sub(after, before))
         return found
     for old, new in pairs:
-        wide = _wide(old)
-        found.append(torch.sub(new.to(device=wide.device, dtype=wide.dtype), wide).square().sum())
+        difference = new.to(device=old.device, dtype=wide_dtype(old), copy=True).sub_(old).flatten()
+        found.append(torch.dot(difference, difference))
     return found
 
 

@@ -7,15 +7,15 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from attndrift.files import read_json
 from attndrift.study.record import read_record
 from attndrift.study.settings import NAME_PATTERN
-from attndrift.tables import HISTORY, RUNS, Tables, conform, write_tables
 from attndrift.words import printable
+
+if TYPE_CHECKING:
+    from attndrift.tables import Tables
 
 STUDY = "study.json"
 RUNS_FOLDER = "runs"
@@ -92,6 +92,11 @@ def gather(folder: Path, run_ids: Iterable[str] | None = None) -> tuple[Tables, 
 
     Only finished, diverged and failed runs have rows, in the order of the study.
     """
+    # Here, so that a study's runs do not wait for half a second of imports that are needed after them.
+    import pandas as pd
+
+    from attndrift.tables import HISTORY, RUNS, Tables, conform
+
     names = list(run_ids) if run_ids is not None else planned_runs(folder)
     rows: list[dict[str, Any]] = []
     history: list[dict[str, Any]] = []
@@ -125,6 +130,8 @@ def gather(folder: Path, run_ids: Iterable[str] | None = None) -> tuple[Tables, 
 
 def collect(folder: Path) -> tuple[Tables, list[str]]:
     """Gather the tables of the study in ``folder`` and write them there as Parquet."""
+    from attndrift.tables import write_tables
+
     names = planned_runs(folder)  # first: what is no study folder is called that, whatever lies in it
     refuse_links(folder)
     tables, missing = gather(folder, names)

@@ -7,5 +7,6 @@ from attndrift.allocator import without_garbage_collection
 with without_garbage_collection():
     import attndrift.study.running  # noqa: F401
 
-# What is never looked through is never written to, and its memory is shared by all processes.
-gc.freeze()
+    # What is never looked through is never written to, and its memory is shared by all processes. Inside, or it would be
+    # looked through once more.
+    gc.freeze()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import multiprocessing
 import os
 import re
@@ -112,6 +113,8 @@ class InProcesses:
         try:
             for worker in workers:
                 worker.give(next_run())
+            # What collects the runs, imported while the others are at longer imports and this process would wait.
+            importlib.import_module("attndrift.tables")
             while busy := [worker for worker in workers if worker.run is not None]:
                 for worker in _ready(busy, self.time_limit):
                     late = self.time_limit is not None and worker.age > self.time_limit

@@ -139,7 +139,6 @@ class _RunTrainer(Trainer):
     place: Path
     say: Callable[[str], None]
     saving_began: float
-    loss_is_scaled_for_ga = False  # compute_loss returns the mean over a micro-batch
 
     def setup(self, plan: TrainingPlan, progress: Progress) -> None:
         settings = plan.settings
@@ -150,6 +149,7 @@ class _RunTrainer(Trainer):
         self.loader = training_loader(self.images, settings.batch_size // settings.gradient_accumulation)
         self.sampler = cast(EpochBatchSampler, self.loader.batch_sampler)
         self.tally = Tally(progress, plan.device, self.processes)
+        self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.pretrained_entropy = plan.pretrained_entropy.to(plan.device)
         # float16 scales its loss by what the steps before have shown, and accumulated gradients must be added to.
         self.records = (
@@ -167,22 +167,36 @@ class _RunTrainer(Trainer):
     def start_epoch(self, epoch: int) -> None:
         self.sampler.set_epoch(epoch)
         self.images.set_epoch(epoch)
+        # Once, and not at every step as `Trainer` does: to tell each of some hundred modules takes a millisecond. What
+        # evaluates in between leaves the modules as they were.
+        self.model.train()
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """As ``Trainer`` does it where no model is split."""
         if not self.records or inputs["total"] < self.plan.settings.batch_size:
-            return super().training_step(model, inputs, num_items_in_batch)
-        # As `super` does it, but for the asking. The last batch of an epoch, if it is smaller, is done by `super`.
-        model.train()
+            return self._asked_step(model, inputs)
+        # The last batch of an epoch, if it is smaller, is asked for anew.
         batch = self._tensors_of(inputs)
         if self.recorded is None:
             self.recorded = RecordedStep.if_there_is_room(model, partial(self._recordable, model), batch)
         if self.recorded is None:
             self.records = False
             self.say("the device has too little memory to keep a recorded step (`cuda_graphs`); each is asked for anew")
-            return super().training_step(model, inputs, num_items_in_batch)
+            return self._asked_step(model, inputs)
         loss, counted, hits, *active = self.recorded(batch)
         self.tally.add(self.state.global_step, inputs["total"], counted, hits, active[0] if active else None)
         return loss.detach()
+
+    def _asked_step(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        with self.compute_loss_context_manager():
+            loss = self.compute_loss(model, self._prepare_inputs(inputs))
+        loss = loss / self.current_gradient_accumulation_steps  # it is the mean over a micro-batch
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor | None:
+        # What is trained is a list; to go through the parameters of a model is to go through its modules.
+        return self.accelerator.clip_grad_norm_(self.trained, self.args.max_grad_norm)
 
     def _tensors_of(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
         """What a batch's losses are made of."""
@@ -537,7 +551,8 @@ def fit(model: nn.Module, plan: TrainingPlan, folder: Path, reporter: Reporter) 
         if board is not None:
             trainer.add_callback(board)
         try:
-            trainer.train(resume_from_checkpoint=str(state) if state else None)
+            with _cleared_by(optimizer, model):
+                trainer.train(resume_from_checkpoint=str(state) if state else None)
         except DivergedError as error:
             last = resume.newest(folder / "resume", reporter.say)
             step = _step_of(last)
@@ -550,6 +565,22 @@ def fit(model: nn.Module, plan: TrainingPlan, folder: Path, reporter: Reporter) 
     if processes.first:
         _write_history(folder, progress)
     return replace(_result("finished", progress), final_drift=callback.final_drift)
+
+
+@contextmanager
+def _cleared_by(optimizer: torch.optim.Optimizer, model: nn.Module) -> Iterator[None]:
+    """``Trainer`` has the model drop its gradients after each step. The optimiser has a list of the parameters that have one,
+    where the model would go through all its modules."""
+
+    # No method of the optimiser, which a copy of the model would be made with a copy of.
+    def zero_grad(set_to_none: bool = True) -> None:
+        optimizer.zero_grad(set_to_none)
+
+    model.zero_grad = zero_grad  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del model.zero_grad
 
 
 def _write_history(folder: Path, progress: Progress) -> None:
