@@ -49,7 +49,7 @@ format: $(STAMP) ## Put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## Measure costs as ratios, an hour and a half alone on the machine: benchmarks/results, docs/cost.md, docs/study-cost.md
+bench: $(STAMP) ## Measure costs as ratios, two hours alone on the machine: benchmarks/results, docs/cost.md, docs/study-cost.md
 	$(BIN)/attndrift bench startup --output $(RESULTS)/startup.json
 	$(BIN)/attndrift bench capture --only time --model $(B32) --pairs 18 --output $(RESULTS)/capture-b32.json
 	$(BIN)/attndrift bench capture --only time --model $(B32) --pairs 18 --return-freed --output $(RESULTS)/capture-b32-returned.json
@@ -62,6 +62,7 @@ bench: $(STAMP) ## Measure costs as ratios, an hour and a half alone on the mach
 	$(BIN)/attndrift bench growth --output $(RESULTS)/growth.json
 	$(BIN)/attndrift bench study --pairs 2 --output $(RESULTS)/study.json
 	$(BIN)/attndrift bench study --epochs 6 --no-script --output $(RESULTS)/study-epochs.json
+	$(BIN)/attndrift bench study --epochs 20 --no-script --output $(RESULTS)/study-twenty.json
 	$(BIN)/attndrift bench scale --output $(RESULTS)/scale.json
 	$(BIN)/attndrift bench analysis --growth --pairs 2 --output $(RESULTS)/analysis.json
 	$(BIN)/python scripts/plot_analysis_cost.py $(RESULTS)/analysis.json docs/images/analysis-cost.png
