@@ -87,6 +87,10 @@ def test_the_arithmetic_is_measured_in_turns(tmp_path: Path) -> None:
         first, second = arithmetic.repeats()
         assert arithmetic.phases() == pytest.approx({phase: (first[phase] + second[phase]) / 2 for phase in first})
         assert min(first.values()) > 0
+    # Entered by nobody, it leaves no process behind.
+    arithmetic.measure_all(1)
+    assert len(arithmetic.repeats()) == 3
+    assert not arithmetic._processes
 
 
 def test_seconds_of_phases_leave_out_the_pauses_and_nothing_else(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ ATTENTION = "pretrained attention of the training images"
 TRANSFER = "zero-shot transfer"
 
 _READY = "ready"
+_PASSES = ("a forward pass of an image as measurements make it", "one as validation does")
 _SERVE = "import sys; from attndrift.bench.arithmetic import serve_rates; serve_rates(sys.argv[1])"
 
 
@@ -154,9 +155,6 @@ class Arithmetic:
     def _by_phase(self, seconds: Sequence[float]) -> dict[str, float]:
         kinds = len(self._kinds)
         return by_phase(self._study, dict(zip(self._kinds, seconds[:kinds], strict=True)), *seconds[kinds:])
-
-
-_PASSES = ("a forward pass of an image as measurements make it", "one as validation does")
 
 
 def serve_rates(path: str) -> None:
