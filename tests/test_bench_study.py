@@ -19,6 +19,7 @@ from attndrift.data.order import TrainingImages, training_loader
 from attndrift.models import load_processor
 from attndrift.study.images import open_dataset, splits_of
 from attndrift.study.record import FORMAT
+from attndrift.study.settings import Study
 
 
 def test_both_sides_train_on_the_same_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,17 +48,26 @@ def test_both_sides_train_on_the_same_batches(tmp_path: Path, monkeypatch: pytes
     assert len(given["transfer"]["files"]) == settings.transfer_limit
 
 
+@pytest.fixture
+def planned(tmp_path: Path) -> tuple[Study, Path]:
+    """A study of two runs that train, and the file that describes it."""
+    write_images(tmp_path / "images")
+    study = reduced_study(tmp_path / "images", 4)
+    path = tmp_path / "study.json"
+    path.write_text(study.model_dump_json())
+    return study, path
+
+
 def test_runs_of_one_arithmetic_are_timed_once(tmp_path: Path) -> None:
     study = reduced_study(tmp_path)
-    kinds = {Kind.of(run.settings) for run in study.runs if run.settings.method != "none"}
+    kinds = Kind.all_of(study)
     assert len(study.runs) == 23
     # Full, three depths of freezing, three ranks of LoRA, and LoRA on four targets.
     assert len(kinds) == 8
 
 
-def test_the_arithmetic_of_a_study_is_its_steps_and_passes(tmp_path: Path) -> None:
-    write_images(tmp_path / "images")
-    study = reduced_study(tmp_path / "images", 4)
+def test_the_arithmetic_of_a_study_is_its_steps_and_passes(planned: tuple[Study, Path]) -> None:
+    study, _ = planned
     adapted = [run for run in study.runs if run.settings.method != "none"]
     settings = adapted[0].settings
     images = {"tiles": 10 * 48, "critters": 37 * 13}  # the last batch of an epoch counts as the part that it is
@@ -72,11 +82,8 @@ def test_the_arithmetic_of_a_study_is_its_steps_and_passes(tmp_path: Path) -> No
     assert only_passes["the untouched model"] == 2 * settings.probe_size + settings.transfer_limit
 
 
-def test_the_arithmetic_is_measured_in_turns(tmp_path: Path) -> None:
-    write_images(tmp_path / "images")
-    study = reduced_study(tmp_path / "images", 4)
-    plan = tmp_path / "study.json"
-    plan.write_text(study.model_dump_json())
+def test_the_arithmetic_is_measured_in_turns(planned: tuple[Study, Path]) -> None:
+    study, plan = planned
     with Arithmetic(study, plan, 1, os.environ) as arithmetic:
         arithmetic.measure_all(1)
         kinds = len(Kind.all_of(study))
@@ -135,11 +142,8 @@ def test_a_study_is_timed_against_its_arithmetic() -> None:
     assert known["fastest s"] <= known["mean s"] <= known["slowest s"]
 
 
-def test_a_process_that_dies_between_measurements_is_no_zero_and_holds_up_nothing(tmp_path: Path) -> None:
-    write_images(tmp_path / "images")
-    study = reduced_study(tmp_path / "images", 4)
-    plan = tmp_path / "study.json"
-    plan.write_text(study.model_dump_json())
+def test_a_process_that_dies_between_measurements_is_no_zero_and_holds_up_nothing(planned: tuple[Study, Path]) -> None:
+    study, plan = planned
     with Arithmetic(study, plan, 2, os.environ) as arithmetic:
         arithmetic.measure_one(1)
         processes = list(arithmetic._processes)
@@ -150,9 +154,8 @@ def test_a_process_that_dies_between_measurements_is_no_zero_and_holds_up_nothin
     assert all(process.returncode is not None for process in processes)
 
 
-def test_an_arithmetic_that_cannot_be_measured_is_no_zero(tmp_path: Path) -> None:
-    write_images(tmp_path / "images")
-    study = reduced_study(tmp_path / "images", 4)
+def test_an_arithmetic_that_cannot_be_measured_is_no_zero(planned: tuple[Study, Path], tmp_path: Path) -> None:
+    study, _ = planned
     with (
         Arithmetic(study, tmp_path / "nowhere.json", 1, os.environ) as arithmetic,
         pytest.raises(RuntimeError, match="the arithmetic alone could not be measured"),

@@ -59,7 +59,11 @@ def bare_step(
     mixed: Callable[[], AbstractContextManager[object]],
     **batch: torch.Tensor,
 ) -> None:
-    """One training step and nothing else: forward inside ``mixed()``, backward, clipping, optimiser."""
+    """One training step and nothing else: forward inside ``mixed()``, backward, clipping to a norm of 1, optimiser.
+
+    ``trained``: the parameters of ``optimizer``. ``batch``: what ``model`` takes, and returns a ``loss`` for: for example
+    ``pixel_values``, float (images, 3, height, width), and ``labels``, int64 (images,).
+    """
     from torch.nn.utils import clip_grad_norm_
 
     optimizer.zero_grad()
@@ -71,11 +75,13 @@ def bare_step(
 
 
 class Arithmetic:
-    """The bare steps and forward passes of the study in ``path``, measured by processes that wait in between.
+    """The bare steps and forward passes of ``study``, which ``path`` holds as JSON, measured by processes that wait in between.
 
     As many as the study has at a time, all at once, each the same: forward, backward, clipping and optimiser on tensors that
     are there, as the study's own models compute them, in the precision of its training; on a CUDA device as the graph that
     the study replays. A context manager.
+
+    ``jobs``: how many processes. ``environment``: their variables.
     """
 
     def __init__(self, study: Study, path: Path, jobs: int, environment: Mapping[str, str]) -> None:
@@ -108,7 +114,7 @@ class Arithmetic:
         self._processes = []
 
     def measure_all(self, count: int) -> None:
-        """Measure every kind of step, and a forward pass, ``count`` times each. Raises as :meth:`measure_one`.
+        """Measure every kind of step, and both kinds of forward passes, ``count`` times each. Raises as :meth:`measure_one`.
 
         Where nothing has been entered, by processes that end with it.
         """
