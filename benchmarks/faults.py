@@ -8,7 +8,7 @@ or the time is up, and then goes on undisturbed to its end. Its tables must then
 that nothing disturbed, and at no moment may a run that was done, or a resumable state, be gone.
 
 With ``--runs made`` (the default) training is replaced by a counter that saves a state a step, so that what is tried
-is the engine and the place, and one kill takes seconds; with ``--runs trained`` a tiny CLIP is trained.
+is the engine and the storage, and one kill takes seconds; with ``--runs trained`` a tiny CLIP is trained.
 """
 
 from __future__ import annotations
@@ -64,10 +64,10 @@ def drive(runs: str, engine: str, where: str, tally: str, address: str) -> None:
     """Run the study; what is asked of this file with ``--driver``."""
     from rich.console import Console
 
-    from attndrift.console_table import StudyTable
-    from attndrift.study.engine import run_study
-    from attndrift.study.engines import Options, make_engine
-    from attndrift.study.processes import Deferred
+    from attndrift.cli.run_table import StudyTable
+    from attndrift.study.launchers import Options, make_engine
+    from attndrift.study.launchers.processes import LazyExecutor
+    from attndrift.study.runner import run_study
 
     options = {
         "in-process": Options(),
@@ -75,7 +75,7 @@ def drive(runs: str, engine: str, where: str, tally: str, address: str) -> None:
         "ray": Options(address=address, retries=1000),
         "slurm": Options(retries=1000, scheduler=("cluster=local", "timeout_min=60")),
     }[engine]
-    execute: Any = MadeRuns(Path(tally), pause=PAUSE, steps=STEPS) if runs == "made" else Deferred()
+    execute: Any = MadeRuns(Path(tally), pause=PAUSE, steps=STEPS) if runs == "made" else LazyExecutor()
     chosen = make_engine("in-process" if engine == "processes" else engine, options)
     # Not on a terminal: the table prints a line for each run that ends.
     with StudyTable(console=Console(stderr=True, force_terminal=False)) as table:
@@ -91,7 +91,7 @@ class Row:
 
     Attributes:
         killed: what was killed.
-        engine, place: with what the study was run, and where it was kept.
+        engine, storage: with what the study was run, and where it was kept.
         kills: how often.
         studies: how many studies they were spread over; each ended with the tables of an undisturbed one.
         starts_of_driver: how often the command was given.
@@ -101,7 +101,7 @@ class Row:
 
     killed: str
     engine: str
-    place: str
+    storage: str
     runs: str
     kills: int = 0
     studies: int = 0
@@ -193,7 +193,7 @@ KINDS: dict[str, tuple[str, str, Strike]] = {
     "worker on Ray, store": ("ray", "S3-compatible store", _ray_worker),
     "job (submitit, local executor)": ("slurm", "folder", _job),
 }
-"""What is killed -> engine, place and how."""
+"""What is killed -> engine, storage and how."""
 
 
 # -- the trial ---------------------------------------------------------------------------------
@@ -203,8 +203,8 @@ class Trial:
     """One kind of kill, tried on as many studies as it takes."""
 
     def __init__(self, kind: str, runs: str, scratch: Path, cluster: Any, bucket: str | None, seed: int) -> None:
-        self.engine, self.place, self.strike = KINDS[kind]
-        self.row = Row(kind, self.engine, self.place, runs)
+        self.engine, self.storage, self.strike = KINDS[kind]
+        self.row = Row(kind, self.engine, self.storage, runs)
         self.runs, self.scratch, self.cluster, self.bucket = runs, scratch, cluster, bucket
         self.random = random.Random(f"{kind}{seed}")
         self.known: dict[str, int] = {}
@@ -217,7 +217,7 @@ class Trial:
         self.folder = self.scratch / name
         self.tally = self.scratch / f"{name}-tally"
         self.tally.mkdir()
-        self.where = f"{self.bucket}/{name}" if self.place != "folder" else str(self.folder)
+        self.where = f"{self.bucket}/{name}" if self.storage != "folder" else str(self.folder)
         self.known = {}
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -257,22 +257,22 @@ class Trial:
         self._compare(expected)
 
     def _over(self) -> bool:
-        from attndrift.study.places import open_place
+        from attndrift.study.storage_url import open_storage
 
-        place = open_place(self.where)
-        return all(place.is_done(run.run_id) for run in _study(self.runs).runs)
+        storage = open_storage(self.where)
+        return all(storage.is_done(run.run_id) for run in _study(self.runs).runs)
 
     def _compare(self, expected: dict[str, bytes]) -> None:
         import pandas as pd
 
-        from attndrift.study.places import open_place
+        from attndrift.study.storage_url import open_storage
 
         self.row.studies += 1
-        place = open_place(self.where)
-        if self.place != "folder":
-            place.fetch(self.folder)  # type: ignore[attr-defined]
+        storage = open_storage(self.where)
+        if self.storage != "folder":
+            storage.fetch(self.folder)  # type: ignore[attr-defined]
         else:
-            place.collect()
+            storage.collect()
         for name, content in expected.items():
             if (self.folder / name).read_bytes() != content:
                 self.row.problems.append(f"{self.where}: {name} differs from that of the undisturbed study")
@@ -312,7 +312,7 @@ class Trial:
 
     def _under_way(self) -> bool:
         """A driver is killed when it has begun a run, and not only its imports."""
-        if self.place != "folder":
+        if self.storage != "folder":
             return any(self.tally.iterdir())
         return any(self.folder.glob("runs/*"))
 
@@ -358,7 +358,6 @@ def _s3(wanted: bool) -> Iterator[str | None]:
         "AWS_SECRET_ACCESS_KEY": "of-nobody",
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "ATTNDRIFT_LEASE": "6",
     }
     s3fs.S3FileSystem(skip_instance_cache=True).mkdir("faults")
     try:

@@ -1,11 +1,11 @@
-"""What people do today to run a study of fine-tuning CLIP: the reference that `attndrift bench study` is timed against.
+"""What people do today to run a study of fine-tuning CLIP: the reference that `benchmarks.study` is measured against.
 
 Run after run in one process. Images are opened, resized and normalised by the image processor whenever they are
 needed, every epoch again; attention is eager, with every layer's full map where it is looked at, metrics batch by batch
 with `.item()`; attention preservation (APR) has a second live model. Plain PyTorch, transformers and peft, nothing of
 attndrift; see README.md.
 
-    python reference_study.py study.json results.json
+    python -m benchmarks.reference_study study.json results.json
 
 `study.json` says what to run: `model` (a folder), `settings` (equal for all runs), `datasets` (lists of [file, label] by
 split, class names, and the order and flips of every epoch), `transfer` (the same for zero-shot) and `runs`; `device`, if
@@ -22,12 +22,13 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from PIL import Image, ImageOps
-from reference_capture import attention_metrics, cls_attention, preservation_loss
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 from transformers import AutoTokenizer, CLIPModel, get_cosine_schedule_with_warmup
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from benchmarks.reference_capture import attention_metrics, cls_attention, preservation_loss
 
 # ------------------------------------------------------------------------------------------------------------- data
 

@@ -13,9 +13,9 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from attndrift import AttentionPreservation, DriftMonitor
+from attndrift.callbacks import LightningDriftCallback
 from attndrift.data import load_dataset
 from attndrift.models import load_clip, load_processor
-from attndrift.monitor import LightningDriftCallback
 
 PROBE, BATCH = 64, 32  # images that the drift is measured on, and images a step
 
@@ -25,12 +25,12 @@ class Classifier(LightningModule):
         super().__init__()
         self.clip = load_clip("embedded")
         self.head = torch.nn.Linear(self.clip.config.projection_dim, classes)
-        self.protect = AttentionPreservation(self.clip, weight=1.0)
+        self.preserve = AttentionPreservation(self.clip, weight=1.0)
 
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], _: int) -> torch.Tensor:
         pixels, labels = batch
         features = self.clip.get_image_features(pixel_values=pixels).pooler_output
-        return cross_entropy(self.head(features), labels) + self.protect()
+        return cross_entropy(self.head(features), labels) + self.preserve()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.parameters(), 3e-4)

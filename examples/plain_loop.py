@@ -12,8 +12,8 @@ from torch.nn.functional import cross_entropy
 
 from attndrift import AttentionPreservation, Budget, DriftMonitor, Guard
 from attndrift.data import load_dataset
+from attndrift.drift import Alert, DriftWatch
 from attndrift.models import load_clip, load_processor
-from attndrift.monitor import Alert, DriftWatch
 
 PROBE, BATCH = 64, 32  # images that the drift is measured on, and images a step
 
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> DriftWatch:
 
     monitor = DriftMonitor(model, pixels(list(range(PROBE))))
     optimizer = torch.optim.AdamW([*model.parameters(), *head.parameters()], 3e-4)
-    protect = AttentionPreservation(model, weight=given.weight)
+    preserve = AttentionPreservation(model, weight=given.weight)
     stop = Alert("cka_mean", below=0.7, action="stop")
     guard = Guard(monitor, Budget("cka_mean", at_least=given.budget), every=10) if given.budget else None
     with DriftWatch(monitor, every=10, alerts=[stop], folder=given.output, guard=guard) as watch:
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> DriftWatch:
         for step in range(1, given.steps + 1):
             numbers = torch.randint(PROBE, len(train), (BATCH,)).tolist()
             features = model.get_image_features(pixel_values=pixels(numbers)).pooler_output
-            loss = cross_entropy(head(features), torch.from_numpy(train.labels[numbers])) + protect(model)
+            loss = cross_entropy(head(features), torch.from_numpy(train.labels[numbers])) + preserve(model)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

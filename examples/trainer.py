@@ -13,7 +13,8 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from attndrift import AttentionPreservation, DriftCallback, DriftMonitor
 from attndrift.data import load_dataset
-from attndrift.models import AdaptationSettings, adapt, load_clip, load_processor
+from attndrift.methods import AdaptationSettings, adapt
+from attndrift.models import load_clip, load_processor
 
 PROBE, BATCH = 64, 32  # images that the drift is measured on, and images a step
 
@@ -36,15 +37,16 @@ def main(arguments: list[str] | None = None) -> DriftCallback:
 
     probe_images = collate(list(range(PROBE)))["pixel_values"]
     monitor = DriftMonitor(model, probe_images)
-    protect = AttentionPreservation(model, weight=given.weight)  # the teacher: this model with its adapters off
-    drift = DriftCallback(monitor, every=20, protect=protect)
+    preserve = AttentionPreservation(model, weight=given.weight)  # the teacher: this model with its adapters off
+    drift = DriftCallback(monitor, every=20, preserve=preserve)
     with tempfile.TemporaryDirectory() as folder:
         settings = TrainingArguments(
             folder, max_steps=given.steps, per_device_train_batch_size=BATCH, learning_rate=3e-3,
             report_to=given.report_to, save_strategy="no", logging_steps=20, remove_unused_columns=False, disable_tqdm=True,
         )  # fmt: skip
         numbers = list(range(PROBE, len(train)))
-        trainer = Trainer(model, settings, train_dataset=numbers, data_collator=collate, callbacks=[drift])
+        trainer = Trainer(model, settings, train_dataset=numbers, data_collator=collate)
+        drift.attach(trainer)
         trainer.remove_callback(PrinterCallback)  # it would print every layer
         trainer.train()
     return drift

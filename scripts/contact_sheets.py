@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from attndrift.data import load_dataset
-from attndrift.data.procedural import DRAWN, DrawnSet
+from attndrift.data.generated import DRAWN
+from attndrift.data.generated.canvas import DrawnSet
 
 COLUMNS = 10
 # Grain makes true-colour PNGs large; a palette keeps each sheet below 400 kB.

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from attndrift.analysis.statistics import t_interval
-from attndrift.tables import read_tables
+from attndrift.analysis.bootstrap import t_interval
+from attndrift.results.tables import read_tables
 
 KEPT, ENTROPY, ACCURACY = "transfer_objects_retention_pct", "entropy_change_pct", "test_accuracy"
 

@@ -21,11 +21,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 from filelock import FileLock, Timeout
 
-from attndrift.analysis.statistics import t_interval
+from attndrift.analysis.bootstrap import t_interval
 from attndrift.files import read_json, write_json
-from attndrift.study.interpolating import interpolate
+from attndrift.study.interpolation import interpolate
 from attndrift.study.record import read_record
-from attndrift.study.workbench import Workbench
+from attndrift.study.resources import StudyResources
 
 ALPHAS = tuple(round(0.05 * step, 2) for step in range(4, 13))
 BUDGETS = (95.0, 90.0, 80.0)
@@ -54,14 +54,14 @@ def _kind(settings: dict[str, Any]) -> str:
     return {"full": "plain", "lora": f"LoRA r={settings['lora_rank']}"}[settings["method"]]
 
 
-def _sweep(folder: Path, workbench: Workbench) -> list[dict[str, Any]] | None:
+def _sweep(folder: Path, resources: StudyResources) -> list[dict[str, Any]] | None:
     """The run's WiSE-FT points; None where another process is measuring them."""
     path = folder / "interpolation.json"
     try:
         with FileLock(folder / ".interpolation.lock", timeout=0):
             if not path.is_file():
                 interpolate(
-                    folder, ALPHAS, workbench=workbench, progress=lambda a, _: print(f"{folder.name}: {a}", flush=True)
+                    folder, ALPHAS, resources=resources, progress=lambda a, _: print(f"{folder.name}: {a}", flush=True)
                 )
             return list(read_json(path)["points"])
     except Timeout:
@@ -87,7 +87,7 @@ def compare(study: Path, seeds: list[int]) -> dict[str, Any]:
     guards: dict[tuple[float, int], dict[str, Any]] = {}
     curves: dict[int, list[Point]] = {}
     seconds: dict[str, list[float]] = {}
-    workbench = Workbench()
+    resources = StudyResources()
     for folder, record in _records(study):
         settings, row = record["settings"], record["row"]
         if settings["seed"] not in seeds:
@@ -99,7 +99,7 @@ def compare(study: Path, seeds: list[int]) -> dict[str, Any]:
         if settings["guard"]:
             guards[settings["guard_at_least"], settings["seed"]] = record["guard"]
         if kind == "plain":
-            points = _sweep(folder, workbench)
+            points = _sweep(folder, resources)
             if points is not None:
                 before = row["transfer_cifar100_pretrained"]
                 curve = [
@@ -120,7 +120,7 @@ def compare(study: Path, seeds: list[int]) -> dict[str, Any]:
                 {
                     "budget": budget, "seed": seed, "accuracy": guarded.accuracy, "retention": guarded.retention,
                     "probe_retention": told["readings"][0]["value"], "probe_bound": told["readings"][0]["bound"],
-                    "outcome": told["outcome"], "taken_back": told["taken_back"], "measurements": told["measurements"],
+                    "outcome": told["outcome"], "rewound": told["rewound"], "measurements": told["measurements"],
                     "wise_alpha": None if best is None else best.alpha,
                     "wise_accuracy": None if best is None else best.accuracy,
                     "wise_retention": None if best is None else best.retention,

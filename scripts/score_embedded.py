@@ -22,7 +22,7 @@ from sklearn.preprocessing import StandardScaler
 from statsmodels.stats.proportion import proportion_confint
 from transformers import CLIPModel, CLIPProcessor
 
-from attndrift.data.procedural import DRAWN
+from attndrift.data.generated import DRAWN
 
 HOME = Path(__file__).parents[1] / "src" / "attndrift" / "models" / "embedded"
 TRAIN_SEED, TEST_SEED = 1, 2

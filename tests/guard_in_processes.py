@@ -19,8 +19,8 @@ from torch import Tensor, distributed, nn
 
 from attndrift import Budget, DriftCallback, DriftMonitor, Guard
 from attndrift.models import load_clip
-from attndrift.monitor import image_embeddings
-from attndrift.transfer import TextFeatures
+from attndrift.models.embedding import image_embeddings
+from attndrift.retention.zero_shot import TextFeatures
 from training_loops import Classifier, trainer_of
 
 WAYS = {

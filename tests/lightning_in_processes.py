@@ -15,8 +15,8 @@ from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from attndrift import Budget, DriftMonitor, Guard
+from attndrift.callbacks import LightningDriftCallback
 from attndrift.models import load_clip
-from attndrift.monitor import LightningDriftCallback
 
 
 class Module(LightningModule):

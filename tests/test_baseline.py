@@ -13,9 +13,9 @@ from transformers import CLIPModel, CLIPProcessor
 from typer.testing import CliRunner
 
 import attndrift
-from attndrift.baseline import zero_shot_baseline
-from attndrift.cli import app
+from attndrift.cli.main import app
 from attndrift.data import load_dataset
+from attndrift.retention.baseline import zero_shot_baseline
 
 FOLDER = Path(attndrift.__file__).parent / "models" / "embedded"
 LIMIT = 200

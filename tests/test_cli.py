@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from typer.testing import CliRunner
 
-from attndrift.cli import app
+from attndrift.cli import main as cli
+from attndrift.cli.main import app
 
 runner = CliRunner()
 
@@ -35,8 +40,18 @@ runs:
 
 
 def _attndrift(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "attndrift.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    """The whole command, entry point included, in this process: another would import everything again."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", ["attndrift", *arguments]),
+        mock.patch.dict(os.environ),
+        redirect_stdout(out),
+        redirect_stderr(err),
+        pytest.raises(SystemExit) as ended,
+    ):
+        cli.main()
+    code = ended.value.code
+    return subprocess.CompletedProcess(arguments, code if isinstance(code, int) else 0, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture
@@ -50,13 +65,14 @@ def study(tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 COMMANDS = [
     "baseline",
     "run",
+    "check",
+    "convert",
     "collect",
     "import",
     "analyze",
     "demo",
     "list",
     "show",
-    "bench",
     "interpolate",
     "figures",
     "report",
@@ -82,7 +98,7 @@ def test_every_command_is_listed_here() -> None:
 
 def test_help_and_import_load_no_heavy_library() -> None:
     code = (
-        "import sys, attndrift, attndrift.cli;"
+        "import sys, attndrift, attndrift.cli.main;"
         "heavy = {'torch', 'transformers', 'pandas', 'numpy', 'scipy', 'matplotlib'} & set(sys.modules);"
         "sys.exit(str(heavy) if heavy else 0)"
     )
@@ -92,7 +108,8 @@ def test_help_and_import_load_no_heavy_library() -> None:
 
 def test_a_study_runs_collects_analyses_and_is_shown(study: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out"
-    ran = _attndrift("run", str(study), "--output", str(folder), "--json")
+    command = [sys.executable, "-m", "attndrift.cli.main", "run", str(study), "--output", str(folder), "--json"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert ran.returncode == 0, ran.stderr
     assert set(json.loads(ran.stdout)["runs"].values()) == {"finished"}
     assert {"runs.parquet", "history.parquet", "layers.parquet"} <= {p.name for p in folder.iterdir()}
@@ -171,10 +188,10 @@ def test_everything_with_a_name_is_listed() -> None:
     assert (runs["matched-rate-80"], runs["dose-response-84"]) == (80, 84)
 
 
-def _planned(study: Path, *arguments: str) -> list[dict[str, object]]:
+def _planned(study: Path, *arguments: str, exit_code: int = 0) -> list[dict[str, object]]:
     result = runner.invoke(app, ["run", str(study), "--dry-run", "--json", *arguments])
-    assert result.exit_code == 0, result.output
-    return json.loads(result.output)
+    assert result.exit_code == exit_code, result.output
+    return json.loads(result.stdout)
 
 
 def test_the_dry_run_says_which_runs_cannot_be_and_goes_on(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +204,7 @@ def test_the_dry_run_says_which_runs_cannot_be_and_goes_on(study: Path, monkeypa
     )
     for device in ("cuda", "backends.mps"):
         monkeypatch.setattr(f"torch.{device}.is_available", lambda: False)
-    _, full, frozen, nowhere, cuda, half = _planned(study)
+    _, full, frozen, nowhere, cuda, half = _planned(study, exit_code=1)
     assert "freeze_layers is 9; the model has 3 blocks" in str(frozen["note"])
     assert "no dataset is called 'nowhere'" in str(nowhere["note"])
     assert "it has cpu" in str(cuda["note"])

@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from attndrift.console_table import StudyTable
-from attndrift.study.engines import Options, make_engine
+from attndrift.cli.run_table import StudyTable
+from attndrift.study.launchers import Options, make_engine
 from attndrift.study.loading import parse_study
 from attndrift.study.settings import Study
 

@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from attndrift.models import AdaptationSettings, adapt, load_clip, load_processor
-from attndrift.models.drift import weight_drift
-from attndrift.monitor import DriftMonitor, take_snapshot
-from attndrift.observing import observe
-from attndrift.regularizers import EntropyFloorTerm, attention_preservation_loss
-from attndrift.transfer import TextFeatures, evaluate_zero_shot
+from attndrift.attention import observe
+from attndrift.drift import DriftMonitor, take_snapshot
+from attndrift.losses.attention import EntropyFloorTerm, attention_preservation_loss
+from attndrift.methods import AdaptationSettings, adapt
+from attndrift.methods.parameter_drift import weight_drift
+from attndrift.models import load_clip, load_processor
+from attndrift.retention.zero_shot import TextFeatures, evaluate_zero_shot
 
 METHODS = [
     AdaptationSettings("full"),

@@ -17,11 +17,13 @@ from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainingArguments
 
 from attndrift import AttentionPreservation, Budget, DriftCallback, DriftMonitor, Guard
-from attndrift.guarding.anchor import Anchor
-from attndrift.guarding.head import follow
-from attndrift.models import AdaptationSettings, CLIPClassifier, adapt, load_clip
-from attndrift.monitor import Alert, DriftWatch, image_embeddings
-from attndrift.transfer import TextFeatures
+from attndrift.drift import Alert, DriftWatch
+from attndrift.guard.head import follow
+from attndrift.guard.interpolator import WeightInterpolator
+from attndrift.methods import AdaptationSettings, CLIPClassifier, adapt
+from attndrift.models import load_clip
+from attndrift.models.embedding import image_embeddings
+from attndrift.retention.zero_shot import TextFeatures
 
 CLASSES = 4
 RATE = 3e-3
@@ -116,7 +118,7 @@ def test_the_budget_is_kept_after_every_check(
     guard.finish()
     assert [event.step for event in guard.events] == [4, 8, 12, 16, 20, 24]
     assert max(seen) <= 2e-4
-    assert any(event.action == "taken back" for event in guard.events)
+    assert any(event.action == "rewound" for event in guard.events)
     # Held at the budget, not far inside: there is something left of the training.
     assert monitor.measure().embedding_drift > 0.5e-4
     after_training = _weights(model)
@@ -152,7 +154,7 @@ def test_a_guard_that_is_not_needed_leaves_the_training_bit_for_bit(
     guard.finish()
     for name, value in _weights(plain).items():
         assert torch.equal(value, guarded.get_parameter(name)), name
-    assert guard.summary()["outcome"] == "never needed"
+    assert guard.summary()["outcome"] == "inactive"
     assert guard.summary()["cost_points"] is None
     assert all(module.training for module in guarded.modules())
 
@@ -169,7 +171,7 @@ def test_a_budget_out_of_reach_gives_back_the_pretrained_weights(
     guard = Guard(monitor, budget, every=4, echo=lines.append)
     with guard:
         _train(model, images, labels, 10, guard.step)
-    assert guard.given_up
+    assert guard.infeasible
     assert "out of reach, so the pretrained weights are put back" in "\n".join(lines)
     assert "out of reach" in guard.report()
     model.eval()
@@ -186,7 +188,7 @@ def test_a_pretrained_model_outside_is_seen_without_a_start_too(images: Tensor, 
     before = _encoder(_weights(model))
     guard = Guard(DriftMonitor(model, images[:8]), Budget("cka_mean", at_least=1.5), every=2, echo=None)
     _train(model, images, labels, 2, guard.step)
-    assert [event.action for event in guard.events] == ["given up"]
+    assert [event.action for event in guard.events] == ["infeasible"]
     for name, value in _encoder(_weights(model)).items():
         assert torch.equal(value, before[name]), name
 
@@ -208,19 +210,19 @@ def test_after_giving_up_only_the_classifier_trains(images: Tensor, labels: Tens
 
 def test_low_rank_updates_are_scaled_exactly(images: Tensor, labels: Tensor) -> None:
     model = _model("lora", lora_rank=2)
-    anchor = Anchor(DriftMonitor(model, images[:8]))
+    interpolator = WeightInterpolator(DriftMonitor(model, images[:8]))
     _train(model, images, labels, 6)
-    end, start = anchor.state(), load_clip("config:tiny")
+    end, start = interpolator.state(), load_clip("config:tiny")
     adapted = copy.deepcopy(model.clip).merge_and_unload()
-    whole = anchor.distance()
+    whole = interpolator.distance()
     for alpha in (0.0, 0.25, 0.5, 0.8, 1.0):
-        anchor.put(alpha, end)
-        assert anchor.distance() == pytest.approx(alpha * whole, rel=1e-4)
+        interpolator.interpolate(alpha, end)
+        assert interpolator.distance() == pytest.approx(alpha * whole, rel=1e-4)
         merged = copy.deepcopy(model.clip).merge_and_unload()
         for name, value in merged.vision_model.named_parameters():
             first, last = start.vision_model.get_parameter(name), adapted.vision_model.get_parameter(name)
             torch.testing.assert_close(value, torch.lerp(first, last, alpha), atol=1e-7, rtol=1e-6)
-    for part, value in zip(anchor.state(), end, strict=True):
+    for part, value in zip(interpolator.state(), end, strict=True):
         assert torch.equal(part, value)
 
 
@@ -229,21 +231,21 @@ def test_a_projection_saved_beside_adapters_has_its_own_way_back(images: Tensor)
     before = clip.visual_projection.weight.detach().clone()
     config = LoraConfig(r=2, target_modules=r".*vision_model.*q_proj", modules_to_save=["visual_projection"])
     adapted = get_peft_model(clip, config)
-    anchor = Anchor(DriftMonitor(adapted, images[:8]))
+    interpolator = WeightInterpolator(DriftMonitor(adapted, images[:8]))
     weight = adapted.get_base_model().visual_projection.modules_to_save["default"].weight
     with torch.no_grad():
         weight.add_(1.0)
-    anchor.put(0.0, anchor.state())
+    interpolator.interpolate(0.0, interpolator.state())
     assert torch.equal(weight, before)
 
 
 def test_what_the_embedding_does_not_depend_on_is_not_guarded(images: Tensor) -> None:
     model = _model()
-    names = Anchor(DriftMonitor(model, images[:8])).names
+    names = WeightInterpolator(DriftMonitor(model, images[:8])).names
     assert names
     assert all("vision_model" in name or "visual_projection" in name for name in names)
     with pytest.raises(ValueError, match="nothing that the image embedding depends on is trained"):
-        Anchor(DriftMonitor(_model("linear_probe"), images[:8]))
+        WeightInterpolator(DriftMonitor(_model("linear_probe"), images[:8]))
 
 
 def test_adapters_without_a_known_way_back_are_refused(images: Tensor) -> None:
@@ -263,7 +265,7 @@ def test_retention_is_kept_with_confidence(images: Tensor, labels: Tensor, text:
     guard = Guard(DriftMonitor(model, images[:8]), [budget, Budget("weight_drift", at_most=1.0)], every=5, echo=None)
     with guard:
         _train(model, images, labels, 30, guard.step)
-    assert any(event.action == "taken back" for event in guard.events)
+    assert any(event.action == "rewound" for event in guard.events)
     for event in guard.events:
         retention = event.after[0]
         assert retention.value is not None
@@ -345,7 +347,7 @@ def test_what_is_taken_back_is_read_as_before(images: Tensor, labels: Tensor) ->
         _train(model, images, labels, 20, guard.step)
         with torch.no_grad():
             before = model.eval()(images).logits
-            assert guard.check(20).action == "taken back"
+            assert guard.check(20).action == "rewound"
             disagreement[with_head] = float((model(images).logits - before).norm())
     assert disagreement[True] < 0.85 * disagreement[False]
 
@@ -366,7 +368,7 @@ def test_every_action_is_a_line_a_row_and_part_of_the_report(tmp_path: Path, ima
     assert lines[0].startswith("guard at step 10: embedding_drift ")
     assert "validation accuracy 0.7000 to 0.6000" in lines[0]
     (row,) = pq.read_table(tmp_path / "run" / "guard.parquet").to_pylist()
-    assert (row["run_id"], row["step"], row["action"], row["metric"]) == ("run", 10, "taken back", "embedding_drift")
+    assert (row["run_id"], row["step"], row["action"], row["metric"]) == ("run", 10, "rewound", "embedding_drift")
     assert row["value"] <= row["limit"] < row["value_before"]
     assert 0 < row["alpha"] < 1
     told = guard.summary()
@@ -414,24 +416,24 @@ def test_the_best_checked_state_is_put_back_and_patience_ends(images: Tensor, la
 
 def test_a_protection_counts_more_while_the_budget_is_crossed(images: Tensor, labels: Tensor) -> None:
     model = _model()
-    with AttentionPreservation(model, weight=0.5) as protect:
+    with AttentionPreservation(model, weight=0.5) as preserve:
         guard = Guard(
-            DriftMonitor(model, images[:16]), Budget("embedding_drift", at_most=2e-4), every=5, protect=protect, echo=None
+            DriftMonitor(model, images[:16]), Budget("embedding_drift", at_most=2e-4), every=5, preserve=preserve, echo=None
         )  # fmt: skip
-        _train(model, images, labels, 5, guard.step, protect)
-        assert protect.weight == 1.0
-        assert guard.rate < 1
+        _train(model, images, labels, 5, guard.step, preserve)
+        assert preserve.weight == 1.0
+        assert guard.lr_scale < 1
 
 
 def test_a_lower_rate_is_that_of_the_optimizer(images: Tensor, labels: Tensor) -> None:
     """Taking back three quarters of each step is AdamW at a quarter of its rate, momentum and decay included."""
     ours, theirs = _model(), _model()
-    anchor = Anchor(DriftMonitor(ours, images[:8]))
-    previous = [anchor.state()]
+    interpolator = WeightInterpolator(DriftMonitor(ours, images[:8]))
+    previous = [interpolator.state()]
 
     def after(step: int) -> None:
-        anchor.shorten(previous[0], 0.25)
-        previous[0] = anchor.state()
+        interpolator.scale_step(previous[0], 0.25)
+        previous[0] = interpolator.state()
 
     _train(ours, images, labels, 5, after)
     encoder = [p for name, p in theirs.named_parameters() if p.requires_grad and not name.startswith("classifier.")]
@@ -499,7 +501,8 @@ def _trainer(
         remove_unused_columns=False, dataloader_pin_memory=False, lr_scheduler_type="constant", seed=0,
     )  # fmt: skip
     data = [{"pixel_values": image, "labels": label} for image, label in zip(images, labels, strict=True)]
-    return Trainer(model, arguments, train_dataset=data, callbacks=[callback]), callback, model
+    trainer = Trainer(model, arguments, train_dataset=data)
+    return trainer, callback.attach(trainer), model
 
 
 def test_the_trainer_keeps_the_budget_and_resumes_it(tmp_path: Path, images: Tensor, labels: Tensor) -> None:

@@ -25,7 +25,7 @@ def test_a_guard_of_two_processes_decides_what_that_of_one_decides(tmp_path: Pat
         assert two == second[way], way
 
         assert [event["action"] for event in two["events"]] == [event["action"] for event in one["events"]], way
-        assert two["summary"]["outcome"] == ("given up" if way == "out of reach" else "kept")
+        assert two["summary"]["outcome"] == ("infeasible" if way == "out of reach" else "kept")
         if way == "out of reach":
             assert two["as before"] == two["guarded"], "the pretrained weights, bit for bit"
         else:
@@ -34,7 +34,7 @@ def test_a_guard_of_two_processes_decides_what_that_of_one_decides(tmp_path: Pat
             _close(two["events"], one["events"], way)
             _close(two["drift"], one["drift"], way)
             _close(two["weights"], one["weights"], way)
-    assert {event["action"] for event in first["drift"]["events"]} > {"taken back"}
+    assert {event["action"] for event in first["drift"]["events"]} > {"rewound"}
 
 
 def _close(left: Any, right: Any, where: str) -> None:

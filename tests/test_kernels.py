@@ -16,14 +16,14 @@ if ON == "cpu":
 
 # The switch is read where a kernel is defined.
 # ruff: noqa: E402
-from attndrift import kernels
-from attndrift.kernels import structure
-from attndrift.kernels.rows import read_rows, row_gradients, row_logits
-from attndrift.kernels.structure import structure_of_rows
-from attndrift.metrics import StructureAccumulator, accumulate, entropy, erf, gini
+from attndrift.attention import observe, rows
+from attndrift.metrics import StructureAccumulator, entropy, erf, gini, kernels
+from attndrift.metrics import structure_accumulator as accumulate
 from attndrift.metrics.attention import TIE
+from attndrift.metrics.kernels import row_structure as structure
+from attndrift.metrics.kernels.row_structure import structure_of_rows
+from attndrift.metrics.kernels.rows import read_rows, row_gradients, row_logits
 from attndrift.models import load_clip
-from attndrift.observing import observe, rows
 
 HALF = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(2, 3, 5, 4), (1, 2, 70, 16), (3, 2, 130, 24)]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from attndrift.tables import read_tables
+from attndrift.results.tables import read_tables
 
 STUDY = """
 name: killed
@@ -48,7 +48,7 @@ runs:
 
 
 def _start(study: Path, folder: Path, cache: Path, *options: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "attndrift.cli", "run", str(study), "--output", str(folder), *options]
+    command = [sys.executable, "-m", "attndrift.cli.main", "run", str(study), "--output", str(folder), *options]
     environment = os.environ | {"ATTNDRIFT_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
@@ -137,11 +137,14 @@ def _compare(undisturbed: Path, disturbed: Path) -> None:
     assert not list(disturbed.glob("runs/*/resume/step-*")), "resumable states are removed when a run is done"
 
 
+@pytest.mark.slow
+@pytest.mark.ci("kill")
 def test_a_study_that_was_killed_ends_in_the_same_tables(undisturbed: Undisturbed, tmp_path: Path) -> None:
     assert _kill_and_compare(undisturbed, tmp_path, kills=1, seed=0) == 1
 
 
 @pytest.mark.slow
+@pytest.mark.ci("kill")
 def test_two_runs_at_a_time_end_in_the_same_tables_though_the_first_process_is_killed(
     undisturbed: Undisturbed, tmp_path: Path
 ) -> None:

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, CLIPModel, CLIPVisionModel, Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from attndrift.attention import observe
+from attndrift.drift import DriftMonitor
 from attndrift.models import load_clip
-from attndrift.monitor import DriftMonitor
-from attndrift.observing import observe
-from attndrift.observing.embedding import image_embeddings
+from attndrift.models.embedding import image_embeddings
 
 HERE = "tests/test_library_traps.py"
 OBSERVED = "tests/observing/test_traps.py"
@@ -89,7 +89,7 @@ TRAPS: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "a Trainer resumed in mid-epoch is not exact under random augmentation": (
         ("tests/training/test_resume.py", "test_"),
-        ("tests/data/test_order.py", "test_"),
+        ("tests/data/test_shuffle.py", "test_"),
         ("tests/test_killed.py", "test_"),
     ),
     "weights that drift while the embeddings are bit-equal": (
@@ -232,9 +232,9 @@ def test_adapters_under_the_old_keys_load_inert_by_peft_and_in_place_or_not_at_a
     """Trained on a CLIPVisionModel of transformers 4, whose tower lay under ``vision_model.``; today it does not."""
     from safetensors.torch import load_file, save_file
 
-    from attndrift.comparing.sources import Side, resolve
+    from attndrift.compare.sources import ResolvedModel, resolve
+    from attndrift.methods.adapters import check_adapters_loaded
     from attndrift.models import CheckpointError
-    from attndrift.models.adapters import check_adapters_loaded
 
     tower = CLIPVisionModel(clip.config.vision_config).eval()
     tower.load_state_dict(clip.vision_model.state_dict())
@@ -263,7 +263,7 @@ def test_adapters_under_the_old_keys_load_inert_by_peft_and_in_place_or_not_at_a
     with pytest.raises(CheckpointError, match="have no place in the model"):
         check_adapters_loaded(inert, tmp_path)
 
-    side = resolve(tmp_path, Side("base", "model", clip, None, None))
+    side = resolve(tmp_path, ResolvedModel("base", "model", clip, None, None))
     with torch.no_grad():
         placed = side.clip.vision_model(pixel_values=images).pooler_output
     torch.testing.assert_close(placed, moved, rtol=0, atol=1e-5)

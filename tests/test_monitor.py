@@ -25,23 +25,14 @@ from transformers import CLIPConfig, CLIPModel
 from typer.testing import CliRunner
 
 from attndrift import metrics
-from attndrift.cli import app
-from attndrift.metrics.reading import Readings
+from attndrift.cli.main import app
+from attndrift.drift import WATCHABLE, Alert, AlertEvent, Drift, DriftMonitor, DriftWatch, Snapshot, take_snapshot
+from attndrift.drift.alerts import AlertBook
+from attndrift.drift.snapshot import begin_snapshot
+from attndrift.metrics.deferred import DeferredScalars
 from attndrift.models import load_clip
-from attndrift.monitor import (
-    WATCHABLE,
-    Alert,
-    AlertEvent,
-    DivergedError,
-    Drift,
-    DriftMonitor,
-    DriftWatch,
-    Snapshot,
-    take_snapshot,
-)
-from attndrift.monitor.alerts import AlertBook
-from attndrift.monitor.snapshot import begin_snapshot
-from attndrift.tables import TableError, read_tables
+from attndrift.process_group import DivergedError
+from attndrift.results.tables import TableError, read_tables
 
 
 @pytest.fixture
@@ -90,7 +81,7 @@ def test_a_changed_model_has(clip: CLIPModel, images: Tensor) -> None:
 
 def test_a_measurement_waits_for_nothing_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors on the meta device have no values, so whatever would fetch one to the host raises."""
-    monkeypatch.setattr(Readings, "TOGETHER", frozenset({"meta"}))
+    monkeypatch.setattr(DeferredScalars, "TOGETHER", frozenset({"meta"}))
     model, pixels = load_clip("config:tiny"), torch.randn(6, 3, 28, 28)
     before = take_snapshot(model, [pixels])
     reference = Snapshot(before.structure, before.hidden.to("meta"), before.embeddings.to("meta"))
@@ -115,7 +106,7 @@ def test_a_measurement_as_an_accelerator_makes_it_is_the_same(
     trained = copy.deepcopy(clip)
     found = []
     for together in (frozenset({"cuda"}), frozenset({"cpu"})):
-        monkeypatch.setattr(Readings, "TOGETHER", together)
+        monkeypatch.setattr(DeferredScalars, "TOGETHER", together)
         trained.load_state_dict(clip.state_dict())
         monitor = DriftMonitor(trained, images, batch_size=3)
         with torch.no_grad():

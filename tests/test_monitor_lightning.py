@@ -14,21 +14,21 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import CLIPModel
 
-import attndrift.monitor
+import attndrift.drift
 from attndrift import Budget, Guard
+from attndrift.drift import Alert, DriftMonitor
+from attndrift.losses.attention import AttentionPreservation
 from attndrift.models import load_clip
-from attndrift.monitor import Alert, DriftMonitor
-from attndrift.regularizers import AttentionPreservation
-from attndrift.tables import read_tables
+from attndrift.results.tables import read_tables
 from training_loops import in_processes
 
 
 def test_without_lightning_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("lightning", "lightning.pytorch", "pytorch_lightning"):
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delitem(sys.modules, "attndrift.monitor.lightning", raising=False)
+    monkeypatch.delitem(sys.modules, "attndrift.callbacks.lightning", raising=False)
     with pytest.raises(ImportError, match=r"pip install attndrift\[lightning\]"):
-        _ = attndrift.monitor.LightningDriftCallback
+        _ = attndrift.callbacks.LightningDriftCallback
 
 
 try:
@@ -48,17 +48,17 @@ pytestmark = pytest.mark.filterwarnings("ignore::Warning")  # its own, about wor
 
 
 class _Module(LightningModule):  # type: ignore[misc, valid-type]
-    def __init__(self, clip: CLIPModel, protect: bool = False) -> None:
+    def __init__(self, clip: CLIPModel, preserve: bool = False) -> None:
         super().__init__()
         torch.manual_seed(2)
         self.clip, self.head = clip, nn.Linear(32, 2)
-        self.protection = AttentionPreservation(clip, 5.0) if protect else None
+        self.preserve = AttentionPreservation(clip, 5.0) if preserve else None
 
     def training_step(self, batch: Any, _: int) -> Tensor:
         images, labels = batch
         features = self.clip.get_image_features(pixel_values=images).pooler_output
         loss = nn.functional.cross_entropy(self.head(features), labels)
-        return loss if self.protection is None else loss + self.protection()
+        return loss if self.preserve is None else loss + self.preserve()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.parameters(), 1e-3)
@@ -105,7 +105,7 @@ def _fit(module: Any, images: Tensor, folder: Path, *callbacks: Any, **options: 
 
 @needs_lightning
 def test_it_logs_and_trains_as_without(clip: CLIPModel, images: Tensor, tmp_path: Path) -> None:
-    from attndrift.monitor import LightningDriftCallback
+    from attndrift.callbacks import LightningDriftCallback
 
     plain = _Module(copy.deepcopy(clip))
     _fit(plain, images, tmp_path)
@@ -128,7 +128,7 @@ def test_it_logs_and_trains_as_without(clip: CLIPModel, images: Tensor, tmp_path
 
 @needs_lightning
 def test_accumulated_batches_are_measured_once_a_step(clip: CLIPModel, images: Tensor, tmp_path: Path) -> None:
-    from attndrift.monitor import LightningDriftCallback
+    from attndrift.callbacks import LightningDriftCallback
 
     module = _Module(clip)
     callback = LightningDriftCallback(DriftMonitor(module.clip, images), every=1, echo=None)
@@ -138,7 +138,7 @@ def test_accumulated_batches_are_measured_once_a_step(clip: CLIPModel, images: T
 
 @needs_lightning
 def test_a_stop_puts_the_best_state_back(clip: CLIPModel, images: Tensor, tmp_path: Path) -> None:
-    from attndrift.monitor import LightningDriftCallback
+    from attndrift.callbacks import LightningDriftCallback
 
     module = _Module(clip)
     before = {name: value.clone() for name, value in module.state_dict().items()}
@@ -153,17 +153,17 @@ def test_a_stop_puts_the_best_state_back(clip: CLIPModel, images: Tensor, tmp_pa
 
 @needs_lightning
 def test_a_protection_is_one_word_in_the_training_step(clip: CLIPModel, images: Tensor, tmp_path: Path) -> None:
-    plain, protected = _Module(copy.deepcopy(clip)), _Module(copy.deepcopy(clip), protect=True)
+    plain, protected = _Module(copy.deepcopy(clip)), _Module(copy.deepcopy(clip), preserve=True)
     for module in (plain, protected):
         _fit(module, images, tmp_path)
-    assert protected.protection is not None
-    assert protected.protection.last is not None
+    assert protected.preserve is not None
+    assert protected.preserve.last is not None
     assert not torch.equal(plain.clip.visual_projection.weight, protected.clip.visual_projection.weight)
 
 
 @needs_lightning
 def test_a_training_that_fails_says_so(clip: CLIPModel, images: Tensor, tmp_path: Path) -> None:
-    from attndrift.monitor import LightningDriftCallback
+    from attndrift.callbacks import LightningDriftCallback
 
     module = _Module(clip)
     callback = LightningDriftCallback(DriftMonitor(module.clip, images), folder=tmp_path / "drift", echo=None)
@@ -177,7 +177,7 @@ def test_a_training_that_fails_says_so(clip: CLIPModel, images: Tensor, tmp_path
 def test_a_guard_keeps_its_budget_and_goes_into_the_checkpoints(
     clip: CLIPModel, images: Tensor, tmp_path: Path
 ) -> None:
-    from attndrift.monitor import LightningDriftCallback
+    from attndrift.callbacks import LightningDriftCallback
 
     module = _Module(clip)
     monitor = DriftMonitor(module.clip, images)
@@ -185,7 +185,7 @@ def test_a_guard_keeps_its_budget_and_goes_into_the_checkpoints(
     callback = LightningDriftCallback(monitor, every=2, guard=guard, echo=None)
     trainer = _fit(module, images, tmp_path, callback)
     assert [event.step for event in guard.events] == [2, 4, 6]
-    assert any(event.action == "taken back" for event in guard.events)
+    assert any(event.action == "rewound" for event in guard.events)
     assert all(drift.embedding_drift <= 1e-5 for _, drift in callback.drift)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     stored = torch.load(tmp_path / "last.ckpt", weights_only=False)["callbacks"]
@@ -201,5 +201,5 @@ def test_two_processes_train_as_without_and_hold_one_guarded_model(tmp_path: Pat
         assert second[way].pop("lines") == 0, way
         assert found == second[way], "weights, numbers and decisions"
     assert first["watched"]["weights"] == first["alone"]["weights"]
-    assert "taken back" in [event["action"] for event in first["guarded"]["events"]]
+    assert "rewound" in [event["action"] for event in first["guarded"]["events"]]
     assert first["guarded"]["drift"][-1]["embedding_drift"] <= 2e-4

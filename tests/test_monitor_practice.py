@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from transformers import CLIPModel, TrainerCallback
 
+from attndrift.callbacks import DriftCallback
+from attndrift.drift import Alert, DriftMonitor
+from attndrift.losses.attention import AttentionCache, AttentionPreservation, EntropyFloor, PreservationLossError
 from attndrift.models import load_clip
-from attndrift.monitor import Alert, DriftCallback, DriftMonitor
-from attndrift.regularizers import AttentionCache, AttentionPreservation, EntropyFloor, ProtectionError
-from attndrift.tables import read_tables
+from attndrift.results.tables import read_tables
 from training_loops import Classifier, rows, state_of, trainer_of
 
 SIZE = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 3}
@@ -77,20 +78,20 @@ def _made(way: str, clip: CLIPModel) -> Classifier:
 def test_every_way_to_train_is_measured_and_left_bit_for_bit_as_it_is(
     clip: CLIPModel, images: Tensor, tmp_path: Path, way: str, protected: bool
 ) -> None:
-    """Weights after training with the monitor are those without it; a protection alone changes them."""
+    """Weights after training with the monitor are those without it; a preservation loss alone changes them."""
     torch._dynamo.reset()
     pixels = images.bfloat16() if way == "bfloat16 weights" else images
     options = WAYS[way] | {"learning_rate": 1e-2}
     trained: dict[str, dict[str, Tensor]] = {}
-    for name in ("plain", "watched"):
+    for name in ("watched",) if protected else ("plain", "watched"):
         model = _made(way, clip)
         if name == "watched":
             monitor = DriftMonitor(model, images)
-            protect = AttentionPreservation(model, 1e-9 if protected else 0.0)
-            callback = DriftCallback(monitor, every=2, protect=protect if protected else None, echo=None)
+            preserve = AttentionPreservation(model, 1e-9 if protected else 0.0)
+            callback = DriftCallback(monitor, every=2, preserve=preserve if protected else None, echo=None)
             trainer = trainer_of(model, pixels, tmp_path, callback, **options)
             if not protected:
-                protect.close()
+                preserve.close()
         else:
             trainer = trainer_of(model, pixels, tmp_path, **options)
         trainer.train()
@@ -107,8 +108,8 @@ def test_every_way_to_train_is_measured_and_left_bit_for_bit_as_it_is(
             alone.reference.structure.entropy, callback.drift[0][1].structure.entropy, rtol=0, atol=1e-6
         )
     if protected:
-        assert protect.last is not None
-        assert float(protect.last) > 0
+        assert preserve.last is not None
+        assert float(preserve.last) > 0
         return
     for name, value in trained["plain"].items():
         assert torch.equal(value, trained["watched"][name]), name
@@ -164,8 +165,8 @@ def test_models_with_a_loss_of_their_own(name: str, settings: Any, query: str, t
     model = cls(config)
     images = torch.randn(12, 3, 12, 12, generator=torch.Generator().manual_seed(1))
     monitor = DriftMonitor(model, images)
-    protect = AttentionPreservation(model, 0.5)
-    callback = DriftCallback(monitor, every=3, protect=protect, folder=tmp_path / "drift", echo=None)
+    preserve = AttentionPreservation(model, 0.5)
+    callback = DriftCallback(monitor, every=3, preserve=preserve, folder=tmp_path / "drift", echo=None)
     trainer = trainer_of(model, images, tmp_path, callback, learning_rate=1e-2)
     trainer.train_dataset, trainer.data_collator = _rows_of(name, images), _collate
     trainer.train()
@@ -175,8 +176,8 @@ def test_models_with_a_loss_of_their_own(name: str, settings: Any, query: str, t
     assert last.embedding_drift > 0
     # 3 x 3 patches and nothing else: class, distillation and register tokens are left out.
     assert 0 < last.structure.entropy.max() <= torch.log(torch.tensor(9.0)) + 1e-6
-    assert protect._seen.query == query
-    assert float(protect.last) > 0
+    assert preserve._seen.query == query
+    assert float(preserve.last) > 0
     assert len(read_tables(tmp_path / "drift").history) == 3
 
 
@@ -297,10 +298,10 @@ def test_a_cache_whose_numbers_a_trainer_drops_says_how_to_keep_them(
     clip: CLIPModel, images: Tensor, tmp_path: Path
 ) -> None:
     model = Classifier(clip)
-    protect = AttentionPreservation(model, 1.0, teacher=AttentionCache(model, images))
-    callback = DriftCallback(DriftMonitor(model, images), protect=protect, echo=None)
+    preserve = AttentionPreservation(model, 1.0, teacher=AttentionCache(model, images))
+    callback = DriftCallback(DriftMonitor(model, images), preserve=preserve, echo=None)
     trainer = trainer_of(model, images, tmp_path, callback, remove_unused_columns=True, numbered=True)
-    with pytest.raises(ProtectionError, match="remove_unused_columns=False"):
+    with pytest.raises(PreservationLossError, match="remove_unused_columns=False"):
         trainer.train()
 
 
@@ -366,26 +367,26 @@ def test_a_probe_that_is_no_normalised_images_says_what_to_give(clip: CLIPModel,
 
 
 def test_protect_takes_the_model_for_the_readers_sake(clip: CLIPModel, images: Tensor) -> None:
-    """``loss = task + protect(model)``: the protection knows its model, and refuses another one."""
+    """``loss = task + preserve(model)``: the preservation loss knows its model, and refuses another one."""
     model = Classifier(clip)
     monitor = DriftMonitor(model, images)
     other = Classifier(copy.deepcopy(clip))
-    protections = (AttentionPreservation(model, 1.0), EntropyFloor(model, 1.0, monitor=monitor, fraction=1.0))
+    losses = (AttentionPreservation(model, 1.0), EntropyFloor(model, 1.0, monitor=monitor, fraction=1.0))
     with torch.no_grad():
         clip.vision_model.encoder.layers[0].self_attn.q_proj.weight.mul_(3)
-    for protect in protections:
+    for preserve in losses:
         values = []
         for named in (None, model, model.clip, torch.compile(model, backend="eager")):
-            for each in protections:
+            for each in losses:
                 each.skip()
             model.embed(images)
-            values.append(float((protect() if named is None else protect(named)).detach()))
+            values.append(float((preserve() if named is None else preserve(named)).detach()))
         assert values == [values[0]] * 4
         assert values[0] > 0
-        with pytest.raises(ProtectionError, match="does not hold the vision tower"):
-            protect(other)
+        with pytest.raises(PreservationLossError, match="does not hold the vision tower"):
+            preserve(other)
         with pytest.raises(TypeError, match="image numbers go by name"):
-            protect([1, 2])  # type: ignore[arg-type]
+            preserve([1, 2])  # type: ignore[arg-type]
 
 
 def test_the_floor_has_the_teachers_that_preservation_has(clip: CLIPModel, images: Tensor) -> None:
@@ -407,8 +408,8 @@ def test_the_floor_has_the_teachers_that_preservation_has(clip: CLIPModel, image
         {"probe": images},
         {"monitor": DriftMonitor(model, images, reference=second)},
     ):
-        with EntropyFloor(model, 1.0, **given) as protect:  # type: ignore[arg-type]
-            assert protect._floor.pretrained_entropy == pytest.approx(expected, abs=1e-5), given
+        with EntropyFloor(model, 1.0, **given) as preserve:  # type: ignore[arg-type]
+            assert preserve._floor.pretrained_entropy == pytest.approx(expected, abs=1e-5), given
     for given, words in (
         ({"teacher": second}, "exactly one of"),
         ({"teacher": cache, "probe": images}, "exactly one of"),

@@ -15,18 +15,11 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, distributed, multiprocessing, nn
 
+from attndrift.drift import Alert, Drift, DriftMonitor, DriftWatch
 from attndrift.metrics import StructureAccumulator
 from attndrift.models import load_clip
-from attndrift.monitor import (
-    Alert,
-    DivergedError,
-    Drift,
-    DriftMonitor,
-    DriftWatch,
-    OtherProcessError,
-)
-from attndrift.monitor.processes import Processes
-from attndrift.tables import read_tables
+from attndrift.process_group import DivergedError, OtherProcessError, Processes
+from attndrift.results.tables import read_tables
 from training_loops import in_processes
 
 WORLD = 2
@@ -139,6 +132,7 @@ def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow  # a minute; two processes of a plain loop are in the fast group
+@pytest.mark.ci("torchrun")
 def test_a_trainer_of_two_processes_measures_what_one_process_does(tmp_path: Path) -> None:
     """``torchrun`` with two processes: shares, sums, and weights that are bit for bit those without a monitor."""
     first, second = in_processes("trainer_in_processes.py", tmp_path, WORLD)

@@ -15,10 +15,17 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import CLIPModel, Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
+from attndrift.callbacks import DriftCallback
+from attndrift.drift import Alert, DriftMonitor
+from attndrift.losses.attention import (
+    AttentionCache,
+    AttentionPreservation,
+    EntropyFloor,
+    PreservationLoss,
+    PreservationLossError,
+)
 from attndrift.models import load_clip
-from attndrift.monitor import Alert, DriftCallback, DriftMonitor
-from attndrift.regularizers import AttentionCache, AttentionPreservation, EntropyFloor, Protection
-from attndrift.tables import read_tables
+from attndrift.results.tables import read_tables
 from training_loops import Classifier, Tracker, rows, state_of, trainer_of
 
 
@@ -34,9 +41,7 @@ def images() -> Tensor:
 
 
 @pytest.mark.parametrize("adapters", [False, True])
-def test_it_logs_without_attaching_and_trains_as_without(
-    clip: CLIPModel, images: Tensor, tmp_path: Path, adapters: bool
-) -> None:
+def test_it_logs_and_trains_as_without(clip: CLIPModel, images: Tensor, tmp_path: Path, adapters: bool) -> None:
     def model() -> Classifier:
         torch.manual_seed(4)
         inner: Any = copy.deepcopy(clip)
@@ -105,8 +110,8 @@ def test_the_monitor_must_watch_what_is_trained(clip: CLIPModel, images: Tensor,
     callback = DriftCallback(DriftMonitor(other, images), echo=None)
     with pytest.raises(ValueError, match="another model than the trainer trains"):
         trainer_of(Classifier(clip), images, tmp_path, callback).train()
-    inner = DriftCallback(DriftMonitor(clip, images), protect=AttentionPreservation(other, 1.0), echo=None)
-    with pytest.raises(ValueError, match="the protection of this callback watches another model"):
+    inner = DriftCallback(DriftMonitor(clip, images), preserve=AttentionPreservation(other, 1.0), echo=None)
+    with pytest.raises(ValueError, match="the preservation loss of this callback watches another model"):
         trainer_of(Classifier(clip), images, tmp_path, inner).train()
     with pytest.raises(ValueError, match="at least 1"):
         DriftCallback(DriftMonitor(clip, images), every=0)
@@ -156,7 +161,7 @@ def test_losses_and_accuracies_of_the_trainer_are_in_the_history(
     assert history["val_accuracy"].tolist()[1:] == [e["eval_accuracy"] for e in logged if "eval_accuracy" in e]
 
 
-def _protections(model: nn.Module, images: Tensor) -> dict[str, Protection]:
+def _protections(model: nn.Module, images: Tensor) -> dict[str, PreservationLoss]:
     return {
         "copy": AttentionPreservation(model, 3.0),
         "cache": AttentionPreservation(model, 3.0, teacher=AttentionCache(model, images)),
@@ -164,8 +169,7 @@ def _protections(model: nn.Module, images: Tensor) -> dict[str, Protection]:
     }
 
 
-@pytest.mark.parametrize("kind", ["copy", "cache", "floor"])
-@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize(("kind", "accumulation"), [("copy", 1), ("cache", 3), ("floor", 3)])
 def test_protect_is_one_argument_and_the_same_as_by_hand(
     clip: CLIPModel, images: Tensor, tmp_path: Path, kind: str, accumulation: int
 ) -> None:
@@ -185,18 +189,19 @@ def test_protect_is_one_argument_and_the_same_as_by_hand(
     ByHand(first, arguments, train_dataset=rows(images, numbered), callbacks=[]).train()  # type: ignore[arg-type]
 
     second = Classifier(copy.deepcopy(clip))
-    protect = _protections(second, images)[kind]
+    preserve = _protections(second, images)[kind]
     tracker = Tracker()
-    callback = DriftCallback(DriftMonitor(second, images), every=1, protect=protect, folder=tmp_path / "d", echo=None)
+    callback = DriftCallback(DriftMonitor(second, images), every=1, preserve=preserve, folder=tmp_path / "d", echo=None)
     trainer = trainer_of(second, images, tmp_path, tracker, callback, numbered=numbered, **options)
     trainer.train()
     trainer.evaluate()
     for name, value in state_of(first).items():
         torch.testing.assert_close(second.state_dict()[name], value, rtol=1e-6, atol=1e-7, msg=name)
-    assert "compute_loss" not in trainer.__dict__, "the trainer has its own loss again"
-    assert any(logs.get("drift/protect_loss", 0.0) > 0 for _, logs in tracker.seen)
+    assert not second._forward_hooks, "the model returns its own loss again"
+    assert not second._forward_pre_hooks
+    assert any(logs.get("drift/preservation_loss", 0.0) > 0 for _, logs in tracker.seen)
     run = read_tables(tmp_path / "d").runs.iloc[0]
-    assert (run["regularizer"], run["regularizer_weight"]) == (protect.name, 3.0)
+    assert (run["regularizer"], run["regularizer_weight"]) == (preserve.name, 3.0)
     plain = Classifier(copy.deepcopy(clip))
     trainer_of(plain, images, tmp_path, **options).train()
     assert not torch.equal(
@@ -207,12 +212,12 @@ def test_protect_is_one_argument_and_the_same_as_by_hand(
 def test_a_loss_that_is_normalised_over_the_accumulated_batch_gets_its_share(
     clip: CLIPModel, images: Tensor, tmp_path: Path
 ) -> None:
-    """Where the trainer sums micro-batches, the protection of each counts 1/n, as it does where it averages them."""
+    """Where the trainer sums micro-batches, the preservation loss of each counts 1/n, as it does where it averages them."""
 
     def train(summed: bool) -> dict[str, Tensor]:
         model = Classifier(copy.deepcopy(clip))
         callback = DriftCallback(
-            DriftMonitor(model, images), protect=AttentionPreservation(model, 5.0), at_start=False, echo=None
+            DriftMonitor(model, images), preserve=AttentionPreservation(model, 5.0), at_start=False, echo=None
         )
         options = {"gradient_accumulation_steps": 3, "num_train_epochs": 3}
         trainer = trainer_of(model, images, tmp_path, callback, **options)
@@ -230,6 +235,115 @@ def test_a_loss_that_is_normalised_over_the_accumulated_batch_gets_its_share(
     averaged = train(False)
     for name, value in train(True).items():
         torch.testing.assert_close(value, averaged[name], rtol=1e-4, atol=2e-6, msg=name)
+
+
+def test_a_callback_that_is_not_attached_says_how(clip: CLIPModel, images: Tensor, tmp_path: Path) -> None:
+    model = Classifier(clip)
+    callback = DriftCallback(DriftMonitor(model, images), echo=None)
+    arguments = trainer_of(model, images, tmp_path).args
+    with pytest.raises(RuntimeError, match=r"DriftCallback\(\.\.\.\)\.attach\(trainer\)"):
+        Trainer(model, arguments, callbacks=[callback])  # type: ignore[arg-type]
+    trainer = trainer_of(model, images, tmp_path)
+    trainer.add_callback(callback)
+    with pytest.raises(RuntimeError, match=r"\.attach\(trainer\)"):
+        trainer.train()
+    assert trainer.callback_handler.callbacks.count(callback.attach(trainer)) == 1
+    trainer.train()
+    assert [step for step, _ in callback.drift] == [0, 6]
+
+
+def test_a_smoothed_loss_is_protected_too(clip: CLIPModel, images: Tensor, tmp_path: Path) -> None:
+    class Unlabelled(Classifier):
+        def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+            found = super().forward(pixel_values, torch.zeros(len(pixel_values), dtype=torch.long))
+            return {"logits": found["logits"]} if labels is None else found
+
+    trained = []
+    for weight in (0.0, 5.0):
+        model = Unlabelled(copy.deepcopy(clip))
+        model.config = clip.config  # type: ignore[assignment]
+        preserve = AttentionPreservation(model, weight)
+        callback = DriftCallback(DriftMonitor(model, images), every=1, preserve=preserve, at_start=False, echo=None)
+        trainer = trainer_of(model, images, tmp_path, callback, label_smoothing_factor=0.1)
+        smoother = trainer.label_smoother
+        trainer.train()
+        assert trainer.label_smoother is smoother
+        trained.append(state_of(model))
+    assert preserve.last is not None
+    assert not torch.equal(*(state["clip.visual_projection.weight"] for state in trained))
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_loss_that_a_protection_cannot_reach_is_refused(
+    clip: CLIPModel, images: Tensor, tmp_path: Path, accumulation: int
+) -> None:
+    """A loss made of logits would train on unprotected, and nobody would know."""
+
+    class OfLogits(Trainer):
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+            output = model(**inputs)
+            return nn.functional.cross_entropy(2 * output["logits"], inputs["labels"])
+
+    model = Classifier(clip)
+    arguments = trainer_of(model, images, tmp_path, gradient_accumulation_steps=accumulation).args
+    trainer = OfLogits(model, arguments, train_dataset=rows(images))  # type: ignore[arg-type]
+    DriftCallback(DriftMonitor(model, images), preserve=AttentionPreservation(model, 1.0), echo=None).attach(trainer)
+    with pytest.raises(PreservationLossError, match=r"loss = loss \+ preserve\(\)"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+@pytest.mark.parametrize("moment", ["on_step_end", "on_pre_optimizer_step"])
+def test_the_loss_of_an_interrupted_training_is_not_added_to_the_next(
+    clip: CLIPModel, images: Tensor, tmp_path: Path, moment: str
+) -> None:
+    class Interrupt(TrainerCallback):
+        pass
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    setattr(Interrupt, moment, interrupt)
+    model = Classifier(clip)
+    added: list[int] = []
+
+    class Counted(AttentionPreservation):
+        def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+            added.append(1)
+            return super().__call__(*args, **kwargs)
+
+    def callback() -> DriftCallback:
+        return DriftCallback(DriftMonitor(model, images), every=100, preserve=Counted(model, 0.1), echo=None)
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer_of(model, images, tmp_path, callback(), Interrupt()).train()
+    added.clear()
+    trainer = trainer_of(model, images, tmp_path, callback())
+    trainer.train()
+    assert len(added) == trainer.state.global_step
+    added.clear()
+    trainer_of(model, images, tmp_path).train()
+    assert added == [], "a trainer without the callback trains without the loss"
+
+
+def test_a_copy_of_a_protected_model_is_as_any_other(clip: CLIPModel, images: Tensor, tmp_path: Path) -> None:
+    """An average of the weights, say, which is trained or run while the original is."""
+    copies: list[nn.Module] = []
+
+    class Copy(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            copies.append(copy.deepcopy(model).train())
+
+    model = Classifier(clip)
+    preserve = AttentionPreservation(model, 1.0)
+    trainer = trainer_of(
+        model, images, tmp_path, DriftCallback(DriftMonitor(model, images), preserve=preserve, echo=None)
+    )
+    trainer.add_callback(Copy())
+    trainer.train()
+    labels = torch.arange(len(images)) % 2
+    output = copies[-1](images, labels)
+    torch.testing.assert_close(output["loss"], nn.functional.cross_entropy(output["logits"], labels))
 
 
 def test_tensorboard_gets_the_drift(clip: CLIPModel, images: Tensor, tmp_path: Path) -> None:

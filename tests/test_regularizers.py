@@ -14,19 +14,19 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPVisionModelWithProjection
 
-from attndrift.models import load_clip
-from attndrift.monitor import DriftMonitor
-from attndrift.observing import observe
-from attndrift.regularizers import (
+from attndrift.attention import observe
+from attndrift.drift import DriftMonitor
+from attndrift.losses.attention import (
     AttentionCache,
     AttentionPreservation,
     EntropyFloor,
     EntropyFloorTerm,
-    Protection,
-    ProtectionError,
+    PreservationLoss,
+    PreservationLossError,
     attention_preservation_loss,
     entropy_floor_loss,
 )
+from attndrift.models import load_clip
 
 
 def _log_attention(seed: int, scale: float = 1.0) -> list[Tensor]:
@@ -165,17 +165,17 @@ def test_the_loss_of_an_unchanged_model_is_zero_and_of_a_changed_one_the_diverge
     clip: CLIPModel, images: Tensor
 ) -> None:
     before = _log_attention_of(clip, images)
-    protect = AttentionPreservation(clip, weight=0.5)
+    preserve = AttentionPreservation(clip, weight=0.5)
     _embed(clip, images)
-    assert float(protect().detach()) == pytest.approx(0.0, abs=1e-7)
+    assert float(preserve().detach()) == pytest.approx(0.0, abs=1e-7)
     _perturb(clip)
     _embed(clip, images)
-    loss = protect()
+    loss = preserve()
     expected = 0.5 * attention_preservation_loss(_log_attention_of(clip, images), before)
     torch.testing.assert_close(loss.detach(), expected)
     assert float(expected) > 1e-5
-    assert protect.last is not None
-    assert float(protect.last) == pytest.approx(float(expected) / 0.5)
+    assert preserve.last is not None
+    assert float(preserve.last) == pytest.approx(float(expected) / 0.5)
 
 
 def test_all_teachers_agree(clip: CLIPModel, images: Tensor) -> None:
@@ -184,7 +184,7 @@ def test_all_teachers_agree(clip: CLIPModel, images: Tensor) -> None:
     tower = CLIPVisionModelWithProjection(clip.config.vision_config)
     tower.vision_model.load_state_dict(clip.vision_model.state_dict())
     cache = AttentionCache(clip, images, batch_size=4)
-    protections = {
+    losses = {
         "copy": AttentionPreservation(clip, 1.0),
         "second": AttentionPreservation(clip, 1.0, teacher=second),
         "tower": AttentionPreservation(clip, 1.0, teacher=tower),
@@ -193,13 +193,13 @@ def test_all_teachers_agree(clip: CLIPModel, images: Tensor) -> None:
     _perturb(clip)
     numbers = [3, 0, 5]
     gradients = {}
-    for name, protect in protections.items():
+    for name, preserve in losses.items():
         clip.zero_grad()
         _embed(clip, images[numbers])
-        for other in protections.values():
-            if other is not protect:
+        for other in losses.values():
+            if other is not preserve:
                 other.skip()
-        protect(index=numbers if name == "cache" else None).backward()
+        preserve(index=numbers if name == "cache" else None).backward()
         gradients[name] = clip.vision_model.encoder.layers[0].self_attn.q_proj.weight.grad.clone()
     for name, gradient in gradients.items():
         assert float(gradient.abs().max()) > 0, name
@@ -207,35 +207,35 @@ def test_all_teachers_agree(clip: CLIPModel, images: Tensor) -> None:
 
 
 def test_a_cache_knows_both_orientations(clip: CLIPModel, images: Tensor) -> None:
-    protect = AttentionPreservation(clip, 1.0, teacher=AttentionCache(clip, images))
+    preserve = AttentionPreservation(clip, 1.0, teacher=AttentionCache(clip, images))
     batch = torch.stack([images[2].flip(-1), images[4]])
     _embed(clip, batch)
-    assert float(protect(index=torch.tensor([2, 4]), flipped=torch.tensor([True, False])).detach()) < 1e-6
+    assert float(preserve(index=torch.tensor([2, 4]), flipped=torch.tensor([True, False])).detach()) < 1e-6
     _embed(clip, batch)
-    assert float(protect(index=[2, 4]).detach()) > 1e-5, "without the flip it is another image"
+    assert float(preserve(index=[2, 4]).detach()) > 1e-5, "without the flip it is another image"
     for arguments, message in (
         ({}, "say which images"),
         ({"index": [1]}, "1 numbers and 1 flips for a batch of 2"),
     ):
         _embed(clip, batch)
-        with pytest.raises(ProtectionError, match=message):
-            protect(**arguments)
+        with pytest.raises(PreservationLossError, match=message):
+            preserve(**arguments)
     _embed(clip, batch)
     with pytest.raises(IndexError, match="no image has number 6; the cache holds 0 to 5"):
-        protect(index=[6, 0])
+        preserve(index=[6, 0])
 
 
 def test_the_adapters_own_model_is_the_teacher_and_nothing_of_it_moves(clip: CLIPModel, images: Tensor) -> None:
     bare_attention = _log_attention_of(clip, images)
     model = _lora(clip, dropout=0.3).train()
     next(p for n, p in model.named_parameters() if "lora_A" in n).requires_grad_(False)
-    protect = AttentionPreservation(model, 1.0)
+    preserve = AttentionPreservation(model, 1.0)
     torch.manual_seed(5)
     _embed(model, images)
     flags = [p.requires_grad for p in model.parameters()]
     modes = [m.training for m in model.modules()]
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
-    loss = protect()
+    loss = preserve()
     assert torch.equal(torch.get_rng_state(), states[0])
     assert np.array_equal(np.random.get_state()[1], states[1])  # noqa: NPY002
     assert random.getstate() == states[2]
@@ -245,7 +245,7 @@ def test_the_adapters_own_model_is_the_teacher_and_nothing_of_it_moves(clip: CLI
     # The same by hand: the forward again, with the same dropout, against the bare model's attention.
     own = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    protect.close()
+    preserve.close()
     torch.manual_seed(5)
     with observe(model, gradients=True) as seen:
         _embed(model, images)
@@ -262,16 +262,16 @@ def test_weight_zero_trains_exactly_as_without(clip: CLIPModel, images: Tensor, 
     def train(protected: bool) -> dict[str, Tensor]:
         torch.manual_seed(1)
         model = copy.deepcopy(clip).train()
-        protect: Protection | None = None
+        preserve: PreservationLoss | None = None
         if protected and kind == "apr":
-            protect = AttentionPreservation(model, weight=0.0)
+            preserve = AttentionPreservation(model, weight=0.0)
         elif protected:
-            protect = EntropyFloor(model, weight=0.0, probe=images, fraction=1.0)
+            preserve = EntropyFloor(model, weight=0.0, probe=images, fraction=1.0)
         optimizer = torch.optim.AdamW(model.vision_model.parameters(), 1e-2)
         for _ in range(2):
             loss = _embed(model, images).square().mean()
-            if protect is not None:
-                loss = loss + protect()
+            if preserve is not None:
+                loss = loss + preserve()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -288,9 +288,9 @@ def test_preservation_holds_the_attention(clip: CLIPModel, images: Tensor) -> No
         monitor = DriftMonitor(model, images)
         before = _log_attention_of(model, images)
         optimizer = torch.optim.SGD(model.vision_model.parameters(), 0.05)
-        with AttentionPreservation(model, weight) as protect:
+        with AttentionPreservation(model, weight) as preserve:
             for _ in range(15):
-                loss = -_embed(model, images).var(0).mean() + protect()
+                loss = -_embed(model, images).var(0).mean() + preserve()
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -305,104 +305,104 @@ def test_the_floor_comes_from_a_monitor_a_probe_or_given_values(clip: CLIPModel,
     entropy = monitor.reference.structure.layers("entropy")
     _perturb(clip)
     for arguments in ({"monitor": monitor}, {"pretrained_entropy": entropy}):
-        with EntropyFloor(clip, 0.3, fraction=1.0, **arguments) as protect:  # type: ignore[arg-type]
-            assert protect.active_fraction is None
+        with EntropyFloor(clip, 0.3, fraction=1.0, **arguments) as preserve:  # type: ignore[arg-type]
+            assert preserve.active_fraction is None
             _embed(clip, images)
-            loss = protect()
+            loss = preserve()
         expected, active = entropy_floor_loss(_log_attention_of(clip, images), entropy, 1.0)
         torch.testing.assert_close(loss.detach(), 0.3 * expected)
         assert float(expected) > 0
-        assert protect.active_fraction == pytest.approx(float(active))
+        assert preserve.active_fraction == pytest.approx(float(active))
 
 
 def test_the_floor_under_adapters_is_that_of_the_bare_model(clip: CLIPModel, images: Tensor) -> None:
     expected = DriftMonitor(clip, images).reference.structure.layers("entropy").tolist()
     model = _lora(clip)
     for arguments in ({"probe": images}, {"probe": images.split(4)}, {"monitor": DriftMonitor(model, images)}):
-        with EntropyFloor(model, 1.0, **arguments) as protect:  # type: ignore[arg-type]
-            assert protect._floor.pretrained_entropy == pytest.approx(expected, abs=1e-6)
+        with EntropyFloor(model, 1.0, **arguments) as preserve:  # type: ignore[arg-type]
+            assert preserve._floor.pretrained_entropy == pytest.approx(expected, abs=1e-6)
 
 
 def test_misuse_is_an_error_that_says_what_to_do(clip: CLIPModel, images: Tensor) -> None:
-    protect = AttentionPreservation(clip, 0.1)
-    with pytest.raises(ProtectionError, match=r"run model\(images\) first"):
-        protect()
+    preserve = AttentionPreservation(clip, 0.1)
+    with pytest.raises(PreservationLossError, match=r"run model\(images\) first"):
+        preserve()
     with torch.no_grad():
         _embed(clip, images)
-    with pytest.raises(ProtectionError, match="no_grad do not count"):
-        protect()
+    with pytest.raises(PreservationLossError, match="no_grad do not count"):
+        preserve()
     _embed(clip, images)
-    protect()
-    with pytest.raises(ProtectionError, match="since the last call"):
-        protect()
+    preserve()
+    with pytest.raises(PreservationLossError, match="since the last call"):
+        preserve()
     _embed(clip, images)
     _embed(clip, images)
-    with pytest.raises(ProtectionError, match="2 forward passes"):
-        protect()
+    with pytest.raises(PreservationLossError, match="2 forward passes"):
+        preserve()
     _embed(clip, images)
-    protect.skip()
+    preserve.skip()
     _embed(clip, images)
-    with pytest.raises(ProtectionError, match="index and flipped belong to a cache"):
-        protect(index=[0])
-    protect.close()
-    protect.close()
+    with pytest.raises(PreservationLossError, match="index and flipped belong to a cache"):
+        preserve(index=[0])
+    preserve.close()
+    preserve.close()
     _embed(clip, images)
-    with pytest.raises(ProtectionError, match="closed"):
-        protect()
+    with pytest.raises(PreservationLossError, match="closed"):
+        preserve()
     clip.requires_grad_(False)
     with AttentionPreservation(clip, 0.1) as frozen:
         _embed(clip, images)
-        with pytest.raises(ProtectionError, match="frozen"):
+        with pytest.raises(PreservationLossError, match="frozen"):
             frozen()
 
 
 def test_a_forward_that_failed_and_a_measurement_do_not_count(clip: CLIPModel, images: Tensor) -> None:
-    protect = AttentionPreservation(clip, 0.1)
+    preserve = AttentionPreservation(clip, 0.1)
     monitor = DriftMonitor(clip, images)
     with pytest.raises(ValueError, match="size"):
         _embed(clip, images[..., :5])
     monitor.measure()
     _perturb(clip)
     _embed(clip, images)
-    alone = float(protect().detach())
+    alone = float(preserve().detach())
     assert alone > 0
     _embed(clip, images)
     with torch.no_grad():
         _embed(clip, images[:1])
     monitor.measure()
-    loss = protect()
+    loss = preserve()
     assert float(loss.detach()) == alone, "what came between has no gradients and does not count"
     loss.backward()
     assert len(clip.vision_model._forward_hooks) > 0
-    protect.close()
+    preserve.close()
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in clip.modules()), "the model is as it was"
 
 
 def test_gradient_checkpointing_changes_no_gradient(clip: CLIPModel, images: Tensor) -> None:
     def gradient(checkpointing: bool) -> Tensor:
         model = copy.deepcopy(clip).train()
-        protect = AttentionPreservation(model, 1.0)
+        preserve = AttentionPreservation(model, 1.0)
         _perturb(model)
         if checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
-        (_embed(model, images).square().mean() + protect()).backward()
+        (_embed(model, images).square().mean() + preserve()).backward()
         return model.vision_model.encoder.layers[0].self_attn.k_proj.weight.grad
 
     torch.testing.assert_close(gradient(True), gradient(False))
 
 
 def test_a_protected_model_can_be_copied_and_the_copy_is_not_protected(clip: CLIPModel, images: Tensor) -> None:
-    protect = AttentionPreservation(clip, 1.0)
+    preserve = AttentionPreservation(clip, 1.0)
     _perturb(clip)
     _embed(clip, images)
-    first = protect()
+    first = preserve()
     first.backward()
     average = copy.deepcopy(clip)
     _embed(average, images)
-    with pytest.raises(ProtectionError, match="a copy of the model, is not seen"):
-        protect()
+    with pytest.raises(PreservationLossError, match="a copy of the model, is not seen"):
+        preserve()
     _embed(clip, images)
-    torch.testing.assert_close(protect(), first)
+    torch.testing.assert_close(preserve(), first)
 
 
 # The compiler itself looks at .grad of what it is handed at a hook.
@@ -420,22 +420,22 @@ def test_a_model_is_protected_when_it_is_compiled_afterwards_and_an_error_before
             return _embed(self.clip, pixels)
 
     model = Embed()
-    protect = AttentionPreservation(model, 1.0) if before else None
+    preserve = AttentionPreservation(model, 1.0) if before else None
     compiled = torch.compile(model, backend="eager")
     compiled(images)
-    if protect is None:
+    if preserve is None:
         late = AttentionPreservation(compiled, 1.0)
         compiled(images)
-        with pytest.raises(ProtectionError, match="compiled before"):
+        with pytest.raises(PreservationLossError, match="compiled before"):
             late()
         return
-    protect.skip()
+    preserve.skip()
     _perturb(clip)
     for _ in range(2):
         compiled(images)
-        loss = protect()
+        loss = preserve()
         model(images)
-        torch.testing.assert_close(loss, protect())
+        torch.testing.assert_close(loss, preserve())
         assert float(loss.detach()) > 1e-5
 
 

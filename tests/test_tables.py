@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from attndrift.tables import SCHEMAS, TableError, Tables, conform, read_tables, transfer_sets, write_tables
+from attndrift.results.tables import SCHEMAS, TableError, Tables, conform, read_tables, transfer_sets, write_tables
 
 RUN = {"run_id": "a", "dataset": "eurosat", "method": "full", "seed": 1}
 
@@ -34,6 +34,28 @@ def test_an_absent_column_is_read_as_null() -> None:
 def test_a_value_of_the_wrong_kind_or_unit_is_named(change: dict[str, object], expected: str) -> None:
     with pytest.raises(TableError, match=expected):
         Tables(pd.DataFrame([RUN | change]))
+
+
+def test_one_message_tells_the_first_problem_of_each_column() -> None:
+    runs = pd.DataFrame([RUN, RUN | {"run_id": "b", "test_accuracy": 97.2, "cka_mean": 2.0, "epochs": "ten"}])
+    with pytest.raises(TableError) as caught:
+        Tables(runs)
+    told = str(caught.value)
+    assert (
+        "`test_accuracy` (test accuracy of the selected checkpoint (0..1)) is 97.2 in row 1, outside 0.0 .. 1.0" in told
+    )
+    assert "`cka_mean`" in told
+    assert "column `epochs` must be float: 'ten' in row 1 is no number" in told
+    with pytest.raises(TableError, match=r"; 2 more columns$"):
+        Tables(
+            pd.DataFrame(
+                [
+                    RUN
+                    | {f"{name}_final": -1.0 for name in ("entropy", "erf95", "gini", "head_diversity")}
+                    | {"cka_mean": 2.0, "cka_last": 2.0, "test_accuracy": 2.0}
+                ]
+            )
+        )
 
 
 def test_a_missing_key_column_is_named() -> None:

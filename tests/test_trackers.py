@@ -82,7 +82,8 @@ from pathlib import Path
 import torch
 from training_loops import Classifier, trainer_of
 from attndrift.models import load_clip
-from attndrift.monitor import DriftCallback, DriftMonitor
+from attndrift.callbacks import DriftCallback
+from attndrift.drift import DriftMonitor
 
 folder, tracker = Path(sys.argv[1]), sys.argv[2]
 torch.manual_seed(0)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from transformers import CLIPModel
 
-from attndrift.models import AdaptationSettings, adapt, load_clip, load_processor
-from attndrift.transfer import InertModelError, TextFeatures, evaluate_zero_shot, retention
+from attndrift.methods import AdaptationSettings, adapt
+from attndrift.models import load_clip, load_processor
+from attndrift.retention.zero_shot import InertModelError, TextFeatures, evaluate_zero_shot, retention
 
 NAMES = ("sugar_maple", "red fox", "sea lion")
 

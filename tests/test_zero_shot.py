@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import CLIPModel
 
-from attndrift.models import AdaptationSettings, CLIPClassifier, adapt, load_clip, load_processor
-from attndrift.transfer import (
+from attndrift.methods import AdaptationSettings, CLIPClassifier, adapt
+from attndrift.models import load_clip, load_processor
+from attndrift.retention.zero_shot import (
     InertModelError,
     TextFeatures,
     evaluate_zero_shot,

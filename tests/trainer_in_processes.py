@@ -17,10 +17,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, distributed, nn
 
+from attndrift.attention import find_vision_tower
+from attndrift.callbacks import DriftCallback
+from attndrift.drift import Alert, Drift, DriftMonitor
+from attndrift.losses.attention import AttentionPreservation
 from attndrift.models import load_clip
-from attndrift.monitor import Alert, Drift, DriftCallback, DriftMonitor
-from attndrift.observing import find_vision_tower
-from attndrift.regularizers import AttentionPreservation
 from training_loops import Classifier, trainer_of
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -92,12 +93,12 @@ def trained(way: str, folder: Path, watched: bool) -> dict[str, Any]:
     seen.clear()
     callbacks = []
     if watched:
-        protect = AttentionPreservation(model, 1.0) if way == "protected" else None
+        preserve = AttentionPreservation(model, 1.0) if way == "protected" else None
         alerts = [Alert("weight_drift", above=1e-9, action="stop")] if way == "stopped" else []
         lines: list[str] = []
         callbacks = [
             DriftCallback(
-                together, every=2, alerts=alerts, folder=folder / "tables" / way, protect=protect, on_drift=compare,
+                together, every=2, alerts=alerts, folder=folder / "tables" / way, preserve=preserve, on_drift=compare,
                 echo=lines.append,
             )
         ]  # fmt: skip

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from attndrift.callbacks import DriftCallback
+
 
 class Classifier(nn.Module):
     def __init__(self, clip: nn.Module) -> None:
@@ -44,8 +46,9 @@ def trainer_of(model: nn.Module, images: Tensor, folder: Path, *callbacks: Any, 
     data = rows(images, numbered)
     trainer = Trainer(
         model, TrainingArguments(str(folder), **options), train_dataset=data, eval_dataset=rows(images),  # type: ignore[arg-type]
-        callbacks=list(callbacks),
     )  # fmt: skip
+    for callback in callbacks:
+        callback.attach(trainer) if isinstance(callback, DriftCallback) else trainer.add_callback(callback)
     trainer.remove_callback(PrinterCallback)
     return trainer
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from attndrift.data.procedural import DRAWN
+from attndrift.data.generated import DRAWN
 from pretraining.captions import search_term, spoken
 
 SIDE = 56

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from attndrift.lazy_imports import lazy_imports
+from attndrift.version import __version__
 
 if TYPE_CHECKING:
-    from attndrift.guarding import Budget, Guard
-    from attndrift.monitor import DriftCallback, DriftMonitor
-    from attndrift.observing import ObservationError, observe
-    from attndrift.regularizers import AttentionPreservation, EntropyFloor
-    from attndrift.transfer import evaluate_zero_shot
-
-__version__ = "0.1.0"
-
-_HOMES = {
-    "AttentionPreservation": "attndrift.regularizers",
-    "Budget": "attndrift.guarding",
-    "DriftCallback": "attndrift.monitor",
-    "DriftMonitor": "attndrift.monitor",
-    "EntropyFloor": "attndrift.regularizers",
-    "Guard": "attndrift.guarding",
-    "ObservationError": "attndrift.observing",
-    "evaluate_zero_shot": "attndrift.transfer",
-    "observe": "attndrift.observing",
-}
+    from attndrift.attention.errors import ObservationError
+    from attndrift.attention.observer import observe
+    from attndrift.callbacks.trainer import DriftCallback
+    from attndrift.drift.monitor import DriftMonitor
+    from attndrift.guard.budget import Budget
+    from attndrift.guard.guard import Guard
+    from attndrift.losses.attention import AttentionPreservation, EntropyFloor
+    from attndrift.retention.zero_shot import evaluate_zero_shot
 
 __all__ = [
     "AttentionPreservation",
@@ -39,15 +30,19 @@ __all__ = [
     "observe",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    # Asking for the version, or for help, must not cost an import of torch.
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_imports(
+    __name__,
+    {
+        "attndrift.attention.errors": ("ObservationError",),
+        "attndrift.attention.observer": ("observe",),
+        "attndrift.callbacks.trainer": ("DriftCallback",),
+        "attndrift.drift.monitor": ("DriftMonitor",),
+        "attndrift.guard.budget": ("Budget",),
+        "attndrift.guard.guard": ("Guard",),
+        "attndrift.losses.attention": (
+            "AttentionPreservation",
+            "EntropyFloor",
+        ),
+        "attndrift.retention.zero_shot": ("evaluate_zero_shot",),
+    },
+)

@@ -1,5 +1,5 @@
 """``python -m attndrift``, and what ``torchrun -m attndrift`` starts."""
 
-from attndrift.cli import main
+from attndrift.cli.main import main
 
 main()

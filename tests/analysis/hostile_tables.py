@@ -26,7 +26,7 @@ _METRICS = ("entropy", "erf95", "gini", "head_diversity")
 
 
 class Hostile:
-    """``Hostile(seed).tables()``: arguments of :class:`attndrift.tables.Tables`."""
+    """``Hostile(seed).tables()``: arguments of :class:`attndrift.results.tables.Tables`."""
 
     def __init__(self, seed: int) -> None:
         self.random = np.random.default_rng(seed)

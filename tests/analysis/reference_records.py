@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from attndrift.tables import Tables
+from attndrift.results.tables import Tables
 
 METHODS: dict[str, dict[str, Any]] = {
     "full_ft": {"method": "full", "train_projection": True},

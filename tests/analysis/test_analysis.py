@@ -23,11 +23,12 @@ from attndrift.analysis import (
 )
 from attndrift.analysis.formats import to_markdown
 from attndrift.analysis.interpolation import largest_alpha
-from attndrift.analysis.operating import crossings, on_front
+from attndrift.analysis.pareto import crossings, on_front
 from attndrift.analysis.schema import TABLES, schema_markdown, tables_markdown
-from attndrift.analysis.synthetic import synthetic_tables
-from attndrift.cli import app
-from attndrift.tables import Tables, write_tables
+from attndrift.analysis.storing import all_tables, write_analysis
+from attndrift.cli.main import app
+from attndrift.results.tables import Tables, write_tables
+from benchmarks.synthetic import synthetic_tables
 
 QUICK = AnalysisSettings(bootstrap_resamples=200)
 
@@ -74,11 +75,11 @@ def test_the_input_is_left_alone(usual: Tables) -> None:
 
 
 def test_written_and_read_again(result: Analysis, tmp_path: Path) -> None:
-    paths = result.write(tmp_path)
+    paths = write_analysis(result, tmp_path)
     assert read_analysis(tmp_path) == result
     assert {path.suffix for path in paths} == {".json", ".csv", ".md", ".tex"}
     again = {path: path.read_bytes() for path in paths}
-    result.write(tmp_path)
+    write_analysis(result, tmp_path)
     assert {path: path.read_bytes() for path in paths} == again
     json.loads((tmp_path / "analysis.json").read_text(), parse_constant=lambda name: pytest.fail(name))
     frame = pd.read_csv(tmp_path / "tables" / "configurations.csv")
@@ -89,9 +90,9 @@ def test_written_and_read_again(result: Analysis, tmp_path: Path) -> None:
 def test_tables_of_an_earlier_analysis_go_and_strangers_stay(result: Analysis, tmp_path: Path) -> None:
     more = result.model_copy(deep=True)
     more.tables["old"] = more.tables["pareto"].model_copy(update={"name": "old"})
-    more.write(tmp_path)
+    write_analysis(more, tmp_path)
     (tmp_path / "tables" / "mine.csv").write_text("x\n")
-    result.write(tmp_path)
+    write_analysis(result, tmp_path)
     assert not (tmp_path / "tables" / "old.csv").exists()
     assert (tmp_path / "tables" / "mine.csv").exists()
 
@@ -220,7 +221,7 @@ def with_only_baselines() -> Tables:
 def test_nothing_missing_is_a_crash_or_a_silence(case: str, tmp_path: Path) -> None:
     found = analyze(CASES[case](), settings=QUICK)
     everything_null_has_a_reason(found)
-    found.write(tmp_path)
+    write_analysis(found, tmp_path)
     assert read_analysis(tmp_path) == found
 
 
@@ -290,7 +291,7 @@ def test_one_seed_is_never_supported() -> None:
     found = analyze(tables(seeds=1, rates=6), settings=QUICK)
     assert "supported" not in {f.strength for f in found.findings}
     assert found.data.single_seed
-    assert all("Single-seed study" in to_markdown(table) for table in found.all_tables().values())
+    assert all("Single-seed study" in to_markdown(table) for table in all_tables(found).values())
 
 
 def test_signals_against_pandas(usual: Tables) -> None:
@@ -429,13 +430,13 @@ def test_alpha_is_chosen_by_the_predictions_that_stay() -> None:
     rows = {(r["wanted_pct"], r["rule"]): r for r in found.tables["interpolation_choice"].rows}
     row = rows[90.0, "agreement"]
     assert row["alpha"] == pytest.approx(0.5 + 0.5 * 0.02 / 0.4)
-    assert row["kept_pct"] == pytest.approx(95 - 45 * (row["alpha"] - 0.5) / 0.5)
+    assert row["retention_pct"] == pytest.approx(95 - 45 * (row["alpha"] - 0.5) / 0.5)
     assert row["best_alpha"] == pytest.approx(0.5 + 0.5 * 5 / 45)
-    assert row["kept"]
+    assert row["retained"]
     assert rows[95.0, "agreement"]["alpha"] == pytest.approx(0.5 * 0.05 / 0.08)
     assert rows[90.0, "cka"]["reason"] == "`cka_mean` was not measured along alpha"
     (claim,) = [f for f in found.findings if f.evidence.get("rule") == "agreement"]
-    assert "for 90% it was kept in 1 of 1, the retention there +2." in claim.sentence
+    assert "for 90% it was reached in 1 of 1, the retention there +2." in claim.sentence
     assert "the test accuracy +1.2 points below that of the best alpha" in claim.sentence
     assert claim.strength == "too few"
 

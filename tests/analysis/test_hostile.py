@@ -14,9 +14,10 @@ import pytest
 from hostile_tables import Hostile
 
 from attndrift.analysis import AnalysisSettings, analyze, read_analysis
-from attndrift.figures import draw_figures
-from attndrift.report import write_report
-from attndrift.tables import TableError, Tables
+from attndrift.analysis.storing import write_analysis
+from attndrift.figures.draw import draw_figures
+from attndrift.report.build import write_report
+from attndrift.results.tables import TableError, Tables
 
 QUICK = AnalysisSettings(bootstrap_resamples=100)
 NOT_A_NUMBER = re.compile(r"(?<![\w`'\".-])[-+]?(nan|inf|NaN|NaT|None|<NA>)(?![\w`'\"])")
@@ -62,7 +63,7 @@ def test_analysis(seed: int, tmp_path: Path) -> None:
         if finding.strength == "supported":
             assert found.data.n_seeds > 1
             assert finding.evidence["n_configurations"] >= QUICK.min_configurations
-    found.write(tmp_path)
+    write_analysis(found, tmp_path)
     assert read_analysis(tmp_path) == found
     for path in tmp_path.glob("tables/*.md"):
         heights = {

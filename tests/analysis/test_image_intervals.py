@@ -11,7 +11,7 @@ import pytest
 from reference_records import convert, read_records, reference_folder
 
 from attndrift.analysis import analyze
-from attndrift.analysis.images import (
+from attndrift.analysis.image_intervals import (
     ImageIntervals,
     ImageOutcomes,
     ImageOutcomesError,
@@ -21,8 +21,8 @@ from attndrift.analysis.images import (
     wilson,
 )
 from attndrift.analysis.result import TOPICS, Finding
-from attndrift.analysis.synthetic import synthetic_tables
-from attndrift.tables import Tables
+from attndrift.results.tables import Tables
+from benchmarks.synthetic import synthetic_tables
 
 LEVEL = 0.95
 

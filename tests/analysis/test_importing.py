@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from attndrift.analysis.synthetic import synthetic_tables
-from attndrift.importing import import_tables, parse_renames, parse_scales
-from attndrift.tables import TableError, read_tables
+from attndrift.results.importing import import_tables, parse_renames, parse_scales
+from attndrift.results.tables import TableError, read_tables
+from benchmarks.synthetic import synthetic_tables
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from reference_records import convert, read_records, reference_folder
 from seed_report import EXPERIMENTS, PRINTED_CHANGES, seed_report_tables
 
 from attndrift.analysis import Analysis, analyze
-from attndrift.tables import Tables
+from attndrift.results.tables import Tables
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def test_the_interpolation_sweep(reference: Analysis) -> None:
     assert best == pytest.approx(0.5 + 0.25 * share)
     by_cka = 0.25 + 0.25 * (0.9468358556 - 0.9) / (0.9468358556 - 0.8760523399)
     assert choices[90.0, "cka"]["alpha"] == pytest.approx(by_cka)
-    assert choices[90.0, "cka"]["kept"]
+    assert choices[90.0, "cka"]["retained"]
     # The sweep's own training is no fourth run of its configuration.
     assert [item.run_id for item in reference.data.excluded] == ["INT_eurosat_full_ft_lr1e-5_seed7"]
 

@@ -11,12 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from sklearn.metrics import roc_auc_score
 from statsmodels.stats.anova import AnovaRM
 from statsmodels.stats.multitest import multipletests
 
 from attndrift.analysis import AnalysisSettings
-from attndrift.analysis import statistics as own
-from attndrift.analysis.result import Test, family
+from attndrift.analysis import bootstrap as resampling
+from attndrift.analysis import hypothesis_tests as own
+from attndrift.analysis.result import Test
 
 SETTINGS = AnalysisSettings(bootstrap_resamples=400)
 floats = st.floats(-100, 100).map(lambda v: round(v, 2))
@@ -182,74 +184,99 @@ def test_anova_names_what_makes_it_impossible() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=2, max_size=12))
-def test_roc_area_counts_pairs(items: list[tuple[int, bool]]) -> None:
+def test_roc_areas_of_resamples_are_sklearns(items: list[tuple[int, bool]]) -> None:
     score = np.array([float(item[0]) for item in items])
     damaged = np.array([item[1] for item in items])
-    found = own.roc_auc(score, damaged)
-    if damaged.all() or not damaged.any():
-        assert found is None
-        return
-    pairs = [(a > b) + (a == b) / 2 for a in score[damaged] for b in score[~damaged]]
-    assert found == pytest.approx(np.mean(pairs))
-    weights = np.ones((1, len(score)))
-    assert own.roc_auc_draws(score, damaged, weights)[0] == pytest.approx(found)
-    twice = np.random.default_rng(0).integers(0, 3, (4, len(score))).astype(float)
-    for row, area in zip(twice, own.roc_auc_draws(score, damaged, twice), strict=True):
+    counts = np.random.default_rng(0).integers(0, 3, (5, len(score))).astype(float)
+    counts[0] = 1
+    for row, area in zip(counts, resampling.roc_area_draws(score, damaged, counts), strict=True):
         repeated = np.repeat(np.arange(len(score)), row.astype(int))
-        again = own.roc_auc(score[repeated], damaged[repeated])
-        assert (again is None and np.isnan(area)) or area == pytest.approx(again)
+        if len(set(damaged[repeated])) < 2:
+            assert np.isnan(area)
+        else:
+            assert area == pytest.approx(roc_auc_score(damaged[repeated], score[repeated]))
 
 
-def test_bootstrap_resamples_configurations_and_not_runs() -> None:
-    """Nine runs of three configurations: the spread comes from the three means, whatever the runs do."""
-    sums, counts = np.array([[3.0], [30.0], [300.0]]), np.full((3, 1), 3.0)
-    indices = own.draw(SETTINGS, 3, "test")
-    draws = own.cluster_means(sums, counts, indices)[:, 0]
-    assert set(np.round(draws, 9)) <= {
-        round(float(np.mean(pick)), 9) for pick in itertools.product([1.0, 10.0, 100.0], repeat=3)
-    }
-    expected = np.array([1.0, 10.0, 100.0])[indices].mean(axis=1)
-    assert draws == pytest.approx(expected)
-    found = own.interval_of(draws, SETTINGS, 3)
+def mean_draws(values: np.ndarray, settings: AnalysisSettings, *names: str) -> np.ndarray:
+    return resampling.bootstrap((values,), np.nanmean, settings, *names)
+
+
+def test_bootstrap_resamples_the_units_of_the_last_axis_together() -> None:
+    """Three configurations of two measures, the second one not measured in the third configuration."""
+    values = np.array([[1.0, 10.0, 100.0], [2.0, 20.0, np.nan]])
+    draws = mean_draws(values, SETTINGS, "test")
+    assert draws.shape == (2, SETTINGS.bootstrap_resamples)
+    picks = [np.array(pick) for pick in itertools.product(range(3), repeat=3)]
+    with np.errstate(invalid="ignore"):
+        pairs = {tuple(np.round([values[0, p].mean(), float(np.nansum(values[1, p]))], 6)) for p in picks}
+    for first, second in zip(*draws, strict=True):
+        near = [pair for pair in pairs if pair[0] == pytest.approx(first)]
+        assert near
+        assert np.isnan(second) == all(pair[1] == 0 for pair in near)
+    found = resampling.percentile_interval(draws[0], SETTINGS, 3)
     assert found.unit == "configuration"
-    assert (found.low, found.high) == tuple(np.percentile(expected, [2.5, 97.5]))
+    assert (found.low, found.high) == tuple(np.percentile(draws[0], [2.5, 97.5]))
+
+
+def test_every_resample_draws_as_many_units_as_there_are() -> None:
+    counts = resampling.resample_counts(SETTINGS, 7, "test")
+    assert counts.shape == (400, 7)
+    assert set(counts.sum(axis=1)) == {7.0}
+    # Each unit is drawn once on average; 400 resamples give the mean to 0.05.
+    assert counts.mean(axis=0) == pytest.approx(np.ones(7), abs=0.2)
 
 
 def test_equal_seeds_and_names_give_equal_draws() -> None:
-    assert np.array_equal(own.draw(SETTINGS, 5, "a", "b"), own.draw(SETTINGS, 5, "a", "b"))
-    assert not np.array_equal(own.draw(SETTINGS, 5, "a", "b"), own.draw(SETTINGS, 5, "a", "c"))
+    values = np.arange(5.0)
+    assert np.array_equal(mean_draws(values, SETTINGS, "a", "b"), mean_draws(values, SETTINGS, "a", "b"))
+    assert not np.array_equal(mean_draws(values, SETTINGS, "a", "b"), mean_draws(values, SETTINGS, "a", "c"))
     other = AnalysisSettings(bootstrap_resamples=400, bootstrap_seed=1)
-    assert not np.array_equal(own.draw(SETTINGS, 5, "a"), own.draw(other, 5, "a"))
+    assert not np.array_equal(mean_draws(values, SETTINGS, "a"), mean_draws(values, other, "a"))
 
 
 def test_interval_says_why_there_is_none() -> None:
-    few = own.interval_of(np.ones(10), SETTINGS, 2)
+    few = resampling.percentile_interval(np.ones(10), SETTINGS, 2)
     assert few.low is None
     assert few.reason is not None
     assert "needs at least" in few.reason
-    undefined = own.interval_of(np.full(10, np.nan), SETTINGS, 5)
+    undefined = resampling.percentile_interval(np.full(10, np.nan), SETTINGS, 5)
     assert undefined.low is None
-    same = own.interval_of(np.ones(10), SETTINGS, 5)
+    same = resampling.percentile_interval(np.ones(10), SETTINGS, 5)
     assert same.reason is not None
     assert "same value" in same.reason
 
 
-def test_spearman_interval_with_kept_ranks_is_near_the_one_with_new_ranks() -> None:
-    generator = np.random.default_rng(0)
-    x = generator.standard_normal(501)
-    y = x + generator.standard_normal(501)
-    kept = own.spearman_interval(x, y, AnalysisSettings(), "a")
-    anew = own.spearman_interval(x[:500], y[:500], AnalysisSettings(), "a")
-    assert kept.method != anew.method
-    assert kept.low == pytest.approx(anew.low, abs=0.02)
-    assert kept.high == pytest.approx(anew.high, abs=0.02)
+def rank_correlations(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    ranks = (resampling.resampled_ranks(values, counts) for values in (x, y))
+    return resampling.rank_correlation_draws(*ranks, counts)
+
+
+def test_the_interval_of_rank_correlation_is_scipys() -> None:
+    """scipy's bootstrap, which ranks every resample by sorting it, gives the same limits to Monte Carlo error."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(40)
+    y = x + rng.standard_normal(40)
+    chosen = AnalysisSettings(bootstrap_resamples=4000)
+    draws = rank_correlations(x, y, resampling.resample_counts(chosen, 40, "a"))
+    found = resampling.percentile_interval(draws, chosen, 40)
+    theirs = stats.bootstrap(
+        (x, y),
+        lambda a, b: stats.spearmanr(a, b).statistic,
+        paired=True,
+        vectorized=False,
+        method="percentile",
+        n_resamples=1000,
+        rng=rng,
+    ).confidence_interval
+    assert found.low == pytest.approx(theirs.low, abs=0.05)
+    assert found.high == pytest.approx(theirs.high, abs=0.05)
 
 
 def test_holm_is_the_step_down_rule() -> None:
     p = [0.01, 0.04, 0.03, 0.005]
     tests = [Test(name="t", p=value) for value in p]
     nothing = Test(name="t", reason="n = 2")
-    family([*tests, nothing], "four")
+    own.correct_family([*tests, nothing], "four")
     order = np.argsort(p)
     expected = np.empty(4)
     running = 0.0
@@ -272,7 +299,8 @@ def test_ranks_of_resamples_are_those_of_sorting_each(ties: bool) -> None:
     indices = rng.integers(0, 12, (300, 12))
     # One resample of a single point is constant.
     indices[0] = 3
-    found = own._resampled_spearman(x, y, indices)
+    counts = np.stack([np.bincount(row, minlength=12) for row in indices]).astype(float)
+    found = rank_correlations(x, y, counts)
     wanted = [stats.pearsonr(stats.rankdata(x[row]), stats.rankdata(y[row])).statistic for row in indices[1:]]
     assert np.isnan(found[0])
     np.testing.assert_allclose(found[1:], wanted, rtol=0, atol=1e-12)

@@ -21,12 +21,12 @@ from transformers import CLIPModel
 from typer.testing import CliRunner, Result
 
 from attndrift import metrics
-from attndrift.cli import app
-from attndrift.comparing import SUMMARY, CompareError, compare_models, parse_condition
-from attndrift.comparing.zero_shot import paired_intervals
+from attndrift.cli.main import app
+from attndrift.compare import SUMMARY, CompareError, compare_models, parse_condition
+from attndrift.compare.retention import paired_intervals
+from attndrift.drift import compare_snapshots, take_snapshot
 from attndrift.metrics import LowRankUpdate
 from attndrift.models import load_clip, load_processor
-from attndrift.monitor import compare_snapshots, take_snapshot
 
 runner = CliRunner()
 

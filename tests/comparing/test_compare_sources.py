@@ -15,9 +15,11 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPVisionModelWithProjection
 from typer.testing import CliRunner
 
-from attndrift.cli import app
-from attndrift.comparing import CompareError, compare_models, resolve
-from attndrift.models import AdaptationSettings, CheckpointError, ModelError, adapt, save_adapted
+from attndrift.cli.main import app
+from attndrift.compare import CompareError, compare_models, resolve
+from attndrift.formats import numbered
+from attndrift.methods import AdaptationSettings, adapt, save_adapted
+from attndrift.models import CheckpointError, ModelError
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -277,7 +279,7 @@ def test_a_model_folder_that_holds_adapters_beside_its_weights_raises(tiny_clip:
 def test_what_is_nothing_is_an_error_that_lists_what_there_may_be(tmp_path: Path) -> None:
     with pytest.raises(CompareError, match=r"neither a model folder .* nor a peft adapter"):
         resolve(tmp_path)
-    (tmp_path / "settings.json").write_text("{}")
+    (tmp_path / "settings.json").write_text(json.dumps(numbered("run", {})))
     with pytest.raises(CompareError, match="a run's folder without checkpoints/best"):
         resolve(tmp_path)
 

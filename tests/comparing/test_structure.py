@@ -15,10 +15,10 @@ from transformers import CLIPModel
 from typer.testing import CliRunner, Result
 
 from attndrift import metrics
-from attndrift.cli import app
-from attndrift.comparing import measure_structure
+from attndrift.cli.main import app
+from attndrift.compare import measure_structure
+from attndrift.drift import take_snapshot
 from attndrift.models import load_processor
-from attndrift.monitor import take_snapshot
 
 IMAGES, BLOCKS, HEADS = 8, 8, 4
 
@@ -87,7 +87,7 @@ def test_the_means_are_those_of_a_snapshot_whatever_the_batches(photos: Path, em
         assert one.keys() == two.keys()
         for name, value in one.items():
             assert value == (None if value is None else pytest.approx(two[name], rel=1e-5, abs=1e-7)), name
-    from attndrift.comparing.images import batches, open_images
+    from attndrift.compare.image_folder import batches, open_images
 
     _, processor = load_processor("embedded")
     opened = open_images(photos)

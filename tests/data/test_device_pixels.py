@@ -9,7 +9,7 @@ from made_data import in_memory
 from transformers import CLIPImageProcessorPil
 
 from attndrift.data import PixelStore, TrainingImages, device_pixels
-from attndrift.data.device_pixels import DevicePixels
+from attndrift.data.device_pixels import DevicePixels, pixels_on
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 
@@ -49,14 +49,11 @@ def test_a_part_of_a_store(store: PixelStore) -> None:
 
 
 def test_on_a_cpu_there_is_nothing_to_do(store: PixelStore) -> None:
-    assert store.on(CPU) is store
-    there = store.on(META)
-    assert there.on(META) is there
-    assert there.on(CPU) is store
+    assert pixels_on(store, CPU) is store
 
 
 def test_a_batch_comes_where_the_pixels_come_and_its_positions_stay(store: PixelStore) -> None:
-    batch = TrainingImages(store.on(META), store.labels, seed=3).__getitems__([4, 0, 9])
+    batch = TrainingImages(pixels_on(store, META), store.labels, seed=3).__getitems__([4, 0, 9])
     for name in ("pixel_values", "labels"):
         assert batch[name].device == META
     assert batch["pixel_values"].shape == (3, 3, 14, 12)

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attndrift.data.procedural import DRAWN, DrawnSet
-from attndrift.data.procedural.critters import BREEDS
-from attndrift.data.procedural.objects import CLASSES
+from attndrift.data.generated import DRAWN
+from attndrift.data.generated.canvas import DrawnSet
+from attndrift.data.generated.critters import BREEDS
+from attndrift.data.generated.objects import CLASSES
 
 SETS = pytest.mark.parametrize("drawn", DRAWN.values(), ids=DRAWN.keys())
 

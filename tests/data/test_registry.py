@@ -6,7 +6,7 @@ import pytest
 
 from attndrift.data import DATASETS, DataError, clean_class_name, fill, prompts_for
 from attndrift.data.prompts import TEMPLATES, templates
-from attndrift.data.registry import find_spec, origin_of_hub
+from attndrift.data.registry import find_spec, row_of_hub
 
 
 def test_every_row_is_complete() -> None:
@@ -34,8 +34,11 @@ def test_hub_names_are_those_of_the_design() -> None:
 
 
 def test_a_hub_name_of_the_registry_has_its_origin() -> None:
-    assert origin_of_hub("Tanganke/EuroSAT") == "eurosat"
-    assert origin_of_hub("someone/else") == "hub:someone/else"
+    assert row_of_hub("Tanganke/EuroSAT") is DATASETS["eurosat"]
+    assert row_of_hub("someone/else") is None
+    mirror = row_of_hub("timm/eurosat-rgb")
+    assert mirror is not None
+    assert (mirror.origin, mirror.revision) == ("eurosat", None)
 
 
 @pytest.mark.parametrize(("wrong", "right"), [("eurosta", "eurosat"), ("CIFAR-100", "cifar100"), ("pet", "pets")])

@@ -304,7 +304,7 @@ def test_the_data_folder_goes_before_the_hub(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image_folder.rename(tmp_path / "pets")
-    monkeypatch.setattr(hub, "_reachable", lambda: pytest.fail("asked the hub"))
+    monkeypatch.setattr(hub, "find_hub", lambda *_, **__: pytest.fail("asked the hub"))
     assert load_dataset("pets", data_dir=tmp_path).origin == "oxford-iiit-pet"
     monkeypatch.setenv("ATTNDRIFT_DATA", str(tmp_path))
     assert describe("pets") == str(tmp_path / "pets")
@@ -321,63 +321,109 @@ def test_the_data_folder_goes_before_the_hub(
 
 
 def test_a_hub_out_of_reach_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "_reachable", lambda: False)
-    before = constants.HF_HUB_OFFLINE
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(DatasetUnavailable, match=r"pets: the hub is out of reach.*ATTNDRIFT_DATA"):
         load_dataset("pets")
-    assert constants.HF_HUB_OFFLINE == before == datasets.config.HF_HUB_OFFLINE
 
 
-def test_what_was_downloaded_is_used_where_the_hub_is_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
-    offline: list[tuple[bool, bool]] = []
-
-    def cached(place: str, **options: object) -> datasets.DatasetDict:
-        offline.append((constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE))
-        return datasets.DatasetDict(
-            {split: datasets.Dataset.from_dict(rows(4), features=features()) for split in ("train", "test")}
-        )
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "_reachable", lambda: False)
-    monkeypatch.setattr(datasets, "load_dataset", cached)
-    assert len(load_dataset({"name": "mine", "hub": "some/one"}).train) == 4
-    assert offline == [(True, True)]
-    assert not constants.HF_HUB_OFFLINE
-    assert not datasets.config.HF_HUB_OFFLINE
+FILES = [
+    "README.md",
+    "data/test-00000-of-00001.parquet",
+    "data/train-00001-of-00002.parquet",
+    "data/train-00000-of-00002.parquet",
+]
 
 
-def test_an_unreachable_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[float] = []
-
-    class Session:
-        def head(self, address: str, timeout: float) -> None:
-            asked.append(timeout)
-            raise OSError("no route")
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.get_session", Session)
-    with pytest.raises(DatasetUnavailable):
-        load_dataset("cifar10")
-    assert asked == [hub.REACH_TIMEOUT]
+def _in_the_cache(root: Path, files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dataset ``made/set`` in the cache of the hub, and no network."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(root))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    folder = root / "datasets--made--set"
+    commit = "c" * 40
+    for name, text in {"refs/main": commit, **{f"snapshots/{commit}/{n}": t for n, t in files.items()}}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    hub.forget_answers()
 
 
-def test_a_hub_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[str, dict[str, object]]] = []
+CARD_OF_SPLITS = """---
+configs:
+- config_name: default
+  data_files:
+  - {split: train, path: data/train-*}
+  - {split: test, path: data/test-*}
+---
+"""
+SHARD = "data/train-00000-of-00001.parquet"
 
-    def fake(place: str, **options: object) -> datasets.DatasetDict:
-        calls.append((place, options))
-        return datasets.DatasetDict(
-            {split: datasets.Dataset.from_dict(rows(4), features=features()) for split in ("train", "test")}
-        )
 
-    monkeypatch.setattr(hub, "_reachable", lambda: True)
-    monkeypatch.setattr(datasets, "load_dataset", fake)
-    dataset = load_dataset({"name": "mine", "hub": "some/one", "revision": "abc"})
-    assert calls == [("some/one", {"name": None, "revision": "abc"})]
-    assert dataset.origin == "hub:some/one"
-    assert dataset.source["revision"] == "abc"
-    assert len(dataset.test) == 4
+@pytest.mark.parametrize(
+    ("files", "missing"),
+    [
+        ({"README.md": CARD_OF_SPLITS}, ["data/train-*", "data/test-*"]),
+        ({"README.md": CARD_OF_SPLITS, SHARD: ""}, ["data/test-*"]),
+        ({"README.md": CARD_OF_SPLITS, "data/train-00000-of-00002.parquet": ""}, ["data/train-*", "data/test-*"]),
+    ],
+    ids=["description alone", "one split", "half a split"],
+)
+def test_a_split_that_the_cache_lacks_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], missing: list[str]
+) -> None:
+    _in_the_cache(tmp_path, files, monkeypatch)
+    found = hub.find_hub("made/set", config=None, revision=None, where="set")
+    assert list(found.missing(["train", "test"])) == missing
+    with pytest.raises(DatasetUnavailable, match="could not be downloaded"):
+        hub.fetch(found, ["train", "test"], None, "set")
+
+
+@pytest.mark.parametrize("files", [{"README.md": "# A set"}, {"README.md": "# A set", ".gitattributes": ""}])
+def test_a_description_alone_in_the_cache_is_no_dataset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str]
+) -> None:
+    _in_the_cache(tmp_path, files, monkeypatch)
+    with pytest.raises(DatasetUnavailable, match="only the description is in the cache"):
+        hub.find_hub("made/set", config=None, revision=None, where="set")
+
+
+def test_files_tell_their_split_by_their_names() -> None:
+    assert hub.split_files(FILES, {}, None, "mine") == {
+        "test": ("data/test-00000-of-00001.parquet",),
+        "train": ("data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"),
+    }
+    assert hub.split_files(["train.parquet", "test.parquet"], {}, None, "mine") == {
+        "train": ("train.parquet",), "test": ("test.parquet",),
+    }  # fmt: skip
+    assert hub.split_files(["a/train.parquet", "b/train.parquet"], {}, None, "mine") is None
+    assert hub.split_files(["train/cat/1.jpg"], {}, None, "mine") is None
+
+
+def test_a_card_says_which_configuration_holds_which_files() -> None:
+    files = ["small/train-0.parquet", "full/train-0.parquet", "full/held-0.parquet"]
+    full = [{"split": "train", "path": "full/train-*"}, {"split": "test", "path": ["full/held-*"]}]
+    card = {
+        "configs": [
+            {"config_name": "small", "data_files": [{"split": "train", "path": "small/*"}]},
+            {"config_name": "full", "data_files": full, "default": True},
+        ]
+    }
+    found = {"train": ("full/train-0.parquet",), "test": ("full/held-0.parquet",)}
+    assert hub.split_files(files, card, None, "mine") == hub.split_files(files, card, "full", "mine") == found
+    assert hub.split_files(files, card, "small", "mine") == {"train": ("small/train-0.parquet",)}
+    with pytest.raises(DataError, match=r"mine: no configuration `large` \(config\)\. There are small, full"):
+        hub.split_files(files, card, "large", "mine")
+    del card["configs"][1]["default"]
+    with pytest.raises(DataError, match="several configurations"):
+        hub.split_files(files, card, None, "mine")
+
+
+def test_a_split_that_nobody_asks_for_is_not_read(table_folder: Table) -> None:
+    path = table_folder({"train": rows(4), "test": rows(2), "noisy": rows(2)}, features())
+    (path / "data" / "noisy-00000-of-00001.parquet").write_bytes(b"no Parquet")
+    dataset = load_dataset({"name": "t", "path": str(path)})
+    assert dataset.splits == ("noisy", "test", "train")
+    assert (len(dataset.train), len(dataset.test)) == (4, 2)
+    with pytest.raises(DataError, match="cannot be read as a dataset"):
+        dataset.split("noisy")
 
 
 # Drawn sets and digits
@@ -395,9 +441,9 @@ def fake_drawings(monkeypatch: pytest.MonkeyPatch) -> None:
         def draw(self, seed: int, index: int) -> np.ndarray:
             return np.full((64, 64, 3), 10 * seed + index % 100, dtype=np.uint8)
 
-    module = types.ModuleType("attndrift.data.procedural")
+    module = types.ModuleType("attndrift.data.generated")
     module.DRAWN = {"tiles": Fake()}  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "attndrift.data.procedural", module)
+    monkeypatch.setitem(sys.modules, "attndrift.data.generated", module)
 
 
 @pytest.mark.usefixtures("fake_drawings")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from attndrift.tables import STRUCTURE_METRICS, Tables
+from attndrift.results.tables import STRUCTURE_METRICS, Tables
 
 LAYERS, HEADS, EVALUATIONS = 8, 4, 20
 _BASE = {

@@ -18,10 +18,12 @@ from matplotlib.legend import Legend
 from matplotlib.text import Text
 from PIL import Image
 
-from attndrift.analysis.synthetic import synthetic_tables
-from attndrift.figures import FIGURES, Drawing, FigureError, MapError, NoData, Source, draw_figures, read_maps
+from attndrift.figures.draw import FIGURES, FigureError, draw_figures
+from attndrift.figures.maps import MapError, read_maps
+from attndrift.figures.source import Drawing, NoData, Source
 from attndrift.figures.style import SMALLEST, WIDTH, styled, wrap
-from attndrift.tables import Tables
+from attndrift.results.tables import Tables
+from benchmarks.synthetic import synthetic_tables
 
 SEED_REPORT = [
     "fig2_baseline_structure",

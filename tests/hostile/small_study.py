@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from attndrift.console import StudyConsole
+from attndrift.cli.progress import StudyConsole
 from attndrift.files import read_json
-from attndrift.study.engine import run_study
+from attndrift.study.executor import Executor
 from attndrift.study.loading import parse_study
-from attndrift.study.running import Executor
+from attndrift.study.resources import StudyResources
+from attndrift.study.runner import run_study
 from attndrift.study.settings import Study
-from attndrift.study.workbench import Workbench
 
 STUDY = """
 name: small
@@ -42,7 +42,7 @@ def run_folder(study: Study, folder: Path) -> Path:
 def run(study: Study, folder: Path, *, at_step: tuple[int, Callable[[], None]] | None = None) -> dict[str, Any]:
     """Run ``study`` in ``folder``; ``at_step`` calls something after that step. Returns the run's record."""
     console = StudyConsole(console=Console(file=io.StringIO()))
-    with Executor(Workbench(folder.parent / "cache")) as execute:
+    with Executor(StudyResources(folder.parent / "cache")) as execute:
 
         def work(run: Any, where: Path, reporter: Any) -> dict[str, Any]:
             step = reporter.step

@@ -11,9 +11,9 @@ import pytest
 from made_bad import bad_image, mutated, surroundings, within
 from test_bad_studies import GOOD, WORDS
 
-from attndrift import cli
-from attndrift.analysis.synthetic import synthetic_tables
-from attndrift.tables import write_tables
+from attndrift.cli import main as cli
+from attndrift.results.tables import write_tables
+from benchmarks.synthetic import synthetic_tables
 
 TIME_LIMIT = 120.0
 ENDS = {0, 1, 2, 3}
@@ -52,7 +52,8 @@ def _bad_command(seed: int, root: Path) -> list[str]:
         for place in range(3):
             (bad / f"{place}.png").write_bytes(bad_image(7000 + 3 * seed + place)[1])
         return ["compare", "config:tiny", "config:tiny", "--images", str(bad), "-o", out, "--skip-unreadable"]
-    (bad / "study.json").write_bytes(mutated(b'{"name": "x", "description": "", "runs": [{"run_id": "a"}]}', random))
+    described = b'{"format": 2, "name": "x", "description": "", "runs": [{"run_id": "a"}]}'
+    (bad / "study.json").write_bytes(mutated(described, random))
     return [("collect", "analyze", "report", "show")[int(random.integers(0, 4))], str(bad)]
 
 

@@ -13,7 +13,15 @@ import pytest
 from made_bad import bad_image, bomb_png, good_images, surroundings, within
 from PIL import Image
 
-from attndrift.data import DataError, ImageDataset, PixelStore, Splits, UnreadableImageError, load_dataset, make_splits
+from attndrift.data import (
+    DataError,
+    ImageDataset,
+    PixelStore,
+    Splits,
+    UnreadableImageError,
+    load_dataset,
+    make_splits,
+)
 from attndrift.data.decoding import decode_image
 from attndrift.models import load_processor
 

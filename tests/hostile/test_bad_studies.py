@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 from made_bad import mutated, surroundings, within
 
-from attndrift.study.loading import MAX_RUNS, StudyError, load_study, parse_overrides, parse_replacements, preset_text
+from attndrift.study.loading import (
+    MAX_RUNS,
+    StudyError,
+    load_study,
+    parse_overrides,
+    parse_replacements,
+    preset_text,
+)
 from attndrift.study.settings import RunSettings
 
 TIME_LIMIT = 20.0

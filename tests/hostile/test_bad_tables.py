@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -17,9 +19,10 @@ import pyarrow.parquet as pq
 import pytest
 from made_bad import mutated, surroundings, within
 
-from attndrift.analysis.synthetic import synthetic_tables
-from attndrift.importing import import_tables
-from attndrift.tables import SCHEMAS, TableError, read_tables, write_tables
+from attndrift.formats import FormatError, table_metadata
+from attndrift.results.importing import import_tables
+from attndrift.results.tables import SCHEMAS, TableError, read_tables, write_tables
+from benchmarks.synthetic import synthetic_tables
 
 TIME_LIMIT = 30.0
 FORMS = ("parquet", "csv", "jsonl", "json")
@@ -111,12 +114,20 @@ def _bad_import(seed: int, root: Path, good: dict[str, pd.DataFrame]) -> str:
     return outcome
 
 
+@functools.cache
+def _whole_study() -> dict[str, bytes]:
+    with TemporaryDirectory() as folder:
+        write_tables(synthetic_tables(seeds=1, datasets=("eurosat",), rates=1, layers=2, heads=2), folder)
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
 def _bad_parquet(seed: int, root: Path, good: dict[str, pd.DataFrame]) -> str:
     """A study's own tables, damaged on the disk."""
     random = np.random.default_rng([3, seed])
     folder = root / f"study{seed}"
-    tables = synthetic_tables(seeds=1, datasets=("eurosat",), rates=1, layers=2, heads=2)
-    write_tables(tables, folder)
+    folder.mkdir()
+    for file, content in _whole_study().items():
+        (folder / file).write_bytes(content)
     name = ("runs", "history", "layers")[int(random.integers(0, 3))]
     path = folder / f"{name}.parquet"
     path.write_bytes(mutated(path.read_bytes(), random))
@@ -124,7 +135,7 @@ def _bad_parquet(seed: int, root: Path, good: dict[str, pd.DataFrame]) -> str:
     with within(TIME_LIMIT, f"parquet {seed}"):
         try:
             read_tables(folder)
-        except TableError as error:
+        except (TableError, FormatError) as error:
             outcome = "refused" if "parquet" in str(error) or "table" in str(error) else "said badly"
         else:
             outcome = "read"
@@ -182,7 +193,7 @@ def test_bytes_that_are_no_text_in_a_text_column_are_named(
             names = [b"run-\xff" for _ in range(len(frame))]
             wrong = pa.array(names, type=pa.binary()).view(pa.string())
             table = table.set_column(table.schema.get_field_index("run_id"), "run_id", wrong)
-        pq.write_table(table, tmp_path / f"{name}.parquet")
+        pq.write_table(table.replace_schema_metadata(table_metadata()), tmp_path / f"{name}.parquet")
     with pytest.raises(TableError, match=r"history\.parquet.*(UTF|utf)"):
         read(tmp_path)
 
@@ -206,7 +217,8 @@ def test_formulas_come_in_and_go_out_as_text(tmp_path: Path, good: dict[str, pd.
     import csv
 
     from attndrift.analysis import analyze
-    from attndrift.figures import draw_figures
+    from attndrift.analysis.storing import write_analysis
+    from attndrift.figures.draw import draw_figures
 
     formulas = ["=cmd|'/C calc'!A0", "+1+cmd", "@SUM(1)", "-2+3+cmd"]
     frames = {name: frame.copy() for name, frame in good.items()}
@@ -221,7 +233,7 @@ def test_formulas_come_in_and_go_out_as_text(tmp_path: Path, good: dict[str, pd.
     import_tables(source, tmp_path / "out")
     tables = read_tables(tmp_path / "out")
     assert set(formulas) <= set(tables.runs["run_id"])
-    analyze(tables).write(tmp_path / "analysis")
+    write_analysis(analyze(tables), tmp_path / "analysis")
     draw_figures(tables, tmp_path / "analysis" / "figures", only=["dose_response", "fig6_lr_sweep", "pareto_front"])
     files = list((tmp_path / "analysis").rglob("*.csv"))
     assert files

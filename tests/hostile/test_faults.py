@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from small_study import interrupt, run, run_folder, small_study, tables_of
 
-from attndrift import cli
+from attndrift.cli import main as cli
 from attndrift.files import read_json
 from attndrift.study.settings import Study
-from attndrift.training import resume
+from attndrift.study.training import states as resume
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def test_a_damaged_state_is_passed_over_and_the_tables_are_the_same(
     states = sorted((run_folder(study, folder) / "resume").glob("step-*"))
     assert [state.name for state in states] == ["step-2", "step-4"]
     for state in states if which == "all" else states[-1:]:
-        path = state / "optimizer.pt"
+        path = state / resume.TRAINING
         content = bytearray(path.read_bytes())
         if harm == "truncated":
             content = content[: len(content) // 2]
@@ -166,7 +166,7 @@ def test_a_damaged_state_is_passed_over_and_the_tables_are_the_same(
         path.write_bytes(content)
     assert run(study, folder)["status"] == "finished"
     log = (run_folder(study, folder) / "log.txt").read_text()
-    assert "step-4 is damaged (optimizer.pt does not have its recorded checksum); an earlier state is used" in log
+    assert "step-4 is damaged (training.pt does not have its recorded checksum); an earlier state is used" in log
     assert ("goes on from step-2" in log) == (which == "newest")
     assert tables_of(folder) == undisturbed
 

@@ -17,22 +17,25 @@ from made_bad import surroundings
 from rich.console import Console
 from small_study import STUDY, interrupt, run, run_folder, small_study
 
-from attndrift import cli
 from attndrift.analysis import analyze
-from attndrift.analysis.synthetic import synthetic_tables
-from attndrift.comparing.errors import CompareError
-from attndrift.comparing.sources import resolve
-from attndrift.console_table import StudyTable
+from attndrift.analysis.storing import write_analysis
+from attndrift.cli import main as cli
+from attndrift.cli.run_table import StudyTable
+from attndrift.compare.errors import CompareError
+from attndrift.compare.sources import resolve
 from attndrift.data import DataError, load_dataset
 from attndrift.files import read_json, sha256, write_json
-from attndrift.models import CheckpointError, ModelError, load_adapted, load_clip, load_config, load_processor
+from attndrift.formats import numbered
+from attndrift.methods import load_adapted
+from attndrift.models import CheckpointError, ModelError, load_clip, load_config, load_processor
+from attndrift.results.tables import Tables
 from attndrift.study.collect import StudyFolderError, collect, planned_runs
-from attndrift.study.engine import run_study
 from attndrift.study.loading import StudyError, parse_overrides, parse_study
-from attndrift.study.store import Store
-from attndrift.study.workbench import Workbench
-from attndrift.tables import Tables
-from attndrift.training import resume
+from attndrift.study.object_storage import ObjectStorage
+from attndrift.study.resources import StudyResources
+from attndrift.study.runner import run_study
+from attndrift.study.training import states as resume
+from benchmarks.synthetic import synthetic_tables
 
 
 class Bomb:
@@ -123,14 +126,14 @@ def interrupted(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
-STATE_FILES = ["optimizer.pt", "scheduler.pt", "rng_state.pth", "scaler.pt", "training_args.bin", "trainer_state.json"]
+STATE_FILES = ["training.pt", "model.safetensors", "progress.json", "optimizer.pt", "scaler.pt"]
 
 
 @pytest.mark.parametrize("name", STATE_FILES)
 def test_a_state_is_never_unpickled(
     tiny_clip: Path, tmp_path: Path, interrupted: Path, marker: Path, name: str
 ) -> None:
-    """Every file that ``transformers.Trainer`` reads on resumption, replaced by a pickle with a fitting checksum."""
+    """Every file that is read on resumption, and some that others would read, replaced by a pickle with a fitting checksum."""
     folder = tmp_path / "study"
     shutil.copytree(interrupted, folder)
     study = small_study(tiny_clip)
@@ -139,27 +142,23 @@ def test_a_state_is_never_unpickled(
     for state in states:
         torch.save(Bomb(marker), state / name)
         manifest = read_json(state / resume.MANIFEST)
-        write_json(state / resume.MANIFEST, manifest | {name: sha256(state / name)})
+        write_json(state / resume.MANIFEST, manifest | {"files": manifest["files"] | {name: sha256(state / name)}})
     record = run(study, folder)
     assert not marker.exists()
-    if name in ("scaler.pt", "training_args.bin"):
+    if name in ("optimizer.pt", "scaler.pt"):
         assert record["status"] == "finished", "a file that is not read changes nothing"
     else:
         assert record["status"] == "failed"
-        if name != "trainer_state.json":
+        if name == "training.pt":
             assert "something else than tensors and numbers" in record["problem"]
             assert "remove the folder `resume`" in record["problem"]
 
 
 def test_a_state_holds_tensors_numbers_and_json_alone(interrupted: Path) -> None:
     state = next(interrupted.glob("runs/*/resume/step-*"))
-    kinds = {path.suffix for path in state.iterdir()}
-    assert kinds <= {".safetensors", ".json", ".pt", ".pth"}
-    from transformers.trainer_pt_utils import safe_globals
-
-    for path in (*state.glob("*.pt"), *state.glob("*.pth")):
-        with safe_globals():
-            torch.load(path, weights_only=True)
+    names = {path.name for path in state.iterdir()}
+    assert names == {resume.WEIGHTS, resume.TRAINING, resume.PROGRESS, resume.MANIFEST}
+    torch.load(state / resume.TRAINING, weights_only=True)
 
 
 # -- foreign code ----------------------------------------------------------------------------------
@@ -255,7 +254,7 @@ def test_a_name_in_a_study_cannot_leave_its_folder(name: str, where: str) -> Non
 
 @pytest.mark.parametrize("name", ESCAPES)
 def test_a_name_in_a_described_study_cannot_lead_elsewhere(tmp_path: Path, name: str) -> None:
-    write_json(tmp_path / "study.json", {"name": "x", "runs": [{"run_id": name, "settings": {}}]})
+    write_json(tmp_path / "study.json", numbered("study", {"name": "x", "runs": [{"run_id": name, "settings": {}}]}))
     with pytest.raises(StudyFolderError, match="is not the name of a run"):
         planned_runs(tmp_path)
 
@@ -266,7 +265,8 @@ def test_a_link_out_of_the_study_is_not_written_through(tiny_clip: Path, tmp_pat
     folder, outside = tmp_path / "study", tmp_path / "outside"
     outside.mkdir()
     (outside / "kept.txt").write_text("mine")
-    write_json(folder / "study.json", {"name": study.name, "description": study.description, "runs": []})
+    description = {"name": study.name, "description": study.description, "runs": []}
+    write_json(folder / "study.json", numbered("study", description))
     link = folder / what.format(run=study.runs[0].run_id)
     link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(outside / "kept.txt" if link.suffix else outside)
@@ -298,7 +298,7 @@ def test_tables_in_markdown_and_latex_hold_no_foreign_markup(tmp_path: Path) -> 
         frame["run_id"] = frame["run_id"].astype(object).replace({old: MARKUP})
     frames["runs"]["dataset"] = MARKUP
     frames["runs"]["model"] = MARKUP
-    analyze(Tables(**frames)).write(tmp_path)
+    write_analysis(analyze(Tables(**frames)), tmp_path)
     markdown = "".join(path.read_text() for path in tmp_path.rglob("*.md"))
     latex = "".join(path.read_text() for path in tmp_path.rglob("*.tex"))
     assert "script" in markdown
@@ -327,14 +327,14 @@ def test_secrets_of_the_environment_reach_no_log_and_no_record(
         monkeypatch.setenv(name, value)
     said = "; ".join(f"{name}={value}" for name, value in SECRETS.items())
     address = "https://someone:pa55-w0rd@hub.example/x?X-Amz-Signature=deadbeefcafe"
-    original = Workbench.target
+    original = StudyResources.target
 
     def failing(self: Any, settings: Any, pretrained: Any) -> Any:
         if settings.method == "full":
             raise ConnectionError(f"401 Unauthorized for {address} with headers {said}")
         return original(self, settings, pretrained)
 
-    monkeypatch.setattr(Workbench, "target", failing)
+    monkeypatch.setattr(StudyResources, "target", failing)
     monkeypatch.setenv("ATTNDRIFT_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "study.yaml"
     path.write_text(STUDY % tiny_clip + "  - {method: full}\n")
@@ -357,7 +357,6 @@ def test_secrets_and_commands_reach_no_object_of_a_store(tmp_path: Path, monkeyp
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("ATTNDRIFT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("ATTNDRIFT_LEASE", "0.5")
 
     def failing(*_: Any) -> Any:
         raise ConnectionError(
@@ -366,10 +365,11 @@ def test_secrets_and_commands_reach_no_object_of_a_store(tmp_path: Path, monkeyp
 
     said = io.StringIO()
     study = parse_study("name: x\nruns: [{dataset: tiles}]", where="study.yaml")
-    place = Store("memory://secrets-of-nobody")
+    storage = ObjectStorage("memory://secrets-of-nobody")
     with StudyTable(verbose=True, console=Console(file=said)) as table:
-        run_study(study, place, failing, table)
-    kept = {path: bytes(place.fs.cat_file(path)).decode("utf-8", "replace") for path in place.fs.find(place.root)}
+        run_study(study, storage, failing, table)
+    store = storage.store
+    kept = {path: bytes(store.fs.cat_file(path)).decode("utf-8", "replace") for path in store.fs.find(store.root)}
     assert {Path(path).name for path in kept} >= {"log.txt", "record.json", "runs.parquet", "study.json"}
     for where, text in (*kept.items(), ("terminal", said.getvalue())):
         assert ("401 for" in text) == where.endswith(("log.txt", "record.json", "terminal")), where

@@ -8,16 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attndrift.metrics import (
-    METRICS,
-    STRUCTURE_METRICS,
-    StructureAccumulator,
-    entropy,
-    erf,
-    gini,
-    head_diversity,
-)
-from attndrift.tables import STRUCTURE_METRICS as TABLE_METRICS
+from attndrift.metrics import METRICS, STRUCTURE_METRICS, StructureAccumulator, entropy, erf, gini, head_diversity
+from attndrift.results.tables import STRUCTURE_METRICS as TABLE_METRICS
 
 LAYERS, IMAGES, HEADS, PATCHES = 3, 23, 4, 16
 

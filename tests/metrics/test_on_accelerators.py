@@ -17,7 +17,7 @@ from attndrift.metrics import (
     weight_drift,
     weights,
 )
-from attndrift.metrics.reading import Readings
+from attndrift.metrics.deferred import DeferredScalars
 
 
 def states(*, layers=4, images=12, width=20):
@@ -30,14 +30,14 @@ def states(*, layers=4, images=12, width=20):
 def together(request, monkeypatch) -> None:
     """Whether tensors of the CPU are taken for those of an accelerator, which are read together."""
     if request.param:
-        monkeypatch.setattr(Readings, "TOGETHER", frozenset({"cpu"}))
+        monkeypatch.setattr(DeferredScalars, "TOGETHER", frozenset({"cpu"}))
 
 
 @pytest.mark.usefixtures("together")
 def test_cka_of_all_layers_is_that_of_each() -> None:
     x, y = states()
     expected = [torch.stack(list(values)) for values in zip(*map(linear_cka_both, x, y), strict=True)]
-    for found in (linear_cka_layers(x, y), representation._gram_layers(x.double(), y.double(), Readings())()):
+    for found in (linear_cka_layers(x, y), representation._gram_layers(x.double(), y.double(), DeferredScalars())()):
         assert found is not None
         for got, wanted in zip(found, expected, strict=True):
             torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
@@ -48,30 +48,30 @@ def test_cka_of_all_layers_is_that_of_each() -> None:
 def test_a_layer_without_cka_is_left_to_its_words(value) -> None:
     x, y = states()
     y[2] = value
-    assert representation._gram_layers(x.double(), y.double(), Readings())() is None
+    assert representation._gram_layers(x.double(), y.double(), DeferredScalars())() is None
     with pytest.raises(ValueError, match="y: "):
         linear_cka_layers(x, y)
 
 
 def test_what_is_read_together_is_what_was_noted(monkeypatch) -> None:
-    monkeypatch.setattr(Readings, "TOGETHER", frozenset({"cpu"}))
-    readings = Readings()
+    monkeypatch.setattr(DeferredScalars, "TOGETHER", frozenset({"cpu"}))
+    deferred = DeferredScalars()
     noted = [torch.arange(6).view(2, 3), torch.tensor(True), torch.zeros(0, 4), torch.tensor([0.1])]
-    later = [readings.later(values) for values in noted]
+    later = [deferred.defer(values) for values in noted]
     for values, read in zip(noted[::-1], later[::-1], strict=True):
         assert torch.equal(read(), values.double())
     # What is noted after a reading comes with the next.
-    assert float(readings.later(torch.tensor(7.0))()) == 7
+    assert float(deferred.defer(torch.tensor(7.0))()) == 7
 
 
 @pytest.mark.usefixtures("together")
 @pytest.mark.parametrize("patches", [(5, 5), (5, 7)])
 def test_structure_that_is_read_later_is_that_of_its_moment(patches) -> None:
-    accumulator, readings = StructureAccumulator(), Readings()
+    accumulator, deferred = StructureAccumulator(), DeferredScalars()
     batches = [[torch.rand(3, 4, count) for count in patches] for _ in range(2)]
     masses = [[torch.rand(3, 4) for _ in patches] for _ in range(2)]
     accumulator.update(batches[0], masses[0])
-    first = accumulator.compute_later(readings)
+    first = accumulator.compute_deferred(deferred)
     accumulator.update(batches[1], masses[1])
     both = accumulator.compute()
     alone = StructureAccumulator()

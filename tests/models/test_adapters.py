@@ -16,15 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPVisionModel
 
-from attndrift.models import (
-    AdaptationSettings,
-    CheckpointError,
-    adapt,
-    check_adapters_loaded,
-    load_clip,
-    state_for_drift,
-    weight_drift,
-)
+from attndrift.methods import AdaptationSettings, adapt, check_adapters_loaded, state_for_drift, weight_drift
+from attndrift.models import CheckpointError, load_clip
 
 WEIGHTS = "adapter_model.safetensors"
 

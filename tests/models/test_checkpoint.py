@@ -16,19 +16,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from attndrift.files import sha256
-from attndrift.models import (
+from attndrift.methods import (
     AdaptationSettings,
-    CheckpointError,
     CLIPClassifier,
-    FingerprintError,
     adapt,
     load_adapted,
     load_adapter,
-    load_clip,
     projection_drift,
     save_adapted,
     weight_drift,
 )
+from attndrift.models import CheckpointError, FingerprintError, load_clip
 
 NAMES = ("a", "b", "c", "d", "e")
 
@@ -97,23 +95,26 @@ def test_merged_adapters_predict_the_same(pixels: Tensor, tmp_path: Path) -> Non
 
 _EVALUATE = """
 import sys, json, torch
-from attndrift.models import load_adapted, load_clip
+from attndrift.methods import load_adapted
+from attndrift.models import load_clip
 from attndrift.models.load import load_processor
-from attndrift.transfer import TextFeatures, evaluate_zero_shot
-folder, merged = sys.argv[1], sys.argv[2] == "merged"
+from attndrift.retention.zero_shot import TextFeatures, evaluate_zero_shot
 class Images:
     pixels = torch.randn(200, 3, 28, 28, generator=torch.Generator().manual_seed(7))
     def fetch(self, positions): return self.pixels[list(positions)]
 text = TextFeatures.of(load_clip("config:tiny"), load_processor("config:tiny")[0], [f"thing {i}" for i in range(9)])
-model = load_adapted(folder, merged=merged)
-result = evaluate_zero_shot(model, Images(), [i % 9 for i in range(200)], text_features=text)
-print(json.dumps([result.predictions.tolist(), result.margins.tolist()]))
+found = {}
+for mode in ("adapters", "merged"):
+    model = load_adapted(sys.argv[1], merged=mode == "merged")
+    result = evaluate_zero_shot(model, Images(), [i % 9 for i in range(200)], text_features=text)
+    found[mode] = [result.predictions.tolist(), result.margins.tolist()]
+print(json.dumps(found))
 """
 
 
 def test_a_lora_run_evaluated_in_a_new_process_predicts_the_same(pixels: Tensor, tmp_path: Path) -> None:
     from attndrift.models.load import load_processor
-    from attndrift.transfer import TextFeatures, evaluate_zero_shot
+    from attndrift.retention.zero_shot import TextFeatures, evaluate_zero_shot
 
     model = _trained(SETTINGS[1], pixels)
     _save(model, tmp_path / "best", pixels)
@@ -129,10 +130,9 @@ def test_a_lora_run_evaluated_in_a_new_process_predicts_the_same(pixels: Tensor,
     here = evaluate_zero_shot(model, Images(), [i % 9 for i in range(200)], text_features=text)
     bare = evaluate_zero_shot(clip, Images(), [i % 9 for i in range(200)], text_features=text)
     assert (here.predictions != bare.predictions).any(), "the adapters take part"
-    for mode in ("adapters", "merged"):
-        command = [sys.executable, "-c", _EVALUATE, str(tmp_path / "best"), mode]
-        output = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-        predictions, margins = json.loads(output.splitlines()[-1])
+    command = [sys.executable, "-c", _EVALUATE, str(tmp_path / "best")]
+    output = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    for mode, (predictions, margins) in json.loads(output.splitlines()[-1]).items():
         clear = torch.tensor(margins) > 1e-4
         assert clear.sum() > 150
         assert torch.equal(torch.tensor(predictions)[clear], torch.from_numpy(here.predictions)[clear]), mode

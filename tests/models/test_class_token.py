@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attndrift.models import AdaptationSettings, CLIPClassifier, adapt, class_token_alone, load_adapted, load_clip
-from attndrift.models import save_adapted as save
-from attndrift.observing import observe
+from attndrift.attention import observe
+from attndrift.methods import AdaptationSettings, CLIPClassifier, adapt, load_adapted
+from attndrift.methods import save_adapted as save
+from attndrift.models import load_clip, prune_last_block_to_cls
 
 
 def _pixels(images: int = 5) -> Tensor:
@@ -25,7 +26,7 @@ def _classifier(clip: nn.Module, method: str) -> CLIPClassifier:
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_embeddings_gradients_and_attention_are_those_of_the_whole_block(method: str) -> None:
     whole = _classifier(load_clip("embedded"), method).eval()
-    alone = _classifier(class_token_alone(load_clip("embedded")), method).eval()
+    alone = _classifier(prune_last_block_to_cls(load_clip("embedded")), method).eval()
     labels = torch.arange(5)
     seen = []
     for model in (whole, alone):
@@ -43,7 +44,7 @@ def test_embeddings_gradients_and_attention_are_those_of_the_whole_block(method:
 
 
 def test_it_computes_one_token_behind_the_last_keys_and_values() -> None:
-    clip = class_token_alone(load_clip("embedded")).eval()
+    clip = prune_last_block_to_cls(load_clip("embedded")).eval()
     shapes: dict[str, torch.Size] = {}
     block = clip.vision_model.encoder.layers[-1]
     for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1"):
@@ -59,7 +60,7 @@ def test_it_computes_one_token_behind_the_last_keys_and_values() -> None:
 
 def test_checkpoints_know_no_difference(tmp_path: Path) -> None:
     whole = load_clip("embedded").eval()
-    alone = class_token_alone(copy.deepcopy(whole))
+    alone = prune_last_block_to_cls(copy.deepcopy(whole))
     model = _classifier(alone, "lora").eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -74,7 +75,7 @@ def test_checkpoints_know_no_difference(tmp_path: Path) -> None:
 
 
 def test_an_untouched_copy_that_is_not_trained_computes_the_same_to_the_last_bit(tiny_clip: Path) -> None:
-    clip = class_token_alone(load_clip(tiny_clip)).eval()
+    clip = prune_last_block_to_cls(load_clip(tiny_clip)).eval()
     copied = adapt(copy.deepcopy(clip), AdaptationSettings(method="linear_probe"), 10, seed=3).eval()
     side = clip.config.vision_config.image_size
     pixels = torch.randn(20, 3, side, side, generator=torch.Generator().manual_seed(0))

@@ -11,9 +11,10 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import CLIPVisionModel, Trainer, TrainingArguments
 
-from attndrift.models import AdaptationSettings, adapt, count_parameters, load_clip, load_config
-from attndrift.models.classifier import seeded
-from attndrift.observing import observe
+from attndrift.attention import observe
+from attndrift.methods import AdaptationSettings, adapt, count_parameters
+from attndrift.methods.classifier import seeded
+from attndrift.models import load_clip, load_config
 
 
 class _Images(Dataset[dict[str, torch.Tensor]]):

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from transformers import AutoTokenizer, CLIPModel, CLIPProcessor
 
 import attndrift
-from attndrift.data.procedural import DRAWN
+from attndrift.data.generated import DRAWN
 
 FOLDER = Path(attndrift.__file__).parent / "models" / "embedded"
 # Measured on exactly these pictures: 0.910 (of 300) and 0.535 (of 1,000); libraries may round differently.

@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import CLIPModel
 
-from attndrift.models import METHODS, AdaptationSettings, adapt, check_adapter_places, count_parameters, load_clip
+from attndrift.methods import METHODS, AdaptationSettings, adapt, check_adapter_places, count_parameters
+from attndrift.models import load_clip
 from attndrift.models.load import load_config
 
 # A row a case: settings, and the trainable parameters of ViT-B/32 with 10 classes.

@@ -18,9 +18,9 @@ import torch
 import transformers
 from torch import nn
 
-from attndrift.monitor import DriftMonitor
-from attndrift.observing import ObservationError, find_vision_tower, observe
-from attndrift.observing.embedding import image_embeddings
+from attndrift.attention import ObservationError, find_vision_tower, observe
+from attndrift.drift import DriftMonitor
+from attndrift.models.embedding import image_embeddings
 
 IMAGES, WIDTH, LAYERS, HEADS, SIDE = 3, 24, 2, 3, 3
 SIZE = {"hidden_size": WIDTH, "intermediate_size": 32, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
@@ -763,7 +763,7 @@ def test_both_classifiers_of_a_distilled_model_are_looked_at() -> None:
 def test_images_are_cut_into_patches_as_the_processor_does() -> None:
     from transformers.models.siglip2.image_processing_pil_siglip2 import convert_image_to_patches
 
-    from attndrift.observing.embedding import _inputs
+    from attndrift.models.embedding import _inputs
 
     model = hf("Siglip2Model", num_patches=9)()
     pixels = torch.randn(2, 3, 12, 8)

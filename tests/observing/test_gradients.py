@@ -9,11 +9,11 @@ import weakref
 import pytest
 import torch
 
+from attndrift.attention import ObservationError, observe
+from attndrift.attention.rows import row_logits
+from attndrift.losses.attention import attention_preservation_loss
 from attndrift.metrics import StructureAccumulator
 from attndrift.models import load_clip
-from attndrift.observing import ObservationError, observe
-from attndrift.observing.rows import row_logits
-from attndrift.regularizers import attention_preservation_loss
 
 
 def structure_loss(attention, cls_mass):
@@ -177,7 +177,7 @@ def test_large_batches_are_worked_through_in_parts(monkeypatch) -> None:
     generator = torch.Generator().manual_seed(0)
     q, k = torch.randn(7, 2, 3, generator=generator), torch.randn(7, 2, 4, 3, generator=generator)
     whole = row_logits(q, k, 0.5, gradients=False)
-    monkeypatch.setattr("attndrift.observing.rows._TRANSIENT", 2 * k[0].numel())
+    monkeypatch.setattr("attndrift.attention.rows._TRANSIENT", 2 * k[0].numel())
     torch.testing.assert_close(row_logits(q, k, 0.5, gradients=False), whole, rtol=0, atol=0)
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from attndrift.attention import ObservationError, observe
 from attndrift.metrics import StructureAccumulator
-from attndrift.observing import ObservationError, observe
 
 KINDS = ("clip", "vision", "projection", "classification", "classifier")
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from attndrift.observing import FAMILIES, ObservationError, find_vision_tower, observe
-from attndrift.observing import families as families_module
+from attndrift.attention import FAMILIES, ObservationError, find_vision_tower, observe
+from attndrift.attention import families as families_module
 
 
 def snapshot(tiny, model):

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from attndrift.observing import ObservationError, find_vision_tower, observe
+from attndrift.attention import ObservationError, find_vision_tower, observe
 
 
 def test_output_attentions_under_sdpa_is_empty(tiny, pixels) -> None:

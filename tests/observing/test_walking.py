@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 from torch import nn
 
+from attndrift.attention import FAMILIES
 from attndrift.models import load_clip
-from attndrift.observing.families import FAMILIES
-from attndrift.observing.walking import named_modules
+from attndrift.models.module_utils import named_modules
 
 
 class Part(nn.Module):

@@ -6,8 +6,8 @@ import pytest
 from study_folder import draw, study_tables, write_records
 
 from attndrift.analysis import Analysis, analyze
-from attndrift.report import write_report
-from attndrift.tables import Tables
+from attndrift.report.build import write_report
+from attndrift.results.tables import Tables
 
 
 @pytest.fixture(scope="package")

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from attndrift.analysis.synthetic import synthetic_tables
-from attndrift.tables import Tables
+from attndrift.results.tables import Tables
+from benchmarks.synthetic import synthetic_tables
 
 HOSTILE = "<script>alert(1)</script>|`x`\n</script><!-- *bold* [a](javascript:b) \u2028"
 

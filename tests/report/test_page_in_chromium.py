@@ -14,10 +14,14 @@ import pytest
 from study_folder import study_tables
 
 from attndrift.analysis import analyze
-from attndrift.report import write_report
+from attndrift.report.build import write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (Debian: `apt install chromium`)")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.ci("chromium"),
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (Debian: `apt install chromium`)"),
+]
 
 
 def operate(page: Path, profile: Path, *options: str) -> tuple[dict[str, Any], str]:

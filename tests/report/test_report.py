@@ -15,14 +15,13 @@ import pytest
 from study_folder import HOSTILE, DrawnFigure, draw, study_tables, write_records
 
 from attndrift.analysis import Analysis, analyze
-from attndrift.report import write_report
 from attndrift.report.blocks import TableBlock
-from attndrift.report.build import MAX_PAGE
+from attndrift.report.build import MAX_PAGE, write_report
 from attndrift.report.content import build_sections
 from attndrift.report.escaping import markdown, markdown_line
 from attndrift.report.explore import heatmap_data, maps_data
 from attndrift.report.records import Records, read_records
-from attndrift.tables import STRUCTURE_METRICS, Tables
+from attndrift.results.tables import STRUCTURE_METRICS, Tables
 
 
 class Page(HTMLParser):

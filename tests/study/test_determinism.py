@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from attndrift.console import StudyConsole
+from attndrift.cli.progress import StudyConsole
 from attndrift.files import read_json
-from attndrift.study.engine import run_study
+from attndrift.study.executor import Executor
 from attndrift.study.loading import load_study
-from attndrift.study.running import Executor
-from attndrift.study.workbench import Workbench
+from attndrift.study.resources import StudyResources
+from attndrift.study.runner import run_study
 
 STUDY = """
 name: twice
@@ -42,7 +42,7 @@ def test_every_method_gives_the_same_bytes_again(tiny_clip: Path, tmp_path: Path
     path = tmp_path / "study.yaml"
     path.write_text(STUDY.format(model=tiny_clip))
     study = load_study(path)
-    with Executor(Workbench(tmp_path / "cache")) as execute:
+    with Executor(StudyResources(tmp_path / "cache")) as execute:
         outcome = run_study(study, tmp_path / "first", execute, StudyConsole(console=Console(file=io.StringIO())))
     assert set(outcome.statuses.values()) == {"finished"}
     environment = os.environ | {"ATTNDRIFT_CACHE": str(tmp_path / "other cache"), "PYTHONHASHSEED": "123"}

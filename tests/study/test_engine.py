@@ -10,13 +10,13 @@ import pytest
 from filelock import FileLock
 from rich.console import Console
 
-from attndrift.console import StudyConsole
+from attndrift.cli.progress import StudyConsole
 from attndrift.files import read_json
+from attndrift.results.tables import read_tables
 from attndrift.study.collect import StudyFolderError, collect, gather
-from attndrift.study.engine import StudyFolderConflict, run_study
 from attndrift.study.loading import parse_overrides, parse_study
+from attndrift.study.runner import StudyFolderConflict, run_study
 from attndrift.study.settings import NamedRun, Study
-from attndrift.tables import read_tables
 
 TEXT = "name: three\nruns:\n  - {dataset: tiles, grid: {seed: [1, 2, 3]}}\n"
 

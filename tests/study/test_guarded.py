@@ -10,16 +10,17 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from attndrift.analysis.configurations import prepare
-from attndrift.console import StudyConsole
+from attndrift.cli.progress import StudyConsole
 from attndrift.files import read_json
-from attndrift.study.engine import run_study
+from attndrift.results.tables import Tables, read_tables
+from attndrift.study.executor import Executor
 from attndrift.study.loading import parse_study
-from attndrift.study.running import Executor
+from attndrift.study.resources import StudyResources
+from attndrift.study.runner import run_study
 from attndrift.study.settings import RunSettings
-from attndrift.study.workbench import Workbench
-from attndrift.tables import Tables, read_tables
 
 STUDY = """
 name: guarded
@@ -53,7 +54,7 @@ runs:
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tables]:
     folder = tmp_path_factory.mktemp("study") / "guarded"
-    with Executor(Workbench(folder.parent / "cache")) as execute:
+    with Executor(StudyResources(folder.parent / "cache")) as execute:
         outcome = run_study(
             parse_study(STUDY, where="study"), folder, execute, StudyConsole(console=Console(file=io.StringIO()))
         )
@@ -68,7 +69,7 @@ def _record(study: tuple[Path, Tables], experiment: str) -> dict[str, Any]:
 
 
 def test_a_guarded_run_keeps_its_budget_and_records_every_check(study: tuple[Path, Tables]) -> None:
-    for experiment, outcome in (("R", None), ("C", "kept"), ("U", "given up")):
+    for experiment, outcome in (("R", None), ("C", "kept"), ("U", "infeasible")):
         record = _record(study, experiment)
         told = record["guard"]
         assert record["row"]["guard_outcome"] == told["outcome"]
@@ -82,6 +83,15 @@ def test_a_guarded_run_keeps_its_budget_and_records_every_check(study: tuple[Pat
     assert "guard" not in _record(study, "P")
 
 
+def test_tensorboard_has_what_the_guard_did(study: tuple[Path, Tables]) -> None:
+    folder, tables = study
+    (name,) = tables.runs.loc[tables.runs["experiment"] == "C", "run_id"]
+    events = EventAccumulator(str(folder / "runs" / name / "tensorboard"))
+    events.Reload()
+    for tag in ("weight_drift", "alpha", "lr_scale"):
+        assert [event.step for event in events.Scalars(f"train/guard/{tag}")] == [2, 5]
+
+
 def test_a_budget_out_of_reach_leaves_the_pretrained_encoder(study: tuple[Path, Tables]) -> None:
     row = _record(study, "U")["row"]
     assert row["weight_drift"] == row["projection_drift"] == 0.0
@@ -91,7 +101,7 @@ def test_a_budget_out_of_reach_leaves_the_pretrained_encoder(study: tuple[Path, 
 def test_no_run_is_evaluated_on_what_the_guards_see(study: tuple[Path, Tables]) -> None:
     folder, tables = study
     settings = RunSettings.model_validate(_record(study, "R")["settings"])
-    bench = Workbench(folder.parent / "cache")
+    bench = StudyResources(folder.parent / "cache")
     pretrained = bench.pretrained("embedded", torch.device("cpu"))
     (item,), _ = bench.transfer_sets(settings, bench.target(settings, pretrained), pretrained)
     assert item.guard_part is not None

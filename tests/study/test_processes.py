@@ -12,11 +12,18 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from attndrift.console import StudyConsole
+from attndrift.cli.progress import StudyConsole
 from attndrift.files import read_json
-from attndrift.study.engine import run_study
+from attndrift.study.launchers.processes import (
+    ProcessLauncher,
+    jobs_that_fit,
+    no_accelerator,
+    parse_time,
+    spoken,
+    usable_cores,
+)
 from attndrift.study.loading import parse_study
-from attndrift.study.processes import InProcesses, jobs_that_fit, no_accelerator, parse_time, spoken, usable_cores
+from attndrift.study.runner import run_study
 from attndrift.study.settings import NamedRun, Study
 
 TEXT = "name: four\nruns:\n  - {dataset: tiles, threads: 1, device: cpu, grid: {seed: [1, 2, 3, 4]}}\n"
@@ -74,7 +81,7 @@ def _log(folder: Path, run: NamedRun) -> str:
 def test_two_at_a_time_give_the_tables_and_logs_of_one_after_the_other(preload, tmp_path: Path) -> None:
     study = _study()
     run_study(study, tmp_path / "one", StandIn(), _console())
-    outcome = run_study(study, tmp_path / "two", StandIn(preload=preload), _console(), engine=InProcesses(2))
+    outcome = run_study(study, tmp_path / "two", StandIn(preload=preload), _console(), engine=ProcessLauncher(2))
     assert list(outcome.statuses.items()) == [(run.run_id, "finished") for run in study.runs]
     for table in ("runs", "history", "layers"):
         written = [(tmp_path / name / f"{table}.parquet").read_bytes() for name in ("one", "two")]
@@ -82,7 +89,7 @@ def test_two_at_a_time_give_the_tables_and_logs_of_one_after_the_other(preload, 
     processes = {_log(tmp_path / "two", run).split()[-1] for run in study.runs}
     assert len(processes) == 2
     assert str(os.getpid()) not in processes
-    again = run_study(study, tmp_path / "two", StandIn(fail=(1, 2, 3, 4)), _console(), engine=InProcesses(2))
+    again = run_study(study, tmp_path / "two", StandIn(fail=(1, 2, 3, 4)), _console(), engine=ProcessLauncher(2))
     assert again.count("kept") == 4
 
 
@@ -90,7 +97,7 @@ def test_processes_are_forked_from_one_that_has_imported_and_have_the_environmen
     parents = set()
     for said in ("one", "two"):
         monkeypatch.setenv("SAID", said)
-        run_study(_study(), tmp_path / said, StandIn(preload=FORKED), _console(), engine=InProcesses(2))
+        run_study(_study(), tmp_path / said, StandIn(preload=FORKED), _console(), engine=ProcessLauncher(2))
         logs = [_log(tmp_path / said, run).split() for run in _study().runs]
         parents |= {words[words.index("parent") + 1] for words in logs}
         assert {words[words.index("environment") + 1] for words in logs} == {said}
@@ -113,13 +120,13 @@ def test_what_may_touch_an_accelerator_is_not_forked(monkeypatch) -> None:
 def test_a_run_that_raises_and_one_whose_process_is_killed_leave_the_others(preload, tmp_path: Path) -> None:
     folder, study = tmp_path / "s", _study()
     execute = StandIn(fail=(2,), die=(3,), preload=preload)
-    outcome = run_study(study, folder, execute, _console(), engine=InProcesses(2))
+    outcome = run_study(study, folder, execute, _console(), engine=ProcessLauncher(2))
     assert list(outcome.statuses.values()) == ["finished", "failed", "failed", "finished"]
     problems = [read_json(folder / "runs" / run.run_id / "record.json")["problem"] for run in study.runs[1:3]]
     assert problems[0] == "RuntimeError: the disk is full"
     assert problems[1].endswith("the process that ran it was killed by SIGKILL (out of memory?)")
     assert "SIGKILL" in _log(folder, study.runs[2])
-    again = run_study(study, folder, StandIn(), _console(), engine=InProcesses(2))
+    again = run_study(study, folder, StandIn(), _console(), engine=ProcessLauncher(2))
     assert list(again.statuses.values()) == ["kept", "finished", "finished", "kept"]
 
 
@@ -132,8 +139,8 @@ def test_an_interruption_ends_the_processes_and_the_study_goes_on_later(preload,
     folder = tmp_path / "s"
     interrupted = Interrupted(console=Console(file=io.StringIO()))
     with pytest.raises(KeyboardInterrupt):
-        run_study(_study(), folder, StandIn(preload=preload), interrupted, engine=InProcesses(2))
-    outcome = run_study(_study(), folder, StandIn(preload=preload), _console(), engine=InProcesses(2))
+        run_study(_study(), folder, StandIn(preload=preload), interrupted, engine=ProcessLauncher(2))
+    outcome = run_study(_study(), folder, StandIn(preload=preload), _console(), engine=ProcessLauncher(2))
     assert outcome.count("busy") == 0
     assert outcome.count("finished") + outcome.count("kept") == 4
     assert outcome.count("kept") >= 1
@@ -146,17 +153,17 @@ def test_jobs_leave_every_run_its_threads() -> None:
     assert jobs_that_fit(settings, at_most=1) == 1
     assert jobs_that_fit(wide, at_most=64) == 1
     with pytest.raises(ValueError, match="at least 1"):
-        InProcesses(0)
+        ProcessLauncher(0)
 
 
 def test_a_run_that_hangs_is_ended_and_the_others_go_on(tmp_path: Path) -> None:
     study, folder = _study(), tmp_path / "study"
-    outcome = run_study(study, folder, StandIn(hang=(2,)), _console(), engine=InProcesses(1, time_limit=5))
+    outcome = run_study(study, folder, StandIn(hang=(2,)), _console(), engine=ProcessLauncher(1, time_limit=5))
     assert list(outcome.statuses.values()) == ["finished", "failed", "finished", "finished"]
     record = read_json(folder / "runs" / study.runs[1].run_id / "record.json")
     assert "it was ended after 5 s (--time-limit); the same command goes on" in record["problem"]
     assert "--time-limit" in _log(folder, study.runs[1])
-    again = run_study(study, folder, StandIn(), _console(), engine=InProcesses(2, time_limit=60))
+    again = run_study(study, folder, StandIn(), _console(), engine=ProcessLauncher(2, time_limit=60))
     assert list(again.statuses.values()) == ["kept", "finished", "kept", "kept"]
 
 

@@ -16,22 +16,24 @@ from typing import Any
 
 import psutil
 import pytest
-from made_runs import MadeRuns, study_of, tables_of
+from made_runs import STEPS, MadeRuns, study_of, tables_of
 from rich.console import Console
 
-from attndrift.console import StudyConsole
-from attndrift.console_table import StudyTable
+from attndrift.cli.progress import StudyConsole
+from attndrift.cli.run_table import StudyTable
 from attndrift.files import read_json
-from attndrift.study.engine import run_study
-from attndrift.study.engines.ray import InRay
+from attndrift.study.executor import Executor
+from attndrift.study.launchers.ray import RayLauncher
 from attndrift.study.loading import parse_study
-from attndrift.study.running import Executor
-from attndrift.study.workbench import Workbench
+from attndrift.study.resources import StudyResources
+from attndrift.study.runner import run_study
+from attndrift.study.storage import LocalStorage
 
 ray = pytest.importorskip("ray")
 
 pytestmark = [
     pytest.mark.slow,  # clusters, servers and schedulers take their time to start
+    pytest.mark.ci("ray"),
     # Ray's own sockets, processes and deprecated calls; nothing of ours.
     pytest.mark.filterwarnings("ignore"),
 ]
@@ -84,10 +86,10 @@ def _wait_until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
         time.sleep(0.05)
 
 
-def _undisturbed(tmp_path: Path, seeds: int) -> dict[str, bytes]:
+def _undisturbed(tmp_path: Path, seeds: int, steps: int = STEPS) -> dict[str, bytes]:
     tally = tmp_path / "undisturbed-tally"
     tally.mkdir()
-    run_study(study_of(seeds), tmp_path / "undisturbed", MadeRuns(tally), _table())
+    run_study(study_of(seeds), tmp_path / "undisturbed", MadeRuns(tally, steps=steps), _table())
     return tables_of(tmp_path / "undisturbed")
 
 
@@ -104,10 +106,10 @@ runs:
 """
     study = parse_study(text, where="both")
     address = cluster.address
-    with Executor(Workbench(tmp_path / "cache")) as execute:
+    with Executor(StudyResources(tmp_path / "cache")) as execute:
         run_study(study, tmp_path / "here", execute, StudyConsole(console=Console(file=io.StringIO())))
     with Executor() as execute:
-        outcome = run_study(study, tmp_path / "there", execute, _table(), engine=InRay(address=address))
+        outcome = run_study(study, tmp_path / "there", execute, _table(), engine=RayLauncher(address=address))
     assert outcome.count("finished") == 3
     assert tables_of(tmp_path / "there") == tables_of(tmp_path / "here")
     for weights in (tmp_path / "here").glob("runs/*/checkpoints/**/*.safetensors"):
@@ -118,7 +120,7 @@ def test_a_run_whose_worker_dies_goes_on_from_its_last_state(cluster: Any, tmp_p
     study, runs = study_of(2), MadeRuns(tmp_path / "tally", deaths=2, pause=0.2)
     runs.tally.mkdir()
     table = _table()
-    outcome = run_study(study, tmp_path / "s", runs, table, engine=InRay(address=cluster.address, retries=2))
+    outcome = run_study(study, tmp_path / "s", runs, table, engine=RayLauncher(address=cluster.address, retries=2))
     assert outcome.count("finished") == 2
     for run in study.runs:
         assert runs.starts(run) == [0, 2, 2]
@@ -129,12 +131,12 @@ def test_a_run_whose_worker_dies_goes_on_from_its_last_state(cluster: Any, tmp_p
 def test_a_run_whose_workers_die_too_often_fails_alone_and_can_go_on(cluster: Any, tmp_path: Path) -> None:
     study, runs = study_of(2), MadeRuns(tmp_path / "tally", deaths=2)
     runs.tally.mkdir()
-    engine = InRay(address=cluster.address, retries=1)
+    engine = RayLauncher(address=cluster.address, retries=1)
     outcome = run_study(study.select([study.runs[0].run_id]), tmp_path / "s", runs, _table(), engine=engine)
     assert outcome.count("failed") == 1
     record = read_json(tmp_path / "s" / "runs" / study.runs[0].run_id / "record.json")
     assert "worker on the cluster was lost, 1 retries included" in record["problem"]
-    outcome = run_study(study, tmp_path / "s", runs, _table(), engine=InRay(address=cluster.address))
+    outcome = run_study(study, tmp_path / "s", runs, _table(), engine=RayLauncher(address=cluster.address))
     assert outcome.count("finished") == 2
     assert runs.starts(study.runs[0])[-1] == 2
     assert tables_of(tmp_path / "s") == _undisturbed(tmp_path, 2)
@@ -142,7 +144,7 @@ def test_a_run_whose_workers_die_too_often_fails_alone_and_can_go_on(cluster: An
 
 def test_a_run_that_raises_fails_alone_and_is_not_tried_again(cluster: Any, tmp_path: Path) -> None:
     study, runs = study_of(2), MadeRuns(tmp_path, fail=(1,))
-    outcome = run_study(study, tmp_path / "s", runs, _table(), engine=InRay(address=cluster.address))
+    outcome = run_study(study, tmp_path / "s", runs, _table(), engine=RayLauncher(address=cluster.address))
     assert list(outcome.statuses.values()) == ["finished", "failed"]
     assert runs.starts(study.runs[1]) == [0]
     record = read_json(tmp_path / "s" / "runs" / study.runs[1].run_id / "record.json")
@@ -159,19 +161,25 @@ def interruptible() -> Iterator[None]:
 
 @pytest.mark.usefixtures("interruptible")
 def test_a_study_stops_on_interruption_and_leaves_nothing_claimed(cluster: Any, tmp_path: Path) -> None:
-    study, runs = study_of(3), MadeRuns(tmp_path, pause=1.0)
+    # A minute a run, so that none ends before the interruption, however busy the machine is.
+    study, runs, stopped = study_of(3), MadeRuns(tmp_path, pause=1.0, steps=60), threading.Event()
 
     def interrupt() -> None:
         _wait_until(lambda: any((tmp_path / "s").glob("runs/*/resume/step-1")))
-        os.kill(os.getpid(), signal.SIGINT)
+        # Python drops an exception that is raised while it frees an object: press again, as a user does.
+        while not stopped.is_set():
+            os.kill(os.getpid(), signal.SIGINT)
+            stopped.wait(30)
 
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
-        run_study(study, tmp_path / "s", runs, _table(), engine=InRay(address=cluster.address))
-    outcome = run_study(study, tmp_path / "s", MadeRuns(tmp_path), _table(), engine=InRay(address=cluster.address))
+        run_study(study, tmp_path / "s", runs, _table(), engine=RayLauncher(address=cluster.address))
+    stopped.set()
+    runs = MadeRuns(tmp_path, steps=60)
+    outcome = run_study(study, tmp_path / "s", runs, _table(), engine=RayLauncher(address=cluster.address))
     assert outcome.count("finished") == 3
     assert max(start for run in study.runs for start in runs.starts(run)) > 0, "something went on where it was"
-    assert tables_of(tmp_path / "s") == _undisturbed(tmp_path, 3)
+    assert tables_of(tmp_path / "s") == _undisturbed(tmp_path, 3, steps=60)
 
 
 @pytest.mark.slow
@@ -195,7 +203,7 @@ def test_a_run_whose_node_dies_goes_on_elsewhere(cluster: Any, tmp_path: Path) -
                 process.kill()
 
     threading.Thread(target=kill).start()
-    outcome = run_study(study, tmp_path / "s", runs, _table(), engine=InRay(address=cluster.address))
+    outcome = run_study(study, tmp_path / "s", runs, _table(), engine=RayLauncher(address=cluster.address))
     assert outcome.count("finished") == 3
     assert sum(len(runs.starts(run)) for run in study.runs) > 3, "the node was running nothing"
     assert tables_of(tmp_path / "s") == _undisturbed(tmp_path, 3)
@@ -203,11 +211,11 @@ def test_a_run_whose_node_dies_goes_on_elsewhere(cluster: Any, tmp_path: Path) -
 
 
 def test_a_machine_that_does_not_see_the_study_says_so(cluster: Any, tmp_path: Path) -> None:
-    from attndrift.study.engines.remote import CANNOT, Order
+    from attndrift.study.launchers.remote import CANNOT, RemoteRun
 
     study = study_of(1)
-    order = Order.of(study.runs[0], study, str(tmp_path / "nowhere"), MadeRuns(tmp_path))
-    status, detail = order.carry_out(lambda message: None)
+    remote = RemoteRun.of(study.runs[0], study, LocalStorage(tmp_path / "nowhere"), MadeRuns(tmp_path))
+    status, detail = remote.carry_out(lambda message: None)
     assert status == CANNOT
     assert "does not see the study" in detail
     assert not (tmp_path / "nowhere").exists()
@@ -217,12 +225,12 @@ def test_more_than_this_machine_has_is_refused_with_the_option_to_change(tmp_pat
     # In a process of its own, which has no cluster yet.
     code = (
         "import sys, io; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n"
-        "from made_runs import MadeRuns, study_of\n"
-        "from attndrift.console_table import StudyTable\n"
-        "from attndrift.study.engine import run_study\n"
-        "from attndrift.study.engines.ray import InRay\n"
+        "from made_runs import STEPS, MadeRuns, study_of\n"
+        "from attndrift.cli.run_table import StudyTable\n"
+        "from attndrift.study.runner import run_study\n"
+        "from attndrift.study.launchers.ray import RayLauncher\n"
         "where = Path(sys.argv[1])\n"
-        "run_study(study_of(1), where / 's', MadeRuns(where), StudyTable(), engine=InRay(gpus_per_run=64))\n"
+        "run_study(study_of(1), where / 's', MadeRuns(where), StudyTable(), engine=RayLauncher(gpus_per_run=64))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parent)],

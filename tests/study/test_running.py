@@ -17,17 +17,18 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from attndrift.console import StudyConsole
+from attndrift.attention import observe
+from attndrift.cli.progress import StudyConsole
 from attndrift.files import read_json
-from attndrift.models import fingerprint_embeddings, load_adapted, load_clip, weight_drift
-from attndrift.observing import observe
+from attndrift.methods import fingerprint_embeddings, load_adapted, weight_drift
+from attndrift.models import ModelError, load_clip
+from attndrift.results.tables import Tables, columns_of, read_tables
 from attndrift.study.collect import gather
-from attndrift.study.engine import StudyOutcome, run_study
-from attndrift.study.interpolating import interpolate
+from attndrift.study.executor import Executor
+from attndrift.study.interpolation import interpolate
 from attndrift.study.loading import parse_study
-from attndrift.study.running import Executor
-from attndrift.study.workbench import Workbench
-from attndrift.tables import Tables, columns_of, read_tables
+from attndrift.study.resources import StudyResources
+from attndrift.study.runner import StudyOutcome, run_study
 
 SHARED = """
 name: {name}
@@ -66,10 +67,12 @@ RUNS = """
 """
 
 
-def _run(text: str, folder: Path, cache: Path, *, workbench: Workbench | None = None) -> tuple[StudyOutcome, Tables]:
+def _run(
+    text: str, folder: Path, cache: Path, *, resources: StudyResources | None = None
+) -> tuple[StudyOutcome, Tables]:
     study = parse_study(text, where="study")
     console = StudyConsole(console=Console(file=io.StringIO()))
-    with Executor(workbench or Workbench(cache)) as execute:
+    with Executor(resources or StudyResources(cache)) as execute:
         outcome = run_study(study, folder, execute, console)
     return outcome, read_tables(folder)
 
@@ -95,9 +98,9 @@ def _row(runs: pd.DataFrame, **wanted: Any) -> pd.Series[Any]:
 
 
 # Null where a setting has no meaning for a method; everything else is filled.
-NOT_FOR_ALL = {
-    "experiment", "lora_rank", "lora_alpha", "lora_targets", "freeze_layers", "regularizer", "regularizer_weight",
-    "regularizer_active_fraction", "transfer_objects_retention_pct", "guard", "guard_at_least", "guard_at_most",
+NOT_FOR_ALL = {"model_revision",
+    "experiment", "lora_rank", "lora_alpha", "lora_targets", "freeze_layers", "regularizer",
+    "regularizer_weight", "regularizer_active_fraction", "transfer_objects_retention_pct", "guard", "guard_at_least", "guard_at_most",
     "guard_outcome",
 }  # fmt: skip
 NOT_FOR_NONE = {
@@ -244,8 +247,8 @@ def test_tensorboard_has_scalars_per_layer(study: Path) -> None:
 
 @pytest.mark.parametrize("run", ["E2_digits_full_lr0.001_s42", "digits_lora-r2_lr0.001_s42"])
 def test_interpolation_starts_at_the_pretrained_and_ends_at_the_adapted_model(study: Path, run: str) -> None:
-    bench = Workbench(study.parent / "cache")
-    points = interpolate(study / "runs" / run, (0.0, 0.5, 1.0), workbench=bench)
+    bench = StudyResources(study.parent / "cache")
+    points = interpolate(study / "runs" / run, (0.0, 0.5, 1.0), resources=bench)
     row = _row(read_tables(study).runs, run_id=run)
     first, middle, last = points
     assert first["embedding_drift"] == pytest.approx(0.0, abs=1e-12)
@@ -257,13 +260,13 @@ def test_interpolation_starts_at_the_pretrained_and_ends_at_the_adapted_model(st
         lost = first["transfer_objects_accuracy"] - point["transfer_objects_accuracy"]
         assert abs(lost) <= 1 - point["transfer_objects_agreement"] + 1e-12
     assert last["transfer_objects_agreement"] < 1
-    (alone,) = interpolate(study / "runs" / run, (0.5,), workbench=bench)
+    (alone,) = interpolate(study / "runs" / run, (0.5,), resources=bench)
     assert alone == middle, "without alpha 0 the pretrained predictions are made for themselves"
     assert last["test_accuracy"] == row["test_accuracy"]
     assert last["weight_drift"] == pytest.approx(row["weight_drift"], rel=1e-4)
     assert last["embedding_drift"] == pytest.approx(row["embedding_drift"], rel=1e-3)
     assert middle["weight_drift"] == pytest.approx(0.5 * last["weight_drift"], rel=1e-4)
-    interpolate(study / "runs" / run, (0.0, 0.5, 1.0), workbench=bench)
+    interpolate(study / "runs" / run, (0.0, 0.5, 1.0), resources=bench)
     tables, _ = gather(study)
     sweep = tables.interpolation[tables.interpolation["run_id"] == run]
     assert sweep["alpha"].tolist() == [0.0, 0.5, 1.0]
@@ -275,7 +278,7 @@ def test_what_the_untouched_model_makes_of_a_probe_is_kept_for_that_probe_alone(
 ) -> None:
     described = "".join(f"\n  - {{method: full{more}}}" for more in ("", ", data_seed: 9", ", map_images: 1"))
     runs = parse_study(_text(tiny_clip, described), where="study").runs
-    bench = Workbench(tmp_path / "cache")
+    bench = StudyResources(tmp_path / "cache")
     pretrained = bench.pretrained(runs[0].settings.model, torch.device("cpu"))
     found = []
     for run in runs:
@@ -350,7 +353,6 @@ def test_an_absent_transfer_set_is_null_with_a_reason(tiny_clip: Path, tmp_path:
         ("transfer: [nowhere]", "nowhere"),
         ("train_per_class: 10000", "there are"),
         ("source: {path: /nonexistent}", "does not exist"),
-        ("model: /nonexistent", "not a folder here"),
     ],
 )
 def test_what_is_missing_is_said_before_training(tiny_clip: Path, tmp_path: Path, change: str, problem: str) -> None:
@@ -360,6 +362,13 @@ def test_what_is_missing_is_said_before_training(tiny_clip: Path, tmp_path: Path
     folder = next((tmp_path / "s" / "runs").iterdir())
     assert problem in read_json(folder / "record.json")["problem"]
     assert not (folder / "history.jsonl").exists()
+
+
+def test_a_model_that_is_not_there_ends_the_study_before_its_first_run(tiny_clip: Path, tmp_path: Path) -> None:
+    text = _text(tiny_clip, "  - {method: full, model: /nonexistent}\n", name="missing")
+    with pytest.raises(ModelError, match="/nonexistent: not a folder here"):
+        _run(text, tmp_path / "s", tmp_path / "cache")
+    assert not (tmp_path / "s").exists()
 
 
 def test_a_transfer_set_of_the_targets_own_images_is_refused(tiny_clip: Path, tmp_path: Path) -> None:
@@ -498,7 +507,7 @@ def test_what_a_killed_process_left_half_written_is_removed(tiny_clip: Path, tmp
     text = _text(tiny_clip, f"  - {{method: linear_probe, epochs: 1, keep: {keep}}}\n", name="left")
     checkpoints = tmp_path / "s" / "runs" / "digits_linear-probe_lr0.001_s42" / "checkpoints"
     (tmp_path / "s").mkdir()
-    (tmp_path / "s" / "study.json").write_text('{"name": "left", "description": "", "runs": []}')
+    (tmp_path / "s" / "study.json").write_text('{"format": 2, "name": "left", "description": "", "runs": []}')
     (checkpoints / ".best-1a2b3c").mkdir(parents=True)
     (checkpoints / ".best-1a2b3c" / "model.safetensors").write_bytes(b"half")
     _run(text, tmp_path / "s", tmp_path / "cache")
@@ -514,7 +523,7 @@ def test_tensorboard_of_a_resumed_run_has_every_step_once(
     """Stopped while validating, when the epoch's drift is logged and its state is not saved yet."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from attndrift.study import running
+    from attndrift.study import executor as running
 
     text = _text(tiny_clip, "  - {method: full}\n", name="stopped")
     real, calls = running.split_accuracy, []
@@ -539,7 +548,7 @@ def test_a_damaged_checkpoint_of_an_interrupted_run_is_trained_again(
     removed: bool, tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The test's accuracy is the third that is measured: training is over then, and the run is not."""
-    from attndrift.study import running
+    from attndrift.study import executor as running
 
     text = _text(tiny_clip, "  - {method: full, learning_rate: 3e-3}\n", name="damaged")
     _, undisturbed = _run(text, tmp_path / "undisturbed", tmp_path / "cache")

@@ -16,10 +16,10 @@ import pytest
 from made_runs import MadeRuns, study_of, tables_of
 from rich.console import Console
 
-from attndrift.console_table import StudyTable
+from attndrift.cli.run_table import StudyTable
 from attndrift.files import read_json
-from attndrift.study.engine import run_study
-from attndrift.study.engines.slurm import InSlurm
+from attndrift.study.launchers.slurm import SlurmLauncher
+from attndrift.study.runner import run_study
 
 pytest.importorskip("submitit")
 
@@ -35,8 +35,8 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
 
 
-def _local(retries: int = 3) -> InSlurm:
-    return InSlurm(retries=retries, parameters=["cluster=local", "timeout_min=10"])
+def _local(retries: int = 3) -> SlurmLauncher:
+    return SlurmLauncher(retries=retries, parameters=["cluster=local", "timeout_min=10"])
 
 
 def _table() -> StudyTable:
@@ -50,6 +50,7 @@ def _undisturbed(tmp_path: Path, seeds: int) -> dict[str, bytes]:
     return tables_of(tmp_path / "undisturbed")
 
 
+@pytest.mark.ci("slurm")
 def test_jobs_give_the_same_tables_and_those_that_die_go_on_from_their_last_state(tmp_path: Path) -> None:
     study, runs = study_of(2), MadeRuns(tmp_path, deaths=1, pause=0.1)
     table = _table()
@@ -62,6 +63,7 @@ def test_jobs_give_the_same_tables_and_those_that_die_go_on_from_their_last_stat
     assert again.count("kept") == 2
 
 
+@pytest.mark.ci("slurm")
 def test_a_job_that_is_preempted_is_queued_again_and_goes_on(tmp_path: Path) -> None:
     study, runs = study_of(1), MadeRuns(tmp_path, pause=0.7)
 
@@ -95,13 +97,13 @@ def test_a_job_that_dies_too_often_fails_alone_with_its_number(tmp_path: Path) -
 
 def test_what_slurm_cannot_give_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"--gpus-per-run 0\.5: SLURM gives whole ones"):
-        InSlurm(gpus_per_run=0.5)
+        SlurmLauncher(gpus_per_run=0.5)
     with pytest.raises(ValueError, match="write it as KEY=VALUE"):
-        InSlurm(parameters=["partition"])
+        SlurmLauncher(parameters=["partition"])
     open_to_all = tmp_path / "jobs"
     open_to_all.mkdir()
     open_to_all.chmod(0o777)
-    engine = InSlurm(parameters=["cluster=local", f"folder={open_to_all}"])
+    engine = SlurmLauncher(parameters=["cluster=local", f"folder={open_to_all}"])
     with pytest.raises(ValueError, match="others may write there"):
         run_study(study_of(1), tmp_path / "s", MadeRuns(tmp_path), _table(), engine=engine)
 
@@ -112,7 +114,7 @@ def test_a_study_on_a_real_slurm_and_a_job_that_it_requeues(tmp_path: Path) -> N
     if shutil.which("sinfo") is None or subprocess.run(["sinfo"], capture_output=True, check=False).returncode:
         pytest.skip("no SLURM answers here")
     study, runs = study_of(3), MadeRuns(tmp_path, pause=3.0)
-    engine = InSlurm(parameters=["timeout_min=30", "mem_gb=0"], retries=0)
+    engine = SlurmLauncher(parameters=["timeout_min=30", "mem_gb=0"], retries=0)
 
     def requeue() -> None:
         deadline = time.monotonic() + 300

@@ -1,37 +1,44 @@
 """A study's training step reads nothing from an accelerator; what it left behind is read before it is needed.
 
 On the device `meta` tensors have no values: whatever would fetch one to the host raises. Every copy to such a device
-must go through `sent`, which waits for nothing.
+must go through `to_device`, which waits for nothing.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import accelerate
 import numpy as np
 import pytest
 import torch
+import transformers
+from accelerate.state import GradientState
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import TrainingArguments, get_cosine_schedule_with_warmup
+from transformers import get_cosine_schedule_with_warmup
 
-from attndrift.data import PixelStore, device_pixels, order
-from attndrift.data.sending import sent
+from attndrift.attention import observe
+from attndrift.data import PixelStore, device_pixels
+from attndrift.data import shuffle as order
+from attndrift.data.to_device import to_device
+from attndrift.drift import DriftMonitor
 from attndrift.files import read_json
-from attndrift.guarding import Budget, Guard
-from attndrift.models import adapt, load_clip
-from attndrift.monitor import DriftMonitor
-from attndrift.observing import observe
-from attndrift.study.running import adaptation, split_accuracy
+from attndrift.guard import Budget, Guard
+from attndrift.methods import adapt
+from attndrift.models import load_clip
+from attndrift.study.executor import adaptation, split_accuracy
 from attndrift.study.settings import RunSettings
-from attndrift.training import FitResult, TrainingPlan, fit, progress, resume
+from attndrift.study.training import loop
+from attndrift.study.training import metric_buffer as progress
+from attndrift.study.training import states as resume
+from attndrift.study.training.loop import fit
+from attndrift.study.training.plan import FitResult, TrainingPlan
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 IMAGES, CLASSES, BATCH = 24, 3, 4
@@ -139,7 +146,7 @@ def train(
 
 
 class Crossings(TorchDispatchMode):
-    """Notes every copy from the host to the device that did not go through `sent`, once a step has been done."""
+    """Notes every copy from the host to the device that did not go through `to_device`, once a step has been done."""
 
     def __init__(self, steps: list[int]) -> None:
         super().__init__()
@@ -148,11 +155,11 @@ class Crossings(TorchDispatchMode):
         self.declared = 0
         self._inside = False
 
-    def sent(self, values: Any, device: torch.device) -> torch.Tensor:
+    def to_device(self, values: Any, device: torch.device) -> torch.Tensor:
         self.declared += 1
         self._inside = True
         try:
-            return sent(values, device)
+            return to_device(values, device)
         finally:
             self._inside = False
 
@@ -167,17 +174,15 @@ class Crossings(TorchDispatchMode):
 @contextmanager
 def on_meta(monkeypatch: pytest.MonkeyPatch, steps: list[int]) -> Iterator[Crossings]:
     crossings = Crossings(steps)
-    monkeypatch.setattr(TrainingArguments, "device", property(lambda arguments: arguments._setup_devices and META))
-    monkeypatch.setattr(accelerate.Accelerator, "device", META)
     for module in (device_pixels, order):
-        monkeypatch.setattr(module, "sent", crossings.sent)
+        monkeypatch.setattr(module, "to_device", crossings.to_device)
     with crossings:
         yield crossings
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_step_reads_from_the_device(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real trainer on tensors without values: the first thing that asks for one is the settling of the last step."""
+    """The real loop on tensors without values: the first thing that asks for one is the flush after the last step."""
     settings, store = settings_of(kind, epochs=1, evaluations_per_epoch=1, checkpoints_per_epoch=1), images()
     model = adapt(load_clip("config:tiny"), adaptation(settings), CLASSES, settings.seed).to(META)
     layers, heads = 3, load_clip("config:tiny").config.vision_config.num_attention_heads
@@ -186,7 +191,7 @@ def test_no_step_reads_from_the_device(kind: str, tmp_path: Path, monkeypatch: p
     with on_meta(monkeypatch, heard.steps) as crossings:
         plan = TrainingPlan(
             settings=settings,
-            images=store.on(META),
+            images=device_pixels.pixels_on(store, META),
             labels=torch.from_numpy(store.labels),
             monitor=SimpleNamespace(model=model, measure=never),  # type: ignore[arg-type]
             validate=never,
@@ -195,16 +200,18 @@ def test_no_step_reads_from_the_device(kind: str, tmp_path: Path, monkeypatch: p
             baseline={"step": 0},
             save_weights=lambda name: never(),
             pretrained_entropy=torch.full((layers,), 3.0, device=META),
-            reference=lambda where, _: crossings.sent(torch.zeros(len(where), layers, heads, 16), META).transpose(0, 1),
+            reference=lambda where, _: crossings.to_device(torch.zeros(len(where), layers, heads, 16), META).transpose(
+                0, 1
+            ),
             device=META,
         )
-        settled: list[int] = []
-        settle = progress.Tally.settle
-        monkeypatch.setattr(progress.Tally, "settle", lambda tally: settled.append(len(heard.steps)) or settle(tally))
+        flushed: list[int] = []
+        flush = progress.MetricBuffer.flush
+        monkeypatch.setattr(progress.MetricBuffer, "flush", lambda own: flushed.append(len(heard.steps)) or flush(own))
         with pytest.raises(RuntimeError, match="meta"):
             fit(model, plan, tmp_path, heard)
     assert heard.steps == list(range(1, STEPS)), "all steps but the last are whole"
-    assert settled == [STEPS - 1], "and it is the settling of the last one that asks for a value"
+    assert flushed == [STEPS - 1], "and it is the flush after the last one that asks for a value"
     assert crossings.declared >= 2 * STEPS, "pixels and labels of every batch"
     assert crossings.undeclared == []
 
@@ -257,9 +264,8 @@ def test_a_guard_checks_no_state_behind_a_divergence(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize(("share", "states"), [(1e-9, [2]), (1e9, [2, 4, 6, 8, 10, 12])])
 def test_states_take_little_of_an_accelerators_time(tmp_path, monkeypatch, share, states) -> None:
-    module = sys.modules[fit.__module__]
-    monkeypatch.setattr(module, "_states_are_dear", lambda device: True)
-    monkeypatch.setattr(module, "STATE_SHARE", share)
+    monkeypatch.setattr(loop, "_states_are_dear", lambda device: True)
+    monkeypatch.setattr(loop, "STATE_SHARE", share)
     _, heard, _ = train("full", tmp_path)
     assert sorted(heard.states) == states
 
@@ -279,8 +285,24 @@ def test_the_optimiser_is_not_copied_with_the_model_and_lets_it_go(
     assert result.status == ("finished" if poisoned_after is None else "diverged")
     assert saved
     assert not copied
-    # Afterwards the model drops its gradients as any module does.
-    assert "zero_grad" not in vars(found.model)
+    # Afterwards the model is as any other: nothing was put into it, and no gradient is left.
+    assert set(vars(found.model)) == set(
+        vars(adapt(load_clip("config:tiny"), adaptation(settings_of("full")), CLASSES, 0))
+    )
+    assert all(parameter.grad is None for parameter in found.model.parameters())
+
+
+def test_nothing_of_a_library_is_changed_while_a_run_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def of_libraries() -> list[Any]:
+        classes = (torch.nn.Module, torch.optim.Optimizer, torch.Tensor, threading.Thread, transformers.Trainer)
+        return [threading.excepthook, threading.enumerate(), *(dict(vars(one)) for one in classes)]
+
+    before, seen = of_libraries(), []
+    step = Heard.step
+    monkeypatch.setattr(Heard, "step", lambda own, *done: seen.append(of_libraries()) or step(own, *done))
+    train("lora apr", tmp_path)
+    assert len(seen) == 2 * STEPS
+    assert all(one == before for one in seen)
 
 
 @pytest.mark.parametrize("method", ["full", "linear_probe"])
@@ -307,3 +329,11 @@ def test_a_study_trains_as_a_plain_loop_does(tmp_path: Path, method: str) -> Non
     own = dict(found.model.named_parameters())
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, own[name]), name
+
+
+def test_what_an_interrupted_training_left_in_accelerate_stops_no_step(tmp_path: Path) -> None:
+    GradientState().sync_gradients = False
+    _, _, trained = train("full", tmp_path)
+    untrained = adapt(load_clip("config:tiny"), adaptation(settings_of("full")), CLASSES, settings_of("full").seed)
+    before = dict(untrained.named_parameters())
+    assert any(not torch.equal(parameter, before[name]) for name, parameter in trained.model.named_parameters())

@@ -3,7 +3,7 @@
 The order of :data:`~attndrift.analysis.result.TOPICS`: what the used rates cost in zero-shot transfer; full
 fine-tuning against LoRA where their rates meet; whether the entropy fell, and at which rate; whether a
 regularizer kept the transfer; which signal warned. A number of one run carries an interval over images
-(:mod:`attndrift.analysis.images`), which is no interval over seeds, and the sentence says so; a mean of
+(:mod:`attndrift.analysis.image_intervals`), which is no interval over seeds, and the sentence says so; a mean of
 three or more seeds carries a t interval over seeds.
 """
 
@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from attndrift.analysis.images import ImageIntervals
+from attndrift.analysis.bootstrap import t_interval
+from attndrift.analysis.image_intervals import ImageIntervals
 from attndrift.analysis.measures import LAST_LAYER, SIGNALS
 from attndrift.analysis.result import Interval, Signal
-from attndrift.analysis.statistics import t_interval
 from attndrift.analysis.wording import Evidence, capital, interval_text, judge, number_text, test_text
 
 _MOST_RATES = 5
@@ -181,7 +181,7 @@ def _transfer_lost(e: Evidence, ground: _Ground) -> None:
         trend = ", less at every higher rate" if len(means) > 2 and all(np.diff(means) < 0) else ""
         best = max(found, key=lambda item: float(np.nan_to_num(item[4]["best_val_accuracy"].mean(), nan=-1.0)))
         chosen = (
-            f" The best validation accuracy among {len(found)} rates is at {best[0]}, where {best[2]:.1f}% are kept."
+            f" The best validation accuracy among {len(found)} rates is at {best[0]}, where {best[2]:.1f}% is retained."
             if len(found) > 1 and best[4]["best_val_accuracy"].notna().any()
             else ""
         )
@@ -189,7 +189,7 @@ def _transfer_lost(e: Evidence, ground: _Ground) -> None:
         e.add(
             f"headline transfer {ground.dataset} {variant}",
             "RQ3",
-            f"{capital(variant)} on {ground.dataset} keeps {told} of the pretrained zero-shot accuracy on "
+            f"{capital(variant)} on {ground.dataset} retains {told} of the pretrained zero-shot accuracy on "
             f"{ground.transfer}{trend}.{chosen} {_kind([item[3] for item in found])}",
             "descriptive",
             topic="transfer",
@@ -243,7 +243,7 @@ def _full_against_lora(e: Evidence, ground: _Ground) -> None:
         f"headline methods {ground.dataset} {variant}",
         "RQ2",
         f"At the rate{'s' if len(found) > 1 else ''} that both were run at on {ground.dataset}, full fine-tuning and "
-        f"{variant} keep of the zero-shot accuracy on {ground.transfer}: {'; '.join(_shown(told))}. The interval of "
+        f"{variant} retain of the zero-shot accuracy on {ground.transfer}: {'; '.join(_shown(told))}. The interval of "
         f"the retentions' difference excludes 0 at {holds} of {len(found)} rate{'' if len(found) == 1 else 's'}. "
         f"{_kind(used, ', in pairs where the same images were kept')}{family}",
         "descriptive",
@@ -288,46 +288,8 @@ def _entropy(e: Evidence, ground: _Ground) -> None:
         if len(rates) > 1
         else f"the mean did not fall by {-onset:g}% or more"
     )
-    kept = ""
-    if ground.transfer is not None:
-        for text, _, part in reversed(rates):
-            if means[text] <= 0 or not part[ground.retention].notna().any():
-                continue
-            value, limits = _retention(ground, part)
-            if limits.high is not None and limits.high < 90:
-                kept = (
-                    f" Transfer was lost without a fall: at {text}, with an entropy change of "
-                    f"{number_text(means[text])}%, {value:.1f}% ({_limits(limits)}) of the zero-shot accuracy on "
-                    f"{ground.transfer} are kept."
-                )
-                break
-    correlation = next(
-        (
-            r
-            for r in e.rates
-            if r.measure == ENTROPY and r.method == "full" and r.dataset == ground.dataset
-            and r.configurations.spearman.statistic is not None
-        ),
-        None,
-    )  # fmt: skip
-    trend = ""
-    interval: Interval | None = None
-    if correlation is not None:
-        interval = correlation.configurations.spearman_interval
-        trend = (
-            f" Against the log rate: Spearman rho = {number_text(correlation.configurations.spearman.statistic)} over "
-            f"{correlation.n_configurations} configurations ({interval_text(interval)})."
-        )
-    if interval is None or interval.low is None or interval.low == interval.high:
-        # The order of the rates is perfect, or they are too few: then over what the rates do on average.
-        scopes = (ground.dataset, "all datasets") if len(_datasets(e)) == 1 else (ground.dataset,)
-        mean = next((c for c in e.changes if (c.method, c.measure) == ("full", ENTROPY) and c.scope in scopes), None)
-        if mean is not None and mean.interval.low is not None:
-            interval = mean.interval
-            trend += (
-                f" Over {mean.n_configurations} configurations the mean change is "
-                f"{number_text(mean.configurations.mean)}% ({interval_text(interval)})."
-            )
+    kept = _lost_without_a_fall(ground, rates, means)
+    trend, interval = _entropy_trend(e, ground)
     single = all(one.low is None for one in intervals.values())
     caveat = (
         " The changes have no interval of their own: one seed, and entropies of single images are not kept."
@@ -354,6 +316,49 @@ def _entropy(e: Evidence, ground: _Ground) -> None:
         n_configurations=len(rates),
         n_runs=len(own),
     )
+
+
+def _lost_without_a_fall(ground: _Ground, rates: list[tuple[str, float, pd.DataFrame]], means: dict[str, float]) -> str:
+    """The highest rate at which the entropy rose and transfer was lost all the same, in words; empty where none."""
+    if ground.transfer is None:
+        return ""
+    for text, _, part in reversed(rates):
+        if means[text] <= 0 or not part[ground.retention].notna().any():
+            continue
+        value, limits = _retention(ground, part)
+        if limits.high is not None and limits.high < 90:
+            return (
+                f" Transfer was lost without a fall: at {text}, with an entropy change of "
+                f"{number_text(means[text])}%, {value:.1f}% ({_limits(limits)}) of the zero-shot accuracy on "
+                f"{ground.transfer} is retained."
+            )
+    return ""
+
+
+def _entropy_trend(e: Evidence, ground: _Ground) -> tuple[str, Interval | None]:
+    """The entropy change against the rate in words, and the interval of its correlation, or of the mean change."""
+    trend = ""
+    interval: Interval | None = None
+    for r in e.rates:
+        own = (r.measure, r.method, r.dataset) == (ENTROPY, "full", ground.dataset)
+        if own and r.configurations.spearman.statistic is not None:
+            interval = r.configurations.spearman_interval
+            trend = (
+                f" Against the log rate: Spearman rho = {number_text(r.configurations.spearman.statistic)} over "
+                f"{r.n_configurations} configurations ({interval_text(interval)})."
+            )
+            break
+    if interval is None or interval.low is None or interval.low == interval.high:
+        # The order of the rates is perfect, or they are too few: then over what the rates do on average.
+        scopes = (ground.dataset, "all datasets") if len(_datasets(e)) == 1 else (ground.dataset,)
+        mean = next((c for c in e.changes if (c.method, c.measure) == ("full", ENTROPY) and c.scope in scopes), None)
+        if mean is not None and mean.interval.low is not None:
+            interval = mean.interval
+            trend += (
+                f" Over {mean.n_configurations} configurations the mean change is "
+                f"{number_text(mean.configurations.mean)}% ({interval_text(interval)})."
+            )
+    return trend, interval
 
 
 def _elsewhere(others: int) -> str:
@@ -414,7 +419,7 @@ def _regularizers(e: Evidence, ground: _Ground) -> None:
             "RQ4",
             f"With {_WORDS.get(kind, kind)} on {ground.dataset} ({first['method']}, {first['rate_text']}) the retention on "
             f"{ground.transfer} differs from that without it by {'; '.join(told)} (without it: "
-            f"{_retention(ground, base)[0]:.1f}% kept, entropy change {number_text(float(base[ENTROPY].mean()))}%): "
+            f"{_retention(ground, base)[0]:.1f}% retained, entropy change {number_text(float(base[ENTROPY].mean()))}%): "
             f"{outcome}. {_kind([one for _, one in found.values()], ', in pairs where the same images were kept')}{family}",
             "descriptive",
             topic="regularizer",

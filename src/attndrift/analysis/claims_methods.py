@@ -159,7 +159,7 @@ def _iso(e: Evidence) -> None:
             if any(row.get(column) is None for row in named):
                 continue
             told = " and ".join(
-                f"{row['variant']} (rate {row['learning_rate']:.2g}) keeps {row[column]:.1f}%" for row in named
+                f"{row['variant']} (rate {row['learning_rate']:.2g}) retains {row[column]:.1f}%" for row in named
             )
             seeds = min(int(row["n_seeds"]) for row in named)
             note = (

@@ -72,7 +72,7 @@ _RULES = {
 
 def _interpolation(e: Evidence) -> None:
     """How well an alpha chosen without labels kept the retention that was wanted."""
-    rows = [row for row in e.tables["interpolation_choice"].rows if row["kept_pct"] is not None]
+    rows = [row for row in e.tables["interpolation_choice"].rows if row["retention_pct"] is not None]
     for name in sorted({str(row["transfer_set"]) for row in rows}):
         for rule, words in _RULES.items():
             mine = [row for row in rows if (row["transfer_set"], row["rule"]) == (name, rule)]
@@ -81,10 +81,10 @@ def _interpolation(e: Evidence) -> None:
             told: list[str] = []
             for wanted in sorted({float(row["wanted_pct"]) for row in mine}, reverse=True):
                 own = [row for row in mine if row["wanted_pct"] == wanted]
-                kept = sum(bool(row["kept"]) for row in own)
+                kept = sum(bool(row["retained"]) for row in own)
                 errors = [float(row["error_points"]) for row in own]
                 text = (
-                    f"for {wanted:g}% it was kept in {kept} of {len(own)}, the retention there "
+                    f"for {wanted:g}% it was reached in {kept} of {len(own)}, the retention there "
                     f"{spread_text(errors, signed=True)} points from the wanted one"
                 )
                 costs = [
@@ -99,7 +99,7 @@ def _interpolation(e: Evidence) -> None:
             e.add(
                 f"rq3 {name} interpolation {rule}",
                 "RQ3",
-                f"Along {n} interpolation sweep{'' if n == 1 else 's'} alpha was chosen by {words} to keep a wanted "
+                f"Along {n} interpolation sweep{'' if n == 1 else 's'} alpha was chosen by {words} for a wanted "
                 f"retention on {name}: {'; '.join(told)}. "
                 + ("Descriptive only" if n >= 3 else "Too few sweeps to tell how well the rule does on others")
                 + f" (n = {n} run{'' if n == 1 else 's'}).",
@@ -109,7 +109,15 @@ def _interpolation(e: Evidence) -> None:
                 choices=[
                     {
                         key: row[key]
-                        for key in ("run_id", "wanted_pct", "alpha", "kept_pct", "error_points", "kept", "best_alpha")
+                        for key in (
+                            "run_id",
+                            "wanted_pct",
+                            "alpha",
+                            "retention_pct",
+                            "error_points",
+                            "retained",
+                            "best_alpha",
+                        )
                     }
                     for row in mine
                 ],
@@ -221,7 +229,7 @@ def _selection(e: Evidence, s: Selection) -> None:
         "RQ3",
         f"Among the {s.n_runs} runs within {s.margin_points:g} point{'' if s.margin_points == 1 else 's'} of "
         f"the best validation accuracy on {s.dataset}{where}, the oracle "
-        f"keeps {s.oracle_pct:.1f}% on {s.transfer_set}, a random choice {s.random_pct:.1f}%; choosing by the "
+        f"retains {s.oracle_pct:.1f}% on {s.transfer_set}, a random choice {s.random_pct:.1f}%; choosing by the "
         f"smallest drift from the "
         f"pretrained model: {', '.join(told)}. One selection from one set of runs: descriptive only.",
         "descriptive",

@@ -69,7 +69,25 @@ def regularizer_claims(e: Evidence) -> None:
         )
 
 
+Span = tuple[float, str, str, int]
+"""Points of entropy change between the ends of one sweep, the setting, the sweep, and seeds at the least."""
+
+
 def setting_claims(e: Evidence) -> None:
+    """RQ5: what the learning rate does, and how far each other setting moves the entropy."""
+    _rate_claims(e)
+    spans = _span_claims(e)
+    if not any(finding.question == "RQ5" for finding in e.found):
+        e.add(
+            "rq5 none",
+            "RQ5",
+            "No two runs with a measured change differ in one hyperparameter alone, so RQ5 cannot be answered.",
+            "too few",
+        )
+    _widest_span(e, spans)
+
+
+def _rate_claims(e: Evidence) -> None:
     swept = [r for r in e.rates if r.measure == "entropy_change_pct" or r.measure.endswith("_retention_pct")]
     for r in swept:
         spearman, pearson = r.configurations.spearman, r.configurations.pearson
@@ -112,7 +130,10 @@ def setting_claims(e: Evidence) -> None:
             test=told(spearman),
             label=r.label,
         )
-    ranges: list[tuple[float, str, str, int]] = []
+
+
+def _span_claims(e: Evidence) -> list[Span]:
+    ranges: list[Span] = []
     for kind, word in (
         ("rate", "learning rate"),
         ("rank", "LoRA rank"),
@@ -148,15 +169,12 @@ def setting_claims(e: Evidence) -> None:
                 n_seeds=min(int(row["n_seeds"]) for row in known),
                 n_configurations=len(known),
             )
-    if not any(finding.question == "RQ5" for finding in e.found):
-        e.add(
-            "rq5 none",
-            "RQ5",
-            "No two runs with a measured change differ in one hyperparameter alone, so RQ5 cannot be answered.",
-            "too few",
-        )
+    return ranges
+
+
+def _widest_span(e: Evidence, ranges: list[Span]) -> None:
     if len({word for _, word, _, _ in ranges}) > 1:
-        widest: dict[str, tuple[float, str, str, int]] = {}
+        widest: dict[str, Span] = {}
         for item in ranges:
             if item[1] not in widest or item[0] > widest[item[1]][0]:
                 widest[item[1]] = item

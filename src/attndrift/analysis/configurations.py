@@ -18,8 +18,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from attndrift.analysis.measures import Measure, outcomes
-from attndrift.analysis.result import Excluded, number
-from attndrift.tables import SCHEMAS, STRUCTURE_METRICS, Tables, infinite_values, transfer_sets
+from attndrift.analysis.numbers import format_rate
+from attndrift.analysis.result import Excluded
+from attndrift.results.tables import SCHEMAS, STRUCTURE_METRICS, Tables, infinite_values, transfer_sets
 
 METHOD_COLUMNS = (
     "method",
@@ -56,19 +57,6 @@ class Prepared:
     def adapted(self) -> pd.DataFrame:
         """The analysed runs without the pretrained rows (method ``none``)."""
         return self.runs[self.runs["method"] != "none"]
-
-
-def format_rate(value: Any) -> str:
-    """3e-6 for 3e-06, 0.01 for 0.01; `rate not given` for null."""
-    rate = number(value)
-    if rate is None:
-        return "rate not given"
-    text = f"{rate:.6g}" if rate >= 0.001 or rate == 0 else f"{rate:.6e}"
-    if "e" in text:
-        mantissa, exponent = text.split("e")
-        mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
-        text = f"{mantissa}e{int(exponent)}"
-    return text
 
 
 def _text(values: pd.Series) -> pd.Series:
@@ -158,7 +146,7 @@ def _keys(runs: pd.DataFrame) -> pd.DataFrame:
     return keys
 
 
-def _drop_wobbling(runs: pd.DataFrame, keys: pd.DataFrame, notes: list[str]) -> None:
+def _ignore_near_constant(runs: pd.DataFrame, keys: pd.DataFrame, notes: list[str]) -> None:
     """Blank settings that differ between the seeds of what is otherwise one configuration (n_train, mostly)."""
     for column in ("n_train",):
         rest = [c for c in keys.columns if c != column]
@@ -228,7 +216,7 @@ def prepare(tables: Tables) -> Prepared:
     _name_what_is_missing(tables, runs, notes)
     _derive_changes(runs, notes)
     keys = _keys(runs)
-    _drop_wobbling(runs, keys, notes)
+    _ignore_near_constant(runs, keys, notes)
 
     runs["variant"] = ""
     method_keys = keys[list(METHOD_COLUMNS)]

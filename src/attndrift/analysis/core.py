@@ -5,42 +5,31 @@ from __future__ import annotations
 import pandas as pd
 
 from attndrift.analysis import findings as claims
-from attndrift.analysis.beside import beside, in_one_go
 from attndrift.analysis.configurations import Prepared, evidence_label, prepare
-from attndrift.analysis.dynamics import History, dynamics_tables, epochs_from_steps, order_history
-from attndrift.analysis.grand import aggregate_table, grand_table, sweep_tables
-from attndrift.analysis.images import ImageIntervals, Outcomes
+from attndrift.analysis.dynamics import dynamics_tables, epochs_from_steps, order_history
+from attndrift.analysis.image_intervals import ImageIntervals, Outcomes
 from attndrift.analysis.interpolation import interpolation_tables
-from attndrift.analysis.layers import (
-    baseline_tables,
-    change_per_layer,
-    layer_anova,
-    layer_values,
-    measured_steps,
-)
-from attndrift.analysis.operating import best_validation_table, iso_accuracy_table, pareto_table
+from attndrift.analysis.layers import baseline_tables, change_per_layer, layer_anova, layer_values, measured_steps
 from attndrift.analysis.pairs import changes_from_zero, compare_methods
+from attndrift.analysis.pareto import best_validation_table, iso_accuracy_table, pareto_table
 from attndrift.analysis.rates import rate_correlations
-from attndrift.analysis.result import Analysis, RateCorrelation, Signal, Summary, Table
+from attndrift.analysis.result import Analysis, Summary, Table
 from attndrift.analysis.settings import AnalysisSettings
 from attndrift.analysis.signals import selections, signal_scores
-from attndrift.analysis.statistics import Floats
-from attndrift.tables import Tables
-
-_LARGE = 300
-"""Runs from which on a second process is worth its start."""
+from attndrift.analysis.summary import aggregate_table, all_runs_table, sweep_tables
+from attndrift.results.tables import Tables
 
 
 def analyze(tables: Tables, *, settings: AnalysisSettings | None = None, outcomes: Outcomes | None = None) -> Analysis:
     """Everything that the tables support, with honest uncertainty; reads nothing but ``tables``.
 
-    ``outcomes`` is optional: which image each run had right (:func:`attndrift.analysis.images.read_image_outcomes`).
+    ``outcomes`` is optional: which image each run had right (:func:`attndrift.analysis.image_intervals.read_image_outcomes`).
     It makes the intervals over images of single runs paired, hence narrower, and changes nothing else; without it
     they come from the accuracies and their n.
 
     The order of rows does not matter, equal tables and settings give equal results. Runs whose
     status is not finished are listed and take no part in means and tests. Raises
-    :class:`attndrift.tables.TableError` (from :class:`~attndrift.tables.Tables`) for tables of the
+    :class:`attndrift.results.tables.TableError` (from :class:`~attndrift.results.tables.Tables`) for tables of the
     wrong form; what is merely missing becomes null with a reason, and a note.
     """
     settings = settings or AnalysisSettings()
@@ -55,35 +44,27 @@ def analyze(tables: Tables, *, settings: AnalysisSettings | None = None, outcome
     steps = measured_steps(prepared, history, epoch)
     values = layer_values(prepared, tables.layers, steps, notes)
 
-    # The longest parts, which nothing else waits for.
-    large = len(prepared.runs) >= _LARGE
-    with (
-        in_one_go(worth_it=large),
-        beside(_long_parts, prepared, history, epoch, settings, worth_it=large) as long_parts,
-    ):
-        result: dict[str, Table] = {}
-        for table in (grand_table(prepared), aggregate_table(prepared)):
-            result[table.name] = table
-        result |= sweep_tables(prepared, settings)
-        result |= baseline_tables(prepared, values, tables.layers, notes)
-        per_layer = change_per_layer(prepared, values, notes)
-        result[per_layer.name] = per_layer
-        result |= dynamics_tables(prepared, history, epoch, settings, notes)
+    result: dict[str, Table] = {
+        table.name: table
         for table in (
+            all_runs_table(prepared),
+            aggregate_table(prepared),
+            *sweep_tables(prepared, settings),
+            *baseline_tables(prepared, values, tables.layers, notes),
+            change_per_layer(prepared, values, notes),
+            *dynamics_tables(prepared, history, epoch, settings, notes),
             best_validation_table(prepared),
             iso_accuracy_table(prepared, settings),
             pareto_table(prepared),
-        ):
-            result[table.name] = table
-        result |= interpolation_tables(prepared, tables.interpolation, settings, notes)
-
-        changes = changes_from_zero(prepared, settings, notes)
-        comparisons = compare_methods(prepared, settings, notes)
-        anova_notes: list[str] = []
-        anova = layer_anova(prepared, values, settings, anova_notes)
-        rates, rate_notes, signals, signal_notes = long_parts()
-        notes += rate_notes + anova_notes + signal_notes
-        chosen = selections(prepared, settings, notes)
+            *interpolation_tables(prepared, tables.interpolation, settings, notes),
+        )
+    }
+    changes = changes_from_zero(prepared, settings, notes)
+    comparisons = compare_methods(prepared, settings, notes)
+    rates = rate_correlations(prepared, settings, notes)
+    anova = layer_anova(prepared, values, settings, notes)
+    signals = signal_scores(prepared, history, epoch, settings, notes)
+    chosen = selections(prepared, settings, notes)
     summary = _summary(prepared, tables, settings)
     evidence = claims.Evidence(
         settings,
@@ -110,16 +91,6 @@ def analyze(tables: Tables, *, settings: AnalysisSettings | None = None, outcome
         signals=signals,
         selections=chosen,
     )
-
-
-def _long_parts(
-    prepared: Prepared, history: History, epoch: Floats, settings: AnalysisSettings
-) -> tuple[list[RateCorrelation], list[str], list[Signal], list[str]]:
-    """The correlations with the rate and the scores of the signals, each with its notes."""
-    rate_notes: list[str] = []
-    signal_notes: list[str] = []
-    rates = rate_correlations(prepared, settings, rate_notes)
-    return rates, rate_notes, signal_scores(prepared, history, epoch, settings, signal_notes), signal_notes
 
 
 def _summary(prepared: Prepared, tables: Tables, settings: AnalysisSettings) -> Summary:

@@ -9,10 +9,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from attndrift.analysis.configurations import Prepared
-from attndrift.analysis.grand import plain_columns, records, seed_note
+from attndrift.analysis.numbers import Floats
 from attndrift.analysis.result import Table
 from attndrift.analysis.settings import AnalysisSettings
-from attndrift.analysis.statistics import Floats
+from attndrift.analysis.summary import plain_columns, records, seed_note
 
 EPOCH_SLACK = 1e-6
 
@@ -90,27 +90,48 @@ def first_epoch_rows(history: History, epoch: Floats) -> NDArray[np.intp]:
     return np.where(inside >= 0, inside, later)
 
 
-def dynamics_tables(
-    prepared: Prepared, history: History, epoch: Floats, settings: AnalysisSettings, notes: list[str]
-) -> dict[str, Table]:
-    """Onset of collapse and convergence: ``dynamics_runs`` (a row a run) and ``dynamics`` (a row a configuration)."""
-    runs = prepared.runs
-    adapted = (runs["method"] != "none").to_numpy()
-    step = history.values("step")
-    tracked = history.last(np.isfinite(history.values("entropy_change_pct")) & (step > 0))
-    onset = history.first((history.values("entropy_change_pct") <= settings.collapse_onset_pct) & (step > 0))
+@dataclass
+class _Dynamics:
+    """The row in the history, -1 where there is none, of what is told of each run, and its accuracies."""
+
+    tracked: NDArray[np.intp]
+    onset: NDArray[np.intp]
+    validated: NDArray[np.intp]
+    near_best: NDArray[np.intp]
+    near_final: NDArray[np.intp]
+    best: Floats
+    final: Floats
+
+
+def _find_dynamics(history: History, settings: AnalysisSettings) -> _Dynamics:
+    step, entropy = history.values("step"), history.values("entropy_change_pct")
     accuracy = history.values("val_accuracy")
     measured = np.isfinite(accuracy) & (step > 0)
     validated = history.last(measured)
     best = np.full(history.n_runs, -np.inf)
     np.maximum.at(best, history.run[measured], accuracy[measured])
     final = history.take("val_accuracy", validated)
-    margin = settings.convergence_points / 100
-    slack = 1e-9
-    rows: dict[str, NDArray[np.intp]] = {}
-    for name, reference in (("best", best), ("final", final)):
-        target = reference[history.run] - margin - slack if len(step) else accuracy
-        rows[name] = history.first(measured & (accuracy >= target))
+
+    def near(reference: Floats) -> NDArray[np.intp]:
+        # Accuracies are multiples of 1/n: the margin is meant to include its own end.
+        target = reference[history.run] - settings.convergence_points / 100 - 1e-9 if len(step) else accuracy
+        return history.first(measured & (accuracy >= target))
+
+    return _Dynamics(
+        tracked=history.last(np.isfinite(entropy) & (step > 0)),
+        onset=history.first((entropy <= settings.collapse_onset_pct) & (step > 0)),
+        validated=validated,
+        near_best=near(best),
+        near_final=near(final),
+        best=np.where(np.isfinite(best), best, np.nan),
+        final=final,
+    )
+
+
+def _dynamics_frame(
+    prepared: Prepared, history: History, epoch: Floats, found: _Dynamics, settings: AnalysisSettings
+) -> pd.DataFrame:
+    runs = prepared.runs
     frame = pd.DataFrame(
         {
             "run_id": runs["run_id"].astype(object),
@@ -120,32 +141,39 @@ def dynamics_tables(
             "learning_rate": runs["learning_rate"],
             "seed": runs["seed"],
             "replicate": runs["replicate"],
-            "collapsed": pd.array(np.where(tracked >= 0, onset >= 0, False), dtype="boolean"),
-            "onset_step": history.take("step", onset),
-            "onset_epoch": _take(epoch, onset),
-            "best_val_accuracy": np.where(np.isfinite(best), best, np.nan),
-            "final_val_accuracy": final,
-            "converged_step_best": history.take("step", rows["best"]),
-            "converged_epoch_best": _take(epoch, rows["best"]),
-            "converged_step_final": history.take("step", rows["final"]),
-            "converged_epoch_final": _take(epoch, rows["final"]),
+            "collapsed": pd.array(np.where(found.tracked >= 0, found.onset >= 0, False), dtype="boolean"),
+            "onset_step": history.take("step", found.onset),
+            "onset_epoch": _take(epoch, found.onset),
+            "best_val_accuracy": found.best,
+            "final_val_accuracy": found.final,
+            "converged_step_best": history.take("step", found.near_best),
+            "converged_epoch_best": _take(epoch, found.near_best),
+            "converged_step_final": history.take("step", found.near_final),
+            "converged_epoch_final": _take(epoch, found.near_final),
         }
     )
-    frame.loc[tracked < 0, "collapsed"] = pd.NA
-    frame["reason"] = _reasons(tracked, onset, validated, settings)
-    frame = frame[adapted]
+    frame.loc[found.tracked < 0, "collapsed"] = pd.NA
+    frame["reason"] = _reasons(found.tracked, found.onset, found.validated, settings)
+    return frame
+
+
+def dynamics_tables(
+    prepared: Prepared, history: History, epoch: Floats, settings: AnalysisSettings, notes: list[str]
+) -> list[Table]:
+    """Onset of collapse and convergence: ``dynamics`` (a row a configuration) and ``dynamics_runs`` (a row a run)."""
+    found = _find_dynamics(history, settings)
+    adapted = (prepared.runs["method"] != "none").to_numpy()
+    frame = _dynamics_frame(prepared, history, epoch, found, settings)[adapted]
     table_notes: list[str] = []
-    if not (tracked[adapted] >= 0).any():
+    if not (found.tracked[adapted] >= 0).any():
         table_notes.append("The history holds no entropy change after step 0: the onset of collapse is unknown.")
-    if not (validated[adapted] >= 0).any():
+    if not (found.validated[adapted] >= 0).any():
         table_notes.append("The history holds no validation accuracy: convergence is unknown.")
     notes += table_notes
     table_notes.append(
         f"Collapse begins at the first evaluation with an entropy change of {settings.collapse_onset_pct:g}% or "
-        f"lower; "
-        f"converged is the first evaluation within {settings.convergence_points:g} points of the best (final) "
-        f"validation "
-        "accuracy. Both are resolved no finer than the evaluations."
+        f"lower; converged is the first evaluation within {settings.convergence_points:g} points of the best (final) "
+        "validation accuracy. Both are resolved no finer than the evaluations."
     )
     per_run = plain_columns(
         ("run_id", "Run"),
@@ -165,16 +193,16 @@ def dynamics_tables(
         ("converged_epoch_final", "Near last, epoch"),
         ("reason", "Note"),
     )
-    return {
-        "dynamics": _per_configuration(frame, table_notes),
-        "dynamics_runs": Table(
+    return [
+        _per_configuration(frame, table_notes),
+        Table(
             name="dynamics_runs",
             title="Onset of collapse and convergence, run by run",
             columns=per_run,
             rows=records(frame[[c.name for c in per_run]]),
             notes=table_notes,
         ),
-    }
+    ]
 
 
 def _take(values: Floats, rows: NDArray[np.intp]) -> Floats:

@@ -15,7 +15,7 @@ from attndrift.analysis.claims_headline import headline_claims
 from attndrift.analysis.claims_methods import method_claims
 from attndrift.analysis.claims_retention import retention_claims
 from attndrift.analysis.claims_settings import regularizer_claims, setting_claims
-from attndrift.analysis.images import ImageIntervals
+from attndrift.analysis.image_intervals import ImageIntervals
 from attndrift.analysis.result import Finding
 from attndrift.analysis.wording import Evidence
 

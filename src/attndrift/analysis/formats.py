@@ -6,16 +6,16 @@ Markdown and LaTeX print rounded ones, with `±` and in the unit of the column's
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from pathlib import Path
 from typing import Any
 
-from attndrift.analysis.configurations import format_rate
+import pandas as pd
+
+from attndrift.analysis.numbers import format_rate
 from attndrift.analysis.result import Column, Table
 from attndrift.files import write_text
-from attndrift.words import sheet_text
+from attndrift.sanitize import sheet_text
 
 SUFFIXES = (".csv", ".md", ".tex")
 _NULL = "–"
@@ -69,29 +69,17 @@ def heading(column: Column) -> str:
 
 def to_csv(table: Table) -> str:
     """Comma-separated values; null is empty, truth values are true and false."""
-    names: list[str] = []
-    for column in table.columns:
-        names.append(column.name)
-        if column.sd:
-            names.append(column.sd)
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(names)
-    for row in table.rows:
-        writer.writerow([_raw(row.get(name)) for name in names])
-    return out.getvalue()
+    names = [name for column in table.columns for name in (column.name, column.sd) if name]
+    rows = [[_raw(row.get(name)) for name in names] for row in table.rows]
+    return str(pd.DataFrame(rows, columns=names, dtype=object).to_csv(index=False, lineterminator="\n"))
 
 
 def _raw(value: Any) -> Any:
-    if value is None:
-        return ""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (list, tuple)):
-        return sheet_text("; ".join(str(item) for item in value))
-    if isinstance(value, str):
-        return sheet_text(value)
-    return repr(value) if isinstance(value, float) else value
+        value = "; ".join(str(item) for item in value)
+    return sheet_text(value) if isinstance(value, str) else value
 
 
 def to_markdown(table: Table) -> str:

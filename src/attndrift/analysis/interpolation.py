@@ -1,7 +1,7 @@
 """Interpolation sweeps: theta = (1 - alpha) theta0 + alpha theta1 (Wortsman et al. 2022).
 
 Which alpha keeps a wanted retention is chosen by rules that see no label of the transfer set; what
-each choice really kept is read off the measured sweep.
+each choice really retains is read off the measured sweep.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ import numpy as np
 import pandas as pd
 
 from attndrift.analysis.configurations import Prepared
-from attndrift.analysis.grand import plain_columns, records
-from attndrift.analysis.result import Column, Table, number
+from attndrift.analysis.numbers import Floats, number
+from attndrift.analysis.result import Column, Table
 from attndrift.analysis.settings import AnalysisSettings
-from attndrift.analysis.statistics import Floats
-from attndrift.tables import transfer_sets
+from attndrift.analysis.summary import plain_columns, records
+from attndrift.results.tables import transfer_sets
 
 _CALIBRATION = 4
 
 
 def interpolation_tables(
     prepared: Prepared, interpolation: pd.DataFrame, settings: AnalysisSettings, notes: list[str]
-) -> dict[str, Table]:
+) -> list[Table]:
     """The sweeps with their retention, and the choices of alpha with how well they did."""
     names = sorted(transfer_sets(interpolation))
     frame = interpolation[interpolation["run_id"].isin(prepared.every["run_id"])]
@@ -79,10 +79,7 @@ def interpolation_tables(
         rows=records(frame[[c.name for c in columns]]),
         notes=empty,
     )
-    return {
-        "interpolation": sweeps,
-        "interpolation_choice": _choices(prepared, frame, names, settings, list(empty)),
-    }
+    return [sweeps, _choices(prepared, frame, names, settings, list(empty))]
 
 
 def _retention(frame: pd.DataFrame, prepared: Prepared, name: str, notes: list[str]) -> Floats:
@@ -136,13 +133,13 @@ RULES = (
     _Rule(
         "calibrated embedding_drift",
         "embedding_drift",
-        "largest alpha whose embedding drift, read through the other runs' (drift, retention) pairs, keeps it",
+        "largest alpha whose embedding drift, read through the other runs' (drift, retention) pairs, reaches it",
         True,
     ),
     _Rule(
         "calibrated cka",
         "cka_mean",
-        "largest alpha whose mean CKA, read through the other runs' (CKA, retention) pairs, keeps it",
+        "largest alpha whose mean CKA, read through the other runs' (CKA, retention) pairs, reaches it",
         True,
     ),
 )
@@ -173,12 +170,12 @@ def _choices(
         Column(name="wanted_pct", label="Wanted retention", unit="%", digits=0),
         *plain_columns(("rule", "Rule")),
         Column(name="alpha", label="alpha", digits=3),
-        Column(name="kept_pct", label="Retention there", unit="%", digits=1),
-        Column(name="error_points", label="Kept - wanted", unit="points", digits=1, signed=True),
+        Column(name="retention_pct", label="Retention there", unit="%", digits=1),
+        Column(name="error_points", label="Retention - wanted", unit="points", digits=1, signed=True),
         Column(name="test_accuracy", label="Test accuracy there", unit="%", digits=2, scale=100.0),
         Column(name="best_alpha", label="Best alpha (labels)", digits=3),
         Column(name="best_test_accuracy", label="Test accuracy at it", unit="%", digits=2, scale=100.0),
-        *plain_columns(("kept", "Kept it"), ("reason", "Note")),
+        *plain_columns(("retained", "Reached it"), ("reason", "Note")),
     ]
     rows: list[dict[str, object]] = []
     for run_id, sweep in frame.groupby("run_id", sort=True):
@@ -201,12 +198,12 @@ def _choices(
                             "wanted_pct": wanted,
                             "rule": rule.name,
                             "alpha": at,
-                            "kept_pct": there,
+                            "retention_pct": there,
                             "error_points": None if there is None else there - wanted,
                             "test_accuracy": _between(alpha, accuracy, at),
                             "best_alpha": best,
                             "best_test_accuracy": _between(alpha, accuracy, best),
-                            "kept": None if there is None else there >= wanted - 1e-9,
+                            "retained": None if there is None else there >= wanted - 1e-9,
                             "reason": reason,
                         }
                     )
@@ -218,7 +215,7 @@ def _choices(
     )
     return Table(
         name="interpolation_choice",
-        title="The alpha that keeps a wanted retention",
+        title="The alpha chosen for a wanted retention",
         columns=columns,
         rows=rows,
         notes=notes,

@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 
 from attndrift.analysis.configurations import Prepared
 from attndrift.analysis.dynamics import EPOCH_SLACK, History
-from attndrift.analysis.grand import plain_columns, records
+from attndrift.analysis.hypothesis_tests import correct_family, repeated_measures_anova
 from attndrift.analysis.measures import LABELS
+from attndrift.analysis.numbers import Floats, number
 from attndrift.analysis.pairs import ALL_DATASETS, MOST_DATASETS
-from attndrift.analysis.result import Anova, Column, Table, family, number
+from attndrift.analysis.result import Anova, Column, Table
 from attndrift.analysis.settings import AnalysisSettings
-from attndrift.analysis.statistics import Floats, repeated_measures_anova
-from attndrift.tables import STRUCTURE_METRICS
+from attndrift.analysis.summary import plain_columns, records
+from attndrift.results.tables import STRUCTURE_METRICS
 
 GROUPS = ("early", "middle", "late")
 
@@ -221,129 +222,121 @@ def layer_anova(prepared: Prepared, values: LayerValues, settings: AnalysisSetti
         for whole_scope in (True, False):
             chosen = [a for a in result if a.level == level and (a.scope == ALL_DATASETS) == whole_scope]
             scope = "all datasets" if whole_scope else "single datasets"
-            family(chosen, f"layer groups, {scope}, {level}: all methods and metrics")
+            correct_family(chosen, f"layer groups, {scope}, {level}: all methods and metrics")
     return result
 
 
-def baseline_tables(
-    prepared: Prepared, values: LayerValues, layers: pd.DataFrame, notes: list[str]
-) -> dict[str, Table]:
+def baseline_tables(prepared: Prepared, values: LayerValues, layers: pd.DataFrame, notes: list[str]) -> list[Table]:
     """The pretrained model: mean and sd over layers, and each layer and head, for every model and dataset.
 
     Rows of method ``none`` are used; where a dataset has none, the first step of its other runs, which
     is the same model.
     """
-    runs = prepared.runs
     summary: list[dict[str, object]] = []
     per_layer: list[dict[str, object]] = []
     per_head: list[dict[str, object]] = []
     heads_all = layers[
         layers["head"].notna().to_numpy() & layers["metric"].isin((*STRUCTURE_METRICS, "cls_mass")).to_numpy()
     ]
-    for (model, dataset), group in runs.groupby(["model_name", "dataset"], sort=True):
+    for (model, dataset), group in prepared.runs.groupby(["model_name", "dataset"], sort=True):
         pretrained = group[group["method"] == "none"]
-        source = "method none" if len(pretrained) else "first step of the adapted runs"
         used = pretrained if len(pretrained) else group
-        index = used.index.to_numpy(dtype=np.intp)
+        identity = {"model_name": str(model), "dataset": str(dataset)}
+        source = "method none" if len(pretrained) else "first step of the adapted runs"
         heads = _first_heads(heads_all, used)
-        layer_means: dict[str, Floats] = {}
-        for metric in STRUCTURE_METRICS:
-            first = values.first[metric][index]
-            known = np.isfinite(first)
-            count = known.sum(axis=0)
-            rows = np.divide(
-                np.where(known, first, 0).sum(axis=0),
-                count,
-                out=np.full(values.layers, np.nan),
-                where=count > 0,
-            )
-            layer_means[metric] = rows
-            present = rows[np.isfinite(rows)]
-            column = used[f"{metric}_baseline"].dropna()
-            mean = float(column.mean()) if len(column) else (float(present.mean()) if len(present) else None)
-            if mean is None:
-                continue
-            head_values = heads[heads["metric"] == metric]["value"].to_numpy(dtype=float) if len(heads) else np.zeros(0)
-            head_values = head_values[np.isfinite(head_values)]  # a null of one head is none of all
-            summary.append(
-                {
-                    "model_name": str(model),
-                    "dataset": str(dataset),
-                    "metric": metric,
-                    "mean": mean,
-                    "sd_layers": float(np.std(present, ddof=1)) if len(present) > 1 else None,
-                    "lowest_layer": float(present.min()) if len(present) else None,
-                    "highest_layer": float(present.max()) if len(present) else None,
-                    "n_layers": len(present),
-                    "sd_heads": float(np.std(head_values, ddof=1)) if len(head_values) > 1 else None,
-                    "n_heads": len(head_values),
-                    "n_runs": len(used),
-                    "source": source,
-                    "note": "" if len(present) else "no layer values: mean only",
-                }
-            )
-        per_layer += _layer_rows(str(model), str(dataset), layer_means, heads)
-        per_head += (
-            [
-                {"model_name": str(model), "dataset": str(dataset), **row}
-                for row in records(
-                    heads.pivot_table(index=["layer", "head"], columns="metric", values="value").reset_index()
-                )
-            ]
-            if len(heads)
-            else []
-        )
-    table_notes = ["The sample standard deviation is over layers (over layers and heads where heads are given)."]
+        means = {metric: _mean_of_known(values.first[metric][used.index]) for metric in STRUCTURE_METRICS}
+        rows = (_baseline_row(metric, means[metric], used, heads) for metric in STRUCTURE_METRICS)
+        summary += [{**identity, **row, "source": source} for row in rows if row is not None]
+        per_layer += [{**identity, **row} for row in _layer_rows(means, heads)]
+        if len(heads):
+            wide = heads.pivot_table(index=["layer", "head"], columns="metric", values="value").reset_index()
+            per_head += [{**identity, **row} for row in records(wide)]
     if not summary:
-        table_notes.append("No run carries baseline values.")
         notes.append("There is no pretrained baseline in the tables.")
-    names = plain_columns(("model_name", "Model"), ("dataset", "Dataset"))
-    metrics = [Column(name=m, label=LABELS[m], digits=3, sd=f"{m}_sd_heads") for m in STRUCTURE_METRICS]
+    return [_baseline_summary(summary), _baseline_layers(per_layer, bool(per_head)), _baseline_heads(per_head)]
+
+
+def _mean_of_known(values: Floats) -> Floats:
+    """Means over the runs (runs, layers) of what was measured; NaN where nothing was."""
+    known = np.isfinite(values)
+    count = known.sum(axis=0)
+    total = np.where(known, values, 0).sum(axis=0)
+    return np.divide(total, count, out=np.full(values.shape[1], np.nan), where=count > 0)
+
+
+def _baseline_row(
+    metric: str, layer_means: Floats, used: pd.DataFrame, heads: pd.DataFrame
+) -> dict[str, object] | None:
+    """Mean and spread of one metric of the pretrained model; None where the runs do not give it."""
+    present = layer_means[np.isfinite(layer_means)]
+    given = used[f"{metric}_baseline"].dropna()
+    if not len(given) and not len(present):
+        return None
+    of_heads = heads[heads["metric"] == metric]["value"].to_numpy(dtype=float) if len(heads) else np.zeros(0)
+    of_heads = of_heads[np.isfinite(of_heads)]  # a null of one head is none of all
     return {
-        "baseline": Table(
-            name="baseline",
-            title="Pretrained attention structure",
-            columns=[
-                *names,
-                Column(name="metric", label="Metric"),
-                Column(name="mean", label="Mean", digits=3, sd="sd_layers"),
-                Column(name="lowest_layer", label="Lowest layer", digits=3),
-                Column(name="highest_layer", label="Highest layer", digits=3),
-                Column(name="n_layers", label="Layers"),
-                Column(name="sd_heads", label="Sd over heads", digits=3),
-                Column(name="n_heads", label="Heads"),
-                Column(name="n_runs", label="Runs"),
-                Column(name="source", label="Source"),
-                Column(name="note", label="Note"),
-            ],
-            rows=summary,
-            notes=table_notes,
-        ),
-        "baseline_layers": Table(
-            name="baseline_layers",
-            title="Pretrained attention structure, layer by layer (mean ± sd over heads)",
-            columns=[
-                *names,
-                Column(name="layer", label="Layer"),
-                Column(name="n_heads", label="Heads"),
-                *metrics,
-            ],
-            rows=per_layer,
-            notes=[] if per_head else ["The tables hold no values of single heads, so no spread over heads."],
-        ),
-        "baseline_heads": Table(
-            name="baseline_heads",
-            title="Pretrained attention structure, head by head",
-            columns=[
-                *names,
-                *plain_columns(("layer", "Layer"), ("head", "Head")),
-                *[Column(name=m, label=LABELS[m], digits=3) for m in STRUCTURE_METRICS],
-                Column(name="cls_mass", label="CLS-to-CLS mass", digits=3),
-            ],
-            rows=[{"cls_mass": None, **dict.fromkeys(STRUCTURE_METRICS), **row} for row in per_head],
-            notes=[] if per_head else ["The tables hold no values of single heads."],
-        ),
+        "metric": metric,
+        "mean": float(given.mean()) if len(given) else float(present.mean()),
+        "sd_layers": float(np.std(present, ddof=1)) if len(present) > 1 else None,
+        "lowest_layer": float(present.min()) if len(present) else None,
+        "highest_layer": float(present.max()) if len(present) else None,
+        "n_layers": len(present),
+        "sd_heads": float(np.std(of_heads, ddof=1)) if len(of_heads) > 1 else None,
+        "n_heads": len(of_heads),
+        "n_runs": len(used),
+        "note": "" if len(present) else "no layer values: mean only",
     }
+
+
+_MODEL_AND_DATASET = (("model_name", "Model"), ("dataset", "Dataset"))
+
+
+def _baseline_summary(rows: list[dict[str, object]]) -> Table:
+    notes = ["The sample standard deviation is over layers (over layers and heads where heads are given)."]
+    if not rows:
+        notes.append("No run carries baseline values.")
+    return Table(
+        name="baseline",
+        title="Pretrained attention structure",
+        columns=[
+            *plain_columns(*_MODEL_AND_DATASET, ("metric", "Metric")),
+            Column(name="mean", label="Mean", digits=3, sd="sd_layers"),
+            Column(name="lowest_layer", label="Lowest layer", digits=3),
+            Column(name="highest_layer", label="Highest layer", digits=3),
+            Column(name="n_layers", label="Layers"),
+            Column(name="sd_heads", label="Sd over heads", digits=3),
+            *plain_columns(("n_heads", "Heads"), ("n_runs", "Runs"), ("source", "Source"), ("note", "Note")),
+        ],
+        rows=rows,
+        notes=notes,
+    )
+
+
+def _baseline_layers(rows: list[dict[str, object]], with_heads: bool) -> Table:
+    return Table(
+        name="baseline_layers",
+        title="Pretrained attention structure, layer by layer (mean ± sd over heads)",
+        columns=[
+            *plain_columns(*_MODEL_AND_DATASET, ("layer", "Layer"), ("n_heads", "Heads")),
+            *[Column(name=m, label=LABELS[m], digits=3, sd=f"{m}_sd_heads") for m in STRUCTURE_METRICS],
+        ],
+        rows=rows,
+        notes=[] if with_heads else ["The tables hold no values of single heads, so no spread over heads."],
+    )
+
+
+def _baseline_heads(rows: list[dict[str, object]]) -> Table:
+    return Table(
+        name="baseline_heads",
+        title="Pretrained attention structure, head by head",
+        columns=[
+            *plain_columns(*_MODEL_AND_DATASET, ("layer", "Layer"), ("head", "Head")),
+            *[Column(name=m, label=LABELS[m], digits=3) for m in STRUCTURE_METRICS],
+            Column(name="cls_mass", label="CLS-to-CLS mass", digits=3),
+        ],
+        rows=[{"cls_mass": None, **dict.fromkeys(STRUCTURE_METRICS), **row} for row in rows],
+        notes=[] if rows else ["The tables hold no values of single heads."],
+    )
 
 
 def _first_heads(heads: pd.DataFrame, used: pd.DataFrame) -> pd.DataFrame:
@@ -356,7 +349,7 @@ def _first_heads(heads: pd.DataFrame, used: pd.DataFrame) -> pd.DataFrame:
     return heads.iloc[:0]
 
 
-def _layer_rows(model: str, dataset: str, means: dict[str, Floats], heads: pd.DataFrame) -> list[dict[str, object]]:
+def _layer_rows(means: dict[str, Floats], heads: pd.DataFrame) -> list[dict[str, object]]:
     depth = max((len(v) for v in means.values()), default=0)
     groups = heads.groupby(["metric", "layer"])["value"]
     spread: dict[Any, float] = groups.std(ddof=1).to_dict()
@@ -365,7 +358,7 @@ def _layer_rows(model: str, dataset: str, means: dict[str, Floats], heads: pd.Da
     for place in range(depth):
         if not any(np.isfinite(v[place]) for v in means.values()):
             continue
-        row: dict[str, Any] = {"model_name": model, "dataset": dataset, "layer": place + 1, "n_heads": 0}
+        row: dict[str, Any] = {"layer": place + 1, "n_heads": 0}
         for metric, value in means.items():
             row[metric] = number(value[place])
             key = (metric, place + 1)

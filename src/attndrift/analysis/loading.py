@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from attndrift.analysis.configurations import Prepared, prepare
 from attndrift.analysis.dynamics import epochs_from_steps, order_history
 from attndrift.analysis.layers import measured_steps
-from attndrift.analysis.statistics import Floats
-from attndrift.tables import STRUCTURE_METRICS, TableError, Tables, conform, read_tables
+from attndrift.analysis.numbers import Floats
+from attndrift.formats import check_table_metadata
+from attndrift.results.tables import STRUCTURE_METRICS, TableError, Tables, conform, read_tables
 
 _METRICS = (*STRUCTURE_METRICS, "cka", "cls_mass")
 
@@ -30,7 +31,8 @@ def load_tables(folder: str | os.PathLike[str]) -> Tables:
     """The tables of ``folder`` for :func:`attndrift.analysis.analyze`, with ``layers`` cut down to what it reads.
 
     The result of the analysis is the same as with all of ``layers``. Raises
-    :class:`~attndrift.tables.TableError` as :func:`attndrift.tables.read_tables` does.
+    :class:`~attndrift.results.tables.TableError` and :class:`~attndrift.formats.FormatError` as
+    :func:`attndrift.results.tables.read_tables` does.
     """
     root = Path(folder)
     tables = read_tables(root, names=("runs", "history", "interpolation"))
@@ -40,6 +42,7 @@ def load_tables(folder: str | os.PathLike[str]) -> Tables:
         return tables
     try:
         with pq.ParquetFile(path) as file:
+            check_table_metadata(file.schema_arrow.metadata, path)
             names = set(file.schema_arrow.names)
             if not {"run_id", "step", "layer", "metric", "value"} <= names:
                 # The common reader says which column is missing.

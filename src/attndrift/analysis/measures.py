@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from attndrift.analysis.result import Column
-from attndrift.tables import STRUCTURE_METRICS
+from attndrift.results.tables import STRUCTURE_METRICS
 
 LABELS = {"entropy": "Entropy", "erf95": "ERF@0.95", "gini": "Gini", "head_diversity": "Head diversity"}
 

@@ -14,11 +14,13 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
+from attndrift.analysis.bootstrap import bootstrap, percentile_interval
 from attndrift.analysis.configurations import Prepared, evidence_label
+from attndrift.analysis.hypothesis_tests import correct_family, difference
 from attndrift.analysis.measures import CHANGES, LAST_LAYER, Measure
-from attndrift.analysis.result import Change, Comparison, Interval, family, number
+from attndrift.analysis.numbers import Floats, number
+from attndrift.analysis.result import Change, Comparison, Interval
 from attndrift.analysis.settings import AnalysisSettings
-from attndrift.analysis.statistics import Floats, cluster_means, difference, draw, interval_of
 
 ALL_DATASETS = "all datasets"
 MOST_DATASETS = 8
@@ -49,21 +51,10 @@ def _intervals(
     Configurations are resampled, and each counts once however many seeds it has: the mean that is printed and
     tested beside the interval is the same one.
     """
-    n = int(configuration.max()) + 1 if len(configuration) else 0
-    present = np.isfinite(values)
-    sums = np.zeros((n, values.shape[1]))
-    counts = np.zeros_like(sums)
-    np.add.at(sums, configuration, np.where(present, values, 0.0))
-    np.add.at(counts, configuration, present.astype(float))
-    held = counts > 0
-    means = np.divide(sums, counts, out=np.zeros_like(sums), where=held)
-    result: list[Interval] = []
-    indices = draw(settings, n, *names) if n else None
-    draws = np.zeros((0, values.shape[1])) if indices is None else cluster_means(means, held.astype(float), indices)
-    for column in range(values.shape[1]):
-        used = int((counts[:, column] > 0).sum())
-        result.append(interval_of(draws[:, column], settings, used))
-    return result
+    means = pd.DataFrame(values).groupby(configuration).mean().to_numpy().T
+    held = np.isfinite(means).sum(axis=1)
+    draws = bootstrap((means,), np.nanmean, settings, *names)
+    return [percentile_interval(draw, settings, int(n)) for draw, n in zip(draws, held, strict=True)]
 
 
 def _means_by(configuration: NDArray[np.intp], values: Floats) -> Floats:
@@ -110,7 +101,7 @@ def compare_methods(prepared: Prepared, settings: AnalysisSettings, notes: list[
         scope = "all datasets" if whole else "single datasets"
         for level in ("cells", "configurations"):
             for place, test in enumerate(("paired t", "Wilcoxon", "Welch t", "Mann-Whitney U")):
-                family(
+                correct_family(
                     [getattr(c, level).tests[place] for c in chosen],
                     f"methods, {scope}, {level}, {test}: all pairs and measures",
                 )
@@ -245,7 +236,7 @@ def changes_from_zero(prepared: Prepared, settings: AnalysisSettings, notes: lis
         scope = "all datasets" if whole else "single datasets"
         for level in ("cells", "configurations"):
             for place, test in enumerate(("one-sample t", "Wilcoxon")):
-                family(
+                correct_family(
                     [getattr(c, level).tests[place] for c in chosen],
                     f"changes, {scope}, {level}, {test}: all methods and measures",
                 )

@@ -7,21 +7,18 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from attndrift.analysis.settings import AnalysisSettings
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 
 TOPICS = ("transfer", "methods", "entropy", "regularizer", "warning")
 """What a practitioner must know first, in this order: the zero-shot transfer lost at the rates used; full
 fine-tuning against LoRA at rates that both used; whether the attention entropy fell, and at which rate; whether
-a regularizer held the transfer; which signal warned."""
+a regularizer preserved the transfer; which signal warned."""
 
 SINGLE_SEED = "Single-seed study: descriptive only; no row carries an uncertainty between seeds."
 """What stands on every table of a study of one seed."""
@@ -151,7 +148,6 @@ class Correlation(Part):
     n: int
     pearson: Test
     spearman: Test
-    pearson_interval: Interval | None = None
     spearman_interval: Interval | None = None
     descriptive: bool = True
 
@@ -267,7 +263,7 @@ class Finding(Part):
     """A claim in words, generated from the numbers in ``evidence``."""
 
     id: str
-    question: str = Field(description="RQ1 .. RQ5 of the seed report")
+    question: str = Field(description="RQ1 .. RQ5 of the original study")
     sentence: str
     strength: Strength
     evidence: dict[str, Any]
@@ -281,6 +277,8 @@ class Finding(Part):
 
 
 class Excluded(Part):
+    """A run that is listed but not analysed."""
+
     run_id: str
     status: str | None
     reason: str
@@ -344,35 +342,6 @@ class Analysis(Part):
         chosen += sorted(rest, key=lambda f: f.strength != "supported")
         return chosen[:n]
 
-    def all_tables(self) -> dict[str, Table]:
-        """The tables, and the statistics laid out as tables; those of a study of one seed say so."""
-        from attndrift.analysis.flatten import statistics_tables
-
-        tables = self.tables | statistics_tables(self)
-        if not self.data.single_seed:
-            return tables
-        return {name: table.model_copy(update={"notes": [SINGLE_SEED, *table.notes]}) for name, table in tables.items()}
-
-    def write(self, folder: str | Path) -> list[Path]:
-        """Write ``analysis.json`` and every table as CSV, Markdown and LaTeX in ``tables/``; returns the paths.
-
-        Equal results give equal bytes. Tables of an earlier analysis that no longer exist are removed.
-        """
-        from attndrift.analysis.formats import SUFFIXES, write_table
-        from attndrift.files import write_text
-
-        root = Path(folder)
-        path = root / "analysis.json"
-        tables = self.all_tables()
-        for stale in _table_names(path) - set(tables):
-            for suffix in SUFFIXES:
-                (root / "tables" / f"{stale}{suffix}").unlink(missing_ok=True)
-        write_text(path, self.to_json())
-        written = [path]
-        for table in tables.values():
-            written += write_table(table, root / "tables")
-        return written
-
     def to_json(self) -> str:
         """The JSON text of ``analysis.json``."""
         return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -383,58 +352,3 @@ def _has_interval(interval: Any) -> bool:
     if not isinstance(interval, dict) or interval.get("low") is None or interval.get("high") is None:
         return False
     return bool(interval["low"] < interval["high"])
-
-
-def _table_names(path: Path) -> set[str]:
-    """Names of the tables that the analysis at ``path`` wrote; none where there is no readable one."""
-    from attndrift.analysis.flatten import STATISTICS_TABLES
-
-    try:
-        names = set(json.loads(path.read_text(encoding="utf-8"))["tables"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return set()
-    # The names become paths that are deleted, so only plain ones count.
-    return {name for name in names if name.replace("_", "").isalnum()} | set(STATISTICS_TABLES)
-
-
-def read_analysis(path: str | Path) -> Analysis:
-    """Read ``analysis.json`` (or the folder that holds it).
-
-    Raises FileNotFoundError where there is none and ValueError where it is not of this schema.
-    """
-    file = Path(path)
-    if file.is_dir():
-        file = file / "analysis.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no analysis here; make one with `attndrift analyze`")
-    content = json.loads(file.read_text(encoding="utf-8"))
-    found = content.get("schema_version") if isinstance(content, dict) else None
-    if found != SCHEMA_VERSION:
-        raise ValueError(
-            f"{file}: schema_version is {found!r}, this version reads {SCHEMA_VERSION!r}; run `attndrift analyze` again"
-        )
-    return Analysis.model_validate(content)
-
-
-def number(value: Any) -> float | None:
-    """``value`` as a Python float; None for null, NaN and infinities."""
-    if value is None:
-        return None
-    try:
-        result = float(value)
-    except (TypeError, ValueError):
-        return None
-    return result if math.isfinite(result) else None
-
-
-def family(tests: Iterable[Any], name: str) -> None:
-    """Holm-correct the p values of ``tests`` (objects with ``p``) as one family; nulls are left out.
-
-    Equals ``statsmodels.stats.multitest.multipletests(method="holm")``, which collects garbage at every
-    call and would take most of the time of a small analysis.
-    """
-    present = sorted((test for test in tests if test.p is not None), key=lambda test: test.p)
-    running = 0.0
-    for place, test in enumerate(present):
-        running = max(running, min(1.0, (len(present) - place) * test.p))
-        test.p_holm, test.family, test.family_size = float(running), name, len(present)

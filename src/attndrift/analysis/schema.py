@@ -3,38 +3,12 @@
 from __future__ import annotations
 
 import re
-import types
-import typing
-
-from pydantic import BaseModel
+from typing import Any
 
 from attndrift.analysis import result
 from attndrift.analysis.measures import SIGNALS
-from attndrift.analysis.settings import AnalysisSettings
-from attndrift.importing import SUFFIXES
-from attndrift.tables import SCHEMAS, agreement_column, transfer_columns
-
-PARTS: tuple[type[BaseModel], ...] = (
-    result.Analysis,
-    result.Summary,
-    result.Excluded,
-    result.Finding,
-    result.Table,
-    result.Column,
-    result.Interval,
-    result.Test,
-    result.Difference,
-    result.Change,
-    result.Comparison,
-    result.Correlation,
-    result.RateCorrelation,
-    result.Anova,
-    result.Signal,
-    result.GroupCorrelation,
-    result.Selection,
-    result.Choice,
-    AnalysisSettings,
-)
+from attndrift.results.importing import SUFFIXES
+from attndrift.results.tables import SCHEMAS, agreement_column, transfer_columns
 
 TABLES = {
     "runs": "the grand comparison table, a row a run; excluded runs too, their `status` says so",
@@ -56,7 +30,7 @@ TABLES = {
     "iso_accuracy": "methods at equal validation accuracy, interpolated in log10 rate, never beyond measured rates",
     "pareto": "configurations by accuracy and retention; `pareto` marks those that no other one dominates",
     "interpolation": "accuracy, retention and drift along alpha",
-    "interpolation_choice": "the alpha that each label-free rule chooses for a wanted retention, and what it kept",
+    "interpolation_choice": "the alpha that each label-free rule chooses for a wanted retention, and the retention there",
 }
 
 
@@ -72,12 +46,13 @@ def schema_markdown() -> str:
         "configurations.",
         "",
     ]
-    for part in PARTS:
-        lines += [f"## {part.__name__}", "", _first_sentences(part.__doc__), ""]
+    schema = result.Analysis.model_json_schema(mode="serialization")
+    for name, part in {"Analysis": schema, **schema["$defs"]}.items():
+        lines += [f"## {name}", "", re.sub(r"\s+", " ", part["description"].replace("``", "`")), ""]
         lines += ["| field | type | meaning |", "| --- | --- | --- |"]
-        for name, info in part.model_fields.items():
-            kind = _kind(info.annotation).replace("|", "\\|")
-            lines.append(f"| `{name}` | {kind} | {info.description or ''} |")
+        for field, info in part["properties"].items():
+            kind = _kind(info).replace("|", "\\|")
+            lines.append(f"| `{field}` | {kind} | {info.get('description', '')} |")
         lines.append("")
     lines += ["## Tables", "", "Written to `tables/` as CSV (stored values), Markdown and LaTeX (rounded).", ""]
     lines += ["| table | content |", "| --- | --- |"]
@@ -102,11 +77,14 @@ def tables_markdown() -> str:
     lines = [
         "# The tables",
         "",
-        "Generated from `attndrift.tables`; do not edit. Everything that is analysed comes from these four Parquet tables, "
+        "Generated from `attndrift.results.tables`; do not edit. Everything that is analysed comes from these four Parquet tables, "
         "whoever made them. Percentages are in percent, accuracies and CKA in 0..1, entropies in nats. A column that does "
         "not apply is null, one that is absent is read as null; infinite numbers are read as null and named in the notes.",
         "",
-        "Records in another form come in as `runs`, `history`, `layers` and `interpolation` with one of the suffixes "
+        "Each file has a format number in the metadata of its schema (`attndrift_format`). One without it, or with that of "
+        "another version, is refused: records of other programs come in through `attndrift import`, which needs no number.",
+        "",
+        "They are named `runs`, `history`, `layers` and `interpolation`, with one of the suffixes "
         f"{', '.join(f'`{suffix}`' for suffix in SUFFIXES)}:",
         "",
         "```",
@@ -140,22 +118,20 @@ def _range(low: float | None, high: float | None) -> str:
     return f"{low:g} .. {high:g}" if low is not None and high is not None else f"from {low:g}"
 
 
-def _first_sentences(text: str | None) -> str:
-    return re.sub(r"\s+", " ", (text or "").replace("``", "`")).strip()
+_WORDS = {"string": "text", "integer": "integer", "number": "number", "boolean": "true/false", "null": "null"}
 
 
-def _kind(annotation: object) -> str:
-    """A type in words."""
-    origin, inside = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (typing.Union, types.UnionType):
-        return " | ".join("null" if item is type(None) else _kind(item) for item in inside)
-    if origin is typing.Literal:
-        return " | ".join(f'"{item}"' for item in inside)
-    if origin in (list, tuple):
-        return f"list of {_kind(inside[0])}"
-    if origin is dict:
-        return f"map to {_kind(inside[1])}"
-    if isinstance(annotation, type):
-        names = {str: "text", float: "number", int: "integer", bool: "true/false"}
-        return names.get(annotation, annotation.__name__)
-    return "any"
+def _kind(schema: dict[str, Any]) -> str:
+    """The type that a JSON schema describes, in words."""
+    if "$ref" in schema:
+        return str(schema["$ref"]).rpartition("/")[2]
+    if "anyOf" in schema:
+        return " | ".join(_kind(one) for one in schema["anyOf"])
+    if "enum" in schema:
+        return " | ".join(f'"{value}"' for value in schema["enum"])
+    if schema.get("type") == "array":
+        return f"list of {_kind(schema['items'])}"
+    inside = schema.get("additionalProperties")
+    if isinstance(inside, dict):
+        return f"map to {_kind(inside)}"
+    return _WORDS.get(schema.get("type", ""), "map to any" if inside else "any")

@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
 
+from attndrift.analysis.bootstrap import (
+    percentile_interval,
+    rank_correlation_draws,
+    resample_counts,
+    resampled_ranks,
+    roc_area_draws,
+)
 from attndrift.analysis.configurations import Prepared, evidence_label
 from attndrift.analysis.dynamics import History, first_epoch_rows
+from attndrift.analysis.hypothesis_tests import correct_family, is_constant, spearman
 from attndrift.analysis.measures import SIGNALS, SignalSource, retention
-from attndrift.analysis.result import Choice, GroupCorrelation, Interval, Selection, Signal, family, number
+from attndrift.analysis.numbers import Floats, number
+from attndrift.analysis.result import Choice, GroupCorrelation, Interval, Selection, Signal
 from attndrift.analysis.settings import AnalysisSettings
-from attndrift.analysis.statistics import (
-    Floats,
-    draw,
-    drawn_counts,
-    interval_of,
-    is_constant,
-    roc_auc,
-    roc_auc_draws,
-    spearman,
-    spearman_interval,
-)
 
 ALL_RUNS = "all runs"
 _LISTED = 20
 _GROUPS_LISTED = 60
-_LARGE = 2000
 
 
 @dataclass
@@ -67,8 +66,8 @@ def signal_scores(
         notes.append("There is no transfer set: nothing can be said about which signal predicts retention.")
     for when in ("final", "first epoch"):
         chosen = [s for s in result if s.scope == ALL_RUNS and s.when == when]
-        family([s.spearman_runs for s in chosen], f"signals, {when}, runs: all signals and transfer sets")
-        family(
+        correct_family([s.spearman_runs for s in chosen], f"signals, {when}, runs: all signals and transfer sets")
+        correct_family(
             [s.spearman_configurations for s in chosen],
             f"signals, {when}, configurations: all signals and transfer sets",
         )
@@ -128,8 +127,6 @@ class _Sample:
         self.group_names = runs.iloc[np.unique(self.group, return_index=True)[1]][keys].astype(str).to_numpy()
         self.group_kept = self.centred_ranks(kept)
         self.damaged = kept < settings.damaged_below_pct
-        self._drawn: Floats | None = None
-        self._weights: Floats | None = None
 
     def means(self, values: Floats) -> Floats:
         """Configuration means; rounded, because means of equal values differ by rounding, which would break ties."""
@@ -143,19 +140,15 @@ class _Sample:
     def within(self, products: Floats) -> Floats:
         return np.asarray(np.bincount(self.group, weights=products), dtype=np.float64)
 
-    def drawn(self) -> Floats:
+    @cached_property
+    def counts_drawn(self) -> Floats:
         """How often each configuration was drawn in each resample: (resamples, configurations)."""
-        if self._drawn is None:
-            indices = draw(self.settings, self.n, "roc", self.scope, width=max(1, len(self.codes) // self.n))
-            self._drawn = drawn_counts(indices, self.n)
-        return self._drawn
+        return resample_counts(self.settings, self.n, "signals", self.scope, runs=len(self.codes))
 
-    @property
-    def weights(self) -> Floats:
-        """How often each run counts in each resample of the configurations: (resamples, runs)."""
-        if self._weights is None:
-            self._weights = self.drawn()[:, self.codes]
-        return self._weights
+    @cached_property
+    def kept_ranks(self) -> Floats:
+        """Ranks of the configurations' retentions in each resample: (resamples, configurations)."""
+        return resampled_ranks(self.mean_kept, self.counts_drawn)
 
 
 def _score(sample: _Sample, transfer_set: str, when: str, source: SignalSource, signal: Floats) -> Signal:
@@ -166,8 +159,10 @@ def _score(sample: _Sample, transfer_set: str, when: str, source: SignalSource, 
     if by_configuration.statistic is None:
         interval = Interval(level=settings.level, n=sample.n, reason=by_configuration.reason)
     else:
-        identity = ("signal", transfer_set, sample.scope, when, source.name)
-        interval = spearman_interval(mean_signal, sample.mean_kept, settings, *identity, drawn=sample.drawn)
+        draws = rank_correlation_draws(
+            resampled_ranks(mean_signal, sample.counts_drawn), sample.kept_ranks, sample.counts_drawn
+        )
+        interval = percentile_interval(draws, settings, sample.n, minimum=4)
     result = Signal(
         transfer_set=transfer_set,
         scope=sample.scope,
@@ -221,14 +216,12 @@ def _early_warning(result: Signal, sample: _Sample, signal: Floats, source: Sign
         result.roc_reason = f"{word} run ends below {settings.damaged_below_pct:g}% retention: nothing to tell apart"
         return
     score = -source.expected_sign * signal
-    result.roc_auc = roc_auc(score, damaged)
+    result.roc_auc = float(roc_auc_score(damaged, score))
     if is_constant(signal):
         result.roc_reason = "the signal is constant"
-    if result.scope != ALL_RUNS and len(signal) > _LARGE:
-        reason = f"not drawn for a part of more than {_LARGE} runs"
-        result.roc_interval = Interval(level=settings.level, n=sample.n, reason=reason)
-        return
-    result.roc_interval = interval_of(roc_auc_draws(score, damaged, sample.weights), settings, sample.n, minimum=4)
+    # A configuration that is drawn brings all its runs.
+    draws = roc_area_draws(score, damaged, sample.counts_drawn[:, sample.codes])
+    result.roc_interval = percentile_interval(draws, settings, sample.n, minimum=4)
 
 
 def selections(prepared: Prepared, settings: AnalysisSettings, notes: list[str]) -> list[Selection]:

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from attndrift.data.pixels import PixelStore
-from attndrift.data.sending import sent
+from attndrift.data.to_device import to_device
 
 SHARE = 1 / 8
 """Of the device's free memory: more than this no store may take for its pixels.
@@ -25,8 +25,13 @@ PART = 1 << 28
 """Bytes of pinned memory that filling the device takes at once."""
 
 
+def pixels_on(store: PixelStore, device: torch.device) -> PixelStore:
+    """The images of ``store`` for a model on ``device``: what ``fetch`` returns lies there. On a CPU ``store`` itself."""
+    return store if device.type == "cpu" else DevicePixels(store, device)
+
+
 class DevicePixels(PixelStore):
-    """A :class:`PixelStore` whose :meth:`fetch` returns images on ``device``; made by :meth:`PixelStore.on`.
+    """A :class:`PixelStore` whose :meth:`fetch` returns images on ``device``; made by :func:`pixels_on`.
 
     When first asked for images it takes all its pixels there, if they fit into :data:`SHARE` of the memory that is
     free then; otherwise each batch's pixels are sent. Neither waits for the device. ``fetch_uint8`` stays on the host.
@@ -38,10 +43,6 @@ class DevicePixels(PixelStore):
         self._resident: Tensor | None = None
         self._undecided = True
 
-    def on(self, device: torch.device) -> PixelStore:
-        """The same images for a model on another device; this store itself for its own."""
-        return self if device == self.device else self._store.on(device)
-
     def _rows(self, positions: NDArray[np.int64]) -> NDArray[np.uint8]:
         return self._store._rows(positions)
 
@@ -51,11 +52,11 @@ class DevicePixels(PixelStore):
         if self._undecided:
             self._resident, self._undecided = self._whole_if_it_fits(), False
         if self._resident is None:
-            images = sent(np.asarray(self._rows(where)), self.device)
+            images = to_device(np.asarray(self._rows(where)), self.device)
         else:
-            images = self._resident.index_select(0, sent(where, self.device))
+            images = self._resident.index_select(0, to_device(where, self.device))
         if mirrored is not None and mirrored.any():
-            images = torch.where(sent(mirrored, self.device)[:, None, None, None], images.flip(-1), images)
+            images = torch.where(to_device(mirrored, self.device)[:, None, None, None], images.flip(-1), images)
         return self._looked_up(images)
 
     def _whole_if_it_fits(self) -> Tensor | None:
@@ -67,7 +68,7 @@ class DevicePixels(PixelStore):
         step = max(1, PART * count // max(1, size))
         for start in range(0, count, step):
             part = np.arange(start, min(start + step, count))
-            images[start : start + len(part)] = sent(np.asarray(self._rows(part)), self.device)
+            images[start : start + len(part)] = to_device(np.asarray(self._rows(part)), self.device)
         return images
 
 

@@ -17,13 +17,7 @@ from torch import Tensor
 
 from attndrift.data.dataset import ImageSplit
 from attndrift.data.errors import DataError, some
-from attndrift.data.pixel_cache import (
-    Progress,
-    check_processor,
-    image_processor_of,
-    kept_pixels,
-    normalization,
-)
+from attndrift.data.pixel_cache import Progress, check_processor, image_processor_of, kept_pixels, normalization
 
 
 class PixelStore:
@@ -82,12 +76,6 @@ class PixelStore:
     def size(self) -> tuple[int, int]:
         """Height and width."""
         return int(self.pixels.shape[2]), int(self.pixels.shape[3])
-
-    def on(self, device: torch.device) -> PixelStore:
-        """The same images for a model on ``device``: what :meth:`fetch` returns lies there. On a CPU this store itself."""
-        from attndrift.data.device_pixels import DevicePixels
-
-        return self if device.type == "cpu" else DevicePixels(self, device)
 
     def subset(self, indices: ArrayLike) -> PixelStore:
         """A store of some of this store's images, given by their index in the split; pixels are shared."""

@@ -8,7 +8,7 @@ images, by which a transfer set drawn from the target's own source is refused.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -26,7 +26,9 @@ class DatasetSpec:
         origin: source of the images. Two datasets of one origin may hold the same photographs.
         kind: ``images`` are files or table rows, ``drawn`` are drawn on demand, ``digits`` come
             with scikit-learn.
-        hub: name on the hub; ``config`` and ``revision`` choose within it.
+        hub: name on the hub; ``config`` and ``revision`` choose within it. A ``revision`` stands here only where
+            that commit was seen to hold the splits; without one the newest is taken, and recorded.
+        mirrors: other hub names of the same images, in lower case.
         path: local folder, instead of the hub.
         folders: names that a local copy may have in the data folder (``ATTNDRIFT_DATA``).
         image_column, label_column, id_column: None finds the column by its type or usual name. An
@@ -46,6 +48,7 @@ class DatasetSpec:
     hub: str | None = None
     config: str | None = None
     revision: str | None = None
+    mirrors: tuple[str, ...] = ()
     path: Path | None = None
     folders: tuple[str, ...] = ()
     image_column: str | None = None
@@ -62,7 +65,8 @@ class DatasetSpec:
     test_size: int = 1000
 
 
-# Helber et al. name the classes for programs; these are the words CLIP's authors used for them.
+# Helber et al. name the classes for programs (`timm/eurosat-rgb` has these names); these are the words CLIP's authors
+# used for them. `tanganke/eurosat` has the words already, which stay as they are.
 _EUROSAT_SPOKEN = {
     "AnnualCrop": "annual crop land",
     "Forest": "forest",
@@ -76,12 +80,17 @@ _EUROSAT_SPOKEN = {
     "SeaLake": "lake or sea",
 }
 
+# The hub's copy has lost a letter of class 26, which is `crab` in Krizhevsky's own files.
+_CIFAR100_SPOKEN = {"cra": "crab"}
+
 _ROWS = (
     DatasetSpec(
         name="eurosat",
         title="EuroSAT RGB: Sentinel-2 tiles, 10 kinds of land use (Helber et al. 2019)",
         origin="eurosat",
         hub="tanganke/eurosat",
+        revision="43750fc422c7fbd4289e2df3f7473617a5937acc",
+        mirrors=("timm/eurosat-rgb",),
         folders=("eurosat-rgb", "eurosat"),
         image_column="image",
         label_column="label",
@@ -89,6 +98,7 @@ _ROWS = (
         train_split="train",
         test_split="test",
         spoken=_EUROSAT_SPOKEN,
+        # Of the images (Helber et al.); the card of the hub's copy states none.
         licence="MIT",
         prompts="eurosat",
     ),
@@ -111,6 +121,9 @@ _ROWS = (
         title="CIFAR-10: 32x32 photographs, 10 classes (Krizhevsky 2009)",
         origin="cifar-10",
         hub="uoft-cs/cifar10",
+        config="plain_text",
+        revision="0b2714987fa478483af9968de7c934580d0bb9a2",
+        mirrors=("cifar10",),
         folders=("cifar10",),
         image_column="img",
         label_column="label",
@@ -125,12 +138,16 @@ _ROWS = (
         title="CIFAR-100: 32x32 photographs, 100 classes (Krizhevsky 2009)",
         origin="cifar-100",
         hub="uoft-cs/cifar100",
+        config="cifar100",
+        revision="aadb3af77e9048adbea6b47c21a81e47dd092ae5",
+        mirrors=("cifar100",),
         folders=("cifar100",),
         image_column="img",
         label_column="fine_label",
         id_column="image_id",
         train_split="train",
         test_split="test",
+        spoken=_CIFAR100_SPOKEN,
         licence="unknown",
         prompts="cifar",
     ),
@@ -180,9 +197,12 @@ def find_spec(name: str) -> DatasetSpec:
     )
 
 
-def origin_of_hub(hub: str) -> str:
-    """The origin of a hub dataset: that of the registered dataset with this hub name, else the name."""
+def row_of_hub(hub: str) -> DatasetSpec | None:
+    """The registered dataset that the hub dataset ``hub`` is a copy of, as it is read there; None for another one."""
+    wanted = hub.lower()
     for row in _ROWS:
-        if row.hub is not None and row.hub.lower() == hub.lower():
-            return row.origin
-    return f"hub:{hub.lower()}"
+        if row.hub is not None and row.hub.lower() == wanted:
+            return row
+        if wanted in row.mirrors:
+            return replace(row, hub=wanted, config=None, revision=None)
+    return None

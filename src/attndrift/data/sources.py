@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,8 @@ from attndrift.data import columns
 from attndrift.data.dataset import TEST_NAMES, Content, ImageDataset
 from attndrift.data.errors import DataError, near
 from attndrift.data.hub import load_folder, load_hub
-from attndrift.data.readers import (
-    DrawnReader,
-    TableReader,
-    class_folders,
-    image_files,
-    read_class_folders,
-)
-from attndrift.data.registry import DATASETS, DatasetSpec, find_spec, origin_of_hub
+from attndrift.data.readers import DrawnReader, TableReader, class_folders, image_files, read_class_folders
+from attndrift.data.registry import DATASETS, DatasetSpec, find_spec, row_of_hub
 
 _TABLE_SUFFIXES = (".parquet", ".arrow")
 _TRAIN_SEED, _TEST_SEED = 1, 2
@@ -77,7 +71,8 @@ def _elsewhere(name: str, given: Mapping[str, Any]) -> DatasetSpec:
     if name in DATASETS:
         return dataclasses.replace(DATASETS[name], kind="images", hub=None, config=None, revision=None)
     if "hub" in given:
-        return DatasetSpec(name=name, origin=origin_of_hub(str(given["hub"])))
+        row = row_of_hub(str(given["hub"]))
+        return DatasetSpec(name, f"hub:{str(given['hub']).lower()}") if row is None else row
     return DatasetSpec(name=name, origin=f"path:{Path(str(given['path'])).expanduser().resolve()}")
 
 
@@ -125,27 +120,36 @@ def load_dataset(
         return _digits(spec)
     cache = Path(cache_dir).expanduser() if cache_dir is not None else None
     local = find_local(spec, data_dir)
-    if local is not None and _is_image_folder(local):
+    if local is not None and is_image_folder(local):
         return _image_folder(spec, local)
     if local is not None:
-        tables = load_folder(local, config=spec.config, cache_dir=cache, where=spec.name)
-        return _tables(spec, tables, {"kind": "table", "path": str(local), "config": spec.config})
+        # A row's `config` is that of its hub repository; a local copy need not have it.
+        config = spec.config if spec.path is not None else None
+        tables = load_folder(local, config=config, cache_dir=cache, where=spec.name)
+        return _tables(spec, tables, {"kind": "table", "path": str(local), "config": config})
     if spec.hub is None:
         raise DataError(f"{spec.name}: neither `path` nor `hub` says where the images are")
-    tables = load_hub(spec.hub, config=spec.config, revision=spec.revision, cache_dir=cache, where=spec.name)
-    return _tables(spec, tables, {"kind": "hub", "hub": spec.hub, "config": spec.config, "revision": spec.revision})
+    tables, found = load_hub(spec.hub, config=spec.config, revision=spec.revision, cache_dir=cache, where=spec.name)
+    asked = {"kind": "hub", "hub": spec.hub, "config": spec.config, "revision": spec.revision}
+    return _tables(spec, tables, {**asked, "commit": found.commit})
+
+
+def used_splits(spec: DatasetSpec, names: Collection[str]) -> list[str]:
+    """The splits of ``names`` that train and test. Raises :class:`DataError` where the training split is not there."""
+    train = spec.train_split or "train"
+    if train not in names:
+        raise DataError(f"{spec.name}: no split `{train}` (train_split). The splits are {', '.join(names)}")
+    test = spec.test_split or next((name for name in TEST_NAMES if name in names), None)
+    return [name for name in (train, test) if name is not None and name in names]
 
 
 def _tables(spec: DatasetSpec, tables: Mapping[str, Any], source: Mapping[str, Any]) -> ImageDataset:
-    train = spec.train_split or "train"
-    if train not in tables:
-        raise DataError(f"{spec.name}: no split `{train}` (train_split). The splits are {', '.join(tables)}")
-    test = spec.test_split or next((name for name in TEST_NAMES if name in tables), None)
-    features = tables[train].features
+    # A split that nobody asks for is neither downloaded nor read.
+    used = {name: tables[name] for name in used_splits(spec, tables)}
+    features = next(iter(used.values())).features
     label = columns.label_column(spec, features, spec.name)
     image = columns.image_column(spec, features, spec.name)
     identity = columns.id_column(spec, features, spec.name)
-    used = {name: tables[name] for name in (train, test) if name is not None and name in tables}
     found = columns.classes_in(used, label, spec, spec.name)
 
     def opener(name: str) -> Callable[[], Content]:
@@ -167,7 +171,7 @@ def _tables(spec: DatasetSpec, tables: Mapping[str, Any], source: Mapping[str, A
     return ImageDataset(spec, found, {name: opener(name) for name in tables}, {**source, **used_columns})
 
 
-def _is_image_folder(path: Path) -> bool:
+def is_image_folder(path: Path) -> bool:
     """Whether ``path`` holds folders of images, and no table in itself or right below."""
     for entry in path.iterdir():
         if entry.suffix in _TABLE_SUFFIXES:
@@ -198,7 +202,7 @@ def _image_folder(spec: DatasetSpec, path: Path) -> ImageDataset:
 
 
 def _drawn(spec: DatasetSpec) -> ImageDataset:
-    drawn = importlib.import_module("attndrift.data.procedural").DRAWN[spec.name]
+    drawn = importlib.import_module("attndrift.data.generated").DRAWN[spec.name]
     for key, size in (("train_size", spec.train_size), ("test_size", spec.test_size)):
         if size < len(drawn.class_names):
             raise DataError(

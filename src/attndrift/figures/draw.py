@@ -18,11 +18,11 @@ from attndrift.figures import maps as attention
 from attndrift.figures.source import Drawing, NoData, Source
 from attndrift.figures.style import styled
 from attndrift.files import write_json, write_text
-from attndrift.tables import Tables
-from attndrift.words import sheet_text
+from attndrift.results.tables import Tables
+from attndrift.sanitize import sheet_text
 
 if TYPE_CHECKING:
-    from attndrift.analysis import Analysis
+    from attndrift.analysis.result import Analysis
 
 Draw = Callable[[Source], Drawing]
 

@@ -13,11 +13,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from attndrift.analysis.configurations import NOT_GIVEN, prepare
-from attndrift.analysis.images import ImageIntervals, read_image_outcomes
-from attndrift.tables import STRUCTURE_METRICS, Tables, transfer_sets
+from attndrift.analysis.image_intervals import ImageIntervals, read_image_outcomes
+from attndrift.results.tables import STRUCTURE_METRICS, Tables, transfer_sets
 
 if TYPE_CHECKING:
-    from attndrift.analysis import Analysis
+    from attndrift.analysis.result import Analysis
 
 LEVEL = 0.95
 """Level of the intervals over images."""
@@ -79,7 +79,7 @@ class Source:
     def analysis(self) -> Analysis:
         if self.given_analysis is not None:
             return self.given_analysis
-        from attndrift.analysis import analyze
+        from attndrift.analysis.core import analyze
 
         return analyze(self.tables)
 

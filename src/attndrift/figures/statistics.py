@@ -12,16 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from attndrift.analysis.result import Comparison
 from attndrift.figures.panels import ROW_MM, color_bar, positions, row_axis
 from attndrift.figures.source import Drawing, NoData, Source, variants_of
-from attndrift.figures.style import (
-    DIVERGING,
-    axis_label,
-    legend,
-    new_figure,
-    percent,
-    short_label,
-    wrap,
-    zero_line,
-)
+from attndrift.figures.style import DIVERGING, axis_label, legend, new_figure, percent, short_label, wrap, zero_line
 
 _MOST_PAIRS = 5
 

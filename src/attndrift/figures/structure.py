@@ -32,7 +32,7 @@ from attndrift.figures.source import (
     usual_variant,
 )
 from attndrift.figures.style import DIVERGING, axis_label, clip, legend, looks, mark, new_figure, wrap
-from attndrift.tables import STRUCTURE_METRICS
+from attndrift.results.tables import STRUCTURE_METRICS
 
 
 def baseline_structure(source: Source) -> Drawing:

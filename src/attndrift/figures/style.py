@@ -196,10 +196,6 @@ def _one_line(text: str) -> str:
     return re.sub(r"[ \t\r\n\f\v]+", " ", str(text)).strip()
 
 
-def line_count(labels: Iterable[str]) -> int:
-    return sum(label.count("\n") + 1 for label in labels)
-
-
 def legend(
     figure: Figure,
     entries: Sequence[tuple[str, Any]],
@@ -269,7 +265,7 @@ def zero_line(axes: Any, *, vertical: bool = False) -> None:
 
 def rate_axis(axes: Any, rates: Sequence[float], *, label: bool = True) -> None:
     """A logarithmic axis of learning rates, with a tick at measured rates as far as they have room."""
-    from attndrift.analysis.configurations import format_rate
+    from attndrift.analysis.numbers import format_rate
 
     axes.set_xscale("log")
     ticks = sorted(set(rates))

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
-from attndrift.analysis.images import wilson
+from attndrift.analysis.image_intervals import wilson
 from attndrift.figures.panels import image_words
 from attndrift.figures.source import (
     LEVEL,
@@ -351,7 +351,7 @@ def _chosen(source: Source, column: str, ids: Sequence[str]) -> tuple[float, dic
         return 0.0, {}
     middle = sorted(wanted)[len(wanted) // 2]
     return middle, {
-        str(row["run_id"]): (float(row["alpha"]), row["kept_pct"])
+        str(row["run_id"]): (float(row["alpha"]), row["retention_pct"])
         for row in source.analysis.tables["interpolation_choice"].rows
         if row["rule"] == "agreement"
         and row["wanted_pct"] == middle
@@ -367,7 +367,7 @@ def _choice_text(wanted: float, chosen: dict[str, tuple[float, float | None]]) -
         return ""
     return (
         f" Stars: the largest alpha at which {wanted:g}% of the predictions on the transfer images are still those of the "
-        f"pretrained model, chosen without labels; it kept {', '.join(kept)}% of the pretrained accuracy."
+        f"pretrained model, chosen without labels; it retains {', '.join(kept)}% of the pretrained accuracy."
     )
 
 
@@ -383,7 +383,7 @@ def _image_band(panel: Any, alpha: pd.Series, column: str, values: pd.Series, ru
 
 def _run_label(source: Source, run_id: str) -> str:
     row = source.tables.runs.set_index("run_id").loc[run_id]
-    from attndrift.analysis.configurations import format_rate
+    from attndrift.analysis.numbers import format_rate
 
     method = _WORDS.get(str(row["method"]), str(row["method"]))
     parts = [str(row["dataset"]), method, format_rate(row["learning_rate"]), f"seed\u00a0{row['seed']}"]

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from attndrift.metrics.accumulate import STRUCTURE_METRICS, StructureAccumulator, StructureSummary
 from attndrift.metrics.attention import entropy, erf, gini, head_diversity, rollout
 from attndrift.metrics.representation import (
     cka_chance_level,
@@ -18,6 +17,7 @@ from attndrift.metrics.representation import (
     linear_cka_both,
     linear_cka_layers,
 )
+from attndrift.metrics.structure_accumulator import STRUCTURE_METRICS, StructureAccumulator, StructureSummary
 from attndrift.metrics.weights import LowRankUpdate, squared_norm, weight_drift
 
 __all__ = [

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from attndrift.metrics.attention import wide_dtype
-from attndrift.metrics.reading import Readings
+from attndrift.metrics.deferred import DeferredScalars
 
 _DEGENERATE = 1e-12
 
@@ -96,10 +96,10 @@ def linear_cka_layers(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: as for :func:`linear_cka_both`.
     """
-    return linear_cka_layers_later(x, y, Readings())()
+    return linear_cka_layers_deferred(x, y, DeferredScalars())()
 
 
-def linear_cka_layers_later(x: Tensor, y: Tensor, readings: Readings) -> Callable[[], tuple[Tensor, Tensor]]:
+def linear_cka_layers_deferred(x: Tensor, y: Tensor, deferred: DeferredScalars) -> Callable[[], tuple[Tensor, Tensor]]:
     """:func:`linear_cka_layers` without waiting for an accelerator: a function that does the rest, and raises."""
 
     def each() -> tuple[Tensor, Tensor]:
@@ -109,19 +109,19 @@ def linear_cka_layers_later(x: Tensor, y: Tensor, readings: Readings) -> Callabl
 
     if (
         x.ndim == y.ndim == 3
-        and x.device.type in readings.TOGETHER
+        and x.device.type in deferred.TOGETHER
         and len(x) == len(y)
         and x.shape[1] == y.shape[1] >= 4
     ):
         xs, ys = (values.detach().to(wide_dtype(values)) for values in (x, y))
         if not _by_features(xs[0], ys[0]) and len(xs) * xs.shape[1] ** 2 <= _AT_ONCE:
-            found = _gram_layers(xs, ys, readings)
+            found = _gram_layers(xs, ys, deferred)
             # One by one they find the words for what has no value.
             return lambda: found() or each()
     return each
 
 
-def _gram_layers(xs: Tensor, ys: Tensor, readings: Readings) -> Callable[[], tuple[Tensor, Tensor] | None]:
+def _gram_layers(xs: Tensor, ys: Tensor, deferred: DeferredScalars) -> Callable[[], tuple[Tensor, Tensor] | None]:
     """Both forms of all layers from their Gram matrices; a function that gives None where a layer has none."""
     grams, usable = [], []
     for wide in (xs, ys):
@@ -137,7 +137,7 @@ def _gram_layers(xs: Tensor, ys: Tensor, readings: Readings) -> Callable[[], tup
     pairs = ((sums_k, sums_m), (sums_k, sums_k), (sums_m, sums_m))
     cross = [a.sum(1) * b.sum(1) / ((n - 1) * (n - 2)) - 2 * (a * b).sum(1) / (n - 2) for a, b in pairs]
     debiased = [(inner + more) / (n * (n - 3)) for inner, more in zip(_parts_of(k, m), cross, strict=True)]
-    later = readings.later(torch.stack([*plain, *debiased, *(one.to(k.dtype) for one in usable)]))
+    later = deferred.defer(torch.stack([*plain, *debiased, *(one.to(k.dtype) for one in usable)]))
 
     def read() -> tuple[Tensor, Tensor] | None:
         values = later()

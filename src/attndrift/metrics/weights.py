@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from attndrift.metrics.attention import wide_dtype
-from attndrift.metrics.reading import Readings
+from attndrift.metrics.deferred import DeferredScalars
 
 _AT_ONCE = 2**24
 """Numbers of parameters that an accelerator takes at once: 64 MB of differences."""
@@ -59,17 +59,17 @@ def squared_norm(pretrained: Mapping[str, Tensor]) -> float:
     Raises:
         ValueError: NaN or inf, no parameters, or parameters that are all 0; the message names the parameter.
     """
-    return squared_norm_later(pretrained, Readings())()
+    return squared_norm_deferred(pretrained, DeferredScalars())()
 
 
-def squared_norm_later(pretrained: Mapping[str, Tensor], readings: Readings) -> Callable[[], float]:
+def squared_norm_deferred(pretrained: Mapping[str, Tensor], deferred: DeferredScalars) -> Callable[[], float]:
     """:func:`squared_norm` without waiting for an accelerator: a function that does the rest, and raises for the values.
 
     That there are no parameters is raised here.
     """
     if not pretrained:
         raise ValueError("pretrained: holds no parameters")
-    later = readings.later(_stacked(_squares([value.detach() for value in pretrained.values()])))
+    later = deferred.defer(_stacked(_squares([value.detach() for value in pretrained.values()])))
     names = [("pretrained", name) for name in pretrained]
 
     def read() -> float:
@@ -112,15 +112,15 @@ def weight_drift(
     Source: the relative Frobenius distance of the first study; trace identity
     ||BA||_F^2 = tr((B^T B)(A A^T)).
     """
-    return weight_drift_later(
-        pretrained, adapted, Readings(), missing=missing, pretrained_squared_norm=pretrained_squared_norm
+    return weight_drift_deferred(
+        pretrained, adapted, DeferredScalars(), missing=missing, pretrained_squared_norm=pretrained_squared_norm
     )()
 
 
-def weight_drift_later(
+def weight_drift_deferred(
     pretrained: Mapping[str, Tensor],
     adapted: Mapping[str, Tensor | LowRankUpdate],
-    readings: Readings,
+    deferred: DeferredScalars,
     *,
     missing: Literal["error", "unchanged"] = "error",
     pretrained_squared_norm: float | None = None,
@@ -156,9 +156,9 @@ def weight_drift_later(
     squares += _squared_differences(pairs)
     updates = [name for name, after in adapted.items() if isinstance(after, LowRankUpdate)]
     names = updates + [name for name in adapted if not isinstance(adapted[name], LowRankUpdate)]
-    moved = readings.later(_stacked(squares))
+    moved = deferred.defer(_stacked(squares))
     known = pretrained_squared_norm
-    norm = squared_norm_later(pretrained, readings) if known is None else (lambda: known)
+    norm = squared_norm_deferred(pretrained, deferred) if known is None else (lambda: known)
     found = [("adapted", name) for name in names]
 
     def read() -> float:

@@ -1,36 +1,50 @@
-"""Backbones, adaptation methods and checkpoints."""
+"""Backbones: finding and loading them, their embeddings, their parameters and modules."""
 
-from attndrift.models.adapters import check_adapter_places, check_adapters_loaded, load_adapter
-from attndrift.models.checkpoint import fingerprint_embeddings, load_adapted, save_adapted
-from attndrift.models.class_token import class_token_alone
-from attndrift.models.classifier import CLIPClassifier
-from attndrift.models.drift import projection_drift, squared_norms, state_for_drift, weight_drift
-from attndrift.models.errors import CheckpointError, FingerprintError, ModelError
-from attndrift.models.load import describe, load_clip, load_config, load_processor
-from attndrift.models.methods import METHODS, AdaptationSettings, adapt, count_parameters
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attndrift.lazy_imports import lazy_imports
+
+if TYPE_CHECKING:
+    from attndrift.models.errors import CheckpointError, FingerprintError, HubError, ModelError
+    from attndrift.models.hub import ModelLocation, resolve_model
+    from attndrift.models.load import describe, load_clip, load_config, load_processor
+    from attndrift.models.prune import prune_last_block_to_cls
 
 __all__ = [
-    "METHODS",
-    "AdaptationSettings",
-    "CLIPClassifier",
     "CheckpointError",
     "FingerprintError",
+    "HubError",
     "ModelError",
-    "adapt",
-    "check_adapter_places",
-    "check_adapters_loaded",
-    "class_token_alone",
-    "count_parameters",
+    "ModelLocation",
     "describe",
-    "fingerprint_embeddings",
-    "load_adapted",
-    "load_adapter",
     "load_clip",
     "load_config",
     "load_processor",
-    "projection_drift",
-    "save_adapted",
-    "squared_norms",
-    "state_for_drift",
-    "weight_drift",
+    "prune_last_block_to_cls",
+    "resolve_model",
 ]
+
+__getattr__, __dir__ = lazy_imports(
+    __name__,
+    {
+        "attndrift.models.errors": (
+            "CheckpointError",
+            "FingerprintError",
+            "HubError",
+            "ModelError",
+        ),
+        "attndrift.models.hub": (
+            "ModelLocation",
+            "resolve_model",
+        ),
+        "attndrift.models.load": (
+            "describe",
+            "load_clip",
+            "load_config",
+            "load_processor",
+        ),
+        "attndrift.models.prune": ("prune_last_block_to_cls",),
+    },
+)

@@ -16,8 +16,8 @@ from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from attndrift.models.errors import ModelError
+from attndrift.models.reference import CONFIG_PREFIX
 
-CONFIG_PREFIX = "config:"
 _CHARACTERS = (*string.ascii_lowercase, *string.digits, *" .,-'()/&")
 _RANDOM_SEED = 0
 

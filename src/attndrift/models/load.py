@@ -6,51 +6,27 @@ Weights come as ``safetensors`` and nothing is ever unpickled; code of a hub rep
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoTokenizer, CLIPConfig, CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.utils import logging as hf_logging
-from transformers.utils.hub import extract_commit_hash
 
 from attndrift.files import read_json, sha256
 from attndrift.models.errors import ModelError
-from attndrift.models.from_config import CONFIG_PREFIX, config_of, processor_for, random_clip
+from attndrift.models.from_config import config_of, processor_for, random_clip
+from attndrift.models.hub import CONFIG, ModelLocation, convert_hint, resolve_model
+from attndrift.models.weight_files import INDEX, WEIGHTS
 
-EMBEDDED = Path(__file__).parent / "embedded"
+_PROCESSORS = {
+    "tokenizer": {"tokenizer.json", "vocab.json"},
+    "image processor": {"preprocessor_config.json", "processor_config.json"},
+}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_CONVERT = "CLIPModel.from_pretrained({what}, use_safetensors=False).save_pretrained({folder})"
-
-
-def _resolve(source: str | Path) -> str:
-    if str(source) != "embedded":
-        return str(source)
-    if not (EMBEDDED / "config.json").is_file():
-        raise ModelError(
-            "`embedded`: this installation holds no embedded model; use `config:small`, a folder or a hub name"
-        )
-    return str(EMBEDDED)
-
-
-def _refuse_what_cannot_be(source: str) -> None:
-    """Raise for what is plainly no model, before a hub is asked (and asked again for half a minute)."""
-    path = Path(source)
-    if path.is_file():
-        raise ModelError(f"{source}: a file; give the folder that holds config.json and model.safetensors")
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelError(f"{source}: not a model folder: it holds no config.json")
-        return
-    # A hub name is NAME or OWNER/NAME, nothing else.
-    parts = source.split("/")
-    if path.is_absolute() or len(parts) > 2 or "\\" in source or source[:1] in (".", "~", ""):
-        raise ModelError(f"{source}: not a folder here, and no hub name has this form")
 
 
 def load_config(source: str | Path) -> CLIPConfig:
@@ -58,47 +34,44 @@ def load_config(source: str | Path) -> CLIPConfig:
     made = config_of(str(source))
     if made is not None:
         return made
-    name = _resolve(source)
-    _refuse_what_cannot_be(name)
+    return _config(resolve_model(source))
+
+
+def _config(model: ModelLocation) -> CLIPConfig:
+    if CONFIG not in model.files:
+        raise ModelError(f"{model.source}: not a model folder: it holds no config.json")
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(model.fetch([CONFIG]), trust_remote_code=False)
+    except ModelError:
+        raise
     except (OSError, ValueError) as error:
-        raise ModelError(_unavailable(str(source), name, error)) from error
+        raise ModelError(f"{model.source}: {_no_model(model)}: {_first_line(error)}") from error
     if not isinstance(config, CLIPConfig):
         raise ModelError(
-            f"{source}: a {type(config).__name__.removesuffix('Config')} model, not a CLIP model with both towers; "
-            "give a folder or hub name that CLIPModel.from_pretrained takes"
+            f"{model.source}: a {type(config).__name__.removesuffix('Config')} model, not a CLIP model with both towers; "
+            "attndrift.observe takes many others, loaded with transformers"
         )
     return config
 
 
-def _unavailable(source: str, name: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-    if Path(name).is_dir():
-        return f"{source}: not a model folder: {reason}"
-    if "valid model identifier" in reason:
-        return f"{source}: neither a folder here nor a model on the hub ({reason}). Check the name"
-    return (
-        f"{source}: not a folder here, and not to be had from the hub ({reason}). Check the name and the network, "
-        "or download the model once and give its folder"
-    )
+def _no_model(model: ModelLocation) -> str:
+    return "not a model folder" if model.commit is None else f"its files at commit {model.commit} cannot be used"
 
 
-def _refuse_pickles(source: str) -> None:
-    folder = Path(source)
-    if not folder.is_dir():
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def _refuse_pickles(folder: Path, source: str) -> None:
+    if (folder / WEIGHTS).is_file():
         return
-    if (folder / "model.safetensors").is_file():
-        return
-    if (folder / "model.safetensors.index.json").is_file():
-        _check_shards(folder / "model.safetensors.index.json", source)
+    if (folder / INDEX).is_file():
+        _check_shards(folder / INDEX, source)
         return
     pickles = sorted(p.name for suffix in _PICKLES for p in folder.glob(suffix))
     if pickles:
         raise ModelError(
-            f"{source}: holds {pickles[0]} but no .safetensors file with the model's weights. Pickled weights can run "
-            "code when they are read, so they are refused. Convert them where you trust them: "
-            + _CONVERT.format(what="folder", folder="new_folder")
+            f"{source}: holds {pickles[0]} but no .safetensors file with the model's weights. {convert_hint(source)}"
         )
     raise ModelError(f"{source}: not a model folder: it holds no model.safetensors")
 
@@ -119,24 +92,9 @@ def _check_shards(index: Path, source: str) -> None:
 
 
 @contextmanager
-def _no_conversion() -> Iterator[None]:
-    # Without this, `transformers` has the hub convert pickled weights and loads what comes back.
-    name = "DISABLE_SAFETENSORS_CONVERSION"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
-
-
-@contextmanager
-def _quiet_where_local(name: str) -> Iterator[None]:
-    """No bar for reading a local file, which takes a moment; a download keeps its own."""
-    if not Path(name).is_dir() or not hf_logging.is_progress_bar_enabled():
+def _quiet() -> Iterator[None]:
+    """No bar for reading local files, which takes a moment."""
+    if not hf_logging.is_progress_bar_enabled():
         yield
         return
     hf_logging.disable_progress_bar()
@@ -151,7 +109,7 @@ def load_clip(source: str | Path, *, dtype: torch.dtype = torch.float32) -> CLIP
 
     Args:
         source: ``embedded``, ``config:NAME`` or ``config:PATH`` (random weights, the same ones every
-            time), a local folder, or a hub name.
+            time), a local folder, or a name on the hub, ``NAME`` or ``NAME@REVISION``.
         dtype: of the weights; a float16 file loads as float32 by default.
 
     Raises :class:`ModelError` for what is not there, is not CLIP, has no ``safetensors``, or whose file
@@ -160,35 +118,45 @@ def load_clip(source: str | Path, *, dtype: torch.dtype = torch.float32) -> CLIP
     made = config_of(str(source))
     if made is not None:
         return random_clip(made, dtype)
-    name = _resolve(source)
-    load_config(source)
-    _refuse_pickles(name)
+    model = resolve_model(source)
+    _config(model)
+    folder = model.fetch([CONFIG, *model.weights])
+    _refuse_pickles(folder, str(source))
     try:
-        with _no_conversion(), _quiet_where_local(name):
-            model, report = CLIPModel.from_pretrained(
-                name,
-                dtype=dtype,
-                use_safetensors=True,
-                trust_remote_code=False,
-                attn_implementation="sdpa",
-                output_loading_info=True,
-            )
+        clip, missing = _read_weights(folder, dtype)
     # SafetensorError of a damaged file is an Exception of its own; a wrong shape is a RuntimeError.
     except Exception as error:
-        if "safetensors" in str(error) and not Path(name).is_dir():
+        if model.commit is None:
+            raise ModelError(f"{source}: {_no_model(model)}: {_first_line(error)}") from error
+        # Most likely the copy in the cache is damaged.
+        try:
+            clip, missing = _read_weights(model.fetch(model.weights, again=True), dtype)
+        except Exception as again:
             raise ModelError(
-                f"{source}: has no safetensors weights. Convert them where you trust them: "
-                + _CONVERT.format(what="name", folder="folder")
-                + ", and give that folder"
+                f"{source}: {_no_model(model)}: {_first_line(error)}. Loading them anew did not help "
+                f"({_first_line(again)}); remove {folder} to start afresh"
             ) from error
-        raise ModelError(_unavailable(str(source), name, error)) from error
-    missing = sorted(report["missing_keys"])
     if missing:
         raise ModelError(
             f"{source}: its weights lack {len(missing)} of the model's tensors, for instance {missing[0]}; they would "
             "be random. Give a folder saved with save_pretrained from the whole CLIPModel"
         )
-    return model.eval()
+    return clip.eval()
+
+
+def _read_weights(folder: Path, dtype: torch.dtype) -> tuple[CLIPModel, list[str]]:
+    """The model in ``folder``, and its tensors that no file there holds."""
+    with _quiet():
+        # A folder: nothing is asked of a hub, and nothing is converted by anybody.
+        clip, report = CLIPModel.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            attn_implementation="sdpa",
+            output_loading_info=True,
+        )
+    return clip, sorted(report["missing_keys"])
 
 
 def load_processor(source: str | Path) -> tuple[Any, CLIPImageProcessorPil]:
@@ -196,11 +164,17 @@ def load_processor(source: str | Path) -> tuple[Any, CLIPImageProcessorPil]:
     made = config_of(str(source))
     if made is not None:
         return processor_for(made)
-    name = _resolve(source)
-    _refuse_what_cannot_be(name)
+    model = resolve_model(source)
+    for what, files in _PROCESSORS.items():
+        if not files & set(model.files):
+            raise ModelError(
+                f"{source}: holds no {what} ({' or '.join(sorted(files))}); save that of the model it was made from "
+                "beside it in a folder, and give the folder"
+            )
+    folder = model.fetch(model.others)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        return tokenizer, CLIPImageProcessorPil.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return tokenizer, CLIPImageProcessorPil.from_pretrained(folder)
     # Each tokenizer backend has errors of its own.
     except Exception as error:
         raise ModelError(f"{source}: its tokenizer or image processor cannot be loaded: {error}") from error
@@ -225,17 +199,10 @@ def describe(source: str | Path, model: CLIPModel | None = None) -> dict[str, An
     described: dict[str, Any] = {"source": str(source)}
     if model is not None:
         described["weights_sha256"] = state_hash(model)
-    if str(source).startswith(CONFIG_PREFIX):
+    found = resolve_model(source)
+    if found.how == "config":
         return described
-    folder = Path(_resolve(source))
-    if folder.is_dir():
-        described["files"] = {path.name: sha256(path) for path in sorted(folder.glob("*.safetensors"))}
-        return described
-    if model is None:
-        load_config(source)
-    # Configs no longer carry their commit; the cache that they were loaded from does.
-    cached = try_to_load_from_cache(str(source), "config.json")
-    revision = extract_commit_hash(cached, None) if isinstance(cached, str) else None
-    if revision:
-        described["revision"] = revision
-    return described
+    if found.commit is None:
+        files = sorted(Path(found.location).glob("*.safetensors"))
+        return described | {"files": {path.name: sha256(path) for path in files}}
+    return described | {"revision": found.commit}

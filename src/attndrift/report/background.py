@@ -10,7 +10,7 @@ from attndrift.metrics import METRICS
 from attndrift.report.blocks import Bullets, Section, Text, counted, table_block
 from attndrift.report.evidence import preprocessing_text
 from attndrift.report.records import Records, compact, shared_and_varying
-from attndrift.tables import Tables
+from attndrift.results.tables import Tables
 
 
 def method_section(analysis: Analysis, tables: Tables) -> Section:

@@ -25,7 +25,7 @@ from attndrift.report.blocks import Figure, FigureBlock
 from attndrift.report.content import build_sections
 from attndrift.report.explore import heatmap_data, maps_data, run_order
 from attndrift.report.records import read_records
-from attndrift.tables import Tables
+from attndrift.results.tables import Tables
 
 MAX_PAGE = 15_000_000
 """Bytes that ``report.html`` stays below."""

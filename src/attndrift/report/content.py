@@ -10,9 +10,9 @@ from attndrift.report.background import limits_section, method_section, reproduc
 from attndrift.report.blocks import Block, Bullets, FigureBlock, Findings, Section, Text, View, table_block
 from attndrift.report.evidence import transfer_table
 from attndrift.report.last_block import baseline_with_last_block, by_configuration, by_run, with_last_blocks
+from attndrift.report.printed_statistics import printed_statistics
 from attndrift.report.records import Records
-from attndrift.report.statistics import statistics_tables
-from attndrift.tables import Tables
+from attndrift.results.tables import Tables
 
 QUESTIONS = {
     "RQ1": "Does fine-tuning reduce attention entropy?",
@@ -183,7 +183,7 @@ class _Maker:
         self.analysis, self.tables, self.row_limit = analysis, tables, row_limit
         self.caution = caution(analysis)
         self.last_blocks = by_configuration(analysis)
-        self.counts = statistics_tables(analysis)
+        self.counts = printed_statistics(analysis)
 
     def block(self, table: Table, *, folded: bool = False) -> Block:
         table = with_last_blocks(self._named(table), self.last_blocks, "configuration")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
-from attndrift.analysis.result import Analysis, Column, Table, number
+from attndrift.analysis.numbers import number
+from attndrift.analysis.result import Analysis, Column, Table
 from attndrift.report.records import Record, Records, compact
-from attndrift.tables import Tables
+from attndrift.results.tables import Tables
 
 
 def transfer_table(analysis: Analysis, tables: Tables, records: Records) -> Table:

@@ -19,7 +19,7 @@ from attndrift.analysis.measures import LABELS
 from attndrift.analysis.result import Analysis
 from attndrift.report.blocks import counted
 from attndrift.report.records import Record, Records
-from attndrift.tables import STRUCTURE_METRICS, Tables
+from attndrift.results.tables import STRUCTURE_METRICS, Tables
 
 _MAX_STEPS = 100
 _MAX_VALUES = 300_000

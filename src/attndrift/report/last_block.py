@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 
 from attndrift.analysis.measures import LABELS
-from attndrift.analysis.result import Analysis, Column, Table, number
-from attndrift.tables import STRUCTURE_METRICS, Tables
+from attndrift.analysis.numbers import number
+from attndrift.analysis.result import Analysis, Column, Table
+from attndrift.results.tables import STRUCTURE_METRICS, Tables
 
 # The table `runs` carries the last block's entropy itself; the others are read from the layers.
 _METRICS = tuple(metric for metric in STRUCTURE_METRICS if metric != "entropy")

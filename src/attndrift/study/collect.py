@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attndrift.files import read_json
+from attndrift.formats import check_format
+from attndrift.sanitize import printable
 from attndrift.study.record import read_record
 from attndrift.study.settings import NAME_PATTERN
-from attndrift.words import printable
 
 if TYPE_CHECKING:
-    from attndrift.tables import Tables
+    from attndrift.results.tables import Tables
 
 STUDY = "study.json"
 RUNS_FOLDER = "runs"
@@ -34,15 +35,20 @@ def planned_runs(folder: Path) -> list[str]:
     return [str(run["run_id"]) for run in described_runs(read_json(path), path)]
 
 
-def described_runs(content: Any, path: Path) -> list[dict[str, Any]]:
-    """The runs of what stands in ``study.json``. Raises :class:`StudyFolderError` where that is not a study's."""
+def described_runs(content: Any, where: Path | str) -> list[dict[str, Any]]:
+    """The runs of what stands in a ``study.json``, called ``where``.
+
+    Raises :class:`StudyFolderError` where that is not a study's, :class:`~attndrift.formats.FormatError` where it is
+    one of another version.
+    """
     runs = content.get("runs") if isinstance(content, dict) else None
     if not isinstance(runs, list) or not all(isinstance(run, dict) and "run_id" in run for run in runs):
-        raise StudyFolderError(f"{path}: not the description of a study; restore it, or choose another folder")
+        raise StudyFolderError(f"{where}: not the description of a study; restore it, or choose another folder")
+    check_format("study", content, where)
     for run in runs:
         if not re.fullmatch(NAME_PATTERN, str(run["run_id"])):
             raise StudyFolderError(
-                f"{path}: {printable(run['run_id'])!r} is not the name of a run; the file was changed by hand"
+                f"{where}: {printable(run['run_id'])!r} is not the name of a run; the file was changed by hand"
             )
     return runs
 
@@ -95,7 +101,7 @@ def gather(folder: Path, run_ids: Iterable[str] | None = None) -> tuple[Tables, 
     # Here, so that a study's runs do not wait for half a second of imports that are needed after them.
     import pandas as pd
 
-    from attndrift.tables import HISTORY, RUNS, Tables, conform
+    from attndrift.results.tables import HISTORY, RUNS, Tables, conform
 
     names = list(run_ids) if run_ids is not None else planned_runs(folder)
     rows: list[dict[str, Any]] = []
@@ -130,7 +136,7 @@ def gather(folder: Path, run_ids: Iterable[str] | None = None) -> tuple[Tables, 
 
 def collect(folder: Path) -> tuple[Tables, list[str]]:
     """Gather the tables of the study in ``folder`` and write them there as Parquet."""
-    from attndrift.tables import write_tables
+    from attndrift.results.tables import write_tables
 
     names = planned_runs(folder)  # first: what is no study folder is called that, whatever lies in it
     refuse_links(folder)

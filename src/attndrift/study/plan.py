@@ -13,12 +13,15 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from attndrift.data import DataError, Splits, evaluation_part
-from attndrift.models import count_parameters, load_config
-from attndrift.study.images import open_dataset, splits_key, splits_of
-from attndrift.study.running import adaptation, device_of
+from attndrift.data.errors import DataError, some
+from attndrift.data.splits import Splits, evaluation_part
+from attndrift.methods.registry import count_parameters
+from attndrift.models.load import load_config
+from attndrift.study.check_findings import counted, size
+from attndrift.study.dataset_splits import open_dataset, splits_key, splits_of
+from attndrift.study.executor import adaptation, device_of
+from attndrift.study.resources import FINGERPRINT_IMAGES
 from attndrift.study.settings import RunSettings, Study
-from attndrift.study.workbench import FINGERPRINT_IMAGES
 
 # Of the rate of one large matrix product, a transformer of small width reaches about this fraction.
 _EFFICIENCY = 0.5
@@ -126,13 +129,19 @@ class _Sizes:
         return total
 
 
-def plan(study: Study) -> list[PlannedRun]:
-    """A row a run. Nothing is trained, no weights are loaded; images are decoded under ``unreadable: skip`` only."""
+def plan(study: Study, *, elsewhere: bool = False) -> list[PlannedRun]:
+    """A row a run. Nothing is trained, no weights are loaded; images are decoded under ``unreadable: skip`` only.
+
+    ``elsewhere``: the runs are run on other machines, whose devices and speed are not those of this one.
+    """
     sizes = _Sizes()
     rates: dict[tuple[str, int], float] = {}
     planned = []
     for run in study.runs:
         settings = run.settings
+        if elsewhere:
+            planned.append(_plan_run(run.run_id, settings, sizes, None))
+            continue
         try:
             device = device_of(settings)
         except ValueError as error:
@@ -179,7 +188,7 @@ def _plan_run(run_id: str, settings: RunSettings, sizes: _Sizes, rate: float | N
     try:
         row.trainable_parameters, row.total_parameters = count_parameters(config, adaptation(settings), classes)
     except ValueError as error:
-        row.add_note(f"{run_id}: {error}")
+        row.add_note(str(error))
         return row
     _estimate(row, settings, splits, sizes, config, rate)
     for name in settings.transfer:
@@ -226,16 +235,6 @@ def _estimate(
     row.scratch_bytes = 3 * 3 * weights
 
 
-def _size(value: float | None) -> str:
-    if value is None:
-        return "?"
-    for unit in ("B", "KB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit in ("B", "KB") else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"
-
-
 def _time(seconds: float | None) -> str:
     if seconds is None:
         return "?"
@@ -257,13 +256,13 @@ def print_plan(study: Study, planned: Sequence[PlannedRun], console: Console | N
     console = console or Console()
     if not console.is_terminal:
         console.width = max(console.width, 120)
-    table = Table(title=f"{study.name}: {len(planned)} runs", title_justify="left", box=SIMPLE)
+    table = Table(title=f"{study.name}: {counted(len(planned), 'run')}", title_justify="left", box=SIMPLE)
     for name in ("run", "images", "steps", "trainable", "time", "memory", "disk"):
         table.add_column(name, justify="left" if name == "run" else "right", overflow="fold", no_wrap=name != "run")
     for row in planned:
         table.add_row(
             row.run_id, _count(row.n_train), _count(row.steps), _count(row.trainable_parameters),
-            _time(row.seconds), _size(row.memory_bytes), _size(row.disk_bytes),
+            _time(row.seconds), size(row.memory_bytes), size(row.disk_bytes),
         )  # fmt: skip
     console.print(table)
     known = [row for row in planned if row.memory_bytes is not None]
@@ -271,10 +270,24 @@ def print_plan(study: Study, planned: Sequence[PlannedRun], console: Console | N
     memory = max((row.memory_bytes or 0.0 for row in known), default=None)
     disk = sum(row.disk_bytes or 0.0 for row in known)
     scratch = max((row.scratch_bytes or 0.0 for row in known), default=0.0)
+    timed = any(row.seconds is not None for row in known)
     console.print(
-        f"estimated on this machine: {_time(seconds)} in all, at most {_size(memory)} of memory, {_size(disk)} on disk, "
-        f"{_size(scratch)} more while a run is under way"
-        + ("" if len(known) == len(planned) else f" (for the {len(known)} runs whose model and images are at hand)")
+        f"estimated on this machine: {_time(seconds if timed else None)} in all, at most {size(memory)} of memory, {size(disk)} on disk, "
+        f"{size(scratch)} more while a run is under way"
+        + (
+            ""
+            if len(known) == len(planned)
+            else f" (for the {counted(len(known), 'run')} whose model and images are at hand)"
+        )
     )
-    for note in dict.fromkeys(row.note for row in planned if row.note):
-        console.print(f"[yellow]{note}[/]", highlight=False)
+    for note, runs in runs_by_note(planned).items():
+        console.print(f"{some(runs, 3)}: {note}", style="yellow", highlight=False, markup=False)
+
+
+def runs_by_note(planned: Sequence[PlannedRun]) -> dict[str, list[str]]:
+    """What stands in the way of runs, each said once, with the runs that it concerns."""
+    found: dict[str, list[str]] = {}
+    for row in planned:
+        if row.note:
+            found.setdefault(row.note, []).append(row.run_id)
+    return found

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from attndrift.files import read_json, write_json
+from attndrift.formats import check_format, numbered
+from attndrift.sanitize import redact
+from attndrift.study.pinning import same_model
 from attndrift.study.settings import NamedRun, RunSettings
-from attndrift.words import clean
 
 RECORD = "record.json"
 SETTINGS = "settings.json"
-FORMAT = 1
-"""Version of the form of a record; a reader refuses one it does not know."""
 
 _PACKAGES = (
     "attndrift",
@@ -135,26 +135,39 @@ def write_settings(folder: Path, run: NamedRun, study: str) -> None:
         "run_id": run.run_id,
         "study": study,
         "hash": run.settings.hash,
+        "model_revision": run.model_revision,
         "settings": run.settings.to_json(),
     }
-    write_json(folder / SETTINGS, content)
+    write_json(folder / SETTINGS, numbered("run", content))
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """What :func:`write_settings` has written into ``folder``. Raises :class:`~attndrift.formats.FormatError`."""
+    content = read_json(folder / SETTINGS)
+    check_format("run", content, folder)
+    return dict(content)
 
 
 def changed_settings(folder: Path, settings: RunSettings) -> dict[str, tuple[Any, Any]]:
-    """Settings in which the run in ``folder`` differs from ``settings``: name -> (there, here)."""
-    path = folder / SETTINGS
-    if not path.is_file():
+    """Settings in which the run in ``folder`` differs from ``settings``: name -> (there, here).
+
+    Revisions of one model are no such difference; see :func:`attndrift.study.pinning.changed_revision`.
+    """
+    if not (folder / SETTINGS).is_file():
         return {}
-    there, here = read_json(path)["settings"], settings.to_json()
+    there, here = read_settings(folder)["settings"], settings.to_json()
     return {
         name: (there.get(name), here.get(name))
         for name in sorted(set(there) | set(here))
-        if there.get(name) != here.get(name)
+        if there.get(name) != here.get(name) and not (name == "model" and same_model(there.get(name), here.get(name)))
     }
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """The record of the run in ``folder``, or None where there is none yet."""
+    """The record of the run in ``folder``, or None where there is none yet.
+
+    Raises ``ValueError`` for a damaged one, and :class:`~attndrift.formats.FormatError`.
+    """
     path = folder / RECORD
     if not path.is_file():
         return None
@@ -162,11 +175,12 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         record = read_json(path)
     except ValueError as error:
         raise ValueError(f"{error}; remove the run's folder to run it again") from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise ValueError(f"{path}: not a record of format {FORMAT}; remove the run's folder to run it again")
+    if not isinstance(record, dict):
+        raise ValueError(f"{path}: not the record of a run; remove the run's folder to run it again")
+    check_format("run", record, folder)
     return record
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
     """Write ``record.json``, whole or not at all, without secrets. It is the last thing that a run writes."""
-    write_json(folder / RECORD, clean({"format": FORMAT, **record}))
+    write_json(folder / RECORD, redact(numbered("run", record)))

@@ -41,6 +41,8 @@ class DatasetSource(BaseModel):
 
     path: str | None = Field(None, description="local folder: Parquet files, or one folder of images a class")
     hub: str | None = Field(None, description="name on the hub, e.g. tanganke/eurosat")
+    config: str | None = Field(None, description="configuration of a hub dataset that has several")
+    revision: str | None = Field(None, description="commit, branch or tag of a hub dataset; default: its newest commit")
     image_column: str | None = None
     label_column: str | None = None
     id_column: str | None = None
@@ -62,7 +64,9 @@ class RunSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     experiment: str | None = Field(None, pattern=NAME_PATTERN, description="label in the matrix: E2, A1, ...")
-    model: str = Field("embedded", min_length=1, description="folder, hub name, `embedded`, or `config:NAME`")
+    model: str = Field(
+        "embedded", min_length=1, description="folder, hub NAME or NAME@REVISION, `embedded`, or `config:NAME`"
+    )
     dataset: str = Field(pattern=NAME_PATTERN, description="fine-tuning target")
     source: DatasetSource | None = Field(None, description="where the target is, if it is not in the registry")
     protocol: Protocol = "leak-free"
@@ -245,7 +249,7 @@ class RunSettings(BaseModel):
             raise ValueError("`guard` needs `guard_at_least`, `guard_at_most` or both")
         if self.guard != "retention_pct":
             # Imported where it is needed: the settings themselves need no torch.
-            from attndrift.guarding import Budget
+            from attndrift.guard.budget import Budget
 
             Budget(self.guard, at_least=self.guard_at_least, at_most=self.guard_at_most)
         else:
@@ -268,12 +272,13 @@ class RunSettings(BaseModel):
 
 
 class NamedRun(BaseModel):
-    """A run of a study: its folder name and its settings."""
+    """A run of a study: its folder name, its settings, and the commit of its model where that is on a hub."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     run_id: str = Field(pattern=NAME_PATTERN)
     settings: RunSettings
+    model_revision: str | None = Field(default=None, description="settled when the study is prepared")
 
 
 class Study(BaseModel):

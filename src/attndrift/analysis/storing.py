@@ -1,0 +1,66 @@
+"""An analysis on disk: ``analysis.json``, and every table as CSV, Markdown and LaTeX."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from attndrift.analysis.formats import SUFFIXES, write_table
+from attndrift.analysis.result import SCHEMA_VERSION, SINGLE_SEED, Analysis, Table
+from attndrift.analysis.statistics_tables import STATISTICS_TABLES, statistics_tables
+from attndrift.files import write_text
+
+
+def all_tables(analysis: Analysis) -> dict[str, Table]:
+    """The tables, and the statistics laid out as tables; those of a study of one seed say so."""
+    tables = analysis.tables | statistics_tables(analysis)
+    if not analysis.data.single_seed:
+        return tables
+    return {name: table.model_copy(update={"notes": [SINGLE_SEED, *table.notes]}) for name, table in tables.items()}
+
+
+def write_analysis(analysis: Analysis, folder: str | Path) -> list[Path]:
+    """Write ``analysis.json`` and every table as CSV, Markdown and LaTeX in ``tables/``; returns the paths.
+
+    Equal results give equal bytes. Tables of an earlier analysis that no longer exist are removed.
+    """
+    root = Path(folder)
+    path = root / "analysis.json"
+    tables = all_tables(analysis)
+    for stale in _table_names(path) - set(tables):
+        for suffix in SUFFIXES:
+            (root / "tables" / f"{stale}{suffix}").unlink(missing_ok=True)
+    write_text(path, analysis.to_json())
+    written = [path]
+    for table in tables.values():
+        written += write_table(table, root / "tables")
+    return written
+
+
+def _table_names(path: Path) -> set[str]:
+    """Names of the tables that the analysis at ``path`` wrote; none where there is no readable one."""
+    try:
+        names = set(json.loads(path.read_text(encoding="utf-8"))["tables"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+    # The names become paths that are deleted, so only plain ones count.
+    return {name for name in names if name.replace("_", "").isalnum()} | set(STATISTICS_TABLES)
+
+
+def read_analysis(path: str | Path) -> Analysis:
+    """Read ``analysis.json`` (or the folder that holds it).
+
+    Raises FileNotFoundError where there is none and ValueError where it is not of this schema.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / "analysis.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no analysis here; make one with `attndrift analyze`")
+    content = json.loads(file.read_text(encoding="utf-8"))
+    found = content.get("schema_version") if isinstance(content, dict) else None
+    if found != SCHEMA_VERSION:
+        raise ValueError(
+            f"{file}: schema_version is {found!r}, this version reads {SCHEMA_VERSION!r}; run `attndrift analyze` again"
+        )
+    return Analysis.model_validate(content)

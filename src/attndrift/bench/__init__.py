@@ -1,1 +1,0 @@
-"""Costs as ratios against a named alternative; one file a benchmark, ``ratios.py`` what they share."""

@@ -1,0 +1,130 @@
+"""What a study shows while it runs: bars with the time left in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from attndrift.sanitize import sanitize, sanitize_line
+from attndrift.study.settings import NamedRun, Study
+
+MARKS = {"finished": "[green]✓[/]", "kept": "[green]=[/]", "diverged": "[yellow]~[/]", "failed": "[red]✗[/]"}
+
+
+class RunReporter:
+    """Moves a run's bar."""
+
+    def __init__(self, study: StudyConsole, name: str, bar: TaskID) -> None:
+        self._study, self._name, self._bar = study, name, bar
+
+    def started(self, node: str, attempt: int) -> None:
+        """The run has been begun on ``node``, for the ``attempt``-th time."""
+        if attempt > 1:
+            self._study.console.print(
+                f"  {self._name}: goes on, on {escape(sanitize_line(node))} (start {attempt})", highlight=False
+            )
+
+    def step(self, done: int, total: int) -> None:
+        """``done`` of ``total`` optimiser steps are done."""
+        self._study.progress.update(self._bar, completed=done, total=total)
+
+    def phase(self, what: str) -> None:
+        """Say what the run is doing now."""
+        self._study.progress.update(self._bar, description=f"  {self._name}: {escape(sanitize_line(what))}")
+
+    def say(self, message: str) -> None:
+        """Print a line of the run's log, where that was asked for."""
+        if self._study.verbose:
+            self._study.console.print(f"  {self._name}: {escape(sanitize(message))}", highlight=False)
+
+
+class StudyConsole:
+    """Reports a study on a terminal, or in plain lines where there is none.
+
+    ``of_run`` is what it yields for a run.
+    """
+
+    of_run = RunReporter
+
+    def __init__(self, *, verbose: bool = False, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self.verbose = verbose
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self._runs_bar = self.progress.add_task("", total=None, visible=False)
+        self._started = time.monotonic()
+        self._total = self._done = self._worked = 0
+
+    def say(self, message: str) -> None:
+        """Print a line about the study as a whole."""
+        self.console.print(escape(sanitize(message)), highlight=False, soft_wrap=True)
+
+    def begin(self, study: Study, done: int) -> None:
+        """The study starts; ``done`` of its runs are finished already."""
+        self._total = len(study.runs)
+        self._started = time.monotonic()
+        self.progress.update(self._runs_bar, description=study.name, total=self._total, visible=True)
+        kept = f", {done} of them done already" if done else ""
+        self.console.print(f"{study.name}: {self._total} runs{kept}", highlight=False)
+
+    @contextmanager
+    def run(self, run: NamedRun) -> Iterator[RunReporter]:
+        """Yield the reporter of one run; several may be under way."""
+        bar = self.progress.add_task(f"  {run.run_id}", total=None)
+        try:
+            yield self.of_run(self, run.run_id, bar)
+        finally:
+            self.progress.remove_task(bar)
+
+    def ended(self, run: NamedRun, status: str, detail: str) -> None:
+        """A run has ended."""
+        self._done += 1
+        self._worked += status != "kept"
+        self.progress.update(self._runs_bar, completed=self._done)
+        elapsed = time.monotonic() - self._started
+        left = ""
+        if self._worked and self._done < self._total:
+            minutes = elapsed / self._worked * (self._total - self._done) / 60
+            left = f", about {minutes:.0f} min left" if minutes >= 1 else ", under a minute left"
+        note = f" ({sanitize(detail)})" if detail and status != "kept" else ""
+        line = f"{MARKS.get(status, '·')} {self._done:>3}/{self._total} {run.run_id}: {status}{escape(note)}"
+        self.console.print(line + f"  [dim]{elapsed / 60:.1f} min{left}[/]", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar with the time left, for work of several parts: yields a function of (what, done, total)."""
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(
+        *columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True), transient=True
+    ) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done, total=total)
+
+        yield show

@@ -1,0 +1,160 @@
+"""What is left of zero-shot accuracy, with a paired bootstrap interval over images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attndrift.compare.errors import CompareError
+from attndrift.compare.sources import ResolvedModel, same_pixels
+from attndrift.data.pixels import PixelStore
+from attndrift.data.registry import DATASETS, find_spec
+from attndrift.data.sources import load_dataset
+from attndrift.data.splits import evaluation_part
+from attndrift.retention.zero_shot import (
+    DEFAULT_TEMPLATES,
+    TextFeatures,
+    evaluate_zero_shot,
+    refuse_same_source,
+    retention,
+    why_no_retention,
+)
+
+RESAMPLES = 10_000
+LEVEL = 0.95
+
+
+def check_zero_shot(base: ResolvedModel, adapted: ResolvedModel, name: str) -> None:
+    """Raise ``ValueError`` for an unknown dataset, one that a side was trained on, and a side without tokenizer."""
+    origin = find_spec(name).origin
+    for role, side in (("BASE", base), ("ADAPTED", adapted)):
+        known = None if side.trained_on is None else DATASETS.get(side.trained_on)
+        if known is not None:
+            refuse_same_source(known.origin, origin)
+        if side.tokenizer is None:
+            raise CompareError(f"--zero-shot: {role} ({side.source}) has no tokenizer; save the model's own beside it")
+
+
+def measure_zero_shot(
+    base: ResolvedModel,
+    adapted: ResolvedModel,
+    name: str,
+    *,
+    weight_drift: float,
+    limit: int | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    cache: Path | None = None,
+) -> dict[str, Any]:
+    """Zero-shot accuracy of both sides on the held-out images of the registered dataset ``name``.
+
+    Each side embeds the class names with its own text encoder and the images with its own processor. See
+    :func:`check_zero_shot` for what is refused beforehand.
+
+    Args:
+        weight_drift: between the two; with it, embeddings that are bit for bit equal raise.
+        limit: at most this many images, spread over the classes.
+        seed: of the bootstrap.
+
+    Returns accuracies in 0..1, ``retention_pct`` (None, with ``retention_reason``, where the base is below
+    twice chance), the change in percentage points, each with the interval of a paired bootstrap that
+    resamples images, and what the accuracies are accuracies of.
+    """
+    dataset = load_dataset(name)
+    part, _ = evaluation_part(dataset, limit=limit)
+    split = dataset.split(part.split)
+    shared = same_pixels(base.image_processor, adapted.image_processor)
+    store = PixelStore.open(split, base.image_processor, indices=part.indices, cache_dir=cache)
+    own = store if shared else PixelStore.open(split, adapted.image_processor, indices=part.indices, cache_dir=cache)
+    labels = store.labels
+    results = []
+    for side, images in ((base, store), (adapted, own)):
+        guarded = side is adapted and shared
+        results.append(
+            evaluate_zero_shot(
+                side.clip,
+                images,
+                labels,
+                text_features=TextFeatures.of(side.clip, side.tokenizer, dataset.class_names, DEFAULT_TEMPLATES),
+                batch_size=batch_size,
+                pretrained=base.clip if guarded else None,
+                weight_drift=weight_drift if guarded else None,
+            )
+        )
+    before, after = results
+    classes = len(dataset.class_names)
+    reason = why_no_retention(before.accuracy, classes)
+    change, kept = paired_intervals(before.correct, after.correct, seed=seed)
+    return {
+        "dataset": dataset.name,
+        "split": part.split,
+        "n": before.n,
+        "classes": classes,
+        "chance": 1.0 / classes,
+        "base_accuracy": before.accuracy,
+        "adapted_accuracy": after.accuracy,
+        "change_points": 100.0 * (after.accuracy - before.accuracy),
+        "change_points_interval": change,
+        "retention_pct": retention(after.accuracy, before.accuracy, classes),
+        "retention_pct_interval": None if reason else kept,
+        "retention_reason": reason,
+        "templates": list(DEFAULT_TEMPLATES),
+        "class_names": list(dataset.class_names),
+        "preprocessing": {"base": _settings(base), "adapted": _settings(adapted)},
+        "text": "each model's own text encoder and tokenizer",
+    }
+
+
+def _settings(side: ResolvedModel) -> dict[str, Any]:
+    values = side.image_processor.to_dict()
+    names = ("size", "resample", "do_center_crop", "crop_size", "image_mean", "image_std")
+    return {name: _plain(values.get(name)) for name in names}
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "items"):
+        return {str(key): item for key, item in value.items()}
+    return int(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def paired_intervals(
+    before: NDArray[np.bool_], after: NDArray[np.bool_], *, seed: int, resamples: int = RESAMPLES
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Percentile intervals of the change (points) and of the retention (percent) between two models.
+
+    Images are resampled with replacement, both models' answers to an image together; models, prompts and
+    classes stay as they are. Only how many images fall into each of the four kinds (right or wrong before,
+    right or wrong after) matters, so the kinds are drawn from the multinomial distribution that
+    resampling images gives.
+
+    Args:
+        before, after: (images,), whether each model is right.
+        seed: of the draws.
+    """
+    n = len(before)
+    cells = np.array([np.sum(before & after), np.sum(before & ~after), np.sum(~before & after)], dtype=np.float64)
+    probabilities = np.append(cells, n - cells.sum()) / n
+    both, lost, won, _ = np.random.default_rng(seed).multinomial(n, probabilities, size=resamples).T
+    right_before, right_after = both + lost, both + won
+    change = 100.0 * (right_after - right_before) / n
+    defined = right_before > 0
+    kept = 100.0 * right_after[defined] / right_before[defined]
+    return _interval(change, n, seed), _interval(kept, n, seed)
+
+
+def _interval(draws: NDArray[np.float64], n: int, seed: int) -> dict[str, Any]:
+    tail = 100 * (1 - LEVEL) / 2
+    low, high = np.percentile(draws, [tail, 100 - tail]) if len(draws) else (None, None)
+    return {
+        "low": None if low is None else float(low),
+        "high": None if high is None else float(high),
+        "level": LEVEL,
+        "method": "paired percentile bootstrap",
+        "unit": "image",
+        "n": n,
+        "resamples": len(draws),
+        "seed": seed,
+    }

@@ -1,0 +1,163 @@
+"""A comparison as tables on a terminal, as files, and as one page that asks nothing of any network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.markup import escape
+
+from attndrift.compare.compare import SUMMARY, Comparison, MapPictures
+from attndrift.compare.pages import LABELS, Panel, draw_panels, number, numbered, print_images, print_tables, render
+from attndrift.files import write_bytes, write_json, write_text
+from attndrift.results.tables import STRUCTURE_METRICS
+
+PAGE, PICTURE, RECORD = "compare.html", "attention.png", "compare.json"
+
+
+def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
+    """Write ``compare.json``, three CSV tables, ``attention.png`` and ``compare.html`` into ``folder``.
+
+    Files of these names are replaced, others left alone. Returns their paths.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / RECORD, comparison.to_json())
+    written = [folder / RECORD]
+    for name in ("layers", "heads", "weights"):
+        written.append(folder / f"{name}.csv")
+        write_text(written[-1], pd.DataFrame(getattr(comparison, name)).to_csv(index=False))
+    picture = draw_maps(comparison.maps)
+    written.append(folder / PICTURE)
+    write_bytes(written[-1], picture)
+    written.append(folder / PAGE)
+    write_text(written[-1], page(comparison, picture))
+    return written
+
+
+def draw_maps(maps: MapPictures) -> bytes:
+    """The attention maps of both models side by side, and their change, as a PNG."""
+    panels = (
+        Panel("base", maps.base),
+        Panel("adapted", maps.adapted),
+        Panel("change", maps.adapted - maps.base, change=True),
+    )
+    return draw_panels(maps.images, panels)
+
+
+def page(comparison: Comparison, picture: bytes) -> str:
+    """The comparison as one HTML page."""
+    return render(
+        "compare.html.j2",
+        picture,
+        comparison=comparison,
+        images=comparison.images,
+        tables=tables(comparison),
+        shown=numbered(comparison.maps.names),
+        zero_shot=zero_shot_lines(comparison),
+    )
+
+
+def tables(comparison: Comparison) -> list[dict[str, Any]]:
+    """The tables of a comparison as text: ``title``, ``headings``, ``rows`` and ``note`` each."""
+    return [_summary(comparison), *_layers(comparison), _heads(comparison), _weights(comparison)]
+
+
+def _summary(comparison: Comparison) -> dict[str, Any]:
+    rows = []
+    for name in SUMMARY:
+        value, reason = comparison.summary[name], comparison.reasons.get(name, "")
+        rows.append([name, number(value), reason if value is None else SUMMARY[name]])
+    return {
+        "title": "Summary",
+        "headings": ["name", "value", "what it is, or why there is none"],
+        "rows": rows,
+        "note": "",
+    }
+
+
+def _layers(comparison: Comparison) -> list[dict[str, Any]]:
+    found = []
+    for metric in STRUCTURE_METRICS:
+        rows = [
+            [str(row["layer"]), number(row[f"{metric}_base"]), number(row[f"{metric}_adapted"]),
+             number(row[f"{metric}_change_pct"], "+.2f")]
+            for row in comparison.layers
+        ]  # fmt: skip
+        headings = ["block", "base", "adapted", "change %"]
+        found.append({"title": f"{LABELS[metric]} by block", "headings": headings, "rows": rows, "note": ""})
+    rows = [
+        [str(row["layer"]), number(row["cka"], ".4f"), number(row["cka_debiased"], ".4f")] for row in comparison.layers
+    ]
+    note = (
+        f"Chance level with {comparison.images['n']} images: plain at most {comparison.cka_chance:.3f} (unrelated isotropic "
+        "features; real ones lie lower), debiased 0."
+    )
+    reason = comparison.reasons.get("cka_debiased_mean")
+    if reason:
+        note += f" No debiased CKA: {reason}."
+    found.append({"title": "CKA by block", "headings": ["block", "CKA", "debiased CKA"], "rows": rows, "note": note})
+    return found
+
+
+def _heads(comparison: Comparison) -> dict[str, Any]:
+    rows = [
+        [row["metric"], str(row["layer"]), str(row["head"]), number(row["base"]), number(row["adapted"]),
+         number(row["change_pct"], "+.2f")]
+        for row in comparison.heads
+    ]  # fmt: skip
+    headings = ["metric", "block", "head", "base", "adapted", "change %"]
+    return {
+        "title": "Heads that changed most",
+        "headings": headings,
+        "rows": rows,
+        "note": "Blocks and heads count from 1.",
+    }
+
+
+def _weights(comparison: Comparison) -> dict[str, Any]:
+    rows = [[row["module"], number(row["drift"]), f"{row['parameters']:,}"] for row in comparison.weights]
+    headings = ["module", "‖ΔW‖ / ‖W₀‖", "parameters"]
+    return {"title": "Weight drift by module", "headings": headings, "rows": rows, "note": ""}
+
+
+def zero_shot_lines(comparison: Comparison) -> list[str]:
+    """What is left of the zero-shot accuracy, in sentences; none where it was not asked for."""
+    found = comparison.zero_shot
+    if found is None:
+        return []
+    lines = [
+        f"Zero-shot accuracy on {found['dataset']} ({found['split']}, n = {found['n']}, {found['classes']} classes, chance "
+        f"{100 * found['chance']:.1f}%): base {100 * found['base_accuracy']:.2f}%, adapted {100 * found['adapted_accuracy']:.2f}%.",
+        f"Change {found['change_points']:+.2f} points{_interval(found['change_points_interval'])}.",
+    ]
+    if found["retention_pct"] is None:
+        lines.append(f"Retention: none, {found['retention_reason']}.")
+    else:
+        lines.append(f"Retention {found['retention_pct']:.1f}%{_interval(found['retention_pct_interval'])}.")
+    lines.append(f"Prompts: {'; '.join(found['templates'])}")
+    return lines
+
+
+def _interval(value: Mapping[str, Any] | None) -> str:
+    if value is None or value["low"] is None:
+        return ""
+    return (
+        f" ({100 * value['level']:.0f}% interval {value['low']:.2f} to {value['high']:.2f}; {value['method']}, unit: "
+        f"{value['unit']}, {value['resamples']:,} resamples, seed {value['seed']})"
+    )
+
+
+def print_comparison(comparison: Comparison, written: Sequence[Path], console: Console | None = None) -> None:
+    """Print the tables of a comparison and the files that hold them."""
+    console = console or Console()
+    for side in (("base", comparison.base), ("adapted", comparison.adapted)):
+        console.print(f"{side[0]}: {escape(side[1]['source'])} ({side[1]['kind']})", highlight=False)
+    print_images(comparison.images, console)
+    print_tables(tables(comparison), console)
+    for line in (*zero_shot_lines(comparison), *comparison.notes):
+        console.print(escape(line), highlight=False)
+    for path in written:
+        console.print(escape(str(path)), highlight=False, soft_wrap=True)

@@ -1,0 +1,30 @@
+"""Drift: what has changed in a model since a reference state, on a fixed probe set.
+
+``DriftMonitor`` measures, ``DriftWatch`` puts it into any training loop; :mod:`attndrift.callbacks` has the callbacks of
+``transformers.Trainer`` and Lightning. A measurement leaves random states, training mode, gradients and parameters as they were.
+"""
+
+from __future__ import annotations
+
+from attndrift.drift.alerts import Alert, AlertEvent
+from attndrift.drift.drift import WATCHABLE, Drift, Snapshot, compare_snapshots, relative_change_pct
+from attndrift.drift.monitor import DriftMonitor, measure_drift
+from attndrift.drift.probe import Batches
+from attndrift.drift.snapshot import WeightDrift, take_snapshot
+from attndrift.drift.watch import DriftWatch
+
+__all__ = [
+    "WATCHABLE",
+    "Alert",
+    "AlertEvent",
+    "Batches",
+    "Drift",
+    "DriftMonitor",
+    "DriftWatch",
+    "Snapshot",
+    "WeightDrift",
+    "compare_snapshots",
+    "measure_drift",
+    "relative_change_pct",
+    "take_snapshot",
+]

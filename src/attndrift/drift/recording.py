@@ -1,0 +1,221 @@
+"""The tables of a watched training, in a folder that ``attndrift analyze`` reads."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import nn
+
+from attndrift.attention.families import find_vision_tower
+from attndrift.drift.alerts import AlertEvent
+from attndrift.drift.drift import Drift
+from attndrift.drift.monitor import DriftMonitor
+from attndrift.formats import table_metadata
+from attndrift.models.parameters import has_adapters
+from attndrift.results.tables import HISTORY, RUNS, STRUCTURE_METRICS, TableError, Tables, read_tables, write_tables
+
+Existing = Literal["refuse", "replace", "continue"]
+ALERTS = "alerts.parquet"
+_FILES = ("runs.parquet", "history.parquet", "layers.parquet", ALERTS)
+_ALERT_SCHEMA = pa.schema(
+    {
+        "run_id": pa.string(), "step": pa.int64(), "epoch": pa.float64(), "metric": pa.string(), "value": pa.float64(),
+        "direction": pa.string(), "threshold": pa.float64(), "action": pa.string(),
+    }
+)  # fmt: skip
+_PROJECTIONS = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "out_proj": "out"}
+
+
+def check_columns(run: Mapping[str, Any]) -> None:
+    """Raise :class:`TableError` for a name that is no column of the table ``runs``."""
+    allowed = [column.name for column in RUNS]
+    for name in run:
+        if name not in allowed:
+            near = difflib.get_close_matches(name, allowed, 1)
+            hint = f" (did you mean `{near[0]}`?)" if near else ""
+            raise TableError(f"run: the table runs has no column `{name}`{hint}; it has {', '.join(allowed)}")
+
+
+class DriftTables:
+    """Writes ``runs``, ``history``, ``layers`` and ``alerts`` of one run; each file whole or not at all.
+
+    Args:
+        folder: of the tables; may exist.
+        run: columns of the table ``runs``, by name; ``run_id`` is by default the folder's name.
+        existing: what to do where the folder holds tables: ``refuse``, ``replace`` them, or ``continue`` those of the
+            same run (after a resumption): rows up to the first new measurement are kept.
+
+    Raises:
+        TableError: tables that exist already, or an unknown column.
+        FormatError: tables of another version are to be continued.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], run: Mapping[str, Any], existing: Existing) -> None:
+        self.folder = Path(folder)
+        check_columns(run)
+        self.run: dict[str, Any] = {"run_id": self.folder.resolve().name, **run}
+        self.history: list[dict[str, Any]] = []
+        self._layers: list[pd.DataFrame] = []
+        self._earlier: Tables | None = None
+        self._earlier_events: list[dict[str, Any]] = []
+        self._unwritten = 0
+        found = [name for name in _FILES if (self.folder / name).exists()]
+        if existing not in ("refuse", "replace", "continue"):
+            raise ValueError(f"existing is {existing!r}; it must be refuse, replace or continue")
+        if found and existing == "refuse":
+            raise TableError(
+                f"{self.folder}: holds {', '.join(found)} already. Give another folder, existing='replace' to write over "
+                "them, or existing='continue' after a resumption"
+            )
+        if found and existing == "continue":
+            self._read_earlier()
+
+    def _read_earlier(self) -> None:
+        earlier = read_tables(self.folder, names=("runs", "history", "layers"))
+        names = earlier.runs["run_id"].tolist()
+        if names != [self.run["run_id"]]:
+            raise TableError(f"{self.folder}: its tables are of {', '.join(names)}, not of {self.run['run_id']} alone")
+        self._earlier = earlier
+        if (self.folder / ALERTS).is_file():
+            self._earlier_events = pq.read_table(self.folder / ALERTS).to_pylist()
+
+    def add(self, step: int, epoch: float | None, drift: Drift) -> None:
+        """Add one measurement."""
+        if self._earlier is not None and not self.history:
+            past = self._earlier.history[self._earlier.history["step"] < step]
+            rows = past.astype(object).where(past.notna(), None).to_dict("records")
+            self.history = [{str(name): value for name, value in row.items()} for row in rows]
+            self._layers = [self._earlier.layers[self._earlier.layers["step"] < step]]
+            self._earlier_events = [event for event in self._earlier_events if event["step"] < step]
+        self.history.append({"run_id": self.run["run_id"], "step": step, "epoch": epoch, **drift.row()})
+        self._layers.append(_layer_rows(self.run["run_id"], step, drift))
+        self._unwritten += 1
+
+    def note(self, step: int, values: Mapping[str, float]) -> bool:
+        """Add columns to the history row of ``step``; False where that step was not measured."""
+        allowed = {column.name for column in HISTORY} - {"run_id", "step"}
+        for name in values:
+            if name not in allowed:
+                raise TableError(f"note: the table history has no column `{name}`; it has {', '.join(sorted(allowed))}")
+        for row in reversed(self.history):
+            if row["step"] == step:
+                row.update(values)
+                return True
+        return False
+
+    @property
+    def due(self) -> bool:
+        """Whether to write now: at once while the tables are small, later every twentieth of their length."""
+        return self._unwritten * 20 >= len(self.history)
+
+    def write(self, row: Mapping[str, Any], events: list[AlertEvent]) -> None:
+        """Write all tables, with ``row`` as what is measured of the run."""
+        accuracies = [entry["val_accuracy"] for entry in self.history if entry.get("val_accuracy") is not None]
+        best = {"best_val_accuracy": max(accuracies)} if accuracies else {}
+        layers = pd.concat(self._layers, ignore_index=True)
+        self._layers = [layers]
+        columns = list(dict.fromkeys(name for entry in self.history for name in entry))
+        tables = Tables(
+            runs=pd.DataFrame([{**row, **best, **self.run}]),
+            history=pd.DataFrame(self.history, columns=columns),
+            layers=layers,
+        )
+        write_tables(tables, self.folder)
+        rows = self._earlier_events + [{"run_id": self.run["run_id"], **asdict(event)} for event in events]
+        write_parquet(pa.Table.from_pylist(rows, schema=_ALERT_SCHEMA), self.folder / ALERTS)
+        self._unwritten = 0
+
+
+def write_parquet(table: pa.Table, path: Path) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".parquet")
+    os.close(handle)
+    try:
+        pq.write_table(table.replace_schema_metadata(table_metadata()), temporary)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _layer_rows(run_id: str, step: int, drift: Drift) -> pd.DataFrame:
+    rows: list[tuple[int, int | None, str, float]] = []
+    for metric, values in drift.layers().items():
+        rows += [(layer, None, metric, value) for layer, value in enumerate(values["layer"], 1)]
+        for layer, heads in enumerate(values.get("head", ()), 1):
+            rows += [(layer, head, metric, value) for head, value in enumerate(heads, 1)]
+    frame = pd.DataFrame(rows, columns=["layer", "head", "metric", "value"]).astype({"head": "Int64"})
+    return frame.assign(run_id=run_id, step=step)
+
+
+def describe_training(model: nn.Module, monitor: DriftMonitor) -> dict[str, Any]:
+    """Columns of the table ``runs`` that the model itself tells: what is trained, by which method, how much."""
+    config = getattr(model, "config", None) or getattr(monitor.model, "config", None)
+    name = getattr(config, "_name_or_path", "") or getattr(config, "name_or_path", "")
+    parameters = list(model.parameters())
+    row: dict[str, Any] = {
+        "model": str(name) or type(model).__name__,
+        "dataset": "unnamed",
+        # The generator that initialisation and order come from, unless the loop says better.
+        "seed": torch.initial_seed() % 2**63,
+        "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        "total_parameters": sum(p.numel() for p in parameters),
+        "n_probe": monitor.reference.structure.images,
+    }
+    return row | _method(monitor.model)
+
+
+def _method(model: nn.Module) -> dict[str, Any]:
+    family, tower, _ = find_vision_tower(model)
+    if has_adapters(tower):
+        return _adapters(tower)
+    trained = [all(p.requires_grad for p in tower.get_submodule(b.path).parameters()) for b in family.blocks(tower)]
+    touched = [any(p.requires_grad for p in tower.get_submodule(b.path).parameters()) for b in family.blocks(tower)]
+    frozen = touched.index(True) if any(touched) else len(touched)
+    if frozen == len(touched):
+        return {"method": "linear_probe"}
+    if not all(trained[frozen:]):
+        return {"method": "partial"}
+    return {"method": "full", "freeze_layers": frozen}
+
+
+def _adapters(tower: nn.Module) -> dict[str, Any]:
+    from peft.tuners.lora import LoraLayer
+
+    layers = [(name, part) for name, part in tower.named_modules() if isinstance(part, LoraLayer)]
+    if not layers:
+        return {"method": "peft"}
+    first: Any = layers[0][1]
+    adapter = first.active_adapters[0] if first.active_adapters else None
+    names = dict.fromkeys(_PROJECTIONS.get(name.rpartition(".")[2], name.rpartition(".")[2]) for name, _ in layers)
+    row: dict[str, Any] = {"method": "lora", "lora_targets": ",".join(sorted(names, key=_order))}
+    if adapter in first.r:
+        row |= {"lora_rank": first.r[adapter], "lora_alpha": float(first.lora_alpha[adapter])}
+    return row
+
+
+def _order(name: str) -> tuple[int, str]:
+    known = list(_PROJECTIONS.values())
+    return (known.index(name) if name in known else len(known)), name
+
+
+def drift_columns(monitor: DriftMonitor, drift: Drift) -> dict[str, Any]:
+    """Columns of the table ``runs`` that a drift gives."""
+    before, values = monitor.reference.structure, drift.values()
+    row: dict[str, Any] = {}
+    for metric in STRUCTURE_METRICS:
+        row[f"{metric}_baseline"] = before.mean(metric)
+        row[f"{metric}_final"] = values[metric]
+        row[f"{metric}_change_pct"] = values[f"{metric}_change_pct"]
+    kept = ("entropy_last_layer_change_pct", "cka_mean", "cka_last", "cka_debiased_mean", "embedding_drift")
+    return row | {name: values[name] for name in (*kept, "weight_drift", "projection_drift")}

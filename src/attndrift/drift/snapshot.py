@@ -1,0 +1,196 @@
+"""Taking the state of a model on the probe images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from attndrift.attention.families import find_vision_tower
+from attndrift.attention.observation import Observation
+from attndrift.attention.observer import observe_tower
+from attndrift.drift.drift import Comparison, Drift, Snapshot, compare_snapshots
+from attndrift.metrics.deferred import Deferred, DeferredScalars
+from attndrift.metrics.structure_accumulator import StructureAccumulator, StructureSummary
+from attndrift.models.embedding import image_embeddings
+from attndrift.models.evaluation import preserve_state, unwrapped
+from attndrift.models.module_utils import named_modules
+from attndrift.process_group import DivergedError, Processes
+
+WeightDrift = Callable[[], tuple[float | None, float | None]]
+"""Returns the weight drift of the vision transformer and of its projection."""
+
+
+def take_snapshot(
+    model: nn.Module,
+    batches: Iterable[Tensor],
+    embed: Callable[[Tensor], Tensor] | None = None,
+    *,
+    processes: Processes | None = None,
+) -> Snapshot:
+    """Measure ``model`` on the probe images: in evaluation mode, without gradients, in the precision of its weights.
+
+    Random states, training flags, gradients and parameters stay as they are; compiled models run uncompiled.
+
+    Args:
+        model: as for :func:`attndrift.observe`; wrappers for several processes or compilation are looked through.
+        batches: normalised images, float (images, 3, height, width) each.
+        embed: images to embeddings; by default :func:`image_embeddings`.
+        processes: those that measure together, each with the same ``batches``; by default this one measures alone.
+
+    Raises:
+        DivergedError: a hidden state or an embedding is not finite.
+        ObservationError: attention is not finite though these are (on an accelerator, ValueError).
+        TypeError: images that are not floating-point, so not normalised.
+        ValueError: there are no images, or fewer than processes.
+    """
+    return begin_snapshot(model, batches, embed, processes=processes).read()
+
+
+def begin_snapshot(
+    model: nn.Module,
+    batches: Iterable[Tensor],
+    embed: Callable[[Tensor], Tensor] | None = None,
+    *,
+    processes: Processes | None = None,
+) -> SnapshotUnderWay:
+    """:func:`take_snapshot` up to where its numbers are needed.
+
+    All passes are asked for, and an accelerator may still be at them when this returns: it is waited for only where images
+    have to be brought to it, or where several processes measure together. What else a measurement has to do costs no
+    time of its own until then. Raises what :func:`take_snapshot` raises as far as it is known by then; where several
+    processes measure together, when it is read, as in all of them.
+    """
+    model = unwrapped(model)
+    embed = embed or (lambda pixels: image_embeddings(model, pixels))
+    under_way = SnapshotUnderWay(processes or Processes())
+    try:
+        modules = named_modules(model)
+        with preserve_state(model, modules):
+            tower = find_vision_tower(model, modules)
+            weight = next(p for p in tower.module.parameters() if p.is_floating_point())
+            check = weight.device.type not in DeferredScalars.TOGETHER
+            for batch in batches:
+                if not batch.is_floating_point():
+                    raise TypeError(f"probe: a batch of {batch.dtype}, which is not normalised; see DriftMonitor")
+                pixels, own = under_way.processes.share(batch, under_way.images)
+                with observe_tower(tower, hidden=True, check=check) as seen:
+                    embedded = embed(pixels.to(weight.device, weight.dtype))
+                    under_way.add(seen, embedded, own, len(batch))
+            under_way.end()
+    except Exception as error:
+        if under_way.processes.count == 1:
+            raise
+        under_way.problem = error
+    return under_way
+
+
+class SnapshotUnderWay:
+    """Passes over the probe images whose results have not been read.
+
+    Those of a single process stay on an accelerator, where they will be compared: 7 MB, a copy of which would be waited for.
+    """
+
+    def __init__(self, processes: Processes) -> None:
+        self.processes = processes
+        self.problem: Exception | None = None
+        self._deferred = DeferredScalars()
+        self._structure = StructureAccumulator(check=False)
+        self._summary: Callable[[], StructureSummary] | None = None
+        self._hidden: list[Tensor] = []
+        self._embeddings: list[Tensor] = []
+        self._finite: list[Deferred] = []
+        self._sizes: list[int] = []
+        self._whole: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def images(self) -> int:
+        """Images so far, of all processes."""
+        return sum(self._sizes)
+
+    def add(self, seen: Observation, embedded: Tensor, own: int, size: int) -> None:
+        """Keep what is needed of a pass over ``size`` images, of which the first ``own`` of this process count."""
+        states = torch.stack([layer.float() for layer in seen.cls_hidden])
+        finite = self._deferred.defer(torch.isfinite(states).all() & torch.isfinite(embedded).all())
+        self._finite.append(finite)
+        if states.device.type not in DeferredScalars.TOGETHER:
+            # Before the metrics: attention that is not finite has a name of its own.
+            _refuse_diverged([finite])
+        if own:
+            self._structure.update([layer[:own] for layer in seen.attention], [layer[:own] for layer in seen.cls_mass])
+        stays = self._stays(states)
+        self._hidden.append(states if stays else states.cpu())
+        # A copy: it may be a view of the states of all tokens.
+        self._embeddings.append(embedded.to(embedded.device if stays else "cpu", torch.float32, copy=True))
+        self._sizes.append(size)
+
+    def end(self) -> None:
+        """All batches have been added. Raises ValueError where there were none, or too few."""
+        if not self._sizes:
+            raise ValueError("the probe set is empty")
+        if self.images < self.processes.count:
+            raise ValueError(f"{self.images} probe images cannot be shared by {self.processes.count} processes")
+        self._whole = torch.cat(self._hidden, dim=1), torch.cat(self._embeddings)
+        self._hidden, self._embeddings = [], []
+        if self.processes.count == 1:
+            self._summary = self._structure.compute_deferred(self._deferred)
+
+    @contextmanager
+    def meanwhile(self) -> Iterator[None]:
+        """What is done before this is read. Where it fails, this is read first, whose error then comes first: weights that
+        are not finite are a divergence, and other processes wait for this one."""
+        try:
+            yield
+        except Exception:
+            self.read()
+            raise
+
+    def drift(self, reference: Snapshot, weight_drift: WeightDrift) -> Drift:
+        """How far it is from ``reference``. Raises as :func:`take_snapshot` and :func:`compare_snapshots` do, and ``weight_drift``."""
+        comparison = None
+        with self.meanwhile():
+            if self._whole is not None and self._stays(self._whole[0]):
+                # Everything is asked of an accelerator before it is waited for.
+                comparison = Comparison(reference, *self._whole, self._deferred)
+            tower, projection = weight_drift()
+        current = self.read()
+        if comparison is None:
+            return compare_snapshots(reference, current, weight_drift=tower, projection_drift=projection)
+        return comparison.drift(current.structure, weight_drift=tower, projection_drift=projection)
+
+    def read(self) -> Snapshot:
+        """Wait for the passes. Raises as :func:`take_snapshot` does."""
+        if self.processes.count == 1:
+            _refuse_diverged(self._finite)
+        else:
+            self._agree()
+        assert self._summary is not None
+        assert self._whole is not None
+        hidden, embeddings = self._whole
+        return Snapshot(
+            self._summary(),
+            self.processes.join(hidden.transpose(0, 1), self._sizes).transpose(0, 1).contiguous(),
+            self.processes.join(embeddings, self._sizes),
+        )
+
+    def _stays(self, states: Tensor) -> bool:
+        return self.processes.count == 1 and states.device.type in DeferredScalars.TOGETHER
+
+    def _agree(self) -> None:
+        """What all processes find together; raises in all where one of them has failed."""
+        if self.problem is None:
+            try:
+                _refuse_diverged(self._finite)
+            except Exception as error:
+                self.problem = error
+        self.processes.agree(self.problem)
+        if self._summary is None:
+            self._structure.combine(self.processes.sum)
+            self._summary = self._structure.compute_deferred(self._deferred)
+
+
+def _refuse_diverged(finite: Iterable[Deferred]) -> None:
+    if not all(bool(one()) for one in finite):
+        raise DivergedError("the model's hidden states or embeddings are not finite")

@@ -1,0 +1,234 @@
+"""Budgets: how far a model may go, and what a measurement says of it."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from attndrift.drift.drift import WATCHABLE, Drift
+from attndrift.models.evaluation import preserve_state
+from attndrift.process_group import Processes
+from attndrift.retention.zero_shot import (
+    DEFAULT_TEMPLATES,
+    Images,
+    TextFeatures,
+    evaluate_zero_shot,
+    why_no_retention,
+)
+
+RETENTION = "retention_pct"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one measurement says of one budget.
+
+    Attributes:
+        metric: the budget's.
+        value: what was measured; None where the representation had collapsed.
+        standard_error: of ``value``, where images are drawn at random; None where it has none.
+        bound: what is held against the limit: ``value``, or a confidence bound of it.
+        limit: the limit that is nearest to being crossed.
+        slack: how far ``bound`` lies on the allowed side of it, in the metric's unit; negative where it is crossed,
+            None where there is no value.
+    """
+
+    metric: str
+    value: float | None
+    standard_error: float | None
+    bound: float | None
+    limit: float
+    slack: float | None
+
+    @property
+    def met(self) -> bool:
+        """Whether the budget is kept."""
+        return self.slack is not None and self.slack >= 0
+
+    def __str__(self) -> str:
+        if self.value is None or self.bound is None:
+            return f"{self.metric} has no value: the representation has collapsed"
+        text = f"{self.metric} {self.value:.4g}"
+        return text if self.standard_error is None else f"{text} (bound {self.bound:.4g})"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A limit on measured drift: ``Budget("cka_mean", at_least=0.9)``.
+
+    :meth:`retention` makes one of zero-shot accuracy.
+
+    Attributes:
+        metric: one of :data:`~attndrift.drift.WATCHABLE`, in its own unit: ``cka_mean``, ``embedding_drift``,
+            ``entropy_change_pct``, ``weight_drift``, ...
+        at_least, at_most: the closed range that the value must stay in; give one, or both for a band.
+    """
+
+    metric: str
+    at_least: float | None = None
+    at_most: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.metric not in WATCHABLE:
+            near = difflib.get_close_matches(self.metric, WATCHABLE, 1)
+            hint = f"; did you mean `{near[0]}`?" if near else ""
+            raise ValueError(
+                f"budget: there is no metric `{self.metric}`{hint} Allowed: {', '.join(WATCHABLE)}; "
+                "zero-shot accuracy has Budget.retention(...)"
+            )
+        limits = [limit for limit in (self.at_least, self.at_most) if limit is not None]
+        if not limits or not all(math.isfinite(limit) for limit in limits):
+            raise ValueError(f"budget on {self.metric}: give at_least=, at_most= or both, finite numbers; got {limits}")
+        if self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
+            raise ValueError(f"budget on {self.metric}: at_least={self.at_least} lies above at_most={self.at_most}")
+
+    def __str__(self) -> str:
+        parts = [] if self.at_least is None else [f"at least {self.at_least:g}"]
+        parts += [] if self.at_most is None else [f"at most {self.at_most:g}"]
+        return f"{self.metric} {' and '.join(parts)}"
+
+    def read(self, drift: Drift | None) -> Reading:
+        """What ``drift`` says of this budget; None for a representation that has collapsed."""
+        value = None if drift is None else drift.values()[self.metric]
+        if value is None and drift is not None:
+            raise ValueError(f"budget on {self.metric}: it is not measured for this model, so it cannot be kept")
+        limits = [(limit, sign) for limit, sign in ((self.at_least, 1.0), (self.at_most, -1.0)) if limit is not None]
+        if value is None:
+            return Reading(self.metric, None, None, None, limits[0][0], None)
+        slack, limit = min((sign * (value - limit), limit) for limit, sign in limits)
+        return Reading(self.metric, value, None, value, limit, slack)
+
+    @staticmethod
+    def retention(
+        at_least: float,
+        images: Images | Tensor,
+        labels: ArrayLike,
+        class_names: Sequence[str] | None = None,
+        *,
+        text_features: TextFeatures | None = None,
+        tokenizer: Any = None,
+        templates: Sequence[str] = DEFAULT_TEMPLATES,
+        confidence: float = 0.9,
+        batch_size: int = 200,
+    ) -> RetentionBudget:
+        """A budget on the zero-shot accuracy on a probe of labelled images, as a share of the pretrained accuracy.
+
+        ::
+
+            Budget.retention(0.9, images, labels, text_features=text_features)     # keeps 90%
+
+        What is wanted is the retention on images like those of the probe, and the probe is a sample of them. So not
+        the measured share is held against ``at_least`` but its one-sided lower confidence bound: the share minus
+        z standard errors of the paired comparison (each image under the pretrained and the present model).
+
+        Args:
+            at_least: share of the pretrained accuracy, 0.9 for 90%; above 1 asks for a gain.
+            images, labels, class_names, text_features, tokenizer, templates, batch_size: the probe, as for
+                :func:`~attndrift.evaluate_zero_shot`; ``images`` are read at every measurement.
+            confidence: of the bound, 0.5 (the measured share itself) to below 1.
+        """
+        return RetentionBudget(
+            at_least,
+            _Probe(images, np.asarray(labels), class_names, text_features, tokenizer, tuple(templates), batch_size),
+            confidence,
+        )
+
+
+@dataclass(frozen=True)
+class _Probe:
+    images: Images | Tensor
+    labels: NDArray[Any]
+    class_names: Sequence[str] | None
+    text_features: TextFeatures | None
+    tokenizer: Any
+    templates: tuple[str, ...]
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.images, Tensor) and not hasattr(self.images, "fetch"):
+            raise ValueError(
+                f"images: a {type(self.images).__name__}; the probe is read again at every measurement, so give one tensor "
+                "(images, 3, height, width) or something with `fetch(positions)`"
+            )
+
+    def encoded(self, model: nn.Module) -> _Probe:
+        """The same probe with the text features of ``model``, which are then made once."""
+        if self.text_features is not None:
+            return self
+        if self.class_names is None or self.tokenizer is None:
+            raise ValueError("give text_features, or class_names and a tokenizer to make them")
+        inner: Any = getattr(model, "backbone", model)
+        inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+        text = TextFeatures.of(inner, self.tokenizer, self.class_names, self.templates)
+        return _Probe(self.images, self.labels, None, text, None, self.templates, self.batch_size)
+
+    def correct(self, model: nn.Module, processes: Processes | None = None) -> NDArray[np.float64]:
+        """Whether the model names each image rightly, 1 or 0: (images,). Leaves no trace in the model."""
+        with preserve_state(model):
+            result = evaluate_zero_shot(
+                model, self.images, self.labels, text_features=self.text_features, batch_size=self.batch_size,
+                processes=processes,
+            )  # fmt: skip
+        return result.correct.astype(np.float64)
+
+
+@dataclass(frozen=True)
+class RetentionBudget:
+    """A share of the pretrained zero-shot accuracy; made by :meth:`Budget.retention`."""
+
+    at_least: float
+    probe: _Probe
+    confidence: float = 0.9
+
+    metric = RETENTION
+
+    def __post_init__(self) -> None:
+        if not 0 < self.at_least < 2:
+            raise ValueError(f"at_least is {self.at_least}; it is a share of the pretrained accuracy: 0.9 for 90%")
+        if not 0.5 <= self.confidence < 1:
+            raise ValueError(f"confidence is {self.confidence}; it must be at least 0.5 and below 1")
+
+    def __str__(self) -> str:
+        return f"retention at least {100 * self.at_least:g}% with {100 * self.confidence:g}% confidence"
+
+    def against(self, model: nn.Module, processes: Processes | None = None) -> RetentionMeter:
+        """What measures this budget against the state that ``model`` is in now. Raises ValueError where it has no value."""
+        return RetentionMeter(self, model, processes)
+
+
+class RetentionMeter:
+    """Measures retention against the pretrained predictions on the probe, taken when it is made.
+
+    Attributes:
+        accuracy: the pretrained zero-shot accuracy on the probe.
+    """
+
+    def __init__(self, budget: RetentionBudget, pretrained: nn.Module, processes: Processes | None = None) -> None:
+        self.budget = budget
+        self._probe = budget.probe.encoded(pretrained)
+        self._before = self._probe.correct(pretrained, processes)
+        self.accuracy = float(self._before.mean())
+        assert self._probe.text_features is not None
+        reason = why_no_retention(self.accuracy, len(self._probe.text_features.class_names))
+        if reason is not None:
+            raise ValueError(f"budget on retention: {reason}")
+
+    def read(self, model: nn.Module, processes: Processes | None = None) -> Reading:
+        """The retention of ``model``, in percent, and its lower confidence bound; ``processes`` share the probe."""
+        now = self._probe.correct(model, processes)
+        share = float(now.mean() / self.accuracy)
+        # The ratio of two means over the same images, linearised: images that both states get right, or both wrong,
+        # say little about the ratio, and this is what pairing takes out of the error.
+        error = float(np.std(now - share * self._before, ddof=1) / math.sqrt(len(now)) / self.accuracy)
+        bound = share - NormalDist().inv_cdf(self.budget.confidence) * error
+        # Of a state that predicts as the pretrained one does nothing is unsure.
+        limit = self.budget.at_least
+        return Reading(RETENTION, 100 * share, 100 * error, 100 * bound, 100 * limit, 100 * (bound - limit))

@@ -1,0 +1,152 @@
+"""What ties a model in training to its pretrained state: the way back, parameter by parameter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from attndrift.drift.monitor import DriftMonitor
+from attndrift.metrics.weights import LowRankUpdate
+from attndrift.models.parameters import plain_low_rank
+
+State = list[Tensor]
+"""Values of the guarded parameters, in order."""
+
+
+Kind = Literal["weight", "factor", "update"]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One guarded parameter. ``start`` is its pretrained value; adapters have none: their update is scaled instead.
+
+    The ``update`` is the B of a LoRA pair and goes with its ``factor`` A: dW = scale B A.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    kind: Kind
+    start: Tensor | None = None
+    factor: nn.Parameter | None = None
+    scale: float = 1.0
+
+    def squared_distance(self) -> Tensor | float:
+        """Squared norm of the change from the pretrained value; an adapter's is counted with its B."""
+        if self.start is not None:
+            return (self.parameter.detach().float() - self.start.float()).square().sum()
+        if self.factor is None:
+            return 0.0
+        return LowRankUpdate(self.factor.detach(), self.parameter.detach(), self.scale).squared_norm()
+
+
+class WeightInterpolator:
+    """The trained parameters that an image's embedding depends on, and the line from their pretrained values.
+
+    Full weights lie on theta = (1 - alpha) theta0 + alpha theta1. Of a LoRA pair, whose pretrained update is zero,
+    B is scaled by alpha, which puts W0 + alpha (scale B A) on the same line, exactly. Whatever the embedding does not
+    depend on (a classifier, a text tower) has no place on the line and is left alone: a new head has no pretrained value.
+
+    Args:
+        monitor: of the model in training. Its present weights, without ``peft`` adapters, are the pretrained ones.
+
+    Raises:
+        ValueError: nothing that the embedding depends on is trained; or adapters other than plain LoRA.
+    """
+
+    def __init__(self, monitor: DriftMonitor) -> None:
+        self.model = monitor.model
+        trained = monitor.embedding_parameters()
+        pairs, factors = _adapter_pairs(self.model, trained)
+        originals = _originals(self.model)
+        self._parts: list[_Part] = []
+        for name, parameter in trained.items():
+            if parameter in pairs:
+                factor, scale = pairs[parameter]
+                self._parts.append(_Part(name, parameter, "update", factor=factor, scale=scale))
+            elif parameter in factors:
+                self._parts.append(_Part(name, parameter, "factor"))
+            else:
+                start = originals.get(parameter, parameter).detach().clone()
+                self._parts.append(_Part(name, parameter, "weight", start))
+        if not self._parts:
+            raise ValueError(
+                "guard: nothing that the image embedding depends on is trained, so there is nothing to guard; "
+                "a linear probe keeps every budget"
+            )
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the guarded parameters."""
+        return [part.name for part in self._parts]
+
+    def state(self) -> State:
+        """Copies of the present values."""
+        return [part.parameter.detach().clone() for part in self._parts]
+
+    def finite(self) -> bool:
+        """Whether every guarded value is a finite number."""
+        return all(bool(torch.isfinite(part.parameter).all()) for part in self._parts)
+
+    def distance(self) -> float:
+        """Norm of the change of all guarded weights from their pretrained values, together."""
+        return math.sqrt(sum(float(part.squared_distance()) for part in self._parts))
+
+    @torch.no_grad()
+    def interpolate(self, alpha: float, end: State) -> None:
+        """Put the model at ``alpha`` between the pretrained state (0) and ``end`` (1); both ends bit for bit."""
+        for part, value in zip(self._parts, end, strict=True):
+            if alpha == 1 or part.kind == "factor":
+                part.parameter.copy_(value)
+            elif part.start is None:
+                part.parameter.copy_(value * alpha) if alpha else part.parameter.zero_()
+            else:
+                # Not lerp at 0, which would make NaN of an end that is not finite.
+                part.parameter.copy_(torch.lerp(part.start, value, alpha) if alpha else part.start)
+
+    @torch.no_grad()
+    def scale_step(self, before: State, share: float) -> None:
+        """Take back all but ``share`` of the way from ``before`` to the present values."""
+        for part, value in zip(self._parts, before, strict=True):
+            part.parameter.copy_(torch.lerp(value, part.parameter, share) if share else value)
+
+
+def _adapter_pairs(
+    model: nn.Module, trained: Mapping[str, nn.Parameter]
+) -> tuple[dict[nn.Parameter, tuple[nn.Parameter, float]], set[nn.Parameter]]:
+    """The B of every LoRA pair among ``trained`` with its A and scale; and all their As."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    guarded = set(trained.values())
+    pairs: dict[nn.Parameter, tuple[nn.Parameter, float]] = {}
+    for name, layer in model.named_modules():
+        if not isinstance(layer, BaseTunerLayer) or guarded.isdisjoint(layer.parameters()):
+            continue
+        tuned: Any = layer
+        adapter = plain_low_rank(tuned)
+        if adapter is None or tuned.merged:
+            raise ValueError(
+                f"guard: the adapter in {name} is not one plain LoRA pair, unmerged (no DoRA, no trained bias, one active "
+                "adapter), and the way back to the pretrained weights is known for those alone"
+            )
+        pairs[tuned.lora_B[adapter].weight] = (tuned.lora_A[adapter].weight, float(tuned.scaling[adapter]))
+    return pairs, {factor for factor, _ in pairs.values()}
+
+
+def _originals(model: nn.Module) -> dict[nn.Parameter, nn.Parameter]:
+    """The pretrained parameter under each one that ``peft`` trains in its place (``modules_to_save``)."""
+    from peft.utils.other import ModulesToSaveWrapper
+
+    found: dict[nn.Parameter, nn.Parameter] = {}
+    for wrapper in (part for part in model.modules() if isinstance(part, ModulesToSaveWrapper)):
+        inner: Any = wrapper
+        before = dict(inner.original_module.named_parameters())
+        for copied in inner.modules_to_save.values():
+            for name, parameter in copied.named_parameters():
+                if name in before:
+                    found[parameter] = before[name]
+    return found

@@ -1,0 +1,154 @@
+"""Whether adapters are where they should be, and do what their file says.
+
+``peft`` warns where the keys of a file do not match and goes on with adapters that do nothing
+(keys of transformers 4, of a bare ``CLIPVisionModel``, of a wrapped model); here each is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import CLIPModel
+
+from attndrift.methods.classifier import unwrap
+from attndrift.models.errors import CheckpointError
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+def adapter_names(model: nn.Module) -> list[str]:
+    """Names of all LoRA parameters in ``model``."""
+    return [name for name, _ in model.named_parameters() if ".lora_" in name]
+
+
+def check_adapter_places(model: nn.Module, *, text_tower: bool = False) -> None:
+    """Raise ``ValueError`` where no adapter sits in the vision tower, or (unless ``text_tower``) one outside it."""
+    names = adapter_names(model)
+    if text_tower:
+        names = [name for name in names if not re.search(r"\btext_model\.", name)]
+    if not names:
+        raise ValueError("no adapter was placed in the vision tower: none of its modules matches the targets")
+    if isinstance(unwrap(model), CLIPModel):
+        outside = [name for name in names if not re.search(r"\bvision_model\.", name)]
+    else:  # a vision tower on its own
+        outside = [name for name in names if re.search(r"\btext_model\.", name)]
+    if outside:
+        raise ValueError(
+            f"{len(outside)} adapter parameters sit outside the vision tower, for instance {outside[0]}; "
+            "give target modules as a pattern that names vision_model"
+        )
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a ``safetensors`` file. Raises :class:`CheckpointError` naming the file."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+
+
+def same_names(stored: set[str], wanted: set[str], where: Path) -> None:
+    """Raise :class:`CheckpointError` unless a file holds exactly the tensors that a model wants."""
+    if stored == wanted:
+        return
+    missing, unexpected = sorted(wanted - stored), sorted(stored - wanted)
+    parts = [f"missing {missing[0]}"] if missing else []
+    parts += [f"unexpected {unexpected[0]}"] if unexpected else []
+    raise CheckpointError(
+        f"{where}: {len(missing)} tensors are missing and {len(unexpected)} have no place in the model "
+        f"({', '.join(parts)})"
+    )
+
+
+def _stored(path: Path, names: Mapping[str, str] | None) -> dict[str, Tensor]:
+    """The tensors of an adapter's file, under the names that the model has for them."""
+    stored = read_tensors(path)
+    if names is None:
+        return stored
+    renamed = {names.get(name, name): value for name, value in stored.items()}
+    if len(renamed) != len(stored):
+        raise CheckpointError(f"{path}: two of its tensors have one place in the model")
+    return renamed
+
+
+def load_adapter(
+    peft_model: nn.Module,
+    folder: Path,
+    *,
+    names: Mapping[str, str] | None = None,
+    text_tower: bool = False,
+    allow_zero: bool = True,
+) -> None:
+    """Put the adapter in ``folder`` into ``peft_model``, every tensor or none.
+
+    Args:
+        names: the file's name of a tensor to the model's, where the file was saved from another layout.
+        text_tower: adapters in the text tower are allowed too.
+        allow_zero: an adapter that changes nothing is allowed.
+
+    Raises :class:`CheckpointError` for a missing tensor, one without a place, one of another shape, and
+    (unless ``text_tower``) one in the text tower.
+    """
+    path = Path(folder) / ADAPTER_WEIGHTS
+    stored = _stored(path, names)
+    wanted = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
+    same_names(set(stored), set(wanted), path)
+    for name, value in stored.items():
+        if value.shape != wanted[name].shape:
+            raise CheckpointError(
+                f"{path}: {name} has shape {tuple(value.shape)}, in the model {tuple(wanted[name].shape)}"
+            )
+    set_peft_model_state_dict(peft_model, stored)
+    check_adapters_loaded(peft_model, folder, allow_zero=allow_zero, names=names, text_tower=text_tower)
+
+
+def check_adapters_loaded(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    adapter: str = "default",
+    allow_zero: bool = False,
+    names: Mapping[str, str] | None = None,
+    text_tower: bool = False,
+) -> None:
+    """Raise :class:`CheckpointError` unless the adapter in ``folder`` is in ``model`` and takes part.
+
+    That is: the file and the model hold the same tensors under the same names, value for value; none
+    sits in the text tower; the adapter is active, not disabled and (unless ``allow_zero``) not zero.
+
+    Args:
+        model: a ``peft`` model, for instance from ``PeftModel.from_pretrained``, not merged.
+        folder: holds ``adapter_model.safetensors``.
+        adapter: its name in ``model``.
+        names, text_tower: see :func:`load_adapter`.
+    """
+    path = Path(folder) / ADAPTER_WEIGHTS
+    stored = _stored(path, names)
+    if adapter not in getattr(model, "peft_config", {}):
+        raise CheckpointError(
+            f"{path}: the model ({type(model).__name__}) carries no adapter {adapter!r}: it is the pretrained one. "
+            "Load adapters with PeftModel.from_pretrained, not with load_state_dict(strict=False)"
+        )
+    try:
+        check_adapter_places(model, text_tower=text_tower)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    held = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
+    same_names(set(stored), set(held), path)
+    for name, value in stored.items():
+        now = held[name].detach().cpu()
+        if value.shape != now.shape or not torch.equal(value.to(now.dtype), now):
+            raise CheckpointError(f"{path}: {name} in the model is not the tensor in the file: it did not load")
+    for name, layer in model.named_modules():
+        holds = hasattr(layer, "lora_A") and adapter in layer.lora_A
+        if holds and (layer.disable_adapters or adapter not in layer.active_adapters):
+            raise CheckpointError(f"{path}: the adapter {adapter!r} in {name} is not active")
+    if not allow_zero and not any(bool(value.any()) for name, value in stored.items() if "lora_B" in name):
+        raise CheckpointError(f"{path}: every lora_B is zero: the adapter changes nothing")

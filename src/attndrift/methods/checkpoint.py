@@ -1,0 +1,228 @@
+"""Checkpoints that prove what they hold: the trained tensors, and a fingerprint of what the model made of images.
+
+A loaded model must reproduce the embeddings that were recorded when it was saved. A model whose
+adapters did not load embeds like the pretrained one, and raises here instead of being evaluated.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import CLIPModel
+
+from attndrift.files import new_folder, read_json, sha256, write_json
+from attndrift.formats import check_format, numbered
+from attndrift.methods.adapters import load_adapter, read_tensors, same_names
+from attndrift.methods.classifier import CLIPClassifier
+from attndrift.methods.parameter_drift import projection_drift, weight_drift
+from attndrift.methods.registry import AdaptationSettings, adapt
+from attndrift.models.embedding import image_embeddings
+from attndrift.models.errors import CheckpointError, FingerprintError
+from attndrift.models.evaluation import evaluation_mode
+from attndrift.models.load import load_clip, state_hash
+
+DESCRIPTION = "checkpoint.json"
+WEIGHTS = "model.safetensors"
+FINGERPRINT = "fingerprint.safetensors"
+ADAPTER = "adapter"
+_FIELDS = {"format", "base", "settings", "class_names", "drift", "files"}
+TOLERANCE = 1e-5
+MERGED_TOLERANCE = 1e-4
+"""Merging adds B A to W in float32 and rounds once more (measured: 1e-6 of the scale)."""
+
+
+def fingerprint_embeddings(model: nn.Module, pixels: Tensor) -> Tensor:
+    """Embeddings of normalised images as the CPU makes them in float32: (images, dimensions).
+
+    Accelerators convolve in reduced precision by default, so that a fingerprint taken on one would not
+    be reproduced to 1e-5 on a CPU.
+    """
+    if any(p.device.type != "cpu" or p.dtype != torch.float32 for p in model.parameters()):
+        model = copy.deepcopy(model).to("cpu", torch.float32)
+    with evaluation_mode(model), torch.autocast("cpu", enabled=False):
+        return image_embeddings(model, pixels.float().cpu()).float()
+
+
+def _plain_trained(model: CLIPClassifier) -> dict[str, Tensor]:
+    return {
+        name: p.detach().cpu().contiguous()
+        for name, p in model.named_parameters()
+        if p.requires_grad and ".lora_" not in name
+    }
+
+
+def save_adapted(
+    model: CLIPClassifier,
+    folder: Path,
+    *,
+    base_source: str,
+    probe_pixels: Tensor,
+    pretrained: CLIPModel,
+    class_names: Sequence[str],
+    pretrained_embeddings: Tensor | None = None,
+    pretrained_sha256: str | None = None,
+    extra: dict[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint, whole or not at all; an older one at ``folder`` is replaced.
+
+    Args:
+        base_source: what :func:`load_clip` loads the backbone from.
+        probe_pixels: a few normalised images (images, 3, height, width) for the fingerprint.
+        pretrained: the untouched backbone.
+        class_names: in the order of the classifier's outputs.
+        pretrained_embeddings: :func:`fingerprint_embeddings` of ``pretrained`` and ``probe_pixels``, where somebody has
+            them; computed otherwise.
+        pretrained_sha256: :func:`~attndrift.models.load.state_hash` of ``pretrained``, where somebody has it.
+        extra: more for ``checkpoint.json``, plain values.
+
+    Raises:
+        ValueError: class names that are not as many as the classes, or ``extra`` with a reserved name.
+        CheckpointError: the embeddings are not finite; nothing is written.
+    """
+    settings = model.settings
+    if not isinstance(settings, AdaptationSettings):
+        raise TypeError("the model was not made by attndrift.models.adapt: it does not know how it was adapted")
+    if len(class_names) != model.classifier.out_features:
+        raise ValueError(
+            f"class_names: {len(class_names)} names for a classifier of {model.classifier.out_features} classes"
+        )
+    clash = sorted(set(extra or {}) & _FIELDS)
+    if clash:
+        raise ValueError(f"extra: {clash[0]!r} is a field of every checkpoint; choose another name")
+    backbone: Any = model.clip
+    fingerprint = {
+        "pixels": probe_pixels.float().cpu().contiguous(),
+        "embeddings": fingerprint_embeddings(model, probe_pixels),
+        "pretrained_embeddings": (
+            fingerprint_embeddings(pretrained, probe_pixels) if pretrained_embeddings is None else pretrained_embeddings
+        ),
+    }
+    if not all(bool(torch.isfinite(value).all()) for value in fingerprint.values()):
+        raise CheckpointError(f"{folder}: not saved: the model's embeddings, or the images given, are not finite")
+    with new_folder(folder) as target:
+        save_file(_plain_trained(model), target / WEIGHTS)
+        save_file(fingerprint, target / FINGERPRINT)
+        if settings.method == "lora":
+            # The form that peft itself loads, on top of the same CLIPModel. Asked to judge the
+            # vocabulary by itself, it would look the backbone up on the hub at every checkpoint.
+            backbone.save_pretrained(target / ADAPTER, safe_serialization=True, save_embedding_layers=False)
+            (target / ADAPTER / "README.md").unlink(missing_ok=True)
+        files = sorted(p for p in target.rglob("*") if p.is_file())
+        write_json(
+            target / DESCRIPTION,
+            numbered(
+                "checkpoint",
+                {
+                    "base": {"source": base_source, "weights_sha256": pretrained_sha256 or state_hash(pretrained)},
+                    "settings": dataclasses.asdict(settings),
+                    "class_names": list(class_names),
+                    "drift": {
+                        "weight": weight_drift(model, pretrained),
+                        "projection": projection_drift(model, pretrained),
+                    },
+                    "files": {str(p.relative_to(target)): sha256(p) for p in files},
+                    **(extra or {}),
+                },
+            ),
+        )
+
+
+def load_adapted(
+    folder: Path, *, base: CLIPModel | None = None, base_sha256: str | None = None, merged: bool = False
+) -> CLIPClassifier:
+    """Load a checkpoint and prove that it is the model that was saved.
+
+    Args:
+        base: the backbone, unchanged (it is changed in place); None loads the recorded source.
+        base_sha256: :func:`~attndrift.models.load.state_hash` of ``base``, where somebody has it.
+        merged: add the adapters to the weights and remove them.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, the backbone is another one, a tensor found no place.
+        FormatError: the checkpoint is of another version.
+        FingerprintError: the loaded model does not embed the recorded images as the saved one did, or has
+            drifted in its weights and embeds exactly as the pretrained one.
+    """
+    folder = Path(folder)
+    if not (folder / DESCRIPTION).is_file():
+        raise CheckpointError(f"{folder}: not a checkpoint (no {DESCRIPTION})")
+    description = _description(folder)
+    for name, expected in description["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{folder}: {name} is missing")
+        if sha256(path) != expected:
+            raise CheckpointError(f"{folder}: {name} does not have its recorded checksum; it is damaged or was changed")
+    try:
+        settings = AdaptationSettings(**description["settings"])
+    except TypeError as error:
+        raise CheckpointError(f"{folder / DESCRIPTION}: settings that this version does not know: {error}") from error
+    clip = base if base is not None else load_clip(description["base"]["source"])
+    if (base_sha256 or state_hash(clip)) != description["base"]["weights_sha256"]:
+        raise CheckpointError(
+            f"{folder}: was trained from other weights than the backbone given ({description['base']['source']})"
+        )
+    blank = dataclasses.replace(settings, head_init="default")
+    model = adapt(clip, blank, len(description["class_names"]), 0)
+    model.settings = settings
+    _place(model, folder, settings)
+    if merged and settings.method == "lora":
+        adapted: Any = model.clip
+        model.clip = adapted.merge_and_unload()
+    model.eval()
+    check_fingerprint(model, folder, tolerance=MERGED_TOLERANCE if merged else TOLERANCE)
+    return model
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    description: dict[str, Any] = read_json(folder / DESCRIPTION)
+    check_format("checkpoint", description, folder)
+    absent = sorted(_FIELDS - set(description))
+    if absent:
+        raise CheckpointError(f"{folder / DESCRIPTION}: the field {absent[0]!r} is missing")
+    unsealed = sorted({WEIGHTS, FINGERPRINT} - set(description["files"]))
+    if unsealed:
+        raise CheckpointError(f"{folder / DESCRIPTION}: no checksum of {unsealed[0]}")
+    return description
+
+
+def _place(model: CLIPClassifier, folder: Path, settings: AdaptationSettings) -> None:
+    stored = read_tensors(folder / WEIGHTS)
+    wanted = {n: p for n, p in model.named_parameters() if p.requires_grad and ".lora_" not in n}
+    same_names(set(stored), set(wanted), folder / WEIGHTS)
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            if stored[name].shape != parameter.shape:
+                raise CheckpointError(f"{folder / WEIGHTS}: {name} has another shape than the model's")
+            parameter.copy_(stored[name])
+    if settings.method == "lora":
+        load_adapter(model.clip, folder / ADAPTER)
+
+
+def check_fingerprint(model: CLIPClassifier, folder: Path, *, tolerance: float = TOLERANCE) -> None:
+    """Raise :class:`FingerprintError` unless ``model`` embeds the recorded images as the saved model did."""
+    recorded = read_tensors(folder / FINGERPRINT)
+    now = fingerprint_embeddings(model, recorded["pixels"])
+    scale = float(recorded["embeddings"].abs().max())
+    difference = float((now - recorded["embeddings"]).abs().max()) / max(scale, 1e-30)
+    if not difference <= tolerance:
+        same = torch.allclose(now, recorded["pretrained_embeddings"], rtol=0, atol=tolerance * scale)
+        hint = " It embeds them as the pretrained model does: what was trained did not load." if same else ""
+        raise FingerprintError(
+            f"{folder}: the loaded model embeds the recorded images differently from the saved one "
+            f"(by {difference:.2g} of the largest value; allowed {tolerance:.0e}).{hint}"
+        )
+    drift = read_json(folder / DESCRIPTION)["drift"]
+    moved = (drift["weight"] or 0.0) + (drift["projection"] or 0.0)
+    if moved > 0 and torch.equal(now, recorded["pretrained_embeddings"]):
+        raise FingerprintError(
+            f"{folder}: weights have drifted by {moved:.3g}, yet the embeddings are exactly the pretrained ones; "
+            "what was trained does not take part in the forward pass"
+        )

@@ -1,0 +1,85 @@
+"""A CLIP image encoder, its projection, and a linear classifier on the image embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPModel
+from transformers.modeling_outputs import ImageClassifierOutput
+
+
+def unwrap(clip: nn.Module) -> CLIPModel:
+    """The ``CLIPModel`` inside a ``peft`` model, adapters in place; any other model as it is."""
+    inner: Any = clip
+    return cast(CLIPModel, inner.get_base_model() if hasattr(inner, "get_base_model") else inner)
+
+
+class CLIPClassifier(nn.Module):
+    """Backbone -> image embedding (``visual_projection``, not normalised) -> linear classifier.
+
+    Attributes:
+        clip: the ``CLIPModel``, or the ``peft`` model around it.
+        classifier: ``Linear(projection, classes)`` with bias.
+        settings: how the backbone was adapted, an :class:`~attndrift.methods.registry.AdaptationSettings`.
+    """
+
+    def __init__(self, clip: nn.Module, classifier: nn.Linear, settings: object = None) -> None:
+        super().__init__()
+        self.clip = clip
+        self.classifier = classifier
+        self.settings = settings
+
+    @property
+    def backbone(self) -> CLIPModel:
+        """The ``CLIPModel`` itself, adapters inside."""
+        return unwrap(self.clip)
+
+    @property
+    def visual(self) -> nn.Module:
+        """The vision transformer, for :func:`attndrift.observe`."""
+        return self.backbone.vision_model
+
+    def embed(self, pixel_values: Tensor) -> Tensor:
+        """Image embeddings of the live encoder through its live projection: (images, dimensions), not normalised."""
+        backbone = self.backbone
+        pooled = backbone.vision_model(pixel_values=pixel_values).pooler_output
+        return backbone.visual_projection(pooled)
+
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> ImageClassifierOutput:
+        """Logits (images, classes), and the cross-entropy where ``labels`` (images,) are given."""
+        logits = self.classifier(self.embed(pixel_values))
+        loss = None if labels is None else nn.functional.cross_entropy(logits.float(), labels)
+        return ImageClassifierOutput(loss=loss, logits=logits)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw on the CPU from ``seed`` alone; the global generator is put back afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would also seed the accelerators, which are not put back.
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def new_classifier(width: int, classes: int, seed: int) -> nn.Linear:
+    """A linear layer with its default initialisation, from ``seed`` alone: the global generator is not touched."""
+    with seeded(seed):
+        return nn.Linear(width, classes)
+
+
+def classifier_from_text(text_features: Tensor, logit_scale: Tensor) -> nn.Linear:
+    """A classifier that starts as the zero-shot one, up to the norm of the image embedding.
+
+    Args:
+        text_features: (classes, dimensions), normalised.
+        logit_scale: CLIP's logarithm of the inverse temperature.
+    """
+    layer = nn.Linear(text_features.shape[1], text_features.shape[0])
+    with torch.no_grad():
+        layer.weight.copy_(text_features * logit_scale.exp().to(text_features))
+        layer.bias.zero_()
+    return layer

@@ -1,0 +1,1 @@
+"""The tables of results: their schema, reading, writing and importing."""

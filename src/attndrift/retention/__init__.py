@@ -1,0 +1,1 @@
+"""Retention: what a model could do before, and what it can still do."""

@@ -1,0 +1,129 @@
+"""What a model can do before anything is done to it: zero-shot accuracy, with what it is an accuracy of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from attndrift.data.errors import DatasetUnavailable
+from attndrift.data.pixels import PixelStore
+from attndrift.data.sources import load_dataset
+from attndrift.data.splits import evaluation_part
+from attndrift.models.load import describe, load_clip, load_processor
+from attndrift.retention.zero_shot import DEFAULT_TEMPLATES, TextFeatures, evaluate_zero_shot, why_no_retention
+
+DEFAULT_SETS = ("objects", "cifar100")
+"""The drawn set, which is always there, and the one that the first report measured."""
+
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how many images are done, and of how many."""
+
+
+@dataclass(frozen=True)
+class ZeroShotScore:
+    """The zero-shot accuracy of a model on one set.
+
+    Attributes:
+        dataset, split: what was classified.
+        accuracy: top-1, 0..1.
+        low, high: 95% Wilson interval over images.
+        n: images.
+        chance: 1 / classes.
+        remark: why retention would be null with this accuracy, or None.
+        evidence: class names, templates, preprocessing, hash of the image ids.
+    """
+
+    dataset: str
+    split: str
+    accuracy: float
+    low: float
+    high: float
+    n: int
+    chance: float
+    remark: str | None
+    evidence: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Scores of one model; ``absent`` holds the sets that could not be had, with the reason."""
+
+    model: dict[str, Any]
+    scores: list[ZeroShotScore]
+    absent: dict[str, str]
+
+
+def zero_shot_baseline(
+    model: str | Path,
+    sets: Sequence[str] = DEFAULT_SETS,
+    *,
+    limit: int | None = None,
+    templates: Sequence[str] = DEFAULT_TEMPLATES,
+    batch_size: int = 200,
+    progress: Progress = lambda what, done, total: None,
+) -> Baseline:
+    """Zero-shot accuracy of an untouched model on the held-out splits of ``sets``.
+
+    Args:
+        model: as :func:`attndrift.models.load_clip` takes it.
+        sets: datasets of the registry. One that is known and not to be had here is left out, with its reason.
+        limit: images a set, spread evenly over classes; None for all.
+        templates: prompts; ``{class}`` stands for the class name.
+        batch_size: images a forward pass.
+        progress: see :data:`Progress`.
+
+    Raises :class:`~attndrift.models.ModelError` and :class:`~attndrift.data.DataError` for an unknown name.
+    """
+    from statsmodels.stats.proportion import proportion_confint
+
+    clip = load_clip(model)
+    tokenizer, processor = load_processor(model)
+    keys = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "image_mean", "image_std")
+    preprocessing = {key: processor.to_dict().get(key) for key in keys}
+    scores, absent = [], {}
+    for name in sets:
+        try:
+            dataset = load_dataset(name)
+            part, _ = evaluation_part(dataset, limit=limit, data_seed=0)
+        except DatasetUnavailable as error:
+            absent[name] = str(error)
+            continue
+        store = PixelStore.open(
+            dataset.split(part.split),
+            processor,
+            indices=part.indices,
+            progress=lambda done, total, name=name: progress(f"{name}: images", done, total),  # type: ignore[misc]
+        )
+        text = TextFeatures.of(clip, tokenizer, dataset.class_names, templates)
+
+        def batches(store: PixelStore = store, name: str = name) -> Any:
+            for start in range(0, len(store), batch_size):
+                yield store.fetch(range(start, min(start + batch_size, len(store))))
+                progress(f"{name}: zero-shot", min(start + batch_size, len(store)), len(store))
+
+        result = evaluate_zero_shot(
+            clip,
+            batches(),
+            part.labels,
+            text_features=text,
+            dataset=name,
+            split=part.split,
+            preprocessing=preprocessing,
+        )
+        low, high = proportion_confint(int(result.correct.sum()), result.n, method="wilson")
+        scores.append(
+            ZeroShotScore(
+                dataset=name,
+                split=part.split,
+                accuracy=result.accuracy,
+                low=float(low),
+                high=float(high),
+                n=result.n,
+                chance=1.0 / len(dataset.class_names),
+                remark=why_no_retention(result.accuracy, len(dataset.class_names)),
+                evidence={**result.evidence, "ids_sha256": part.hash, "interval": "Wilson, 95%, over images"},
+            )
+        )
+    return Baseline(describe(model, clip), scores, absent)

@@ -1,0 +1,332 @@
+"""Zero-shot transfer: always through the live, adapted image encoder and its projection."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+from transformers import CLIPModel
+
+from attndrift.models.embedding import image_embeddings
+from attndrift.models.evaluation import evaluation_mode
+from attndrift.process_group import Processes
+
+DEFAULT_TEMPLATES = ("a photo of a {class}.",)
+
+
+class InertModelError(RuntimeError):
+    """A model whose weights have drifted and which embeds images exactly as the pretrained one does."""
+
+
+class Images(Protocol):
+    """Normalised images by position, such as a :class:`~attndrift.data.PixelStore`."""
+
+    def fetch(self, positions: Any) -> Tensor:
+        """Images (len(positions), 3, height, width), float32."""
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """Features of class names through the frozen text encoder.
+
+    Attributes:
+        features: (classes, dimensions), normalised; the mean over templates, normalised again.
+        class_names, templates: what was encoded. ``{class}`` in a template stands for the name.
+    """
+
+    features: Tensor
+    class_names: tuple[str, ...]
+    templates: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls,
+        model: CLIPModel,
+        tokenizer: Any,
+        class_names: Sequence[str],
+        templates: Sequence[str] = DEFAULT_TEMPLATES,
+    ) -> TextFeatures:
+        """Encode every class name in every template, underscores in names as spaces.
+
+        Raises ``ValueError`` for a template without ``{class}``, two classes of one name, a prompt longer
+        than the model takes, and a tokenizer that is not the model's.
+        """
+        for template in templates:
+            if template.count("{class}") != 1:
+                raise ValueError(f"templates: {template!r} must hold {{class}} exactly once")
+        if not templates or not class_names:
+            raise ValueError("templates and class_names must not be empty")
+        names = [name.replace("_", " ") for name in class_names]
+        twice = [name for i, name in enumerate(names) if name in names[:i]]
+        if twice:
+            raise ValueError(f"class_names: {twice[0]!r} is there twice; the two classes could not be told apart")
+        device = next(model.parameters()).device
+        per_template = []
+        with evaluation_mode(model):
+            for template in templates:
+                texts = [template.replace("{class}", name) for name in names]
+                tokens = tokenizer(texts, padding=True, return_tensors="pt")
+                _check_tokens(model, tokens["input_ids"], texts)
+                inputs = {key: tokens[key].to(device) for key in ("input_ids", "attention_mask")}
+                output = model.get_text_features(**inputs)
+                pooled = output if isinstance(output, Tensor) else output.pooler_output
+                per_template.append(nn.functional.normalize(pooled.float(), dim=-1))
+        mean = nn.functional.normalize(torch.stack(per_template).mean(0), dim=-1)
+        return cls(mean.cpu(), tuple(class_names), tuple(templates))
+
+
+def _check_tokens(model: CLIPModel, tokens: Tensor, texts: Sequence[str]) -> None:
+    config = model.config.text_config
+    if tokens.shape[1] > config.max_position_embeddings:
+        longest = max(texts, key=len)
+        raise ValueError(
+            f"templates: the prompt {longest!r} is too long: {tokens.shape[1]} tokens, and the text encoder takes "
+            f"{config.max_position_embeddings}. Shorten the template or the class name"
+        )
+    if int(tokens.max()) >= config.vocab_size:
+        raise ValueError(
+            f"tokenizer: yields token {int(tokens.max())}, and the model knows {config.vocab_size} tokens; "
+            "it belongs to another model"
+        )
+    # CLIP takes the feature at the end token. Without one it takes the first token's, the same for every text.
+    end = config.eos_token_id
+    if end != 2 and not bool((tokens == end).any(dim=1).all()):
+        raise ValueError(
+            f"tokenizer: does not end texts with the model's end token ({end}); it belongs to another model"
+        )
+
+
+@dataclass(frozen=True)
+class ZeroShotResult:
+    """A zero-shot accuracy, and what it is an accuracy of.
+
+    Attributes:
+        accuracy: top-1, 0..1.
+        predictions, correct: (images,).
+        margins: (images,), cosine of the best class minus that of the second best.
+        moved: how far the embeddings are from the pretrained ones, as the mean and the largest L2 distance
+            over the mean pretrained norm; None where no pretrained embeddings were given.
+        evidence: class names, templates, dataset, split and preprocessing.
+    """
+
+    accuracy: float
+    predictions: NDArray[np.int64]
+    correct: NDArray[np.bool_]
+    margins: NDArray[np.float32]
+    moved: tuple[float, float] | None = None
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def n(self) -> int:
+        """Number of images."""
+        return len(self.predictions)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a record, without the per-image arrays."""
+        mean, largest = self.moved if self.moved is not None else (None, None)
+        return {
+            "accuracy": self.accuracy,
+            "n": self.n,
+            "embeddings_moved_mean": mean,
+            "embeddings_moved_max": largest,
+            **self.evidence,
+        }
+
+
+def _batches(images: Images | Tensor | Iterable[Tensor], n: int, batch_size: int) -> Iterator[Tensor]:
+    """Batches of ``n`` images in all. Raises ``ValueError`` where an iterable yields more or fewer."""
+    if isinstance(images, Tensor) or not hasattr(images, "fetch"):
+        batches: Iterable[Tensor] = images.split(batch_size) if isinstance(images, Tensor) else images
+        seen = 0
+        for batch in batches:
+            seen += len(batch)
+            if seen > n:
+                break
+            yield batch
+        if seen != n:
+            raise ValueError(f"images: {'more than ' if seen > n else ''}{min(seen, n)} images for {n} labels")
+        return
+    for start in range(0, n, batch_size):
+        yield images.fetch(range(start, min(start + batch_size, n)))
+
+
+def evaluate_zero_shot(
+    model: nn.Module,
+    images: Images | Tensor | Iterable[Tensor],
+    labels: ArrayLike,
+    class_names: Sequence[str] | None = None,
+    *,
+    text_features: TextFeatures | None = None,
+    tokenizer: Any = None,
+    templates: Sequence[str] = DEFAULT_TEMPLATES,
+    batch_size: int = 200,
+    pretrained: nn.Module | None = None,
+    pretrained_embeddings: Tensor | None = None,
+    weight_drift: float | None = None,
+    dataset: str | None = None,
+    split: str | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+    processes: Processes | None = None,
+    **evidence: Any,
+) -> ZeroShotResult:
+    """Top-1 accuracy of ``model`` on images that it was not fine-tuned on, by cosine with class names.
+
+    Args:
+        model: a :class:`~attndrift.methods.CLIPClassifier`, or any CLIP model; its own live image encoder and
+            projection embed the images.
+        images: normalised images: something with ``fetch(positions)`` such as a
+            :class:`~attndrift.data.PixelStore`, one tensor (images, 3, height, width), or an iterable of
+            such batches. Image i belongs to ``labels[i]``.
+        labels: (images,), indices into ``class_names``.
+        text_features: cached features; otherwise ``class_names`` are encoded with ``tokenizer`` in ``templates``.
+        batch_size: images a forward pass; an iterable's batches are taken as they come.
+        pretrained: the untouched model; embeds the first batch, to tell how far the embeddings moved.
+        pretrained_embeddings: (images, dimensions) instead, made of the first images by the same
+            preprocessing. They should be a first batch of the size that this evaluation makes it, on the same
+            device: another size may round differently, which would hide that two models are equal.
+        weight_drift: how far the weights have moved. With either of the two it guards against evaluating a
+            model whose adapted weights do not take part.
+        processes: those that share the images of every batch, each with the same arguments; by default this one
+            evaluates alone.
+        dataset, split, preprocessing: recorded with the accuracy, None where not given; so is ``evidence``.
+
+    Raises:
+        InertModelError: weights have drifted, and the embeddings are bit for bit the pretrained ones.
+        ValueError: labels outside the class names, no images, more or fewer images than labels, text features
+            of other class names or another width, or neither text features nor a tokenizer.
+        FloatingPointError: an embedding is not finite.
+    """
+    wanted = np.asarray(labels, dtype=np.int64)
+    text = text_features
+    if wanted.ndim != 1:
+        raise ValueError(f"labels: expected one label an image, (images,), got shape {wanted.shape}")
+    if len(wanted) == 0:
+        raise ValueError("labels: there are no images to evaluate")
+    if pretrained is not None and pretrained_embeddings is not None:
+        raise ValueError("give pretrained or pretrained_embeddings, not both")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    if text is None:
+        if tokenizer is None or class_names is None:
+            raise ValueError("give text_features, or class_names and a tokenizer to make them")
+        backbone: Any = getattr(model, "backbone", model)
+        text = TextFeatures.of(backbone, tokenizer, class_names, templates)
+    elif class_names is not None and tuple(class_names) != text.class_names:
+        raise ValueError("class_names: are not those of text_features; give one of the two")
+    if wanted.min() < 0 or wanted.max() >= len(text.class_names):
+        outside = wanted.min() if wanted.min() < 0 else wanted.max()
+        raise ValueError(f"labels: {outside} is outside the {len(text.class_names)} class names")
+    device = next(model.parameters()).device
+    features = text.features.to(device, torch.float32)
+    together = processes or Processes()
+    predictions, margins, compared = [], [], []
+    sizes: list[int] = []
+    anchors = torch.empty(0) if pretrained_embeddings is None else pretrained_embeddings
+    anchored = len(anchors)
+    done = 0
+    with evaluation_mode(model), together.agreeing():
+        for batch in _batches(images, len(wanted), batch_size):
+            part, _ = together.share(batch, done)
+            embedded = image_embeddings(model, part.to(device)).float()
+            _check_embeddings(embedded, features, done)
+            best = (nn.functional.normalize(embedded, dim=-1) @ features.T).topk(min(2, len(features)), dim=-1)
+            predictions.append(best.indices[:, 0].cpu())
+            margins.append((best.values[:, 0] - best.values[:, -1]).cpu())
+            if pretrained is not None and done == 0:
+                anchors, anchored = _embed(pretrained, part), len(batch)
+            if done < anchored:
+                compared.append(embedded.cpu())
+            sizes.append(len(batch))
+            done += len(batch)
+        if anchored > done:
+            raise ValueError(f"pretrained_embeddings: of {anchored} images, of {done} evaluated")
+    moved = None
+    if anchored:
+        if pretrained is not None:
+            anchors = together.join(anchors, sizes[:1])
+        now = together.join(torch.cat(compared), sizes[: len(compared)])[:anchored]
+        moved = _moved(now, anchors.float().cpu(), weight_drift)
+    predicted = together.join(torch.cat(predictions), sizes).numpy()
+    correct = predicted == wanted
+    described = {
+        "dataset": dataset,
+        "split": split,
+        "class_names": list(text.class_names),
+        "templates": list(text.templates),
+        "preprocessing": None if preprocessing is None else dict(preprocessing),
+        **evidence,
+    }
+    kept = together.join(torch.cat(margins), sizes).numpy()
+    return ZeroShotResult(float(correct.mean()), predicted, correct, kept, moved, described)
+
+
+def _embed(model: nn.Module, batch: Tensor) -> Tensor:
+    with evaluation_mode(model):
+        return image_embeddings(model, batch.to(next(model.parameters()).device)).float().cpu()
+
+
+def embed_together(model: nn.Module, batch: Tensor, processes: Processes) -> Tensor:
+    """Embeddings of a batch as :func:`evaluate_zero_shot` makes them in these processes: float32, on the CPU."""
+    return processes.join(_embed(model, processes.share(batch, 0)[0]), [len(batch)])
+
+
+def _check_embeddings(embedded: Tensor, features: Tensor, first: int) -> None:
+    if embedded.shape[1] != features.shape[1]:
+        raise ValueError(
+            f"text_features: have {features.shape[1]} dimensions, the image embeddings {embedded.shape[1]}; "
+            "they are of another model"
+        )
+    finite = torch.isfinite(embedded).all(dim=1)
+    if not bool(finite.all()):
+        raise FloatingPointError(f"the embedding of image {first + int((~finite).nonzero()[0])} is not finite")
+
+
+def _moved(now: Tensor, before: Tensor, weight_drift: float | None) -> tuple[float, float]:
+    if weight_drift and torch.equal(now, before):
+        raise InertModelError(
+            f"the weights have drifted by {weight_drift:.3g}, yet the first {len(before)} embeddings are exactly those "
+            "of the pretrained model: the adapted weights do not take part in the evaluation"
+        )
+    distance = (now - before).double().norm(dim=1) / before.double().norm(dim=1).mean()
+    return float(distance.mean()), float(distance.max())
+
+
+def refuse_same_source(target_origin: str, transfer_origin: str) -> None:
+    """Raise ``ValueError`` where a target and a transfer set are drawn from one source.
+
+    By name; :func:`attndrift.data.refuse_same_origin` compares the images too.
+    """
+    if target_origin.strip().casefold() == transfer_origin.strip().casefold():
+        raise ValueError(
+            f"the target and the transfer set are both drawn from {transfer_origin!r}: accuracy on classes that were "
+            "trained is not zero-shot. Choose another transfer set"
+        )
+
+
+def retention(accuracy: float, pretrained: float, n_classes: int) -> float | None:
+    """100 x adapted / pretrained accuracy; None where the pretrained one is below twice chance.
+
+    :func:`why_no_retention` says why. Accuracies in 0..1; raises ``ValueError`` outside.
+    """
+    for name, value in (("accuracy", accuracy), ("pretrained", pretrained)):
+        if not (math.isfinite(value) and 0 <= value <= 1):
+            raise ValueError(f"{name} is {value}; an accuracy lies in 0..1")
+    return None if why_no_retention(pretrained, n_classes) else 100.0 * accuracy / pretrained
+
+
+def why_no_retention(pretrained: float, n_classes: int) -> str | None:
+    """Why retention is null for a pretrained accuracy, or None where it is a number."""
+    if n_classes < 2:
+        raise ValueError(f"n_classes is {n_classes}; zero-shot accuracy needs at least 2")
+    if pretrained >= 2.0 / n_classes:
+        return None
+    return (
+        f"the pretrained accuracy, {pretrained:.4f}, is below twice chance ({2.0 / n_classes:.4f} with {n_classes} "
+        "classes): there is nothing to retain"
+    )

@@ -1,0 +1,157 @@
+"""Whether the models of a study can be had, and are what a study trains: without reading their weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from attndrift import models
+from attndrift.models.weight_files import damaged_weights
+from attndrift.study.check_findings import Check, Download, listed
+from attndrift.study.pinning import changed_revision
+from attndrift.study.settings import NamedRun, Study
+
+_TOKENIZER = {"tokenizer.json", "vocab.json"}
+_PROCESSOR = {"preprocessor_config.json", "processor_config.json"}
+
+
+def sources_of(study: Study, found: Check) -> dict[tuple[str, str | None], list[NamedRun]]:
+    """The runs by the model that they load: as it is named, and the commit that they go on with."""
+    sources: dict[tuple[str, str | None], list[NamedRun]] = {}
+    for run in study.runs:
+        sources.setdefault((run.settings.model, found.commits.get(run.run_id)), []).append(run)
+    return sources
+
+
+def check_models(found: Check, study: Study, recorded: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Add what is found of every model, and return what their configs say of the vision tower, by model."""
+    configs: dict[str, Mapping[str, Any]] = {}
+    for (source, commit), runs in sources_of(study, found).items():
+        # Said already, and there is no saying which commit is meant.
+        if any(finding.what == f"model {source}" and finding.state == "problem" for finding in found.findings):
+            continue
+        vision = _model(found, source, commit, runs, recorded)
+        if vision is not None:
+            configs[source] = vision
+    return configs
+
+
+def _model(
+    found: Check,
+    source: str,
+    commit: str | None,
+    runs: list[NamedRun],
+    recorded: Mapping[str, Mapping[str, Any]],
+) -> Mapping[str, Any] | None:
+    """Add what is found of one model; what its config says of the vision tower, None where that cannot be told."""
+    what = f"model {source}"
+    folder = Path(source)
+    if source == "embedded":
+        found.add(what, "ok", "comes with the package")
+        return _vision(_read_config(Path(models.__file__).parent / "embedded" / "config.json"))
+    if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
+        # A usual folder needs none of the imports below.
+        if _damaged(found, what, "a folder", damaged_weights(folder), folder):
+            return None
+        return _model_files(found, what, {path.name for path in folder.iterdir()}, folder / "config.json", "a folder")
+    from attndrift import hub_client
+    from attndrift.models.errors import HubError, ModelError
+    from attndrift.models.hub import resolve_model
+
+    try:
+        resolved = resolve_model(source, recorded_commit=commit)
+        if resolved.how == "config":
+            from attndrift.models.load import load_config
+
+            made = load_config(source)
+            found.add(what, "ok", "random weights, made from its config")
+            return _vision(made.to_dict())
+        if _other_commit(found, what, resolved.commit, runs, recorded):
+            return None
+        config = resolved.fetch(["config.json"]) / "config.json"
+    except ModelError as error:
+        reason = hub_client.why_unreachable()
+        if isinstance(error, HubError) and error.reason in ("no route", "offline") and reason is not None:
+            found.out_of_reach[what] = reason
+        else:
+            # The message ends with what to do.
+            found.add(what, "problem", str(error).removeprefix(f"{source}: "))
+        return None
+    at = f"{resolved.commit} ({resolved.how})" if resolved.commit else "a folder"
+    if not resolved.weights:
+        found.add(what, "problem", f"{at}; holds no safetensors weights", f"attndrift convert {source} FOLDER")
+        return None
+    if _damaged(found, what, at, resolved.damaged_weights(), config.parent):
+        return None
+    vision = _model_files(found, what, set(resolved.files), config, at)
+    if resolved.bytes_to_download:
+        from huggingface_hub import constants
+
+        found.downloads.append(Download(what, resolved.bytes_to_download, str(constants.HF_HUB_CACHE)))
+
+    return vision
+
+
+def _other_commit(
+    found: Check, what: str, commit: str | None, runs: list[NamedRun], recorded: Mapping[str, Mapping[str, Any]]
+) -> bool:
+    """Whether a run was begun with another commit than is asked for now; then it is a problem, and not downloaded."""
+    for run in runs:
+        changed = changed_revision(
+            run.model_copy(update={"model_revision": commit}), recorded.get(run.run_id, {"model_revision": None})
+        )
+        if changed is not None:
+            name = run.settings.model.partition("@")[0]
+            found.add(
+                what,
+                "problem",
+                f"run {run.run_id} was started with `model` {name!r} at commit {changed[0]}; now {run.settings.model!r} "
+                f"asks for commit {changed[1]}",
+                "name the model without a revision to go on with the recorded one, or use another folder (--output)",
+            )
+            return True
+    return False
+
+
+def _damaged(found: Check, what: str, at: str, damaged: Mapping[str, str], folder: Path) -> bool:
+    """Whether files of weights are cut or missing; then it is a problem."""
+    if not damaged:
+        return False
+    if at == "a folder":
+        remedy = f"copy or save the model's weights again, into {folder}"
+    else:
+        remedy = f"remove {listed(str(folder / name) for name in damaged)}, and run again where the hub can be asked"
+    found.add(what, "problem", f"{at}; {listed(f'{name} {wrong}' for name, wrong in damaged.items())}", remedy)
+    return True
+
+
+def _read_config(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _vision(config: Any) -> Mapping[str, Any]:
+    part = config.get("vision_config")
+    return part if isinstance(part, dict) else {}
+
+
+def _model_files(found: Check, what: str, files: set[str], config: Path, at: str) -> Mapping[str, Any] | None:
+    try:
+        content = _read_config(config)
+        kind = content.get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        found.add(what, "problem", f"{at}; its config.json cannot be read: {error}", "download or save it again")
+        return None
+    lacking = [
+        name for name, names in (("tokenizer", _TOKENIZER), ("image processor", _PROCESSOR)) if not names & files
+    ]
+    if kind != "clip":
+        detail = f"{at}; its config.json is of a {kind!r} model, and a study trains CLIP with both towers"
+        found.add(what, "problem", detail, "name a model that CLIPModel.from_pretrained takes (attndrift list models)")
+    elif lacking:
+        detail = f"{at}; holds no {' and no '.join(lacking)}"
+        found.add(what, "problem", detail, "save those of the model it came from beside it (save_pretrained)")
+    else:
+        found.add(what, "ok", f"{at}; safetensors, tokenizer, image processor")
+    return _vision(content)

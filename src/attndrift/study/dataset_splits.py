@@ -1,0 +1,34 @@
+"""Which images a run's settings mean: the dataset and its splits, for running and for planning alike."""
+
+from __future__ import annotations
+
+import json
+
+from attndrift.data.dataset import ImageDataset
+from attndrift.data.sources import load_dataset
+from attndrift.data.splits import Splits, make_splits
+from attndrift.study.settings import RunSettings
+
+SPLIT_FIELDS = (
+    "protocol", "data_seed", "train_per_class", "validation_per_class", "validation_fraction", "probe_size",
+    "probe_per_class", "test_limit", "unreadable",
+)  # fmt: skip
+"""The settings that decide the splits of a dataset."""
+
+
+def open_dataset(name: str, settings: RunSettings) -> ImageDataset:
+    """The dataset called ``name``: the run's own source where it is the target and has one, else the registry's."""
+    if name == settings.dataset and settings.source is not None:
+        return load_dataset({"name": name, **settings.source.model_dump()})
+    return load_dataset(name)
+
+
+def splits_of(dataset: ImageDataset, settings: RunSettings) -> Splits:
+    """The splits of the run's target."""
+    return make_splits(dataset, **{name: getattr(settings, name) for name in SPLIT_FIELDS})
+
+
+def splits_key(settings: RunSettings) -> str:
+    """Equal for two runs exactly where dataset and splits are equal."""
+    values = settings.to_json()
+    return json.dumps([values[name] for name in ("dataset", "source", *SPLIT_FIELDS)])

@@ -1,0 +1,99 @@
+"""Interpolation between the pretrained and an adapted model: theta = (1 - alpha) theta0 + alpha theta1.
+
+After Wortsman et al. 2022 (WiSE-FT). The vision transformer and its projection are interpolated,
+adapters merged first. The classifier has no pretrained state and stays the adapted one.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from attndrift.drift.drift import compare_snapshots
+from attndrift.drift.snapshot import take_snapshot
+from attndrift.files import write_json
+from attndrift.methods.checkpoint import load_adapted
+from attndrift.methods.parameter_drift import projection_drift, weight_drift
+from attndrift.models.reference import at_commit
+from attndrift.study.collect import SWEEP
+from attndrift.study.executor import device_of, split_accuracy
+from attndrift.study.record import read_record
+from attndrift.study.resources import StudyResources
+from attndrift.study.settings import RunSettings
+
+ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+
+def interpolate(
+    folder: Path,
+    alphas: Sequence[float] = ALPHAS,
+    *,
+    resources: StudyResources | None = None,
+    progress: Callable[[float, dict[str, Any]], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Measure a finished run's selected checkpoint along ``alphas`` and write ``interpolation.json``.
+
+    Every point has the columns of the table ``interpolation``. ``transfer_S_agreement`` is the share of the
+    transfer images whose zero-shot prediction is that of the pretrained model, which needs no labels. The test
+    split is read once a point, so an alpha chosen by its test accuracy is chosen on the split that it is
+    reported on: choose by agreement, by drift, or on validation. Raises ``ValueError`` for a run that is not finished and for an alpha outside 0..1.
+    """
+    record = read_record(folder)
+    if record is None or record["status"] != "finished":
+        raise ValueError(f"{folder}: only a finished run can be interpolated; `attndrift show` says how it stands")
+    if record["settings"]["method"] == "none":
+        raise ValueError(f"{folder}: the untouched model has nothing to interpolate to")
+    bad = [alpha for alpha in alphas if not 0 <= alpha <= 1]
+    if bad or not alphas:
+        raise ValueError(f"alphas: {bad[0] if bad else 'none given'}; they lie in 0..1")
+    settings = RunSettings.model_validate(record["settings"])
+    bench = resources or StudyResources()
+    pretrained = bench.pretrained(at_commit(settings.model, record["row"].get("model_revision")), device_of(settings))
+    target = bench.target(settings, pretrained)
+    transfer, _ = bench.transfer_sets(settings, target, pretrained)
+    baseline = bench.baseline(settings, target, pretrained)
+    adapted = load_adapted(folder / "checkpoints" / "best", base=pretrained.copy(), merged=True).to(pretrained.device)
+    model = copy.deepcopy(adapted)
+    start = dict(pretrained.clip.named_parameters())
+    end = dict(adapted.backbone.named_parameters())
+    points = []
+    before: dict[str, NDArray[np.int64]] = {}
+    for alpha in sorted(set(alphas)):
+        with torch.no_grad():
+            for name, parameter in model.backbone.named_parameters():
+                # lerp returns its end points exactly, so alpha 0 is the pretrained model bit for bit.
+                parameter.copy_(torch.lerp(start[name], end[name], float(alpha)))
+        snapshot = take_snapshot(model, target.probe_batches(settings.evaluation_batch_size), model.embed)
+        drift = compare_snapshots(
+            baseline,
+            snapshot,
+            weight_drift=weight_drift(model, pretrained.clip),
+            projection_drift=projection_drift(model, pretrained.clip),
+        )
+        point: dict[str, Any] = {
+            "alpha": float(alpha),
+            "test_accuracy": split_accuracy(model, target.test, target.splits.test.labels, settings),
+            "entropy_change_pct": drift.change_pct["entropy"],
+            "cka_mean": float(drift.cka.mean()),
+            "embedding_drift": drift.embedding_drift,
+            "weight_drift": drift.weight_drift,
+        }
+        for item in transfer:
+            found = item.evaluate(model, pretrained, settings)
+            if alpha == 0.0:
+                before[item.name] = found.predictions
+            elif item.name not in before:
+                before[item.name] = bench.pretrained_transfer(settings, item, pretrained).predictions
+            point[f"transfer_{item.name}_accuracy"] = found.accuracy
+            point[f"transfer_{item.name}_agreement"] = float((found.predictions == before[item.name]).mean())
+        points.append(point)
+        if progress is not None:
+            progress(float(alpha), point)
+    write_json(folder / SWEEP, {"points": points, "classifier": "adapted", "checkpoint": "best"})
+    return points

@@ -1,0 +1,238 @@
+"""Where a study is kept: a folder, or an object store.
+
+A run is always executed in a local folder. In a study folder that is the run's own folder, which the system
+locks; elsewhere (:mod:`attndrift.study.object_storage`) it is a copy, fetched when a process begins the run and
+sent back with every resumable state and at the end.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from filelock import FileLock, Timeout
+
+from attndrift.files import read_json, write_json
+from attndrift.formats import numbered
+from attndrift.study.collect import RUNS_FOLDER, STUDY, collect, described_runs, refuse_links
+from attndrift.study.driver import TAKE_OVER
+from attndrift.study.pinning import changed_revision
+from attndrift.study.record import changed_settings, read_record
+from attndrift.study.settings import Study
+
+
+class StudyFolderConflict(ValueError):
+    """The folder holds a study, or a run, with other settings."""
+
+
+class RunLocked(RuntimeError):
+    """Another process is on the run."""
+
+
+class RunWorkspace(Protocol):
+    """A run that this process executes.
+
+    Attributes:
+        folder: the local folder that it is executed in.
+    """
+
+    folder: Path
+
+    def save(self) -> None:
+        """Keep what the folder holds: a resumable state is whole."""
+
+    def finish(self) -> None:
+        """Keep the run: its record is written."""
+
+
+class StudyStorage(ABC):
+    """Where one study is kept.
+
+    Attributes:
+        url: what :func:`open_storage` opens it by, in another process too.
+        token: of the driver that this process is, or works for; None where there is none, or none is needed.
+    """
+
+    url: str
+    token: str | None = None
+
+    @abstractmethod
+    def driver(self, say: Callable[[str], None], *, take_over: bool = False) -> AbstractContextManager[None]:
+        """Inside the block, this process drives the study; ``say`` is told what a user should know of that.
+
+        ``take_over``: replace the driver that is there. Raises ``ValueError`` where there is one and it is not to be
+        replaced, or where nothing needs taking over.
+        """
+
+    @abstractmethod
+    def prepare(self, study: Study) -> None:
+        """Write ``study.json``, or check that the one there is of this study; see :func:`prepare_folder`."""
+
+    @abstractmethod
+    def recorded_runs(self) -> list[dict[str, Any]]:
+        """The runs of the study that is there, as they stand in ``study.json``; none where there is no study."""
+
+    @abstractmethod
+    def plans(self, run_id: str) -> bool:
+        """Whether the study that is there has a run of this name."""
+
+    @abstractmethod
+    def status(self, run_id: str) -> str | None:
+        """The status in a run's record; None without a record."""
+
+    @abstractmethod
+    def open_run(self, run_id: str, patience: float = 0.0) -> AbstractContextManager[RunWorkspace]:
+        """The run, for this process alone; what is kept of it is in the workspace's folder.
+
+        Waits up to ``patience`` seconds for another process to let go. Raises :class:`RunLocked`, and
+        :class:`~attndrift.study.driver.DriverReplaced`; so do the workspace's methods.
+        """
+
+    @abstractmethod
+    def collect(self) -> None:
+        """Write the tables of the study."""
+
+    def is_done(self, run_id: str) -> bool:
+        """Whether a run has ended, and not by failing."""
+        return self.status(run_id) not in (None, "failed")
+
+
+class LocalStorage(StudyStorage):
+    """A study folder, on this machine or on a file system that machines share. Several drivers may work on it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.url = str(folder)
+
+    def _run_folder(self, run_id: str) -> Path:
+        return self.folder / RUNS_FOLDER / run_id
+
+    @contextmanager
+    def driver(self, say: Callable[[str], None], *, take_over: bool = False) -> Iterator[None]:
+        """See :meth:`StudyStorage.driver`. Nothing is needed: each run has a lock of its own."""
+        if take_over:
+            raise ValueError(
+                f"{self.url}: {TAKE_OVER} is for studies in an object store. In a folder each run has a lock, which the "
+                f"system frees when its process ends; leave {TAKE_OVER} out"
+            )
+        yield
+
+    def prepare(self, study: Study) -> None:
+        """See :func:`prepare_folder`."""
+        prepare_folder(study, self.folder)
+
+    def recorded_runs(self) -> list[dict[str, Any]]:
+        """See :meth:`StudyStorage.recorded_runs`."""
+        path = self.folder / STUDY
+        return recorded_in(read_json(path)) if path.is_file() else []
+
+    def plans(self, run_id: str) -> bool:
+        """See :meth:`StudyStorage.plans`."""
+        path = self.folder / STUDY
+        return path.is_file() and any(run["run_id"] == run_id for run in described_runs(read_json(path), path))
+
+    def status(self, run_id: str) -> str | None:
+        """See :meth:`StudyStorage.status`."""
+        record = read_record(self._run_folder(run_id))
+        return None if record is None else str(record["status"])
+
+    @contextmanager
+    def open_run(self, run_id: str, patience: float = 0.0) -> Iterator[RunWorkspace]:
+        """See :meth:`StudyStorage.open_run`. The system frees the lock when the process that holds it dies."""
+        folder = self._run_folder(run_id)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=patience)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise RunLocked("another process is on it") from None
+        try:
+            yield FolderWorkspace(folder)
+        finally:
+            lock.release()
+
+    def collect(self) -> None:
+        """See :func:`attndrift.study.collect.collect`."""
+        with FileLock(self.folder / ".study.lock"):
+            collect(self.folder)
+
+
+class FolderWorkspace:
+    """A run whose folder is all there is to keep: what is written there is kept."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def save(self) -> None:
+        """It is saved."""
+
+    def finish(self) -> None:
+        """It is kept."""
+
+
+def recorded_in(content: Any) -> list[dict[str, Any]]:
+    """The runs of what stands in ``study.json``; none where that is no study, of which ``prepare`` says what is wrong."""
+    runs = content.get("runs") if isinstance(content, dict) else None
+    return [run for run in runs or [] if isinstance(run, dict) and {"run_id", "settings"} <= set(run)]
+
+
+def check_folder(study: Study, folder: Path) -> list[dict[str, Any]]:
+    """The runs of the study that is in ``folder``, none where there is no folder yet. Writes nothing.
+
+    Raises :class:`StudyFolderConflict`, naming run and setting, where a run that is there has other settings, and
+    where the folder holds something else, and :class:`~attndrift.formats.FormatError` for a study of another version.
+    """
+    path = folder / STUDY
+    if folder.exists() and not path.exists() and any(p for p in folder.iterdir() if not p.name.startswith(".")):
+        raise StudyFolderConflict(f"{folder}: not empty and not a study folder; choose another with --output")
+    if folder.exists():
+        refuse_links(folder)
+    known: list[dict[str, Any]] = []
+    if path.exists():
+        content = read_json(path)
+        if not isinstance(content, dict) or not {"name", "runs"} <= set(content):
+            raise StudyFolderConflict(f"{path}: not the description of a study; restore it, or choose another folder")
+        known = described_runs(content, path)
+        if content["name"] != study.name:
+            raise StudyFolderConflict(
+                f"{folder}: holds the study {content['name']!r}, not {study.name!r}; choose another with --output"
+            )
+    by_name = {str(run["run_id"]): run for run in known}
+    for run in study.runs:
+        revisions = changed_revision(run, by_name.get(run.run_id, {}))
+        if revisions is not None:
+            raise StudyFolderConflict(
+                f"{folder}: run {run.run_id} was started with `model` {run.settings.model.partition('@')[0]!r} at "
+                f"commit {revisions[0]}; now {run.settings.model!r} asks for commit {revisions[1]}. Name the model "
+                "without a revision to go on with the recorded one, or use another folder (--output)."
+            )
+        changed = changed_settings(folder / RUNS_FOLDER / run.run_id, run.settings)
+        if changed:
+            what = "; ".join(f"`{k}` was {a!r}, now {b!r}" for k, (a, b) in list(changed.items())[:5])
+            raise StudyFolderConflict(
+                f"{folder}: run {run.run_id} was started with other settings: {what}. "
+                "Use the old settings, or another folder (--output)."
+            )
+    return known
+
+
+def prepare_folder(study: Study, folder: Path) -> None:
+    """Write ``study.json``, or check that the one there is of this study. A study may gain runs.
+
+    Raises as :func:`check_folder` does.
+    """
+    check_folder(study, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / STUDY
+    with FileLock(folder / ".study.lock"):
+        # Another process may have written it since.
+        order = {str(run["run_id"]): run for run in check_folder(study, folder)}
+        order |= {run.run_id: run.model_dump(mode="json") for run in study.runs}
+        content = numbered(
+            "study", {"name": study.name, "description": study.description, "runs": list(order.values())}
+        )
+        if not path.exists() or read_json(path) != content:
+            write_json(path, content)

@@ -1,0 +1,119 @@
+"""What a run's training needs, what it comes to, and after which steps something happens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from attndrift.data.shuffle import Pixels
+from attndrift.drift.drift import Drift
+from attndrift.drift.monitor import DriftMonitor
+from attndrift.guard.guard import Guard
+from attndrift.study.settings import RunSettings
+
+
+class Reporter(Protocol):
+    """Told how a run goes."""
+
+    def step(self, done: int, total: int) -> None:
+        """``done`` of ``total`` optimiser steps are done."""
+
+    def say(self, message: str) -> None:
+        """A line for the log."""
+
+    def saved(self, step: int) -> None:
+        """The resumable state of ``step`` is whole."""
+
+
+Reference = Callable[[NDArray[np.int64], NDArray[np.bool_]], Tensor]
+"""Pretrained log-attention (layers, images, heads, patches) of training images in their orientation."""
+
+
+@dataclass
+class TrainingPlan:
+    """Everything that ``fit`` needs besides the model.
+
+    Attributes:
+        images, labels: the training set; position i of one belongs to position i of the other.
+        monitor: measures structural drift on the probe set.
+        validate: returns the validation accuracy of the live model.
+        track: returns the zero-shot accuracy on the track subset, or None where there is none.
+        track_retention: turns such an accuracy into percent of the pretrained model's.
+        baseline: the history row of the pretrained model, step 0.
+        save_weights: writes the live model's checkpoint under a name (``best``, ``final``, ``epoch-3``).
+        pretrained_entropy: (layers,), for the entropy floor.
+        reference: pretrained attention of the training images, for attention preservation.
+        guard: keeps the run within a budget; of the same monitor.
+    """
+
+    settings: RunSettings
+    images: Pixels
+    labels: Tensor
+    monitor: DriftMonitor
+    validate: Callable[[], float]
+    track: Callable[[], float] | None
+    track_retention: Callable[[float], float | None]
+    baseline: dict[str, Any]
+    save_weights: Callable[[str], None]
+    pretrained_entropy: Tensor
+    reference: Reference | None
+    device: torch.device
+    guard: Guard | None = None
+
+
+@dataclass
+class FitResult:
+    """How training ended.
+
+    Attributes:
+        status: ``finished`` or ``diverged``.
+        history: one row an evaluation, step 0 first.
+        best_accuracy, selected_epoch: best validation accuracy and the epoch after which it was reached.
+        active_fraction: how often the entropy floor was active; None without one.
+        problem: why the run is called diverged.
+        last_good_step: the step of the last state before a divergence; 0 is the pretrained model.
+        final_drift: what was measured after the last step; None where that was in an earlier attempt, or never.
+    """
+
+    status: str
+    history: list[dict[str, Any]]
+    best_accuracy: float | None
+    selected_epoch: int | None
+    active_fraction: float | None
+    problem: str | None = None
+    last_good_step: int | None = None
+    final_drift: Drift | None = field(default=None, compare=False)  # holds tensors
+
+
+def steps_per_epoch(settings: RunSettings, n_train: int) -> int:
+    """Optimiser steps an epoch; the last one may be of fewer images than the others."""
+    micro_batches = math.ceil(n_train / (settings.batch_size // settings.gradient_accumulation))
+    return math.ceil(micro_batches / settings.gradient_accumulation)
+
+
+def spread_steps(settings: RunSettings, n_train: int, times: int) -> frozenset[int]:
+    """Optimiser steps after which something happens ``times`` an epoch, epoch ends always among them."""
+    steps = steps_per_epoch(settings, n_train)
+    within = {max(1, round(steps * (i + 1) / times)) for i in range(times)} | {steps}
+    return frozenset(epoch * steps + step for epoch in range(settings.epochs) for step in within)
+
+
+def evaluation_steps(settings: RunSettings, n_train: int, times: int | None = None) -> list[int]:
+    """Optimiser steps after which something is done ``times`` an epoch; by default, the structure is measured."""
+    return sorted(spread_steps(settings, n_train, times or settings.evaluations_per_epoch))
+
+
+def precision_of(settings: RunSettings, device: torch.device) -> str:
+    """``auto`` resolved: bfloat16 or float16 on an accelerator that has it, float32 elsewhere."""
+    if settings.precision != "auto":
+        return settings.precision
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    return "float32"
