@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -314,9 +315,9 @@ class Tables(Mapping[str, Any]):
             self._read[split] = self.read(split)
         return self._read[split]
 
+    @abstractmethod
     def read(self, split: str) -> Any:
         """Read the table of ``split``."""
-        raise NotImplementedError
 
 
 class FolderTables(Tables):
