@@ -46,20 +46,20 @@ class Guard:
 
     At every check the budgets are measured. Where one is crossed,
 
-    - the trained weights that the image embedding depends on are taken back along the line to their pretrained values,
+    - the trained weights that the image embedding depends on are rewound along the line to their pretrained values,
       (1 - alpha) theta0 + alpha theta1, with the largest alpha that is found to keep every budget;
     - a linear classifier that is given as ``head`` follows: it is changed so that it makes of the monitor's probe images
       what it made of them before, without labels. Any other one stays as it is and trains on behind the encoder that it finds;
     - from then on no step leads further from the pretrained weights than they are now (norm of the whole change): what
-      is beyond is taken back along the same line after each step, so that the classifier never trains behind an encoder
+      is beyond is rewound along the same line after each step, so that the classifier never trains behind an encoder
       that it will not have;
     - these weights learn more slowly, by alpha (at least a quarter, at most three quarters): after each step the rest of
       it is taken back, which for AdamW and SGD is the same as a lower rate; and a preservation loss counts double.
 
     At every check with room to spare all three relax. Where even 1/64 of the change is too much, or the pretrained
-    model itself is outside, the pretrained weights are put back bit for bit and held, and the guard says so.
+    model itself is outside, the pretrained weights are put back bit for bit and frozen, and the guard says so.
 
-    A guard that is never needed leaves the training bit for bit as it was. Measuring touches nothing of the
+    A guard that stays inactive leaves the training bit for bit as it was. Measuring touches nothing of the
     training. The optimizer is never touched either: after a way back its momentum still points outwards, and that is
     what the limit on the distance holds.
 

@@ -1,4 +1,4 @@
-"""The classifier behind an encoder that has been taken back: it follows, without labels."""
+"""The classifier behind an encoder that has been rewound: it follows, without labels."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def _generator(device: str, function: str, *values: Any) -> Any:
     return getattr(module, function)(*values, *([] if device == "mps" else [device]))
 
 
-_is_measuring: ContextVar[bool] = ContextVar("undisturbed", default=False)
+_is_measuring: ContextVar[bool] = ContextVar("is_measuring", default=False)
 
 
 def is_measuring() -> bool:
