@@ -41,13 +41,13 @@ RUNS, STEPS, PAUSE = 4, 12, 0.25
 TRAINED = """
 name: trained
 shared: {model: "config:tiny", dataset: digits, train_per_class: 8, validation_per_class: 2, probe_size: 20, test_limit: 20,
-  epochs: 2, batch_size: 8, learning_rate: 1e-3, transfer: [objects], transfer_limit: 100, track_size: 100,
+  epochs: 2, batch_size: 8, learning_rate: 1e-3, transfer: [objects], transfer_limit: 100, monitor_zero_shot_images: 100,
   evaluations_per_epoch: 2, checkpoints_per_epoch: 5, map_images: 2, threads: 1}
 runs:
   - {method: none}
   - {method: full}
   - {method: lora, lora_rank: 4}
-  - {method: full, regularizer: entropy_floor, regularizer_weight: 0.1, gradient_accumulation: 2}
+  - {method: full, loss: "entropy_floor:0.1", gradient_accumulation: 2}
 """
 
 

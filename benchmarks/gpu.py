@@ -32,10 +32,13 @@ DRIVER_SECONDS = 200.0
 
 STUDY = """
 name: gpu
-shared: {{model: "{model}", dataset: tiles, protocol: seed, train_per_class: {images}, probe_size: 50, test_limit: 100,
-  batch_size: {batch}, learning_rate: 1e-5, evaluations_per_epoch: 1, track_size: 0, map_images: 0, device: {device}}}
+shared: {{model: "{model}", dataset: tiles, selection: test, train_per_class: {images}, probe_size: 50, test_limit: 100,
+  batch_size: {batch}, learning_rate: 1e-5, evaluations_per_epoch: 1, monitor_zero_shot_images: 0, map_images: 0, device: {device}}}
 runs:
 """
+OLD_NAMES = {"selection: test": "protocol: seed", "monitor_zero_shot_images": "track_size"}
+"""Of settings, as checkouts before version 0.2 call them."""
+
 WITHIN: tuple[tuple[str, str, float | None], ...] = (
     ("forward, observed", "forward", 1.05),
     ("step, observed", "step", 1.05),
@@ -117,14 +120,18 @@ class Comparison:
                     self.note(row, side, seconds)
                 say(f"drivers, round {place + 1} of {ROUNDS}: {side}")
 
-    def study_file(self, name: str, runs: Sequence[str]) -> Path:
-        path = self.scratch / f"{name}.yaml"
+    def study_file(self, side: str, name: str, runs: Sequence[str]) -> Path:
+        path = self.scratch / f"{name}-{side}.yaml"
         head = STUDY.format(
             model="config:tiny" if self.tiny else "config:vit-base-patch32",
             images=self.images_per_class,
             batch=8 if self.tiny else 64,
             device="cuda" if torch.cuda.is_available() else "cpu",
         )
+        settings = self.trees[side] / "src" / "attndrift" / "study" / "settings.py"
+        if "monitor_zero_shot_images" not in settings.read_text(encoding="utf-8"):
+            for new, old in OLD_NAMES.items():
+                head = head.replace(new, old)
         path.write_text(head + "".join(f"  - {run}\n" for run in runs), encoding="utf-8")
         return path
 
@@ -137,8 +144,8 @@ class Comparison:
         graphs = {"": "false", ", CUDA graph": "true"} if torch.cuda.is_available() else {"": "false"}
         for suffix, value in graphs.items():
             runs = [f"{{method: full, seed: 1, cuda_graphs: {value}, epochs: {epochs}}}" for epochs in (short, long)]
-            path = self.study_file(f"whole-{value}", runs)
             for side in ("base", "new"):
+                path = self.study_file(side, f"whole-{value}", runs)
                 folder = self.scratch / f"whole-{side}-{value}"
                 self.process(side, self.run_command(path, folder))
                 records = [json.loads(one.read_text(encoding="utf-8")) for one in folder.glob("runs/*/record.json")]
@@ -151,7 +158,7 @@ class Comparison:
 
     def resumption(self) -> None:
         """A run is killed after its first saved state and started again; its weights must be those of a run that was not."""
-        path = self.study_file("resumed", [f"{{method: full, seed: 1, epochs: {12 if self.tiny else 16}}}"])
+        path = self.study_file("new", "resumed", [f"{{method: full, seed: 1, epochs: {12 if self.tiny else 16}}}"])
         whole, killed = self.scratch / "undisturbed", self.scratch / "resumed"
         self.process("new", self.run_command(path, whole))
         command = [sys.executable, *self.run_command(path, killed)]

@@ -185,15 +185,16 @@ def zero_shot_accuracy(clip, loader, tokenizer, class_names, template):
 
 
 def regularization(run, attentions, images, pretrained, baseline):
-    if run["regularizer"] == "apr":
+    name, weight = run["loss"].split(":")
+    if name == "attention_preservation":
         with torch.no_grad():
             teacher = pretrained.vision_model(pixel_values=images, output_attentions=True)
-        return run["regularizer_weight"] * preservation_loss(attentions, teacher.attentions)
+        return float(weight) * preservation_loss(attentions, teacher.attentions)
     loss = 0.0
     for attn, floor in zip(cls_attention(attentions), baseline[0]["entropy"]):
         entropy = -(attn * torch.log(attn + 1e-10)).sum(dim=-1)
         loss = loss + F.relu(0.7 * floor.item() - entropy).mean()
-    return run["regularizer_weight"] * loss
+    return float(weight) * loss
 
 
 def train(run, study, folder):
@@ -235,9 +236,9 @@ def train(run, study, folder):
             optimizer.zero_grad()
             # Mixed precision where the device has it; without `device` in study.json, this is a CPU and float32.
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
-                logits, _, outputs = model(images, output_attentions=run["regularizer"] is not None)
+                logits, _, outputs = model(images, output_attentions=run["loss"] is not None)
                 loss = F.cross_entropy(logits, labels)
-                if run["regularizer"] is not None:
+                if run["loss"] is not None:
                     loss = loss + regularization(run, outputs.attentions, images, pretrained, baseline)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, settings["clip_norm"])

@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -77,7 +78,7 @@ def train(given: argparse.Namespace) -> list[float]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     settings = RunSettings(
         model=given.model, dataset="tiles", epochs=1, batch_size=given.batch, evaluations_per_epoch=1,
-        track_size=0, threads=given.threads, device=cast(Any, device.type), precision=given.precision, **METHODS[given.method],
+        threads=given.threads, device=cast(Any, device.type), precision=given.precision, **METHODS[given.method],
     )  # fmt: skip
     clip = load_clip(given.model)
     side, count = clip.config.vision_config.image_size, given.batch * (given.steps + WARM_UP)
@@ -88,10 +89,16 @@ def train(given: argparse.Namespace) -> list[float]:
     model = adapt(clip.to(device), adaptation(settings), 10, settings.seed).to(device)
     monitor = DriftMonitor(model, images.fetch(places[:8]), embed=model.embed)
     clock = Clock(device.type)
+    # The names of both before version 0.2 were others.
+    before = "track" in {field.name for field in fields(TrainingPlan)}
+    unmonitored: dict[str, Any] = {
+        "track" if before else "monitor_zero_shot": None,
+        "track_retention" if before else "monitored_retention": lambda _: None,
+    }
     with tempfile.TemporaryDirectory() as folder:
         plan = TrainingPlan(
             settings=settings, images=images, labels=torch.from_numpy(store.labels), monitor=monitor,
-            validate=lambda: 0.0, track=None, track_retention=lambda _: None, baseline={"step": 0},
+            validate=lambda: 0.0, **unmonitored, baseline={"step": 0},
             save_weights=lambda name: None, pretrained_entropy=monitor.reference.structure.layers("entropy"),
             reference=None, device=device,
         )  # fmt: skip

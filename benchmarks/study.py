@@ -37,7 +37,7 @@ TARGETS = {"eurosat": "tiles", "pets": "critters"}
 SETTINGS = (
     # An epoch has 20 steps; those of the preset have 57 and more.
     "model=embedded", "device=cpu", "threads=1", "learning_rate_scale=30", "batch_size=24", "probe_size=50",
-    "test_limit=100", "transfer=[objects]", "transfer_limit=300", "evaluations_per_epoch=2", "track_size=0",
+    "test_limit=100", "transfer=[objects]", "transfer_limit=300", "evaluations_per_epoch=2", "monitor_zero_shot_images=0",
     "evaluation_batch_size=100", "tiles.train_per_class=48", "critters.train_per_class=13",
 )  # fmt: skip
 REPLACED = ("freeze_layers:9=7",)  # the embedded model has 8 blocks
@@ -157,7 +157,7 @@ def write_reference(study: Study, folder: Path, threads: int) -> Path:
     trained = next(run.settings for run in study.runs if run.settings.method != "none")
     differing = (
         "dataset", "method", "learning_rate", "weight_decay", "lora_rank", "lora_targets", "freeze_layers",
-        "regularizer", "regularizer_weight",
+        "loss",
     )  # fmt: skip
     content = {
         "model": str(EMBEDDED),
@@ -189,8 +189,8 @@ def _agreement(folder: Path, results: dict[str, Any], study: Study) -> list[dict
     rows = []
     for group, (name, unit, ours, theirs) in itertools.product(groups, (
         ("test accuracy", "points", "test_accuracy", lambda r: 100 * r["test_accuracy"]),
-        ("zero-shot retention", "points", "transfer_objects_retention_pct", lambda r: 100 * r["transfer_accuracy"] / pretrained),
-        ("zero-shot accuracy", "points", "transfer_objects_accuracy", lambda r: 100 * r["transfer_accuracy"]),
+        ("zero-shot retention", "points", "transfer_objects_zero_shot_retention_pct", lambda r: 100 * r["transfer_accuracy"] / pretrained),
+        ("zero-shot accuracy", "points", "transfer_objects_zero_shot_accuracy", lambda r: 100 * r["transfer_accuracy"]),
         ("entropy change", "points", "entropy_change_pct", lambda r: r["entropy_change_pct"]),
         ("CKA, mean over blocks", "", "cka_mean", lambda r: r["cka_mean"]),
         ("embedding drift", "", "embedding_drift", lambda r: r["embedding_drift"]),

@@ -189,7 +189,7 @@ def floor_seconds(study: Study, step: Mapping[Kind, float], image: float) -> flo
         if settings.method == "none":
             continue
         training, validation = _images(settings)
-        if settings.regularizer == "apr" and settings.dataset not in cached:
+        if "attention_preservation" in settings.losses and settings.dataset not in cached:
             # The pretrained attention of a target's training images is computed once, in both orientations.
             total += (2 if settings.flip else 1) * training * image
             cached.add(settings.dataset)

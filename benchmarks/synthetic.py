@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from attndrift.results.tables import STRUCTURE_METRICS, Tables
+from attndrift.metrics.registry import structure_metrics
+from attndrift.results.tables import Tables
 
 _RATES = (1e-6, 3e-6, 5e-6, 1e-5, 3e-5, 5e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 _BASELINE = {"entropy": 3.68, "erf95": 0.86, "gini": 0.31, "head_diversity": 0.075}
@@ -70,7 +71,7 @@ def _runs(
                             {
                                 "run_id": name,
                                 "study": "synthetic",
-                                "protocol": "leak-free",
+                                "selection": "validation",
                                 "model": "synthetic-vit",
                                 "dataset": dataset,
                                 "method": method,
@@ -104,7 +105,7 @@ def _outcomes(runs: pd.DataFrame, transfer: tuple[str, ...], generator: np.rando
         return scale * generator.standard_normal(n)
 
     result = runs.copy()
-    for metric in STRUCTURE_METRICS:
+    for metric in structure_metrics():
         change = 0.8 + _SLOPE[metric] * strength + noise(0.3)
         result[f"{metric}_baseline"] = _BASELINE[metric]
         result[f"{metric}_change_pct"] = change
@@ -121,10 +122,10 @@ def _outcomes(runs: pd.DataFrame, transfer: tuple[str, ...], generator: np.rando
     result["test_accuracy"] = np.clip(accuracy + noise(0.004), 0, 1)
     for name in transfer:
         kept = np.clip(1 - 0.9 * strength + noise(0.02), 0.01, 1.2)
-        result[f"transfer_{name}_pretrained"] = 0.6133
-        result[f"transfer_{name}_accuracy"] = np.clip(0.6133 * kept, 0, 1)
-        result[f"transfer_{name}_retention_pct"] = 100 * kept
-        result[f"transfer_{name}_n"] = 10_000
+        result[f"transfer_{name}_zero_shot_pretrained"] = 0.6133
+        result[f"transfer_{name}_zero_shot_accuracy"] = np.clip(0.6133 * kept, 0, 1)
+        result[f"transfer_{name}_zero_shot_retention_pct"] = 100 * kept
+        result[f"transfer_{name}_zero_shot_n"] = 10_000
     return result
 
 
@@ -142,7 +143,7 @@ def _pretrained(dataset: str) -> dict[str, Any]:
 
 
 _PATHS = (
-    *(f"{metric}_change_pct" for metric in STRUCTURE_METRICS),
+    *(f"{metric}_change_pct" for metric in structure_metrics()),
     "entropy_last_layer_change_pct",
     "embedding_drift",
     "weight_drift",
@@ -172,7 +173,7 @@ def _history(runs: pd.DataFrame, evaluations: int) -> pd.DataFrame:
     for name in ("cka_mean", "cka_last"):
         frame[name] = 1 - (1 - final(name)) * share
     for name in [c for c in runs.columns if c.startswith("transfer_") and c.endswith("_retention_pct")][:1]:
-        frame["transfer_track_retention_pct"] = 100 + (final(name) - 100) * share
+        frame["monitor_zero_shot_retention_pct"] = 100 + (final(name) - 100) * share
     return pd.DataFrame(frame)
 
 
@@ -183,7 +184,7 @@ def _layers(runs: pd.DataFrame, layers: int, heads: int, last: int, generator: n
     adapted = runs[runs["method"] != "none"]
     depth = np.linspace(-1, 1, layers)
     parts: list[pd.DataFrame] = []
-    for metric in STRUCTURE_METRICS:
+    for metric in structure_metrics():
         start = _BASELINE[metric] * (1 + 0.02 * np.cos(np.arange(layers)))
         change = adapted[f"{metric}_change_pct"].to_numpy(dtype=float)[:, None] * (1 + 0.8 * depth)
         change = change + 0.1 * generator.standard_normal((len(adapted), layers))

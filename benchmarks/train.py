@@ -13,7 +13,7 @@ import typer
 from torch import Tensor, nn
 
 from attndrift import AttentionPreservation, DriftMonitor, EntropyFloor
-from attndrift.losses.attention import AttentionCache
+from attndrift.losses import AttentionCache
 from attndrift.methods import METHODS, AdaptationSettings, adapt
 from attndrift.models import load_clip
 from attndrift.study.allocator import keep_freed_memory

@@ -37,7 +37,7 @@ class Classifier(LightningModule):
 
 
 def main(arguments: list[str] | None = None) -> LightningDriftCallback:
-    """Fine-tune the module on drawn land-use tiles; returns the callback."""
+    """Fine-tune the module on generated land-use tiles; returns the callback."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--steps", type=int, default=60)
     given = options.parse_args(arguments)

@@ -19,7 +19,7 @@ PROBE, BATCH = 64, 32  # images that the drift is measured on, and images a step
 
 
 def main(arguments: list[str] | None = None) -> DriftWatch:
-    """Fine-tune the embedded CLIP on drawn land-use tiles; returns the watch."""
+    """Fine-tune the embedded CLIP on generated land-use tiles; returns the watch."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--steps", type=int, default=60)
     options.add_argument("--weight", type=float, default=1.0, help="of the attention preservation, 0 for none")

@@ -1,4 +1,4 @@
-"""Put one picture sheet of each drawn set, and of `digits`, into docs/images: contact-objects.png and so on.
+"""Put one picture sheet of each generated set, and of `digits`, into docs/images: contact-objects.png and so on.
 
     python scripts/contact_sheets.py [--out docs/images] [--seed 2]
 
@@ -14,15 +14,15 @@ import numpy as np
 from PIL import Image
 
 from attndrift.data import load_dataset
-from attndrift.data.generated import DRAWN
-from attndrift.data.generated.canvas import DrawnSet
+from attndrift.data.generated import GENERATED
+from attndrift.data.generated.canvas import GeneratedSet
 
 COLUMNS = 10
 # Grain makes true-colour PNGs large; a palette keeps each sheet below 400 kB.
 COLOURS = 256
 
 
-def sheet(drawn: DrawnSet, seed: int) -> Image.Image:
+def sheet(drawn: GeneratedSet, seed: int) -> Image.Image:
     """Ten columns: a row a class where there are ten classes, else classes from left to right, down the rows."""
     classes = len(drawn.class_names)
     if classes <= 10:
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=2, help="2 is the series of the test splits")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    sheets = {name: sheet(drawn, args.seed) for name, drawn in DRAWN.items()} | {"digits": digits_sheet()}
+    sheets = {name: sheet(drawn, args.seed) for name, drawn in GENERATED.items()} | {"digits": digits_sheet()}
     for name, picture in sheets.items():
         path = args.out / f"contact-{name}.png"
         picture.quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)

@@ -14,7 +14,7 @@ import pandas as pd
 from attndrift.analysis.bootstrap import t_interval
 from attndrift.results.tables import read_tables
 
-KEPT, ENTROPY, ACCURACY = "transfer_objects_retention_pct", "entropy_change_pct", "test_accuracy"
+KEPT, ENTROPY, ACCURACY = "transfer_objects_zero_shot_retention_pct", "entropy_change_pct", "test_accuracy"
 
 
 def _interval(values: pd.Series) -> str:
@@ -30,8 +30,8 @@ def _configuration(row: pd.Series) -> str:
         parts.append(f"r={row.lora_rank:.0f} {row.lora_targets}")
     if pd.notna(row.freeze_layers) and row.freeze_layers:
         parts.append(f"{row.freeze_layers:.0f} frozen")
-    if isinstance(row.regularizer, str):
-        parts.append(f"{row.regularizer} {row.regularizer_weight:g}")
+    if isinstance(row.loss, str):
+        parts.append(row.loss.replace(":", " "))
     return " ".join([*parts, f"decay {row.weight_decay:g}", f"{row.learning_rate:g}"])
 
 

@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 
 from attndrift.analysis.bootstrap import t_interval
 from attndrift.files import read_json, write_json
+from attndrift.losses import split_weight
 from attndrift.study.interpolation import interpolate
 from attndrift.study.record import read_record
 from attndrift.study.resources import StudyResources
@@ -49,8 +50,8 @@ def _records(study: Path) -> list[tuple[Path, dict[str, Any]]]:
 def _kind(settings: dict[str, Any]) -> str:
     if settings["guard"]:
         return f"guard {settings['guard_at_least']:g}%"
-    if settings["regularizer"]:
-        return f"APR {settings['regularizer_weight']:g}"
+    if settings["loss"]:
+        return f"APR {split_weight(settings['loss'])[1]:g}"
     return {"full": "plain", "lora": f"LoRA r={settings['lora_rank']}"}[settings["method"]]
 
 
@@ -93,7 +94,7 @@ def compare(study: Path, seeds: list[int]) -> dict[str, Any]:
         if settings["seed"] not in seeds:
             continue
         kind = _kind(settings)
-        point = Point(100 * row["test_accuracy"], row["transfer_cifar100_retention_pct"])
+        point = Point(100 * row["test_accuracy"], row["transfer_cifar100_zero_shot_retention_pct"])
         states.setdefault(kind, {})[settings["seed"]] = point
         seconds.setdefault(kind, []).append(record["time"]["seconds"])
         if settings["guard"]:
@@ -101,9 +102,11 @@ def compare(study: Path, seeds: list[int]) -> dict[str, Any]:
         if kind == "plain":
             points = _sweep(folder, resources)
             if points is not None:
-                before = row["transfer_cifar100_pretrained"]
+                before = row["transfer_cifar100_zero_shot_pretrained"]
                 curve = [
-                    Point(100 * p["test_accuracy"], 100 * p["transfer_cifar100_accuracy"] / before, p["alpha"])
+                    Point(
+                        100 * p["test_accuracy"], 100 * p["transfer_cifar100_zero_shot_accuracy"] / before, p["alpha"]
+                    )
                     for p in points
                 ]
                 curves[settings["seed"]] = curve

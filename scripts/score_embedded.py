@@ -1,4 +1,4 @@
-"""Linear probes of the embedded model on drawn sets that its pretraining never saw, for its model card.
+"""Linear probes of the embedded model on generated sets that its pretraining never saw, for its model card.
 
     python scripts/score_embedded.py [FOLDER]
 
@@ -22,7 +22,7 @@ from sklearn.preprocessing import StandardScaler
 from statsmodels.stats.proportion import proportion_confint
 from transformers import CLIPModel, CLIPProcessor
 
-from attndrift.data.generated import DRAWN
+from attndrift.data.generated import GENERATED
 
 HOME = Path(__file__).parents[1] / "src" / "attndrift" / "models" / "embedded"
 TRAIN_SEED, TEST_SEED = 1, 2
@@ -47,7 +47,7 @@ class Scorer:
 
     def probe(self, name: str, train: int, test: int) -> np.ndarray:
         """Whether a logistic regression, fitted on drawn training pictures, is right on drawn test pictures."""
-        drawn = DRAWN[name]
+        drawn = GENERATED[name]
         classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.3, max_iter=1000))
         classifier.fit(
             self.embed(_pictures(name, TRAIN_SEED, train)), [drawn.label(TRAIN_SEED, i) for i in range(train)]
@@ -68,7 +68,7 @@ def _batches(images: Iterable[Image.Image], size: int) -> Iterator[list[Image.Im
 
 
 def _pictures(name: str, seed: int, count: int) -> Iterator[Image.Image]:
-    return (Image.fromarray(DRAWN[name].draw(seed, index)) for index in range(count))
+    return (Image.fromarray(GENERATED[name].draw(seed, index)) for index in range(count))
 
 
 def say(what: str, right: np.ndarray) -> None:

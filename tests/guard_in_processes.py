@@ -51,7 +51,7 @@ def _made(way: str) -> Classifier:
 
 
 def _retention(model: Classifier) -> Any:
-    """Nine tenths of an accuracy on classes that the untouched model recognises: directions of its own embeddings."""
+    """Nine tenths of an accuracy on classes that the pretrained model recognises: directions of its own embeddings."""
     probe = images(48, seed=2).to(WAYS["lora, retention"])
     with torch.no_grad():
         embedded = image_embeddings(model, probe)

@@ -1,4 +1,4 @@
-"""`attndrift baseline`: the untouched model's zero-shot accuracy, and what it is an accuracy of."""
+"""`attndrift baseline`: the pretrained model's zero-shot accuracy, and what it is an accuracy of."""
 
 from __future__ import annotations
 

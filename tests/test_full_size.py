@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attndrift.attention import observe
 from attndrift.drift import DriftMonitor, take_snapshot
-from attndrift.losses.attention import EntropyFloorTerm, attention_preservation_loss
+from attndrift.losses import attention_preservation_loss, entropy_floor_loss
 from attndrift.methods import AdaptationSettings, adapt
 from attndrift.methods.parameter_drift import weight_drift
 from attndrift.models import load_clip, load_processor
@@ -42,7 +42,7 @@ def test_one_step_of_each_method_on_vit_b32() -> None:
     text = TextFeatures.of(pretrained, load_processor("config:vit-base-patch32")[0], [f"thing {i}" for i in range(20)])
     pixels = torch.randn(8, 3, 224, 224)
     before = take_snapshot(pretrained, [pixels])
-    assert before.structure.entropy.shape == (12, 12)
+    assert before.structure.heads("entropy").shape == (12, 12)
     with torch.no_grad(), observe(pretrained) as seen:
         pretrained.get_image_features(pixel_values=pixels[:4])
     reference = [layer.clone() for layer in seen.log_attention]
@@ -53,12 +53,12 @@ def test_one_step_of_each_method_on_vit_b32() -> None:
             model, pixels, reference=before, weight_drift=lambda model=model: (weight_drift(model, pretrained), None)
         )
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
-        floor = EntropyFloorTerm(0.1, before.structure.layers("entropy"), 1.0)
         for _ in range(2 if settings.method == "lora" else 1):
             optimizer.zero_grad()
             with observe(model, gradients=True) as seen:
                 loss = model.train()(pixel_values=pixels[:4], labels=torch.tensor([0, 1, 2, 3])).loss
-            loss = loss + 0.1 * attention_preservation_loss(seen.log_attention, reference) + floor(seen.log_attention)
+            floor, _ = entropy_floor_loss(seen.log_attention, before.structure.layers("entropy"), 1.0)
+            loss = loss + 0.1 * attention_preservation_loss(seen.log_attention, reference) + 0.1 * floor
             loss.backward()
             assert torch.isfinite(loss)
             optimizer.step()

@@ -17,8 +17,7 @@ if ON == "cpu":
 # The switch is read where a kernel is defined.
 # ruff: noqa: E402
 from attndrift.attention import observe, rows
-from attndrift.metrics import StructureAccumulator, entropy, erf, gini, kernels
-from attndrift.metrics import structure_accumulator as accumulate
+from attndrift.metrics import StructureAccumulator, entropy, erf, gini, kernels, structure_metrics
 from attndrift.metrics.attention import TIE
 from attndrift.metrics.kernels import row_structure as structure
 from attndrift.metrics.kernels.row_structure import structure_of_rows
@@ -146,7 +145,7 @@ def test_an_observed_pass_and_its_gradients(monkeypatch) -> None:
         loss.backward()
         gradients = {name: p.grad for name, p in model.vision_model.named_parameters() if p.grad is not None}
         summary = accumulator.compute()
-        found.append((values, gradients, {n: summary.heads(n) for n in (*accumulate.STRUCTURE_METRICS, "cls_mass")}))
+        found.append((values, gradients, {n: summary.heads(n) for n in (*structure_metrics(), "cls_mass")}))
     assert used
     (values, gradients, heads), (other_values, other_gradients, other_heads) = found
     for one, other in zip(values, other_values, strict=True):

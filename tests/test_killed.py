@@ -1,6 +1,6 @@
 """A real process, really killed: the study that goes on ends in the tables of one that was not disturbed.
 
-Runs on the CPU, in a process of its own, on drawn images and a tiny CLIP made from a config.
+Runs on the CPU, in a process of its own, on generated images and a tiny CLIP made from a config.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ name: killed
 shared:
   model: {model}
   dataset: digits
-  protocol: leak-free
+  selection: validation
   train_per_class: 8
   validation_per_class: 2
   probe_size: 20
@@ -33,7 +33,7 @@ shared:
   learning_rate: 1e-3
   transfer: [objects]
   transfer_limit: 100
-  track_size: 100
+  monitor_zero_shot_images: 100
   evaluations_per_epoch: 2
   checkpoints_per_epoch: 5
   map_images: 2
@@ -42,8 +42,8 @@ runs:
   - {{method: none}}
   - {{method: full}}
   - {{method: lora, lora_rank: 4}}
-  - {{method: full, regularizer: apr, regularizer_weight: 0.1}}
-  - {{method: full, regularizer: entropy_floor, regularizer_weight: 0.1, gradient_accumulation: 2}}
+  - {{method: full, loss: "attention_preservation:0.1"}}
+  - {{method: full, loss: "entropy_floor:0.1", gradient_accumulation: 2}}
 """
 
 

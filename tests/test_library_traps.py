@@ -24,7 +24,7 @@ from attndrift.models import load_clip
 from attndrift.models.embedding import image_embeddings
 
 HERE = "tests/test_library_traps.py"
-OBSERVED = "tests/observing/test_traps.py"
+OBSERVED = "tests/attention/test_traps.py"
 TRAPS: dict[str, tuple[tuple[str, str], ...]] = {
     "1. under sdpa, output_attentions=True returns an empty tuple and says nothing": (
         (OBSERVED, "test_output_attentions_under_sdpa_is_empty"),
@@ -36,7 +36,7 @@ TRAPS: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "3. a version of the library lost its maps even in eager": (
         (HERE, "test_rows_are_those_of_the_weights_and_not_of_the_librarys_maps"),
-        ("tests/observing/test_restored.py", "test_reading_before_any_forward"),
+        ("tests/attention/test_restored.py", "test_reading_before_any_forward"),
     ),
     "4. a registered attention function may hand out a row": (
         (HERE, "test_an_attention_function_of_ones_own_goes_on_working_and_is_seen"),
@@ -44,23 +44,23 @@ TRAPS: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "5. an attention function registered without its mask function drops the text tower's mask": (
         (OBSERVED, "test_text_features_keep_their_padding_mask"),
-        ("tests/observing/test_families.py", "test_text_encoders_with_their_masks"),
+        ("tests/attention/test_families.py", "test_text_encoders_with_their_masks"),
     ),
     "6. layer_idx is None on CLIP, and gradient checkpointing calls attention twice a layer": (
         (OBSERVED, "test_layers_are_named_from_the_tree"),
-        ("tests/observing/test_gradients.py", "test_checkpointing_without_gradients_records_once"),
-        ("tests/observing/test_gradients.py", "test_accumulated_microbatches_under_checkpointing"),
+        ("tests/attention/test_gradients.py", "test_checkpointing_without_gradients_records_once"),
+        ("tests/attention/test_gradients.py", "test_accumulated_microbatches_under_checkpointing"),
     ),
     "7. get_image_features returns an output object": (
         (HERE, "test_image_features_are_an_object_and_embeddings_a_tensor"),
     ),
     "8. CLIPVisionModel was flattened, its keys are others": (
         (OBSERVED, "test_a_tower_that_is_not_flattened_is_found"),
-        ("tests/comparing/test_compare_sources.py", "test_a_vision_tower_is_put_into_base_in_every_layout"),
+        ("tests/compare/test_compare_sources.py", "test_a_vision_tower_is_put_into_base_in_every_layout"),
     ),
     "9. adapters saved under the old keys load inert with a warning": (
         (HERE, "test_adapters_under_the_old_keys_load_inert_by_peft_and_in_place_or_not_at_all_by_us"),
-        ("tests/comparing/test_compare_sources.py", "test_an_adapter_of_the_bare_tower_lands_in_base_in_either_layout"),
+        ("tests/compare/test_compare_sources.py", "test_an_adapter_of_the_bare_tower_lands_in_base_in_either_layout"),
         ("tests/models/test_checkpoint.py", "test_an_adapter_under_other_keys_is_an_error_and_not_a_warning"),
     ),
     "10. a peft state dict in a plain CLIP with strict=False changes nothing": (
@@ -73,28 +73,28 @@ TRAPS: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "12. merging rounds, adapters stay float32 on half-precision weights, disabling is exact": (
         (HERE, "test_merging_rounds_half_precision_weights_and_measuring_does_not"),
-        ("tests/test_monitor.py", "test_merged_adapters_are_refused_and_unmerged_ones_measured_as_merged"),
+        ("tests/drift/test_monitor.py", "test_merged_adapters_are_refused_and_unmerged_ones_measured_as_merged"),
     ),
-    "13. open_clip's MultiheadAttention and peft": (("tests/observing/test_families.py", "test_adapters_count"),),
+    "13. open_clip's MultiheadAttention and peft": (("tests/attention/test_families.py", "test_adapters_count"),),
     "14. peft only warns on missing adapter keys; a merged folder brings its adapter again": (
         (HERE, "test_adapters_under_the_old_keys_load_inert_by_peft_and_in_place_or_not_at_all_by_us"),
         (
-            "tests/comparing/test_compare_sources.py",
+            "tests/compare/test_compare_sources.py",
             "test_a_model_folder_that_holds_adapters_beside_its_weights_raises",
         ),
-        ("tests/comparing/test_compare_sources.py", "test_an_adapter_that_lacks_a_tensor_is_zero_or_pickled_raises"),
+        ("tests/compare/test_compare_sources.py", "test_an_adapter_that_lacks_a_tensor_is_zero_or_pickled_raises"),
     ),
     "a baseline taken on the wrapped model is not the pretrained one": (
-        ("tests/test_monitor.py", "test_the_reference_under_adapters_is_the_bare_model"),
+        ("tests/drift/test_monitor.py", "test_the_reference_under_adapters_is_the_bare_model"),
     ),
     "a Trainer resumed in mid-epoch is not exact under random augmentation": (
-        ("tests/training/test_resume.py", "test_"),
+        ("tests/study/training/test_resume.py", "test_"),
         ("tests/data/test_shuffle.py", "test_"),
         ("tests/test_killed.py", "test_"),
     ),
     "weights that drift while the embeddings are bit-equal": (
         ("tests/models/test_checkpoint.py", "test_drift_without_movement_raises_even_if_the_fingerprint_agrees"),
-        ("tests/comparing/test_compare_command.py", "test_weights_that_differ_without_effect_raise"),
+        ("tests/compare/test_compare_command.py", "test_weights_that_differ_without_effect_raise"),
     ),
 }
 

@@ -7,14 +7,23 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from attndrift.results.tables import SCHEMAS, TableError, Tables, conform, read_tables, transfer_sets, write_tables
+from attndrift.results.tables import (
+    TABLES,
+    TableError,
+    Tables,
+    conform,
+    read_tables,
+    schema,
+    transfer_sets,
+    write_tables,
+)
 
 RUN = {"run_id": "a", "dataset": "eurosat", "method": "full", "seed": 1}
 
 
 def test_an_absent_column_is_read_as_null() -> None:
     runs = Tables(pd.DataFrame([RUN])).runs
-    assert list(runs.columns) == [column.name for column in SCHEMAS["runs"]]
+    assert list(runs.columns) == [column.name for column in schema("runs")]
     assert runs["test_accuracy"].isna().all()
     assert runs["train_projection"].isna().all()
 
@@ -28,7 +37,7 @@ def test_an_absent_column_is_read_as_null() -> None:
         ({"seed": 1.5}, "`seed` must be int: not whole numbers"),
         ({"dataset": 3}, "`dataset` must be string"),
         ({"entropy_final": -1.0}, "outside 0.0"),
-        ({"transfer_cifar100_accuracy": 60.2}, "`transfer_cifar100_accuracy`"),
+        ({"transfer_cifar100_zero_shot_accuracy": 60.2}, "`transfer_cifar100_zero_shot_accuracy`"),
     ],
 )
 def test_a_value_of_the_wrong_kind_or_unit_is_named(change: dict[str, object], expected: str) -> None:
@@ -72,20 +81,23 @@ def test_run_ids_are_unique_and_known() -> None:
 
 def test_written_and_read_again(tmp_path: Path) -> None:
     tables = Tables(
-        pd.DataFrame([RUN | {"test_accuracy": 0.9, "lora_rank": None, "transfer_cifar100_retention_pct": 41.0}]),
+        pd.DataFrame(
+            [RUN | {"test_accuracy": 0.9, "lora_rank": None, "transfer_cifar100_zero_shot_retention_pct": 41.0}]
+        ),
+        losses=pd.DataFrame([{"run_id": "a", "loss": "entropy_floor", "weight": 0.1, "active_fraction": 0.5}]),
         history=pd.DataFrame([{"run_id": "a", "step": 0, "entropy": 3.5}]),
         layers=pd.DataFrame([{"run_id": "a", "step": 0, "layer": 1, "metric": "cka", "value": 1.0}]),
-        interpolation=pd.DataFrame([{"run_id": "a", "alpha": 0.5, "transfer_cifar100_accuracy": 0.4}]),
+        interpolation=pd.DataFrame([{"run_id": "a", "alpha": 0.5, "transfer_cifar100_zero_shot_accuracy": 0.4}]),
     )
     write_tables(tables, tmp_path)
     again = read_tables(tmp_path)
-    for name in SCHEMAS:
+    for name in TABLES:
         pd.testing.assert_frame_equal(getattr(tables, name), getattr(again, name))
     assert transfer_sets(again.runs) == ["cifar100"]
     before = (tmp_path / "runs.parquet").read_bytes()
     write_tables(again, tmp_path)
     assert (tmp_path / "runs.parquet").read_bytes() == before
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(f"{name}.parquet" for name in SCHEMAS)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(f"{name}.parquet" for name in TABLES)
 
 
 def test_a_file_cut_short_is_named(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ images = torch.randn(12, 3, 28, 28, generator=torch.Generator().manual_seed(1))
 callback = DriftCallback(DriftMonitor(model, images), every=2, echo=None)
 options = {"report_to": tracker, "run_name": "drift", "learning_rate": 1e-2, "project": "drift", "trackio_static_space_id": False}
 trainer_of(model, images, folder / "trainer", callback, **options).train()
-(folder / "drift.json").write_text(json.dumps({step: float(drift.cka.mean()) for step, drift in callback.drift}))
+(folder / "drift.json").write_text(json.dumps({step: float(drift.cka_mean) for step, drift in callback.drift}))
 """
 
 

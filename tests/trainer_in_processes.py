@@ -20,7 +20,7 @@ from torch import Tensor, distributed, nn
 from attndrift.attention import find_vision_tower
 from attndrift.callbacks import DriftCallback
 from attndrift.drift import Alert, Drift, DriftMonitor
-from attndrift.losses.attention import AttentionPreservation
+from attndrift.losses import AttentionPreservation
 from attndrift.models import load_clip
 from training_loops import Classifier, trainer_of
 

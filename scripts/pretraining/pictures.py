@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from attndrift.data.generated import DRAWN
+from attndrift.data.generated import GENERATED
 from pretraining.captions import search_term, spoken
 
 SIDE = 56
@@ -64,7 +64,7 @@ def read_cifar100(data: Path, split: str) -> Pictures:
 
 def draw_objects(count: int, seed: int) -> Pictures:
     """The first ``count`` pictures of a series of ``objects``."""
-    drawn = DRAWN["objects"]
+    drawn = GENERATED["objects"]
     pixels = torch.from_numpy(np.stack([drawn.draw(seed, index) for index in range(count)]))
     labels = [drawn.label(seed, index) for index in range(count)]
     names = list(drawn.class_names)

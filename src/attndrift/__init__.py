@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from attndrift.drift.monitor import DriftMonitor
     from attndrift.guard.budget import Budget
     from attndrift.guard.guard import Guard
-    from attndrift.losses.attention import AttentionPreservation, EntropyFloor
+    from attndrift.losses.attention_preservation import AttentionPreservation
+    from attndrift.losses.entropy_floor import EntropyFloor
     from attndrift.retention.zero_shot import evaluate_zero_shot
 
 __all__ = [
@@ -39,10 +40,8 @@ __getattr__, __dir__ = lazy_imports(
         "attndrift.drift.monitor": ("DriftMonitor",),
         "attndrift.guard.budget": ("Budget",),
         "attndrift.guard.guard": ("Guard",),
-        "attndrift.losses.attention": (
-            "AttentionPreservation",
-            "EntropyFloor",
-        ),
+        "attndrift.losses.attention_preservation": ("AttentionPreservation",),
+        "attndrift.losses.entropy_floor": ("EntropyFloor",),
         "attndrift.retention.zero_shot": ("evaluate_zero_shot",),
     },
 )

@@ -82,18 +82,18 @@ class Hostile:
             kept = 200 * accuracy * (0.01 if self.chance(0.2) else 1)
             for end, values in (("accuracy", accuracy), ("pretrained", np.full(n, 0.5)), ("retention_pct", kept)):
                 if self.chance(0.9):
-                    frame[f"transfer_{name}_{end}"] = self.spoiled(values)
-            frame[f"transfer_{name}_n"] = 100
+                    frame[f"transfer_{name}_zero_shot_{end}"] = self.spoiled(values)
+            frame[f"transfer_{name}_zero_shot_n"] = 100
         if self.chance(0.4):
             frame["status"] = self.pick(["finished", "diverged", "failed", None, "Done", "weird"])
         for name, values in (
             ("lora_rank", [4, 8, None]),
             ("freeze_layers", [0, 3, None]),
-            ("regularizer", [None, "apr", "other|x"]),
-            ("regularizer_weight", [None, 0.1, 1.0]),
+            ("loss", [None, "attention_preservation:0.1", "other|x", "a:1+b:2"]),
+            ("loss_weight", [None, 0.1, 1.0]),
             ("weight_decay", [0.0, 0.01]),
             ("lora_targets", ["q,v", "q,k,v,out", None, ""]),
-            ("protocol", ["seed", "leak-free", None, "odd|"]),
+            ("selection", ["test", "validation", None, "odd|"]),
             ("model", ["m1", "m_2|", None]),
             ("data_seed", [0, 1, None]),
             ("selected_epoch", [1.0, 3.0, None]),
@@ -142,9 +142,12 @@ class Hostile:
                     "run_id": run,
                     "alpha": alpha,
                     "test_accuracy": g.random(),
-                    "transfer_cifar100_accuracy": g.random() / 2,
+                    "transfer_cifar100_zero_shot_accuracy": g.random() / 2,
                 }
-                | {"transfer_cifar100_agreement": None if self.chance(0.2) else g.random(), "cka_mean": g.random()}
+                | {
+                    "transfer_cifar100_zero_shot_agreement": None if self.chance(0.2) else g.random(),
+                    "cka_mean": g.random(),
+                }
                 for run in runs["run_id"].iloc[:3]
                 for alpha in sorted({0.0, *g.random(3).round(2)} if self.chance(0.8) else {0.5})
             ]

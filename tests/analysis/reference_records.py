@@ -77,7 +77,7 @@ def _settings(record: dict[str, Any]) -> dict[str, Any]:
     return {
         "run_id": record["run_id"],
         "study": "reference",
-        "protocol": "leak-free",
+        "selection": "validation",
         "model": config["model_name"],
         "dataset": config["dataset"],
         "learning_rate": config["lr"],
@@ -114,10 +114,10 @@ def _outcomes(record: dict[str, Any]) -> dict[str, Any]:
         row[f"{metric}_final"] = final["attention"][f"{metric}_mean"]
         row[f"{metric}_change_pct"] = final[f"delta_{metric}_pct"]
     for name, transfer in record["transfer"].items():
-        row[f"transfer_{name}_accuracy"] = transfer["accuracy"]
-        row[f"transfer_{name}_pretrained"] = transfer["pretrained"]
-        row[f"transfer_{name}_retention_pct"] = 100 * transfer["retention"]
-        row[f"transfer_{name}_n"] = transfer["n_images"]
+        row[f"transfer_{name}_zero_shot_accuracy"] = transfer["accuracy"]
+        row[f"transfer_{name}_zero_shot_pretrained"] = transfer["pretrained"]
+        row[f"transfer_{name}_zero_shot_retention_pct"] = 100 * transfer["retention"]
+        row[f"transfer_{name}_zero_shot_n"] = transfer["n_images"]
     return row
 
 
@@ -130,8 +130,8 @@ def _history(record: dict[str, Any]) -> list[dict[str, Any]]:
         "cka_mean": 1.0,
         "embedding_drift": 0.0,
         "weight_drift": 0.0,
-        "transfer_track_accuracy": baseline["transfer_track_acc"],
-        "transfer_track_retention_pct": 100.0,
+        "monitor_zero_shot_accuracy": baseline["transfer_track_acc"],
+        "monitor_zero_shot_retention_pct": 100.0,
     }
     for metric in METRICS:
         start[metric] = baseline["attention"][f"{metric}_mean"]
@@ -148,8 +148,8 @@ def _history(record: dict[str, Any]) -> list[dict[str, Any]]:
             "cka_mean": entry["cka_mean"],
             "embedding_drift": entry["embedding_drift"],
             "weight_drift": entry["weight_drift_rel"],
-            "transfer_track_accuracy": entry["transfer_track_acc"],
-            "transfer_track_retention_pct": 100 * entry["transfer_track_retention"],
+            "monitor_zero_shot_accuracy": entry["transfer_track_acc"],
+            "monitor_zero_shot_retention_pct": 100 * entry["transfer_track_retention"],
         }
         for metric in METRICS:
             row[metric] = entry[f"{metric}_mean"]
@@ -187,7 +187,7 @@ def _sweep(record: dict[str, Any]) -> list[dict[str, Any]]:
             "run_id": record["run_id"],
             "alpha": point["alpha"],
             "test_accuracy": point["test_acc"],
-            "transfer_cifar100_accuracy": point["transfer_acc"],
+            "transfer_cifar100_zero_shot_accuracy": point["transfer_acc"],
             "entropy_change_pct": point["delta_entropy_pct"],
             "cka_mean": point["cka_mean"],
             "embedding_drift": point["embedding_drift"],

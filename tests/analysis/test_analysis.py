@@ -188,7 +188,7 @@ CASES = {
     "two transfer sets": lambda: small(transfer=("cifar100", "cifar10")),
     "only baselines": lambda: with_only_baselines(),
     "all diverged": lambda: with_runs(status="diverged"),
-    "constant retention": lambda: with_runs(transfer_cifar100_retention_pct=100.0),
+    "constant retention": lambda: with_runs(transfer_cifar100_zero_shot_retention_pct=100.0),
     "constant everything": lambda: with_runs(
         entropy_change_pct=0.0, cka_mean=1.0, best_val_accuracy=0.5, test_accuracy=0.5, embedding_drift=0.0
     ),
@@ -196,7 +196,7 @@ CASES = {
     "null rates": lambda: with_runs(learning_rate=None),
     "null validation": lambda: with_runs(best_val_accuracy=None),
     "null test accuracy": lambda: with_runs(test_accuracy=None),
-    "null retention": lambda: with_runs(transfer_cifar100_retention_pct=None),
+    "null retention": lambda: with_runs(transfer_cifar100_zero_shot_retention_pct=None),
     "null structure": lambda: with_runs(
         **{
             f"{m}_{e}": None
@@ -276,7 +276,7 @@ def test_a_large_effect_is_supported_and_noise_is_not() -> None:
     runs = made.runs.copy()
     noise = np.random.default_rng(0).standard_normal(len(runs))
     runs["entropy_change_pct"] = noise
-    runs["transfer_cifar100_retention_pct"] = np.where(runs["method"] == "full", 20.0, 90.0) + noise
+    runs["transfer_cifar100_zero_shot_retention_pct"] = np.where(runs["method"] == "full", 20.0, 90.0) + noise
     found = analyze(Tables(runs=runs), settings=QUICK)
     strengths = {f.id: f.strength for f in found.findings if f.question == "RQ2"}
     entropy = next(v for k, v in strengths.items() if "entropy-change-pct" in k)
@@ -297,13 +297,13 @@ def test_one_seed_is_never_supported() -> None:
 def test_signals_against_pandas(usual: Tables) -> None:
     result = analyze(usual, settings=QUICK.model_copy(update={"damaged_below_pct": 80.0}))
     runs = usual.runs[usual.runs["method"] != "none"]
-    kept = runs["transfer_cifar100_retention_pct"]
+    kept = runs["transfer_cifar100_zero_shot_retention_pct"]
     (found,) = [s for s in result.signals if (s.scope, s.when, s.signal) == ("all runs", "final", "abs_entropy_change")]
     assert found.spearman_runs.statistic == pytest.approx(
         runs["entropy_change_pct"].abs().corr(kept, method="spearman")
     )
     groups = [
-        part["entropy_change_pct"].abs().corr(part["transfer_cifar100_retention_pct"], method="spearman")
+        part["entropy_change_pct"].abs().corr(part["transfer_cifar100_zero_shot_retention_pct"], method="spearman")
         for _, part in runs.groupby(["dataset", "method"])
     ]
     assert found.within_mean == pytest.approx(np.mean(groups))
@@ -325,10 +325,10 @@ def test_selection_rules_share_ties() -> None:
             "seed": range(4),
             "best_val_accuracy": [0.90, 0.89, 0.88, 0.80],
             "embedding_drift": [0.5, 0.1, 0.1, 0.0],
-            "transfer_s_retention_pct": [10.0, 30.0, 50.0, 99.0],
+            "transfer_s_zero_shot_retention_pct": [10.0, 30.0, 50.0, 99.0],
         }
     )
-    found = {s.margin_points: s for s in analyze(Tables(runs=runs), settings=QUICK).selections}
+    found = {s.margin_points: s for s in analyze(Tables(runs=runs), settings=QUICK).selection_rules}
     two = found[2.0]
     assert (two.n_runs, two.oracle_pct, two.random_pct) == (3, 50.0, 30.0)
     (choice,) = [c for c in two.choices if c.rule == "lowest embedding_drift"]
@@ -338,7 +338,7 @@ def test_selection_rules_share_ties() -> None:
 
 def test_retention_is_never_invented(usual: Tables) -> None:
     """Null retention beside accuracies means: pretrained too close to chance. It stays null."""
-    runs = usual.runs.assign(transfer_cifar100_retention_pct=None)
+    runs = usual.runs.assign(transfer_cifar100_zero_shot_retention_pct=None)
     found = analyze(Tables(runs=runs), settings=QUICK)
     assert not found.signals
     assert any("below twice chance" in note for note in found.notes)
@@ -415,17 +415,19 @@ def test_spellings_of_one_setting_are_one_configuration(usual: Tables) -> None:
 
 def test_alpha_is_chosen_by_the_predictions_that_stay() -> None:
     """On the transfer images without their labels; what it kept is read off the labels afterwards."""
-    run = {"run_id": "a", "dataset": "d", "method": "full", "seed": 0, "transfer_s_pretrained": 0.6}
+    run = {"run_id": "a", "dataset": "d", "method": "full", "seed": 0, "transfer_s_zero_shot_pretrained": 0.6}
     sweep = pd.DataFrame(
         {
             "run_id": "a",
             "alpha": [0.0, 0.5, 1.0],
             "test_accuracy": [0.1, 0.7, 0.9],
-            "transfer_s_accuracy": [0.6, 0.57, 0.3],
-            "transfer_s_agreement": [1.0, 0.92, 0.52],
+            "transfer_s_zero_shot_accuracy": [0.6, 0.57, 0.3],
+            "transfer_s_zero_shot_agreement": [1.0, 0.92, 0.52],
         }
     )
-    runs = pd.DataFrame([run | {"transfer_s_accuracy": 0.3, "transfer_s_retention_pct": 50.0, "test_accuracy": 0.9}])
+    runs = pd.DataFrame(
+        [run | {"transfer_s_zero_shot_accuracy": 0.3, "transfer_s_zero_shot_retention_pct": 50.0, "test_accuracy": 0.9}]
+    )
     found = analyze(Tables(runs, interpolation=sweep), settings=QUICK)
     rows = {(r["wanted_pct"], r["rule"]): r for r in found.tables["interpolation_choice"].rows}
     row = rows[90.0, "agreement"]

@@ -31,10 +31,10 @@ def _run(run_id: str, bits: ImageOutcomes) -> dict[str, Any]:
     after, before = float(bits.adapted.mean()), float(bits.pretrained.mean())
     return {
         "run_id": run_id,
-        "transfer_s_accuracy": after,
-        "transfer_s_pretrained": before,
-        "transfer_s_retention_pct": 100 * after / before,
-        "transfer_s_n": len(bits.adapted),
+        "transfer_s_zero_shot_accuracy": after,
+        "transfer_s_zero_shot_pretrained": before,
+        "transfer_s_zero_shot_retention_pct": 100 * after / before,
+        "transfer_s_zero_shot_n": len(bits.adapted),
     }
 
 
@@ -109,7 +109,7 @@ def test_difference_limits_hold_at_the_edges() -> None:
 def test_bits_of_other_numbers_are_not_used() -> None:
     rng = np.random.default_rng(3)
     bits = _bits(rng, 300, 0.5)
-    other = _run("a", bits) | {"transfer_s_accuracy": 0.111, "transfer_s_retention_pct": 20.0}
+    other = _run("a", bits) | {"transfer_s_zero_shot_accuracy": 0.111, "transfer_s_zero_shot_retention_pct": 20.0}
     images = ImageIntervals({("a", "s"): bits}, LEVEL)
     assert images.bits(_run("a", bits), "s") is bits
     assert images.bits(other, "s") is None
@@ -151,8 +151,8 @@ def test_first_findings_of_one_seed_carry_intervals_over_images_and_say_so() -> 
     result = analyze(_one_seed())
     assert result.data.single_seed
     first = result.most_important(5)
-    # The records have no regularizer; the topics that they have come in their order.
-    assert _told(first)[:4] == [topic for topic in TOPICS if topic != "regularizer"]
+    # The records have no preservation loss; the topics that they have come in their order.
+    assert _told(first)[:4] == [topic for topic in TOPICS if topic != "preservation"]
     lost, methods, entropy = first[:3]
     for finding in (lost, methods):
         assert finding.evidence["interval"]["unit"] == "image"
@@ -164,7 +164,11 @@ def test_first_findings_of_one_seed_carry_intervals_over_images_and_say_so() -> 
         assert interval["low"] < interval["high"]
         assert finding.strength in ("supported", "descriptive")
     row = next(r for r in result.tables["runs"].rows if r["variant"] == "full" and r["learning_rate"] == 1e-4)
-    name = "transfer_cifar100_retention_pct" if "cifar100" in lost.sentence else "transfer_cifar10_retention_pct"
+    name = (
+        "transfer_cifar100_zero_shot_retention_pct"
+        if "cifar100" in lost.sentence
+        else "transfer_cifar10_zero_shot_retention_pct"
+    )
     assert lost.evidence["effect"] == pytest.approx(row[name])
     assert f"{row[name]:.1f}%" in lost.sentence
 
@@ -199,22 +203,22 @@ def test_order_prefers_measured_effects_and_never_fills_with_nothing() -> None:
 def test_an_effect_within_its_interval_is_not_told_first() -> None:
     tables = _one_seed()
     runs = tables.runs.copy()
-    runs["regularizer"] = runs["regularizer"].astype(object)
+    runs["loss"] = runs["loss"].astype(object)
     base = runs[(runs["method"] == "full") & (runs["learning_rate"] == 1e-5) & runs["test_accuracy"].notna()]
     extra = []
     for weight, shift in ((0.01, 0.001), (1.0, 0.2)):
         row = base.iloc[0].copy()
-        row["run_id"], row["regularizer"], row["regularizer_weight"] = f"apr{weight}", "apr", weight
+        row["run_id"], row["loss"] = f"apr{weight}", f"attention_preservation:{weight}"
         for name in ("cifar10", "cifar100"):
-            row[f"transfer_{name}_accuracy"] += shift
-            row[f"transfer_{name}_retention_pct"] = (
-                100 * row[f"transfer_{name}_accuracy"] / row[f"transfer_{name}_pretrained"]
+            row[f"transfer_{name}_zero_shot_accuracy"] += shift
+            row[f"transfer_{name}_zero_shot_retention_pct"] = (
+                100 * row[f"transfer_{name}_zero_shot_accuracy"] / row[f"transfer_{name}_zero_shot_pretrained"]
             )
         extra.append(row)
     weak = Tables(pd.concat([runs, pd.DataFrame(extra[:1])], ignore_index=True), tables.history, tables.layers)
     both = Tables(pd.concat([runs, pd.DataFrame(extra)], ignore_index=True), tables.history, tables.layers)
-    assert "regularizer" not in _told(analyze(weak).most_important(5))
-    told = next(f for f in analyze(both).most_important(5) if f.topic == "regularizer")
+    assert "preservation" not in _told(analyze(weak).most_important(5))
+    told = next(f for f in analyze(both).most_important(5) if f.topic == "preservation")
     assert "the interval excludes 0 at weight 1 only" in told.sentence
     assert "(Bonferroni)" in told.sentence
     assert "97.5% intervals" in told.sentence

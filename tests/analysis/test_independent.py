@@ -26,7 +26,7 @@ NAMES = {
     "lora_r8": "LoRA r=8",
     "lora_r8_frozen_proj": "LoRA r=8, frozen projection",
 }
-RETENTION = "transfer_cifar100_retention_pct"
+RETENTION = "transfer_cifar100_zero_shot_retention_pct"
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,7 @@ def test_signals(records: pd.DataFrame, result: Analysis, signal: str, when: str
 
 @pytest.mark.parametrize("margin", [1, 2, 3, 5])
 def test_selection_within_points_of_the_best(records: pd.DataFrame, result: Analysis, margin: int) -> None:
-    (found,) = [s for s in result.selections if (s.transfer_set, s.margin_points) == ("cifar100", margin)]
+    (found,) = [s for s in result.selection_rules if (s.transfer_set, s.margin_points) == ("cifar100", margin)]
     best = records["best_val_accuracy"].max()
     near = records[records["best_val_accuracy"] >= best - margin / 100 - 1e-9]
     assert (found.n_runs, found.best_validation) == (len(near), pytest.approx(best))

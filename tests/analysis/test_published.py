@@ -1,4 +1,4 @@
-"""The published values: the 39 reference records, and the tables of the seed report."""
+"""The published values: the 39 reference records, and the tables of the original study."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from original_study import EXPERIMENTS, PRINTED_CHANGES, original_study_tables
 from reference_records import convert, read_records, reference_folder
-from seed_report import EXPERIMENTS, PRINTED_CHANGES, seed_report_tables
 
 from attndrift.analysis import Analysis, analyze
 from attndrift.results.tables import Tables
@@ -58,8 +58,8 @@ def test_the_reference_table(reference: Analysis, line: str) -> None:
         f"{row['entropy_change_pct']:+.2f}",
         f"{row['entropy_change_pct_sd']:.2f}",
         f"{row['entropy_last_layer_change_pct']:+.2f}",
-        f"{row['transfer_cifar100_retention_pct']:.1f}",
-        f"{row['transfer_cifar100_retention_pct_sd']:.1f}",
+        f"{row['transfer_cifar100_zero_shot_retention_pct']:.1f}",
+        f"{row['transfer_cifar100_zero_shot_retention_pct_sd']:.1f}",
         f"{row['weight_drift']:.4f}",
         f"{row['embedding_drift']:.3f}",
         f"{row['cka_mean']:.3f}",
@@ -73,7 +73,9 @@ def test_the_paired_comparison_on_cells(reference: Analysis) -> None:
         for c in reference.comparisons
         if (c.first, c.second, c.scope) == ("full", "LoRA r=8", "all datasets")
     }
-    entropy, kept, cka = (found[name] for name in ("entropy_change_pct", "transfer_cifar100_retention_pct", "cka_mean"))
+    entropy, kept, cka = (
+        found[name] for name in ("entropy_change_pct", "transfer_cifar100_zero_shot_retention_pct", "cka_mean")
+    )
     assert entropy.n_cells == 12
     assert entropy.n_configurations == 4
     paired = entropy.cells.tests[0]
@@ -93,8 +95,8 @@ def test_the_paired_comparison_on_cells(reference: Analysis) -> None:
     [
         ("full", "entropy_change_pct", "-0.972"),
         ("LoRA r=8", "entropy_change_pct", "+0.972"),
-        ("full", "transfer_cifar100_retention_pct", "-0.972"),
-        ("LoRA r=8", "transfer_cifar100_retention_pct", "-0.972"),
+        ("full", "transfer_cifar100_zero_shot_retention_pct", "-0.972"),
+        ("LoRA r=8", "transfer_cifar100_zero_shot_retention_pct", "-0.972"),
     ],
 )
 def test_spearman_against_the_rate(reference: Analysis, method: str, measure: str, rho: str) -> None:
@@ -122,7 +124,7 @@ def test_the_pareto_front(reference: Analysis) -> None:
 
 
 def test_the_selection_rules(reference: Analysis) -> None:
-    (found,) = [s for s in reference.selections if (s.transfer_set, s.margin_points) == ("cifar100", 2.0)]
+    (found,) = [s for s in reference.selection_rules if (s.transfer_set, s.margin_points) == ("cifar100", 2.0)]
     assert found.n_runs == 8
     rules = {choice.rule: choice.retention_pct for choice in found.choices}
     got = [found.oracle_pct, found.random_pct]
@@ -136,7 +138,7 @@ def test_the_selection_rules(reference: Analysis) -> None:
 def test_the_interpolation_sweep(reference: Analysis) -> None:
     rows = reference.tables["interpolation"].rows
     assert [row["alpha"] for row in rows] == [0.0, 0.25, 0.5, 0.75, 1.0]
-    kept = [row["transfer_cifar100_retention_pct"] for row in rows]
+    kept = [row["transfer_cifar100_zero_shot_retention_pct"] for row in rows]
     assert kept == pytest.approx([100.0, 98.9075493233, 90.4777433559, 71.9223870863, 45.3448556987])
     choices = {(row["wanted_pct"], row["rule"]): row for row in reference.tables["interpolation_choice"].rows}
     best = choices[90.0, "cka"]["best_alpha"]
@@ -203,12 +205,12 @@ def test_printed_changes_lie_within_their_rounded_inputs(metric: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def seed_report() -> Analysis:
-    return analyze(Tables(runs=seed_report_tables()))
+def original_study() -> Analysis:
+    return analyze(Tables(runs=original_study_tables()))
 
 
-def test_the_rate_sweep_of_the_seed_report(seed_report: Analysis) -> None:
-    (found,) = [r for r in seed_report.rate_correlations if r.measure == "entropy_change_pct"]
+def test_the_rate_sweep_of_the_original_study(original_study: Analysis) -> None:
+    (found,) = [r for r in original_study.rate_correlations if r.measure == "entropy_change_pct"]
     for level in (found.cells, found.configurations):
         assert f"{level.pearson.statistic:.3f}" == "-0.893"
         assert f"{level.pearson.p:.3f}" == "0.041"
@@ -218,10 +220,10 @@ def test_the_rate_sweep_of_the_seed_report(seed_report: Analysis) -> None:
     assert found.label == "n = 5 configurations, one seed: descriptive only"
 
 
-def test_the_sweeps_of_the_seed_report_are_found_by_their_columns(seed_report: Analysis) -> None:
+def test_the_sweeps_of_the_original_study_are_found_by_their_columns(original_study: Analysis) -> None:
     def settings(name: str) -> list[list[str]]:
         groups: dict[str, list[str]] = {}
-        for row in seed_report.tables[f"sweep_{name}"].rows:
+        for row in original_study.tables[f"sweep_{name}"].rows:
             groups.setdefault(row["sweep"], []).append(row["setting"])
         return list(groups.values())
 
@@ -230,42 +232,53 @@ def test_the_sweeps_of_the_seed_report_are_found_by_their_columns(seed_report: A
     assert settings("freezing") == [["0", "3", "6", "9"]]
     assert settings("targets") == [["q,v", "q,k,v,out"]]
     assert settings("weight_decay") == [["0", "0.01", "0.1"]]
-    assert settings("regularizer") == [
-        ["none", "apr 0.01", "apr 0.1", "apr 1", "entropy_floor 0.01", "entropy_floor 0.1"]
+    assert settings("loss") == [
+        [
+            "none",
+            "attention_preservation 0.01",
+            "attention_preservation 0.1",
+            "attention_preservation 1",
+            "entropy_floor 0.01",
+            "entropy_floor 0.1",
+        ]
     ]
 
 
-def test_preserving_means_a_change_near_zero(seed_report: Analysis) -> None:
-    rows = {row["setting"]: row for row in seed_report.tables["sweep_regularizer"].rows}
-    assert [name for name, row in rows.items() if row["preserves_best"]] == ["apr 1"]
-    (claim,) = [f for f in seed_report.findings if f.question == "RQ4" and f.evidence["nearest_to_zero"] == "apr 1"]
-    assert claim.evidence["nearer_than_none"] == ["apr 1"]
+def test_preserving_means_a_change_near_zero(original_study: Analysis) -> None:
+    rows = {row["setting"]: row for row in original_study.tables["sweep_loss"].rows}
+    assert [name for name, row in rows.items() if row["preserves_best"]] == ["attention_preservation 1"]
+    (claim,) = [
+        f
+        for f in original_study.findings
+        if f.question == "RQ4" and f.evidence["nearest_to_zero"] == "attention_preservation 1"
+    ]
+    assert claim.evidence["nearer_than_none"] == ["attention_preservation 1"]
     assert "nearer to 0 than without it at 1 of 3 weights" in claim.sentence
     assert "one seed: descriptive only" in claim.sentence
 
 
-def test_one_seed_supports_nothing(seed_report: Analysis) -> None:
-    assert {f.strength for f in seed_report.findings} <= {"descriptive", "too few"}
-    assert seed_report.data.single_seed
-    assert all("one seed" in str(row["note"]) for row in seed_report.tables["configurations"].rows)
+def test_one_seed_supports_nothing(original_study: Analysis) -> None:
+    assert {f.strength for f in original_study.findings} <= {"descriptive", "too few"}
+    assert original_study.data.single_seed
+    assert all("one seed" in str(row["note"]) for row in original_study.tables["configurations"].rows)
 
 
-def test_the_seed_report_has_one_matched_cell_of_full_and_lora(seed_report: Analysis) -> None:
+def test_the_original_study_has_one_matched_cell_of_full_and_lora(original_study: Analysis) -> None:
     """E5 ran at 1e-4, and so did one of A1: one cell, which no sentence may rest on."""
     (found,) = [
         c
-        for c in seed_report.comparisons
+        for c in original_study.comparisons
         if (c.first, c.second, c.measure) == ("full", "LoRA r=8", "entropy_change_pct")
     ]
     assert found.n_cells == 1
     assert found.cells.mean == pytest.approx(-10.40 - 0.58)
     assert all(test.p is None and test.reason for test in found.cells.tests)
-    (claim,) = [f for f in seed_report.findings if f.id.startswith("rq2-full-lora-r-8-entropy-change-pct")]
+    (claim,) = [f for f in original_study.findings if f.id.startswith("rq2-full-lora-r-8-entropy-change-pct")]
     assert claim.strength == "too few"
 
 
 def test_methods_without_a_shared_cell_are_not_compared() -> None:
-    runs = seed_report_tables()
+    runs = original_study_tables()
     result = analyze(Tables(runs=runs[runs["run_id"].isin(["E2", "E3", "E4", "E5", "E6", "E7"])]))
     (claim,) = [f for f in result.findings if f.id == "rq2-unmatched"]
     assert "full at 1e-05" in claim.sentence

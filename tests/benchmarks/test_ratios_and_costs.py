@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from attndrift.attention import observe
 from attndrift.attention.observer import Recorder
-from attndrift.losses.attention import AttentionPreservation, attention_preservation_loss
+from attndrift.losses import AttentionPreservation, attention_preservation_loss
 from attndrift.methods import AdaptationSettings, adapt
 from attndrift.metrics import StructureAccumulator
 from attndrift.models import load_clip

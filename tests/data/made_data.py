@@ -12,7 +12,7 @@ from PIL import Image
 
 from attndrift.data.dataset import ImageDataset
 from attndrift.data.pixel_cache import kept_pixels
-from attndrift.data.readers import DrawnReader
+from attndrift.data.readers import GeneratedReader
 from attndrift.data.registry import DatasetSpec
 
 Table = Callable[..., Path]
@@ -39,7 +39,7 @@ def in_memory(counts: dict[str, list[int]], *, shuffle: int = 0, name: str = "ma
             rows = [rows[i] for i in np.random.default_rng(shuffle).permutation(len(rows))]
             ids = [f"{split}/{label}/{i}" for label, i in rows]
             labels = np.asarray([label for label, _ in rows], dtype=np.int64)
-            reader = DrawnReader(len(rows), lambda i: np.asarray(picture(rows[i][0] * 10_000 + rows[i][1])))
+            reader = GeneratedReader(len(rows), lambda i: np.asarray(picture(rows[i][0] * 10_000 + rows[i][1])))
             return reader, labels, ids
 
         return open_split

@@ -131,3 +131,11 @@ def test_the_error_survives_pickling() -> None:
 
     copy = pickle.loads(pickle.dumps(UnreadableImageError("a", "b")))
     assert (copy.image_id, copy.reason) == ("a", "b")
+
+
+@pytest.mark.parametrize("bits", [1, 8, 10, 11, 12])
+def test_few_bits_in_a_sixteen_bit_image_are_refused_and_not_black(bits: int) -> None:
+    values = np.linspace(0, 2**bits - 1, 48).astype(np.uint16).reshape(6, 8)
+    with pytest.raises(UnreadableImageError, match=f"largest value is {2**bits - 1} of 65535"):
+        decode(encoded(Image.fromarray(values)))
+    assert decode(encoded(Image.fromarray(np.zeros((6, 8), dtype=np.uint16)))).max() == 0

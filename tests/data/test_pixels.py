@@ -181,7 +181,7 @@ def test_all_unreadable_images_are_named_at_once(image_folder: Path, tmp_path: P
 def test_after_skipping_the_rest_is_kept(image_folder: Path) -> None:
     (image_folder / "train" / "big_dog" / "0.png").write_bytes(b"damaged")  # the first image of all
     dataset = load_dataset({"name": "zoo", "path": str(image_folder)})
-    splits = make_splits(dataset, protocol="leak-free", data_seed=0, probe_size=3, unreadable="skip")
+    splits = make_splits(dataset, selection="validation", data_seed=0, probe_size=3, unreadable="skip")
     assert len(PixelStore.open(dataset.train, small_processor(), indices=splits.train.indices)) == 17
 
 

@@ -426,7 +426,7 @@ def test_a_split_that_nobody_asks_for_is_not_read(table_folder: Table) -> None:
         dataset.split("noisy")
 
 
-# Drawn sets and digits
+# Generated sets and digits
 
 
 @pytest.fixture
@@ -442,7 +442,7 @@ def fake_drawings(monkeypatch: pytest.MonkeyPatch) -> None:
             return np.full((64, 64, 3), 10 * seed + index % 100, dtype=np.uint8)
 
     module = types.ModuleType("attndrift.data.generated")
-    module.DRAWN = {"tiles": Fake()}  # type: ignore[attr-defined]
+    module.GENERATED = {"tiles": Fake()}  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "attndrift.data.generated", module)
 
 
@@ -513,3 +513,92 @@ def test_cifar100(data_folder: Path, tmp_path: Path) -> None:
     assert "aquarium fish" in dataset.class_names
     assert len(set(dataset.test.ids)) == 10_000
     assert dataset.test[0].size == (32, 32)
+
+
+# Links, stray files, splits
+
+
+@pytest.mark.parametrize(
+    ("link", "target"),
+    [
+        ("train/cat/all", ".."),
+        ("train/cat/own", "."),
+        ("train/cat/top", "../.."),
+        ("train/cat/owls", "../owl"),
+        ("train/lynx", "cat"),
+        ("train/cat/x.png", "../owl/1.png"),
+        ("validation", "train"),
+        ("train/all", ".."),
+    ],
+)
+def test_a_link_to_images_that_are_there_already_is_refused(link: str, target: str, image_folder: Path) -> None:
+    (image_folder / link).symlink_to(target)
+    with pytest.raises(DataError, match=r"is a link to .*would count twice"):
+        _ = load_dataset({"name": "zoo", "path": str(image_folder)}).train
+
+
+def test_a_link_out_of_the_dataset_is_followed_but_not_in_a_circle(image_folder: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    picture(9).save(elsewhere / "9.png")
+    (image_folder / "train" / "cat" / "more").symlink_to(elsewhere)
+    assert len(load_dataset({"name": "zoo", "path": str(image_folder)}).train) == 25
+    (elsewhere / "deeper").mkdir()
+    (elsewhere / "deeper" / "up").symlink_to(elsewhere)
+    with pytest.raises(DataError, match="is a link to"):
+        _ = load_dataset({"name": "zoo", "path": str(image_folder)}).train
+
+
+@pytest.mark.parametrize("odd", ["stray", "unlabeled", "logs", "readme"])
+def test_splits_are_no_classes_whatever_stands_beside_them(odd: str, image_folder: Path) -> None:
+    if odd == "stray":
+        picture(9).save(image_folder / "train" / "9.png")
+    elif odd == "readme":
+        (image_folder / "readme.txt").write_text("x")
+    else:
+        (image_folder / odd).mkdir()
+        if odd == "unlabeled":
+            picture(9).save(image_folder / odd / "9.png")
+    if odd in ("stray", "unlabeled"):
+        with pytest.warns(UserWarning, match="1 images of .* are left out, as they are in no class folder: 9.png"):
+            dataset = load_dataset({"name": "zoo", "path": str(image_folder)})
+    else:
+        dataset = load_dataset({"name": "zoo", "path": str(image_folder)})
+    assert dataset.class_names == ("big dog", "cat", "owl")
+    assert (dataset.train_split, dataset.test_split, len(dataset.train), len(dataset.test)) == ("train", "test", 24, 12)
+
+
+def test_a_class_beside_splits_is_named(image_folder: Path) -> None:
+    (image_folder / "lynx").mkdir()
+    picture(9).save(image_folder / "lynx" / "9.png")
+    with pytest.raises(DataError, match="lynx holds images and stands beside test, train"):
+        load_dataset({"name": "zoo", "path": str(image_folder)})
+
+
+def test_an_empty_folder_is_no_class(image_folder: Path) -> None:
+    (image_folder / "train" / "logs").mkdir()
+    assert load_dataset({"name": "zoo", "path": str(image_folder)}).class_names == ("big dog", "cat", "owl")
+
+
+@pytest.mark.parametrize("name", ["a.heic", "a.HEIF", "a.jxl", "a.cr2", "a.svg", "a", "a.txt", "a.png.part"])
+def test_files_that_are_left_out_are_counted_and_named(name: str, image_folder: Path) -> None:
+    (image_folder / "train" / "cat" / name).write_bytes(b"x")
+    with pytest.warns(
+        UserWarning, match=rf"1 files are left out.*: 1 {Path(name).suffix.lower() or 'no suffix'} .*{name}"
+    ):
+        assert len(load_dataset({"name": "zoo", "path": str(image_folder)}).train) == 24
+
+
+def test_a_broken_link_is_counted(image_folder: Path) -> None:
+    (image_folder / "train" / "cat" / "gone.png").symlink_to("nowhere.png")
+    with pytest.warns(UserWarning, match="1 broken link"):
+        assert len(load_dataset({"name": "zoo", "path": str(image_folder)}).train) == 24
+
+
+@pytest.mark.parametrize(
+    ("suffix", "kind"), [(".jpe", "JPEG"), (".MPO", "MPO"), (".apng", "PNG"), (".j2k", "JPEG2000"), (".dib", "DIB")]
+)
+def test_more_suffixes_of_images(suffix: str, kind: str, image_folder: Path) -> None:
+    picture(9).save(image_folder / "train" / "cat" / f"a{suffix}", format=kind)
+    split = load_dataset({"name": "zoo", "path": str(image_folder)}).train
+    assert split[split.ids.index(f"cat/a{suffix}")].size == (12, 10)

@@ -29,13 +29,13 @@ def spread(counts: list[int]) -> int:
     wanted=st.integers(1, 2),
 )
 @settings(max_examples=40, deadline=None)
-def test_leak_free_parts_are_disjoint_and_balanced(
+def test_parts_of_selection_validation_are_disjoint_and_balanced(
     train: list[int], seed: int, probe: int, validation: int, wanted: int
 ) -> None:
     dataset = in_memory({"train": train, "test": [2] * len(train)})
     splits = make_splits(
         dataset,
-        protocol="leak-free",
+        selection="validation",
         data_seed=seed,
         train_per_class=wanted,
         validation_per_class=validation,
@@ -57,30 +57,30 @@ def test_leak_free_parts_are_disjoint_and_balanced(
 @settings(max_examples=30, deadline=None)
 def test_probe_counts_differ_by_at_most_one(size: int, seed: int) -> None:
     dataset = in_memory(COUNTS)
-    for protocol in ("seed", "leak-free"):
-        splits = make_splits(dataset, protocol=protocol, data_seed=seed, probe_size=size)
+    for selection in ("test", "validation"):
+        splits = make_splits(dataset, selection=selection, data_seed=seed, probe_size=size)
         assert len(splits.probe) == size
         assert spread(splits.probe.class_counts(3)) <= 1
 
 
 def test_without_numbers_everything_is_used() -> None:
     dataset = in_memory(COUNTS)
-    splits = make_splits(dataset, protocol="leak-free", data_seed=1, probe_size=6, validation_fraction=0.25)
+    splits = make_splits(dataset, selection="validation", data_seed=1, probe_size=6, validation_fraction=0.25)
     assert splits.validation.class_counts(3) == [5, 4, 4]  # a quarter of 20, 14, 17; halves upwards
     assert splits.train.class_counts(3) == [13, 8, 11]
     assert splits.test.class_counts(3) == COUNTS["test"]
 
 
-def test_the_seed_protocol_validates_on_the_test() -> None:
+def test_selection_test_validates_on_the_test() -> None:
     dataset = in_memory(COUNTS)
-    splits = make_splits(dataset, protocol="seed", data_seed=0, probe_size=7)
+    splits = make_splits(dataset, selection="test", data_seed=0, probe_size=7)
     assert splits.validation is splits.test
     assert splits.train.class_counts(3) == COUNTS["train"]
     assert splits.test.class_counts(3) == COUNTS["test"]
     assert splits.probe.split == "test"
     assert set(splits.probe.ids) < set(splits.test.ids)
     with pytest.raises(DataError, match=r"validates on the whole held-out split"):
-        make_splits(dataset, protocol="seed", data_seed=0, validation_per_class=2)
+        make_splits(dataset, selection="test", data_seed=0, validation_per_class=2)
 
 
 def test_more_training_images_change_no_other_part_and_hold_the_fewer() -> None:
@@ -88,7 +88,7 @@ def test_more_training_images_change_no_other_part_and_hold_the_fewer() -> None:
     few, many = (
         make_splits(
             dataset,
-            protocol="leak-free",
+            selection="validation",
             data_seed=5,
             train_per_class=n,
             validation_per_class=3,
@@ -107,7 +107,7 @@ def test_test_limits_are_nested_and_even(seed: int) -> None:
     dataset = in_memory(COUNTS)
     before: set[str] = set()
     for limit in range(1, 22):
-        part = make_splits(dataset, protocol="seed", data_seed=seed, test_limit=limit, probe_size=3).test
+        part = make_splits(dataset, selection="test", data_seed=seed, test_limit=limit, probe_size=3).test
         assert len(part) == limit
         assert before < set(part.ids)
         before = set(part.ids)
@@ -115,12 +115,12 @@ def test_test_limits_are_nested_and_even(seed: int) -> None:
         short = counts < np.asarray(COUNTS["test"])
         if short.any():
             assert counts.max() - counts[short].min() <= 1
-    assert len(make_splits(dataset, protocol="seed", data_seed=seed, test_limit=999, probe_size=3).test) == 21
+    assert len(make_splits(dataset, selection="test", data_seed=seed, test_limit=999, probe_size=3).test) == 21
 
 
 def test_the_parts_do_not_depend_on_the_order_of_the_rows() -> None:
     one, other = (
-        make_splits(in_memory(COUNTS, shuffle=s), protocol="leak-free", data_seed=3, train_per_class=4, probe_size=6)
+        make_splits(in_memory(COUNTS, shuffle=s), selection="validation", data_seed=3, train_per_class=4, probe_size=6)
         for s in (0, 1)
     )
     for name, part in one.parts.items():
@@ -129,7 +129,7 @@ def test_the_parts_do_not_depend_on_the_order_of_the_rows() -> None:
 
 def test_the_seed_decides() -> None:
     dataset = in_memory(COUNTS)
-    make = {"protocol": "leak-free", "train_per_class": 4, "probe_size": 6}
+    make = {"selection": "validation", "train_per_class": 4, "probe_size": 6}
     first, again, other = (make_splits(dataset, data_seed=s, **make) for s in (3, 3, 4))
     assert first.to_json() == again.to_json()
     assert first.hash != other.hash
@@ -138,9 +138,9 @@ def test_the_seed_decides() -> None:
 
 def test_other_pixels_under_the_same_ids_have_another_hash(image_folder: Path) -> None:
     source = {"name": "zoo", "path": str(image_folder)}
-    before = make_splits(load_dataset(source), protocol="seed", data_seed=0, probe_size=3)
+    before = make_splits(load_dataset(source), selection="test", data_seed=0, probe_size=3)
     picture(999).save(image_folder / "train" / "cat" / "0.png")
-    after = make_splits(load_dataset(source), protocol="seed", data_seed=0, probe_size=3)
+    after = make_splits(load_dataset(source), selection="test", data_seed=0, probe_size=3)
     assert before.train.hash == after.train.hash
     assert before.hash != after.hash
 
@@ -149,7 +149,7 @@ def test_the_choice_is_the_same_on_every_machine() -> None:
     """A change of these values changes every recorded split: raise it to a new major version."""
     splits = make_splits(
         in_memory(COUNTS),
-        protocol="leak-free",
+        selection="validation",
         data_seed=42,
         train_per_class=1,
         validation_per_class=1,
@@ -169,7 +169,7 @@ PINNED = {
 
 def test_the_record_is_plain_and_complete() -> None:
     dataset = in_memory(COUNTS)
-    splits = make_splits(dataset, protocol="leak-free", data_seed=3, train_per_class=4, probe_size=6)
+    splits = make_splits(dataset, selection="validation", data_seed=3, train_per_class=4, probe_size=6)
     record = json.loads(json.dumps(splits.to_json()))
     assert record["hash"] == splits.hash
     assert record["fingerprint"] == dataset.fingerprint
@@ -192,12 +192,12 @@ def test_the_record_is_plain_and_complete() -> None:
         ({"train_per_class": 0}, r"`train_per_class` is 0"),
         ({"test_limit": -1}, r"`test_limit` is -1"),
         ({"validation_fraction": 1.0}, r"`validation_fraction` is 1.0"),
-        ({"protocol": "other"}, r"'seed' or 'leak-free'"),
+        ({"selection": "other"}, r"'test' or 'validation'"),
         ({"unreadable": "ignore"}, r"'error' or 'skip'"),
     ],
 )
 def test_impossible_requests(options: dict[str, object], message: str) -> None:
-    settings_ = {"protocol": "leak-free", "data_seed": 0, "probe_size": 6, **options}
+    settings_ = {"selection": "validation", "data_seed": 0, "probe_size": 6, **options}
     with pytest.raises(DataError, match=message):
         make_splits(in_memory(COUNTS), **settings_)  # type: ignore[arg-type]
 
@@ -206,7 +206,7 @@ def test_a_class_without_images_is_named() -> None:
     for split in ("train", "test"):
         counts = {**COUNTS, split: [5, 0, 0]}
         with pytest.raises(DataError, match=rf"split `{split}`: classes without images: class 1, class 2"):
-            make_splits(in_memory(counts), protocol="leak-free", data_seed=0, probe_size=3)
+            make_splits(in_memory(counts), selection="validation", data_seed=0, probe_size=3)
 
 
 def test_unreadable_images_are_skipped_on_request_and_listed(image_folder: Path) -> None:
@@ -216,7 +216,7 @@ def test_unreadable_images_are_skipped_on_request_and_listed(image_folder: Path)
     seen: list[tuple[int, int]] = []
     splits = make_splits(
         dataset,
-        protocol="leak-free",
+        selection="validation",
         data_seed=0,
         probe_size=3,
         unreadable="skip",
@@ -246,9 +246,9 @@ def test_parts_of_a_transfer_set() -> None:
 
 
 @pytest.mark.data
-def test_eurosat_in_both_protocols(data_folder: Path, tmp_path: Path) -> None:
+def test_eurosat_with_both_selections(data_folder: Path, tmp_path: Path) -> None:
     dataset = load_dataset("eurosat", data_dir=data_folder, cache_dir=tmp_path)
-    seed = make_splits(dataset, protocol="seed", data_seed=42)
+    seed = make_splits(dataset, selection="test", data_seed=42)
     assert {name: len(part) for name, part in seed.parts.items()} == {
         "train": 21_600,
         "validation": 5_400,
@@ -257,14 +257,14 @@ def test_eurosat_in_both_protocols(data_folder: Path, tmp_path: Path) -> None:
     }
     small = make_splits(
         dataset,
-        protocol="leak-free",
+        selection="validation",
         data_seed=0,
         train_per_class=160,
         validation_per_class=30,
         probe_per_class=20,
     )
     assert [len(part) for part in small.parts.values()] == [1600, 300, 5400, 200]
-    free = make_splits(dataset, protocol="leak-free", data_seed=0)
+    free = make_splits(dataset, selection="validation", data_seed=0)
     assert len(free.probe) == 200
     assert free.probe.class_counts(10) == [20] * 10
     assert len(free.train) + len(free.validation) + len(free.probe) == 21_600

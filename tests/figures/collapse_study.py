@@ -1,6 +1,6 @@
-"""A made-up study in the form of the seed report's matrix: E1 and 21 runs, one seed, 8 blocks of 4 heads.
+"""A made-up study in the form of the original study's matrix: E1 and 21 runs, one seed, 8 blocks of 4 heads.
 
-The end values are those of the seed report where it prints them; the paths to them are smooth curves.
+The end values are those of the original study where it prints them; the paths to them are smooth curves.
 No number here is a measurement.
 """
 
@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from attndrift.results.tables import STRUCTURE_METRICS, Tables
+from attndrift.metrics.registry import structure_metrics
+from attndrift.results.tables import Tables
 
 LAYERS, HEADS, EVALUATIONS = 8, 4, 20
 _BASE = {
@@ -38,18 +39,18 @@ _ROWS: list[tuple[str, str, dict[str, Any], float, tuple[float, ...], float]] = 
     ("A3_freeze3", "A3", {**_FULL, "freeze_layers": 3}, 0.9911, (-0.04, -1.4, -4.5, -2.7), 24.0),
     ("A3_freeze6", "A3", {**_FULL, "freeze_layers": 6}, 0.9885, (-0.02, -1.4, -3.2, -4.0), 33.0),
     ("A3_freeze9", "A3", {**_FULL, "freeze_layers": 9}, 0.9867, (0.06, -0.3, -1.0, 0.0), 52.0),
-    ("R1_apr0.01", "R1", {**_FULL, "regularizer": "apr", "regularizer_weight": 0.01}, 0.9926, (0.86, 1.4, -8.7, -5.3), 23.0),
-    ("R1_apr0.1", "R1", {**_FULL, "regularizer": "apr", "regularizer_weight": 0.1}, 0.9919, (0.56, 0.9, -5.2, -1.3), 27.0),
-    ("R1_apr1", "R1", {**_FULL, "regularizer": "apr", "regularizer_weight": 1.0}, 0.9896, (0.09, 0.1, -0.6, 0.0), 39.0),
-    ("R2_floor0.01", "R2", {**_FULL, "regularizer": "entropy_floor", "regularizer_weight": 0.01}, 0.9911, (0.58, -0.1, -6.1, -2.7), 22.0),
-    ("R2_floor0.1", "R2", {**_FULL, "regularizer": "entropy_floor", "regularizer_weight": 0.1}, 0.9907, (0.79, 0.2, -8.1, -4.0), 22.4),
+    ("R1_apr0.01", "R1", {**_FULL, "loss": "attention_preservation:0.01"}, 0.9926, (0.86, 1.4, -8.7, -5.3), 23.0),
+    ("R1_apr0.1", "R1", {**_FULL, "loss": "attention_preservation:0.1"}, 0.9919, (0.56, 0.9, -5.2, -1.3), 27.0),
+    ("R1_apr1", "R1", {**_FULL, "loss": "attention_preservation:1"}, 0.9896, (0.09, 0.1, -0.6, 0.0), 39.0),
+    ("R2_floor0.01", "R2", {**_FULL, "loss": "entropy_floor:0.01"}, 0.9911, (0.58, -0.1, -6.1, -2.7), 22.0),
+    ("R2_floor0.1", "R2", {**_FULL, "loss": "entropy_floor:0.1"}, 0.9907, (0.79, 0.2, -8.1, -4.0), 22.4),
     ("R3_wd0", "R3", {**_FULL, "weight_decay": 0.0}, 0.9919, (-0.18, -1.9, -2.9, 1.3), 20.6),
     ("R3_wd0.1", "R3", {**_FULL, "weight_decay": 0.1}, 0.9915, (-0.25, -2.0, -2.3, -1.3), 20.9),
 ]  # fmt: skip
 
 
 def collapse_study(
-    *, seeds: tuple[int, ...] = (42,), protocol: str = "seed", names: tuple[str, str] = ("eurosat", "pets")
+    *, seeds: tuple[int, ...] = (42,), selection: str = "test", names: tuple[str, str] = ("eurosat", "pets")
 ) -> Tables:
     """The tables of the study; with several ``seeds`` every run is repeated with noise.
 
@@ -61,7 +62,7 @@ def collapse_study(
     layers: list[pd.DataFrame] = []
     called = dict(zip(("eurosat", "pets"), names, strict=True))
     for dataset, base in _BASE.items():
-        row = _common(f"E1_{dataset}", "E1", {"method": "none"}, seeds[0], protocol) | {"dataset": called[dataset]}
+        row = _common(f"E1_{dataset}", "E1", {"method": "none"}, seeds[0], selection) | {"dataset": called[dataset]}
         runs.append(row | {f"{metric}_baseline": value for metric, value in base.items()})
         layers.append(_layers(row["run_id"], base, dict.fromkeys(base, 0.0), [0], heads=True))
     for name, experiment, settings, accuracy, changes, kept in _ROWS:
@@ -70,8 +71,8 @@ def collapse_study(
             dataset = settings.get("dataset", "eurosat")
             base = _BASE[dataset]
             run_id = name if len(seeds) == 1 else f"{name}_s{seed}"
-            change = {m: c + 0.2 * z for m, c, z in zip(STRUCTURE_METRICS, changes, noise, strict=False)}
-            row = _common(run_id, experiment, settings, seed, protocol) | {"dataset": called[dataset]}
+            change = {m: c + 0.2 * z for m, c, z in zip(structure_metrics(), changes, noise, strict=False)}
+            row = _common(run_id, experiment, settings, seed, selection) | {"dataset": called[dataset]}
             score = round(min(accuracy + 0.002 * float(noise[4]), 1.0) * 2700) / 2700
             row |= {"best_val_accuracy": score, "test_accuracy": score, "selected_epoch": row["epochs"] - 2}
             for metric, value in base.items():
@@ -89,10 +90,10 @@ def collapse_study(
                 "embedding_drift": 0.78 - 0.005 * kept_now,
                 "weight_drift": 0.002 * (row["learning_rate"] / 1e-5) ** 0.5,
                 "projection_drift": 0.001 * (row["learning_rate"] / 1e-5) ** 0.5,
-                "transfer_cifar100_accuracy": min(0.6022 * kept_now / 100, 1.0),
-                "transfer_cifar100_pretrained": 0.6022,
-                "transfer_cifar100_retention_pct": kept_now,
-                "transfer_cifar100_n": 10_000,
+                "transfer_cifar100_zero_shot_accuracy": min(0.6022 * kept_now / 100, 1.0),
+                "transfer_cifar100_zero_shot_pretrained": 0.6022,
+                "transfer_cifar100_zero_shot_retention_pct": kept_now,
+                "transfer_cifar100_zero_shot_n": 10_000,
             }
             runs.append(row)
             history.append(_history(row, base, change, kept_now, generator))
@@ -105,13 +106,13 @@ def collapse_study(
     )
 
 
-def _common(run_id: str, experiment: str, settings: dict[str, Any], seed: int, protocol: str) -> dict[str, Any]:
+def _common(run_id: str, experiment: str, settings: dict[str, Any], seed: int, selection: str) -> dict[str, Any]:
     pets = settings.get("dataset") == "pets"
     row: dict[str, Any] = {
         "run_id": run_id,
         "study": "collapse",
         "experiment": experiment,
-        "protocol": protocol,
+        "selection": selection,
         "model": "clip-small",
         "seed": seed,
         "data_seed": 42,
@@ -154,8 +155,8 @@ def _history(
         "weight_drift": row["weight_drift"] * path,
         "cka_mean": 1 - (1 - row["cka_mean"]) * path,
         "entropy_last_layer_change_pct": row["entropy_last_layer_change_pct"] * path,
-        "transfer_track_retention_pct": 100 - (100 - kept) * path,
-        "transfer_track_accuracy": 0.6022 * (100 - (100 - kept) * path) / 100,
+        "monitor_zero_shot_retention_pct": 100 - (100 - kept) * path,
+        "monitor_zero_shot_accuracy": 0.6022 * (100 - (100 - kept) * path) / 100,
     }  # fmt: skip
     for metric, value in base.items():
         frame[f"{metric}_change_pct"] = change[metric] * path

@@ -18,10 +18,18 @@ from matplotlib.legend import Legend
 from matplotlib.text import Text
 from PIL import Image
 
-from attndrift.figures.draw import FIGURES, FigureError, draw_figures
+from attndrift.analysis.core import analyze
+from attndrift.figures.draw import draw_figures
 from attndrift.figures.maps import MapError, read_maps
+from attndrift.figures.registry import FIGURES, figure
 from attndrift.figures.source import Drawing, NoData, Source
-from attndrift.figures.style import SMALLEST, WIDTH, styled, wrap
+from attndrift.figures.style import SMALLEST, WIDTH, new_figure, styled, wrap
+from attndrift.registry import UnknownNameError
+from attndrift.report.blocks import Block
+from attndrift.report.blocks import Text as Paragraph
+from attndrift.report.build import write_report
+from attndrift.report.page import Page
+from attndrift.report.registry import SECTIONS, section
 from attndrift.results.tables import Tables
 from benchmarks.synthetic import synthetic_tables
 
@@ -59,7 +67,7 @@ def _with_sweep(tables: Tables) -> Tables:
             "run_id": run_id,
             "alpha": alpha,
             "test_accuracy": 0.1 + 0.85 * alpha,
-            "transfer_cifar100_accuracy": 0.6 - 0.4 * alpha,
+            "transfer_cifar100_zero_shot_accuracy": 0.6 - 0.4 * alpha,
             "entropy_change_pct": alpha,
             "embedding_drift": 0.7 * alpha,
         }
@@ -75,7 +83,7 @@ def source(request: pytest.FixtureRequest) -> Source:
         tables = collapse_study()
     else:
         # The longest names that a study is likely to have, and the trouble that they make.
-        tables = collapse_study(seeds=(1, 2, 3), protocol="leak-free", names=("$a_b^c$ <i>", "second_very_long_name"))
+        tables = collapse_study(seeds=(1, 2, 3), selection="validation", names=("$a_b^c$ <i>", "second_very_long_name"))
     names = tables.runs.loc[tables.runs["method"].isin(["full", "lora"]), "run_id"]
     maps = {str(name): attention_arrays(seed=place) for place, name in enumerate(names)}
     return Source(_with_sweep(tables), maps)
@@ -84,14 +92,17 @@ def source(request: pytest.FixtureRequest) -> Source:
 @pytest.fixture(scope="module")
 def drawings(source: Source) -> dict[str, Drawing]:
     with styled():
-        drawn = {name: draw(source) for name, (_, draw) in FIGURES.items()}
+        drawn = {spec.name: spec.draw(source) for spec in FIGURES}
         for drawing in drawn.values():
             drawing.figure.canvas.draw()
         return drawn
 
 
 def test_all_figures_are_listed() -> None:
-    assert list(FIGURES) == SEED_REPORT + FURTHER
+    assert sorted(FIGURES.names()) == sorted(SEED_REPORT + FURTHER)
+    for spec in FIGURES:
+        assert len(spec.alt) > 30
+        assert spec.section in ("baseline", "rq1", "rq2", "rq3", "rq4", "rq5")
 
 
 def _texts(figure: Figure) -> Iterator[Text]:
@@ -177,7 +188,7 @@ def test_one_seed_is_marked_and_captions_tell_n(drawings: dict[str, Drawing], so
         assert "one seed" not in words
     caption = drawing.caption
     assert "n = " in caption or "seeds)" in caption, caption
-    assert ("Protocol `seed`" in caption) == single
+    assert ("Selection `test`" in caption) == single
     assert len(drawing.data)
     assert caption.rstrip().endswith(".")
 
@@ -185,12 +196,12 @@ def test_one_seed_is_marked_and_captions_tell_n(drawings: dict[str, Drawing], so
 def test_colours_and_deviations_are_the_data(source: Source) -> None:
     """The table beside a figure equals an independent reading of the runs."""
     with styled():
-        data = FIGURES["fig6_lr_sweep"][1](source).data
+        data = FIGURES["fig6_lr_sweep"].draw(source).data
     runs = source.tables.runs
     chosen = runs[
         (runs["dataset"] == source.primary)
         & (runs["method"] == "full")
-        & runs["regularizer"].isna()
+        & runs["loss"].isna()
         & runs["freeze_layers"].isna()
         & (runs["weight_decay"] == 0.01)
     ]
@@ -228,7 +239,7 @@ def test_files_are_complete_equal_and_indexed(tmp_path: Path) -> None:
         (one.name, one.caption, one.left_out) for one in first
     ]
     assert (tmp_path / "a" / "index.json").read_bytes() == (tmp_path / "c" / "index.json").read_bytes()
-    assert [result.name for result in first] == ["fig2_baseline_structure", "fig6_lr_sweep", "interpolation"]
+    assert [result.name for result in first] == ["fig6_lr_sweep", "fig2_baseline_structure", "interpolation"]
     for result in first[:2]:
         assert [path.suffix for path in result.files] == [".png", ".svg", ".csv"]
         for path in result.files:
@@ -243,7 +254,7 @@ def test_files_are_complete_equal_and_indexed(tmp_path: Path) -> None:
     assert "attndrift interpolate" in first[2].left_out
     index = json.loads((tmp_path / "a" / "index.json").read_text())
     assert index["interpolation"]["left_out"] == first[2].left_out
-    assert index["fig6_lr_sweep"]["caption"] == first[1].caption
+    assert index["fig6_lr_sweep"]["caption"] == first[0].caption
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted(
         ["index.json"] + [path.name for result in first for path in result.files]
     )
@@ -261,8 +272,8 @@ def test_a_figure_without_data_takes_its_old_files_away(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(f"{name}*"))
 
 
-def test_unknown_figure_names_the_near_ones(tmp_path: Path) -> None:
-    with pytest.raises(FigureError, match="fig6_lr_sweep"):
+def test_an_unknown_figure_gives_one_near_match(tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match=r"there is no figure `fig6_lr`; did you mean `fig6_lr_sweep`\?$"):
         draw_figures(collapse_study(), tmp_path, only=["fig6_lr"])
 
 
@@ -283,7 +294,7 @@ def test_unknown_figure_names_the_near_ones(tmp_path: Path) -> None:
                 "test_accuracy": [0.5, 0.6],
                 "entropy_change_pct": [0.0, 0.0],
                 "entropy_last_layer_change_pct": [0.0, 0.0],
-                "transfer_x_retention_pct": [100.0, 100.0],
+                "transfer_x_zero_shot_retention_pct": [100.0, 100.0],
             }
         ),
     ],
@@ -307,7 +318,7 @@ def test_other_models_and_protocols_are_named_not_mixed() -> None:
     source = Source(Tables(pd.concat([tables.runs, other]), tables.history, tables.layers))
     assert source.model == "synthetic-vit"
     with styled():
-        drawing = FIGURES["dose_response"][1](source)
+        drawing = FIGURES["dose_response"].draw(source)
     assert "Model synthetic-vit only; 5 runs of another model are not shown." in drawing.caption
     assert set(drawing.data["n"]) == {2}
 
@@ -328,7 +339,7 @@ def test_maps_are_checked(tmp_path: Path) -> None:
     with pytest.raises(MapError, match=r"maps\.npz: not a file of attention maps"):
         read_maps(tmp_path / "maps.npz")
     with pytest.raises(NoData):
-        FIGURES["attention_maps"][1](Source(collapse_study(), None))
+        FIGURES["attention_maps"].draw(Source(collapse_study(), None))
 
 
 def test_labels_keep_their_length() -> None:
@@ -339,7 +350,7 @@ def test_labels_keep_their_length() -> None:
 
 def test_one_run_carries_the_interval_over_its_images(source: Source) -> None:
     with styled():
-        drawing = FIGURES["extra_frozen_layers"][1](source)
+        drawing = FIGURES["extra_frozen_layers"].draw(source)
     accuracy = drawing.data[drawing.data["measure"] == source.accuracy].set_index("frozen")
     if not source.analysis.data.single_seed:
         assert accuracy["low"].isna().all()
@@ -357,7 +368,7 @@ def test_one_run_carries_the_interval_over_its_images(source: Source) -> None:
 def test_entropy_of_all_blocks_and_of_the_last_share_a_scale(drawings: dict[str, Drawing]) -> None:
     for name in ("fig5_fullft_vs_lora", "fig8_regularization", "extra_lora_qkvo"):
         panels = {panel.get_xlabel().replace("\n", " "): panel.get_xlim() for panel in drawings[name].figure.axes}
-        assert panels["Entropy change (%)"] == panels["Last-block entropy change (%)"], name
+        assert panels["Entropy change (%)"] == panels["Entropy change, last block (%)"], name
 
 
 def test_runs_of_one_time_stand_side_by_side(drawings: dict[str, Drawing]) -> None:
@@ -374,4 +385,46 @@ def test_runs_of_one_time_stand_side_by_side(drawings: dict[str, Drawing]) -> No
 def test_the_page_on_figures_lists_them_all() -> None:
     page = (Path(__file__).parents[2] / "docs" / "figures.md").read_text(encoding="utf-8")
     listed = [line.split("`")[1] for line in page.splitlines() if line.startswith("| `")]
-    assert listed == list(FIGURES)
+    assert sorted(listed) == sorted(FIGURES.names())
+
+
+def test_a_registered_figure_is_drawn_and_stands_in_its_section(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FIGURES.names()
+    monkeypatch.setattr(FIGURES, "_members", dict(FIGURES._members))
+    monkeypatch.setattr(FIGURES, "_origins", dict(FIGURES._origins))
+
+    @figure("accuracies", title="All accuracies", section="rq2", alt="Dots: one accuracy a run.", needs=("history",))
+    def accuracies(source: Source) -> Drawing:
+        drawn, axes = new_figure(40)
+        axes[0, 0].plot(source.adapted["test_accuracy"], "o")
+        return Drawing(drawn, "Every accuracy.", source.adapted[["run_id", "test_accuracy"]])
+
+    tables = collapse_study()
+    (result,) = draw_figures(tables, tmp_path / "figures", only=["accuracies"])
+    assert [path.suffix for path in result.files] == [".png", ".svg", ".csv"]
+    _, page = write_report(tmp_path, analysis=analyze(tables), figures=[result], tables=tables)
+    text = page.read_text(encoding="utf-8")
+    rq2 = text[text.index('id="rq2"') : text.index('id="rq3"')]
+    assert 'alt="All accuracies. Dots: one accuracy a run."' in rq2
+    (bare,) = draw_figures(Tables(tables.runs), tmp_path / "bare", only=["accuracies"])
+    assert bare.left_out == "there is no table `history`, or it has no rows"
+
+
+def test_a_registered_section_stands_in_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    SECTIONS.names()
+    monkeypatch.setattr(SECTIONS, "_members", dict(SECTIONS._members))
+    monkeypatch.setattr(SECTIONS, "_origins", dict(SECTIONS._origins))
+
+    @section("costs", title="What it cost", order=450)
+    def costs(page: Page) -> list[Block]:
+        return [Paragraph(f"{len(page.tables.runs)} runs.")]
+
+    section("silent", title="Nothing", order=460)(lambda page: [])
+    tables = collapse_study()
+    markdown, page = write_report(tmp_path, analysis=analyze(tables), tables=tables)
+    headings = [line for line in markdown.read_text(encoding="utf-8").splitlines() if line.startswith("## ")]
+    assert headings.index("## What it cost") == headings.index("## All runs") - 1
+    assert "## Nothing" not in headings
+    assert f"{len(tables.runs)} runs." in page.read_text(encoding="utf-8")

@@ -29,7 +29,19 @@ from safetensors.torch import load_file
 
 RECORDS = Path(__file__).with_name("records.json")
 
-RENAMED: dict[str, str | None] = {"rate": "lr_scale"}
+RENAMED: dict[str, str | None] = {
+    "rate": "lr_scale",
+    "protocol": "selection",
+    "regularizer": None,
+    "regularizer_weight": None,
+    "regularizer_active_fraction": "loss_active_fraction",
+    "transfer_track_accuracy": "monitor_zero_shot_accuracy",
+    "transfer_track_retention_pct": "monitor_zero_shot_retention_pct",
+    **{
+        f"transfer_objects_{end}": f"transfer_objects_zero_shot_{end}"
+        for end in ("accuracy", "pretrained", "retention_pct", "n")
+    },
+}
 """Name in the records -> name today, of columns and of a guard's entries; None for one that is gone."""
 
 VALUES: dict[str, str] = {
@@ -37,6 +49,8 @@ VALUES: dict[str, str] = {
     "given up": "infeasible",
     "never needed": "inactive",
     "held": "frozen",
+    "leak-free": "validation",
+    "seed": "test",
 }
 """Text in the records -> text today."""
 
@@ -45,7 +59,7 @@ name: golden
 shared:
   model: embedded
   dataset: tiles
-  protocol: leak-free
+  selection: validation
   train_per_class: 4
   validation_per_class: 2
   probe_size: 20
@@ -57,7 +71,7 @@ shared:
   transfer_limit: 300
   guard_probe_per_class: 1
   guard_checks_per_epoch: 3
-  track_size: 50
+  monitor_zero_shot_images: 50
   evaluations_per_epoch: 2
   map_images: 0
   threads: 1
@@ -66,18 +80,18 @@ runs:
   - {experiment: full, method: full, weight_decay: 0.1}
   - {experiment: freeze, method: full, freeze_layers: 4, flip: false}
   - {experiment: accumulated, method: full, gradient_accumulation: 4, warmup: 0.5}
-  - {experiment: text-head, method: full, head_init: text, clip_norm: 0}
+  - {experiment: text-head, method: full, head: text, clip_norm: 0}
   - {experiment: bfloat16, method: full, precision: bfloat16}
-  - {experiment: one-split, method: full, protocol: seed, validation_per_class: null}
+  - {experiment: one-split, method: full, selection: test, validation_per_class: null}
   - {experiment: lora, method: lora, lora_rank: 2, lora_targets: "q,v"}
   - {experiment: lora-all, method: lora, lora_rank: 4, lora_targets: "q,k,v,out", lora_dropout: 0.2}
   - {experiment: lora-frozen, method: lora, lora_rank: 4, train_projection: false}
   - {experiment: linear-probe, method: linear_probe}
   - {experiment: last-block, method: last_block}
   - {experiment: last-block-projection, method: last_block, train_projection: true}
-  - {experiment: preserved, method: full, regularizer: apr, regularizer_weight: 10}
-  - {experiment: lora-preserved, method: lora, lora_rank: 4, regularizer: apr, regularizer_weight: 10, gradient_accumulation: 2}
-  - {experiment: floor, method: full, regularizer: entropy_floor, regularizer_weight: 1, entropy_floor_fraction: 1.0}
+  - {experiment: preserved, method: full, loss: "attention_preservation:10"}
+  - {experiment: lora-preserved, method: lora, lora_rank: 4, loss: "attention_preservation:10", gradient_accumulation: 2}
+  - {experiment: floor, method: full, loss: "entropy_floor:1", entropy_floor_fraction: 1.0}
   - {experiment: guard-drift, method: full, guard: weight_drift, guard_at_most: 0.01}
   - {experiment: guard-lora, method: lora, lora_rank: 4, guard: cka_mean, guard_at_least: 0.99997}
   - {experiment: guard-retention, method: full, guard: retention_pct, guard_at_least: 90, guard_confidence: 0.5}

@@ -22,7 +22,7 @@ STUDY = """
 name: small
 description: '<script>alert("description")</script>'
 shared: {model: %s, dataset: digits, train_per_class: 4, validation_per_class: 1, probe_size: 10, test_limit: 10, epochs: 3,
-         batch_size: 20, learning_rate: 1e-3, track_size: 0, evaluations_per_epoch: 1, map_images: 1, threads: 1}
+         batch_size: 20, learning_rate: 1e-3, monitor_zero_shot_images: 0, evaluations_per_epoch: 1, map_images: 1, threads: 1}
 runs:
   - {method: lora, lora_rank: 2}
 """  # fmt: skip

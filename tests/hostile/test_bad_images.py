@@ -114,7 +114,7 @@ def test_hostile_file_names_are_read_like_any_other(tmp_path: Path, tiny_clip: P
     folder = folder_of_names(tmp_path / "images", [good_images()["rgb.png"]])
     before = surroundings(tmp_path)
     dataset = load_dataset({"name": "names", "path": str(folder)})
-    splits = make_splits(dataset, protocol="leak-free", data_seed=0, validation_per_class=2, probe_size=4)
+    splits = make_splits(dataset, selection="validation", data_seed=0, validation_per_class=2, probe_size=4)
     assert len(splits.train) + len(splits.validation) + len(splits.probe) >= 2 * len(NAMES) - 4
     _, processor = load_processor(tiny_clip)
     cache = tmp_path / "cache"
@@ -146,7 +146,7 @@ def _bad_folder(root: Path, model: Path, seed: int) -> str:
     images = [bad_image(1000 * seed + place)[1] or b"\0" for place in range(len(NAMES))]
     folder = folder_of_names(root / "images", images)
     before = surroundings(root)
-    options: dict[str, Any] = {"protocol": "leak-free", "data_seed": seed, "validation_per_class": 1, "probe_size": 2}
+    options: dict[str, Any] = {"selection": "validation", "data_seed": seed, "validation_per_class": 1, "probe_size": 2}
     outcome, too_few, refused_whole = OUTCOMES
     with within(120.0, f"folder {seed}"):
         try:

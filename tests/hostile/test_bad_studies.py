@@ -34,7 +34,7 @@ runs:
   - {experiment: E1, method: none, grid: {dataset: [tiles, critters]}}
   - {method: full, dataset: tiles, grid: {learning_rate: [1e-5, 1e-4], seed: [0, 1, 2]}}
   - {method: lora, dataset: own, lora_rank: 4, grid: {seed: [0, 1]}}
-  - {method: full, dataset: critters, regularizer: apr, regularizer_weight: 0.1, prompts: ["a {class}.", "the {class}"]}
+  - {method: full, dataset: critters, loss: "attention_preservation:0.1", prompts: ["a {class}.", "the {class}"]}
 """
 
 WORDS = [

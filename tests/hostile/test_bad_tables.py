@@ -21,7 +21,7 @@ from made_bad import mutated, surroundings, within
 
 from attndrift.formats import FormatError, table_metadata
 from attndrift.results.importing import import_tables
-from attndrift.results.tables import SCHEMAS, TableError, read_tables, write_tables
+from attndrift.results.tables import TABLES, TableError, read_tables, write_tables
 from benchmarks.synthetic import synthetic_tables
 
 TIME_LIMIT = 30.0
@@ -87,7 +87,7 @@ def _bad_import(seed: int, root: Path, good: dict[str, pd.DataFrame]) -> str:
     random = np.random.default_rng([2, seed])
     folder = root / f"in{seed}"
     folder.mkdir()
-    damaged = list(SCHEMAS)[int(random.integers(0, 3))]
+    damaged = list(TABLES)[int(random.integers(0, 3))]
     for name, frame in good.items():
         form = FORMS[int(random.integers(0, len(FORMS)))]
         content = _content(frame, form)

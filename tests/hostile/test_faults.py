@@ -208,7 +208,7 @@ def test_two_drivers_share_a_study_and_neither_does_the_other_s_work(tiny_clip: 
     path = tmp_path / "study.yaml"
     path.write_text(
         f"name: shared\nshared: {{model: '{tiny_clip}', dataset: digits, train_per_class: 4, validation_per_class: 1, "
-        "probe_size: 10, test_limit: 10, epochs: 2, batch_size: 20, track_size: 0, map_images: 1, threads: 1}\n"
+        "probe_size: 10, test_limit: 10, epochs: 2, batch_size: 20, monitor_zero_shot_images: 0, map_images: 1, threads: 1}\n"
         "runs: [{method: full, grid: {seed: [0, 1, 2, 3, 4, 5]}}]\n"
     )
     environment = os.environ | {"ATTNDRIFT_CACHE": str(tmp_path / "cache")}

@@ -1,4 +1,4 @@
-"""Dataset repositories in the layout of the real ones: splits, columns, features and class names; small drawn images."""
+"""Dataset repositories in the layout of the real ones: splits, columns, features and class names; small generated images."""
 
 from __future__ import annotations
 

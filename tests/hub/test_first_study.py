@@ -41,7 +41,7 @@ def test_all_runs_finish_on_both_datasets(first_study: FirstStudy) -> None:
     assert set(runs.loc[runs["method"] == UNTOUCHED, "experiment"]) == {"E1"}
     assert set(runs["dataset"]) == {"eurosat", "pets"}
     assert set(runs["model"]) == {B32}
-    assert runs["transfer_cifar100_accuracy"].notna().all()
+    assert runs["transfer_cifar100_zero_shot_accuracy"].notna().all()
     assert len(records(first_study.folder)) == len(runs)
 
 
@@ -109,7 +109,7 @@ def test_compare_takes_hub_names(warm_computer: Computer, photos: Path) -> None:
 
 STUDY = """
 name: mine
-shared: {model: made/by-bot, dataset: digits, method: full, learning_rate: 1e-4, protocol: seed}
+shared: {model: made/by-bot, dataset: digits, method: full, learning_rate: 1e-4, selection: test}
 runs:
   - {seed: 0}
   - {seed: 1}

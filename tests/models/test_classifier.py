@@ -116,7 +116,7 @@ def test_what_cannot_be_adapted_is_named() -> None:
         (AdaptationSettings("lora", lora_dropout=1.0), "lora_dropout"),
         (AdaptationSettings("none", train_projection=True), "train_projection"),
         (AdaptationSettings("full", freeze_layers=-1), "freeze_layers"),
-        (AdaptationSettings("full", head_init="zero"), "head_init"),
+        (AdaptationSettings("full", head="zero"), "head"),
     ],
 )
 def test_impossible_settings_name_the_field_and_leave_the_model_alone(settings: AdaptationSettings, named: str) -> None:
@@ -127,7 +127,7 @@ def test_impossible_settings_name_the_field_and_leave_the_model_alone(settings: 
 
 
 def test_parameters_are_counted_from_a_source_or_a_config() -> None:
-    settings = AdaptationSettings("lora", head_init="text")
+    settings = AdaptationSettings("lora", head="text")
     assert count_parameters("config:tiny", settings, 5) == count_parameters(load_config("config:tiny"), settings, 5)
     model = adapt(load_clip("config:tiny"), AdaptationSettings("lora"), 5, 0)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from transformers import AutoTokenizer, CLIPModel, CLIPProcessor
 
 import attndrift
-from attndrift.data.generated import DRAWN
+from attndrift.data.generated import GENERATED
 
 FOLDER = Path(attndrift.__file__).parent / "models" / "embedded"
 # Measured on exactly these pictures: 0.910 (of 300) and 0.535 (of 1,000); libraries may round differently.
@@ -69,7 +69,7 @@ def test_its_form_is_that_of_a_small_vit_with_50_tokens(model: CLIPModel) -> Non
 
 
 def test_it_knows_drawn_objects_that_pretraining_never_saw(model: CLIPModel, processor: CLIPProcessor) -> None:
-    drawn = DRAWN["objects"]
+    drawn = GENERATED["objects"]
     images = [Image.fromarray(drawn.draw(2, index)) for index in range(300)]
     best = zero_shot(model, processor, images, list(drawn.class_names))
     assert np.mean(best == np.arange(300) % 100) >= OBJECTS_BOUND
@@ -94,7 +94,7 @@ def test_it_knows_photographs_that_pretraining_never_saw(model: CLIPModel, proce
 
 def test_attention_differs_between_heads_and_images(model: CLIPModel, processor: CLIPProcessor) -> None:
     eager = CLIPModel.from_pretrained(FOLDER, dtype=torch.float32, attn_implementation="eager").eval()
-    images = [Image.fromarray(DRAWN["objects"].draw(2, index)) for index in range(8)]
+    images = [Image.fromarray(GENERATED["objects"].draw(2, index)) for index in range(8)]
     pixels = processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         layers = eager.vision_model(pixels, output_attentions=True).attentions
@@ -137,7 +137,7 @@ def test_the_tokenizer_agrees_with_the_text_tower(model: CLIPModel) -> None:
 @pytest.mark.parametrize("name", ["objects", "cifar100 style"])
 def test_words_that_pretraining_used_are_single_tokens(name: str) -> None:
     tokenizer = _tokenizer()
-    words = {word for title in DRAWN["objects"].class_names for word in title.split()}
+    words = {word for title in GENERATED["objects"].class_names for word in title.split()}
     if name != "objects":
         words = {"photo", "of", "maple", "tree", "lawn", "mower", "sweet", "pepper"}
     assert {word for word in words if len(tokenizer.tokenize(word)) != 1} == set()

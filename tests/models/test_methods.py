@@ -98,10 +98,10 @@ def test_initialisation_comes_from_the_seed_alone() -> None:
 def test_a_classifier_may_start_from_text() -> None:
     clip = load_clip("config:tiny")
     text = torch.nn.functional.normalize(torch.randn(5, 32), dim=-1)
-    model = adapt(clip, AdaptationSettings("full", head_init="text"), 5, 0, text_features=text)
+    model = adapt(clip, AdaptationSettings("full", head="text"), 5, 0, text_features=text)
     torch.testing.assert_close(model.classifier.weight, text * clip.logit_scale.exp())
-    with pytest.raises(ValueError, match="head_init"):
-        adapt(load_clip("config:tiny"), AdaptationSettings("full", head_init="text"), 5, 0)
+    with pytest.raises(ValueError, match="head"):
+        adapt(load_clip("config:tiny"), AdaptationSettings("full", head="text"), 5, 0)
 
 
 @pytest.mark.parametrize(

@@ -101,5 +101,5 @@ def draw(folder: Path) -> list[DrawnFigure]:
     table.write_text("a\n", encoding="utf-8")
     return [
         DrawnFigure("fig2_baseline_structure", [table, path], f"The caption of {HOSTILE}"),
-        DrawnFigure("fig8_regularization", left_out="no regularizer was used"),
+        DrawnFigure("fig8_regularization", left_out="no preservation loss was used"),
     ]

@@ -15,13 +15,15 @@ import pytest
 from study_folder import HOSTILE, DrawnFigure, draw, study_tables, write_records
 
 from attndrift.analysis import Analysis, analyze
+from attndrift.metrics.registry import structure_metrics
+from attndrift.report import page as reports
 from attndrift.report.blocks import TableBlock
 from attndrift.report.build import MAX_PAGE, write_report
-from attndrift.report.content import build_sections
 from attndrift.report.escaping import markdown, markdown_line
 from attndrift.report.explore import heatmap_data, maps_data
 from attndrift.report.records import Records, read_records
-from attndrift.results.tables import STRUCTURE_METRICS, Tables
+from attndrift.report.registry import build_sections
+from attndrift.results.tables import Tables
 
 
 class Page(HTMLParser):
@@ -72,12 +74,12 @@ def text(written: tuple[Path, Path]) -> str:
 
 
 def blocks(analysis: Analysis, tables: Tables, records: Records | None = None) -> list[Any]:
-    sections = build_sections(analysis, tables, records or Records(), [], [])
+    sections = build_sections(reports.Page(analysis, tables, records or Records()))
     return [block for section in sections for block in section.blocks]
 
 
 def limits(tables: Tables, records: Records | None = None) -> str:
-    sections = build_sections(analyze(tables), tables, records or Records(), [], [])
+    sections = build_sections(reports.Page(analyze(tables), tables, records or Records()))
     found = next(section for section in sections if section.key == "limits")
     return " ".join(found.blocks[0].items)
 
@@ -228,7 +230,7 @@ def test_figures_are_referenced_relatively_and_embedded(written: tuple[Path, Pat
     content = (written[0].parent.parent / "figures/fig2 baseline.png").read_bytes()
     assert embedded == [f"data:image/png;base64,{base64.b64encode(content).decode()}"]
     for printed in (text.replace("`", ""), page.text):
-        assert "fig8_regularization: no regularizer was used" in printed
+        assert "fig8_regularization: no preservation loss was used" in printed
 
 
 def test_missing_figure_is_an_error(tmp_path: Path, analysis: Analysis, tables: Tables) -> None:
@@ -290,7 +292,7 @@ def test_limits_follow_the_data() -> None:
     runs = tables.runs.copy()
     runs.loc[runs["method"] == "lora", "learning_rate"] = 2e-4
     assert "share no rate" in limits(Tables(runs=runs))
-    runs["protocol"] = "seed"
+    runs["selection"] = "test"
     assert "optimistic" in limits(Tables(runs=runs))
     assert "One dataset" not in limits(study_tables(datasets=("eurosat", "pets"), hostile=False))
 
@@ -307,7 +309,7 @@ def test_heatmap_is_the_change_from_step_zero(analysis: Analysis, tables: Tables
     data = heatmap_data(tables, analysis)
     run_id = str(tables.runs["run_id"].iloc[3])
     run = next(run for run in data["runs"] if run["run"] == run_id)
-    assert set(run["metrics"]) == set(STRUCTURE_METRICS)
+    assert set(run["metrics"]) == set(structure_metrics())
     frame = tables.layers[(tables.layers["run_id"] == run_id) & tables.layers["head"].isna()]
     wide = frame[frame["metric"] == "entropy"].pivot(index="layer", columns="step", values="value")
     wanted = 100 * (wide.to_numpy() / wide.to_numpy()[:, :1] - 1)

@@ -231,10 +231,10 @@ def test_what_is_told_of_splits_is_what_making_them_says() -> None:
         counts = {split: draw.integers(1, 200, classes) for split in ("train", "test")}
         contents = SetContents("made", tuple("abcdef"[:classes]), "train", "test", counts)
         maybe = lambda high: int(draw.integers(1, high)) if draw.random() < 0.5 else None  # noqa: E731
-        protocol = str(draw.choice(["seed", "leak-free"]))
+        selection = str(draw.choice(["test", "validation"]))
         settings = RunSettings(
-            dataset="made", protocol=protocol, probe_size=int(draw.integers(4, 150)), probe_per_class=maybe(30),
-            train_per_class=maybe(80), validation_per_class=maybe(30) if protocol == "leak-free" else None,
+            dataset="made", selection=selection, probe_size=int(draw.integers(4, 150)), probe_per_class=maybe(30),
+            train_per_class=maybe(80), validation_per_class=maybe(30) if selection == "validation" else None,
             validation_fraction=float(draw.uniform(0.05, 0.9)), data_seed=int(draw.integers(0, 9)),
         )  # fmt: skip
         try:
@@ -259,7 +259,7 @@ def test_names_that_a_head_from_text_cannot_take(study: Path, names: str, said: 
     _on_images(study, images)
     study.write_text(
         study.read_text()
-        .replace(f"{{path: {images}}}", f"{{path: {images}, class_names: {names}}}\n  head_init: text")
+        .replace(f"{{path: {images}}}", f"{{path: {images}, class_names: {names}}}\n  head: text")
         .replace("method: none", "method: linear_probe")
     )
     assert said in once(study)
@@ -311,7 +311,7 @@ def test_class_names_and_prompts(study: Path) -> None:
     _on_images(study, images)
     study.write_text(
         study.read_text().replace(f"{{path: {images}}}", f'{{path: {images}, class_names: ["", same, same, "{long}"]}}')
-        + "  - {method: full, seed: 3, head_init: text}\n"
+        + "  - {method: full, seed: 3, head: text}\n"
     )
     code, found = check(study)
     assert code == 1
@@ -334,7 +334,7 @@ def test_names_of_equal_tokens_are_a_warning(study: Path) -> None:
 def test_a_target_and_a_transfer_set_of_one_source(study: Path) -> None:
     images = _image_folder(study.parent / "images", ["red", "green"])
     _on_images(study, images)
-    study.write_text(study.read_text().replace("source: {path:", "source: {origin: drawn-objects, path:"))
+    study.write_text(study.read_text().replace("source: {path:", "source: {origin: generated-objects, path:"))
     code, found = check(study)
     assert code == 1
     assert "would not be zero-shot" in found["overlap objects"]["detail"]

@@ -21,7 +21,7 @@ from attndrift.study.runner import run_study
 STUDY = """
 name: twice
 shared: {{model: {model}, dataset: digits, train_per_class: 5, validation_per_class: 1, probe_size: 10, test_limit: 10,
-         epochs: 2, batch_size: 20, learning_rate: 1e-3, transfer: [objects], transfer_limit: 20, track_size: 10,
+         epochs: 2, batch_size: 20, learning_rate: 1e-3, transfer: [objects], transfer_limit: 20, monitor_zero_shot_images: 10,
          evaluations_per_epoch: 1, map_images: 1, threads: 1, keep: all}}
 runs:
   - {{method: none}}
@@ -30,9 +30,9 @@ runs:
   - {{method: full}}
   - {{method: full, freeze_layers: 1}}
   - {{method: lora, lora_rank: 2, lora_dropout: 0.2}}
-  - {{method: full, regularizer: apr, regularizer_weight: 1}}
-  - {{method: full, regularizer: entropy_floor, regularizer_weight: 1, entropy_floor_fraction: 1.0}}
-  - {{method: full, gradient_accumulation: 4, head_init: text}}
+  - {{method: full, loss: "attention_preservation:1"}}
+  - {{method: full, loss: "entropy_floor:1", entropy_floor_fraction: 1.0}}
+  - {{method: full, gradient_accumulation: 4, head: text}}
 """
 
 

@@ -30,7 +30,7 @@ shared:
   learning_rate: 1e-3
   transfer: [objects]
   transfer_limit: 51
-  track_size: 25
+  monitor_zero_shot_images: 25
   evaluations_per_epoch: 2
   checkpoints_per_epoch: 3
   map_images: 2
@@ -45,13 +45,13 @@ RUNS = """
   - {method: none}
   - {method: full}
   - {method: lora, lora_rank: 4, lora_dropout: 0.0}
-  - {method: full, regularizer: apr, regularizer_weight: 1}
-  - {method: full, batch_size: 24, regularizer: entropy_floor, regularizer_weight: 1, entropy_floor_fraction: 1.0, gradient_accumulation: 2}
+  - {method: full, loss: "attention_preservation:1"}
+  - {method: full, batch_size: 24, loss: "entropy_floor:1", entropy_floor_fraction: 1.0, gradient_accumulation: 2}
 """
 
 WITH_DROPOUT = """
   - {method: lora, lora_rank: 4, epochs: 6}
-  - {method: full, regularizer: entropy_floor, regularizer_weight: 1, entropy_floor_fraction: 1.0}
+  - {method: full, loss: "entropy_floor:1", entropy_floor_fraction: 1.0}
 """
 
 
@@ -184,6 +184,6 @@ def test_a_process_that_fails_alone_ends_all_with_its_message(tiny_clip: Path, t
     assert "process 1 of 2: MemoryError: no memory left for this batch" in said, said
     assert "the same command goes on" in said
     records = [read_json(path)["status"] for path in (tmp_path / "study").glob("runs/*/record.json")]
-    assert records == ["finished"], "the untouched model, which trains nothing"
+    assert records == ["finished"], "the pretrained model, which trains nothing"
     code, said = _run(tmp_path, "study", processes=1)
     assert code == 0, said

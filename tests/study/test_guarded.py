@@ -38,7 +38,7 @@ shared:
   transfer_limit: 300
   guard_probe_per_class: 2
   guard_checks_per_epoch: 2
-  track_size: 0
+  monitor_zero_shot_images: 0
   evaluations_per_epoch: 1
   map_images: 0
   threads: 1
@@ -95,7 +95,7 @@ def test_tensorboard_has_what_the_guard_did(study: tuple[Path, Tables]) -> None:
 def test_a_budget_out_of_reach_leaves_the_pretrained_encoder(study: tuple[Path, Tables]) -> None:
     row = _record(study, "U")["row"]
     assert row["weight_drift"] == row["projection_drift"] == 0.0
-    assert row["transfer_objects_retention_pct"] == 100.0
+    assert row["transfer_objects_zero_shot_retention_pct"] == 100.0
 
 
 def test_no_run_is_evaluated_on_what_the_guards_see(study: tuple[Path, Tables]) -> None:
@@ -109,7 +109,7 @@ def test_no_run_is_evaluated_on_what_the_guards_see(study: tuple[Path, Tables]) 
     assert item.guard_part.class_counts(classes) == [2] * classes
     assert not set(item.guard_part.ids) & set(item.part.ids)
     assert len(item.part) == 300 - 2 * classes
-    assert set(tables.runs["transfer_objects_n"]) == {300 - 2 * classes}
+    assert set(tables.runs["transfer_objects_zero_shot_n"]) == {300 - 2 * classes}
 
 
 def test_guarded_runs_are_configurations_of_their_own(study: tuple[Path, Tables]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -21,7 +22,7 @@ from attndrift.study.loading import (
 from attndrift.study.settings import NAME_PATTERN, Study
 
 
-def test_collapse_21_is_the_matrix_of_the_seed_report() -> None:
+def test_collapse_21_is_the_matrix_of_the_original_study() -> None:
     study = load_study("collapse-21")
     labels = Counter(run.settings.experiment for run in study.runs)
     assert labels == {
@@ -30,7 +31,7 @@ def test_collapse_21_is_the_matrix_of_the_seed_report() -> None:
     }  # fmt: skip
     assert sum(run.settings.method != "none" for run in study.runs) == 21
     by_name = {run.run_id: run.settings for run in study.runs}
-    assert {s.protocol for s in by_name.values()} == {"seed"}
+    assert {s.selection for s in by_name.values()} == {"test"}
     assert {s.transfer for s in by_name.values()} == {("cifar100",)}
     assert {(s.seed, s.data_seed, s.batch_size) for s in by_name.values()} == {(42, 42, 64)}
     for settings in by_name.values():
@@ -45,9 +46,9 @@ def test_collapse_21_is_the_matrix_of_the_seed_report() -> None:
     assert sorted(s.learning_rate for s in ours) == [1e-6, 5e-6, 5e-5, 1e-4]
     assert [s.lora_targets for s in by_name.values() if s.experiment == "A2"] == ["q,k,v,out"]
     assert sorted(s.freeze_layers for s in by_name.values() if s.experiment == "A3") == [3, 6, 9]
-    regularized = {(s.experiment, s.regularizer, s.regularizer_weight) for s in by_name.values() if s.regularizer}
+    regularized = {(s.experiment, name, weight) for s in by_name.values() for name, weight in s.losses.items()}
     assert regularized == {
-        ("R1", "apr", 0.01), ("R1", "apr", 0.1), ("R1", "apr", 1.0),
+        ("R1", "attention_preservation", 0.01), ("R1", "attention_preservation", 0.1), ("R1", "attention_preservation", 1.0),
         ("R2", "entropy_floor", 0.01), ("R2", "entropy_floor", 0.1),
     }  # fmt: skip
     assert sorted(s.weight_decay for s in by_name.values() if s.experiment == "R3") == [0.0, 0.1]
@@ -61,7 +62,7 @@ def test_matched_rate_80_crosses_method_dataset_rate_and_seed() -> None:
     assert {c[2] for c in cells} == {1e-6, 5e-6, 1e-5, 5e-5}
     assert {c[3] for c in cells} == {0, 1, 2, 3, 4}
     assert {(r.settings.dataset, r.settings.epochs) for r in study.runs} == {("eurosat", 20), ("pets", 30)}
-    assert {r.settings.protocol for r in study.runs} == {"leak-free"}
+    assert {r.settings.selection for r in study.runs} == {"validation"}
 
 
 def test_dose_response_84_has_66_and_18_runs() -> None:
@@ -99,9 +100,11 @@ MISTAKES = [
     ("name: x\nruns:\n  - {dataset: tiles, method: fulll}", r"f:3: `method` is 'fulll'.*'lora'"),
     ("name: x\nruns:\n  - {dataset: tiles, lora_rank: 3}", r"f:3: `lora_rank` needs method: lora"),
     ("name: x\nruns:\n  - {dataset: tiles, method: lora, freeze_layers: 3}", r"f:3: `freeze_layers` needs"),
-    ("name: x\nruns:\n  - {dataset: tiles, regularizer: apr}", r"belong together"),
+    ("name: x\nruns:\n  - {dataset: tiles, loss: attention_preservation}", r"has no weight"),
+    ("name: x\nruns:\n  - {dataset: tiles, loss: {entropy_flor: 1}}", r"`loss`.*did you mean `entropy_floor`"),
+    ("name: x\nruns:\n  - {dataset: tiles, loss: {entropy_floor: much}}", r"`loss`.*must be a number"),
     (
-        "name: x\nruns:\n  - {dataset: tiles, method: linear_probe, regularizer: apr, regularizer_weight: 1}",
+        "name: x\nruns:\n  - {dataset: tiles, method: linear_probe, loss: attention_preservation:1}",
         r"cannot change",
     ),
     ("name: x\nruns:\n  - {dataset: tiles, transfer: [tiles]}", r"names the target"),
@@ -128,7 +131,7 @@ MISTAKES = [
     ("name: x\nruns:\n  - {dataset: tiles, probe_size: 3}", r"f:3: `probe_size` is 3: .* 4"),
     ("name: x\nruns:\n  - {dataset: tiles, source: {folder: x}}", r"unknown key `folder`.*Allowed: path, hub"),
     (
-        "name: x\nruns:\n  - {dataset: tiles, protocol: seed, validation_per_class: 2}",
+        "name: x\nruns:\n  - {dataset: tiles, selection: test, validation_per_class: 2}",
         r"f:3: `validation_per_class` has no meaning",
     ),
     (
@@ -305,11 +308,11 @@ def test_seeds_that_cannot_be_are_refused(preset: str, seeds: str, words: str) -
 
 
 def test_a_study_of_several_methods_takes_shared_settings_that_concern_some() -> None:
-    """The untouched model has no projection to train and no classifier to start from text."""
-    overrides = parse_overrides(["train_projection=true", "head_init=text"])
+    """The pretrained model has no projection to train and no classifier to start from text."""
+    overrides = parse_overrides(["train_projection=true", "head=text"])
     study = load_study("collapse-21", overrides=overrides)
     assert {r.settings.train_projection for r in study.runs if r.settings.method != "none"} == {True}
-    assert {r.settings.head_init for r in study.runs if r.settings.method == "none"} == {"default"}
+    assert {r.settings.head for r in study.runs if r.settings.method == "none"} == {"trained"}
 
 
 def test_another_dataset_by_override_brings_its_own_settings() -> None:
@@ -343,3 +346,46 @@ def test_a_named_prompt_ensemble_is_its_templates() -> None:
     assert len(study.runs[0].settings.prompts) == 18
     with pytest.raises(StudyError, match="name of an ensemble"):
         parse_study("name: x\nruns:\n  - {dataset: tiles, prompts: cifat}", where="f")
+
+
+def _epochs(value: str) -> object:
+    text = f"name: a\nshared: {{model: embedded, dataset: tiles, method: full, epochs: {value}}}\nruns: [{{}}]\n"
+    return parse_study(text, where="f").runs[0].settings.epochs
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("064", 64), ("010", 10), ("08", 8), ("+5", 5), ("0o17", 15), ("0x10", 16), ("5.", 5), ("1e1", 10), (".5e+1", 5)],
+)
+def test_numbers_are_those_of_yaml_1_2(written: str, meant: int) -> None:
+    assert _epochs(written) == meant
+    assert parse_overrides([f"epochs={written}"]) == {"epochs": meant}
+    assert parse_replacements([f"epochs:{written}=1"]) == [("epochs", meant, 1)]
+
+
+@pytest.mark.parametrize("written", ["1:30", "1_000", "0b11", "1:30.5", "0_64", "190:20:30", "1_0.5", "-1:30", "0x_1"])
+def test_what_two_versions_of_yaml_read_differently_is_refused_by_name(written: str) -> None:
+    with pytest.raises(StudyError, match=f"`{re.escape(written)}` is a number to some YAML readers"):
+        _epochs(written)
+    with pytest.raises(StudyError, match=f"--set epochs:1: `{re.escape(written)}`"):
+        parse_overrides([f"epochs={written}"])
+    with pytest.raises(StudyError, match=f"--replace epochs:1: `{re.escape(written)}`"):
+        parse_replacements([f"epochs:1={written}"])
+
+
+def test_words_are_text_and_text_in_quotation_marks_stays_text() -> None:
+    names = ["on", "off", "yes", "no", "n", "2026-01-01", "1:30"]
+    text = "[on, off, yes, no, n, 2026-01-01, '1:30']"
+    assert parse_overrides([f"prompts={text}"]) == {"prompts": names}
+    assert parse_overrides(["prompts=[true, ~, null]"]) == {"prompts": [True, None, None]}
+
+
+def test_losses_in_any_form_are_one_setting(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    forms = ("{entropy_floor: 0.1, attention_preservation: 1}", "entropy_floor:0.1+attention_preservation:1")
+    path.write_text(
+        "name: x\nshared: {dataset: tiles}\nruns:\n"
+        + "".join(f"  - {{loss: {form!s}, seed: {n}}}\n" for n, form in enumerate(forms))
+    )
+    losses = [run.settings.loss for run in load_study(str(path)).runs]
+    assert losses == ["attention_preservation:1+entropy_floor:0.1"] * 2

@@ -98,7 +98,7 @@ def test_a_study_has_the_same_tables_on_ray_as_in_this_process(cluster: Any, tmp
 name: both
 shared: {{model: {tiny_clip}, dataset: digits, train_per_class: 4, validation_per_class: 2, probe_size: 20,
   test_limit: 20, epochs: 2, batch_size: 8, learning_rate: 1e-3, transfer: [objects], transfer_limit: 100,
-  track_size: 100, evaluations_per_epoch: 2, checkpoints_per_epoch: 2, map_images: 2, threads: 1}}
+  monitor_zero_shot_images: 100, evaluations_per_epoch: 2, checkpoints_per_epoch: 2, map_images: 2, threads: 1}}
 runs:
   - {{method: none}}
   - {{method: full}}

@@ -1,4 +1,4 @@
-"""Real runs of a tiny CLIP: every method, both protocols, what is recorded, and what is refused."""
+"""Real runs of a tiny CLIP: every method, both selections, what is recorded, and what is refused."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ shared:
   learning_rate: 1e-3
   transfer: [objects]
   transfer_limit: 200
-  track_size: 100
+  monitor_zero_shot_images: 100
   evaluations_per_epoch: 2
   map_images: 2
   threads: 1
-  protocol: {protocol}
+  selection: {selection}
 runs:
 """
 
@@ -56,14 +56,14 @@ RUNS = """
   - {experiment: E1, method: none}
   - {experiment: E2, method: full}
   - {method: full, freeze_layers: 1}
-  - {method: full, regularizer: apr, regularizer_weight: 100}
-  - {method: full, regularizer: entropy_floor, regularizer_weight: 1, entropy_floor_fraction: 1.0}
-  - {method: full, regularizer: apr, regularizer_weight: 0, gradient_accumulation: 2}
+  - {method: full, loss: "attention_preservation:100"}
+  - {method: full, loss: "entropy_floor:1", entropy_floor_fraction: 1.0}
+  - {method: full, loss: "attention_preservation:0", gradient_accumulation: 2}
   - {method: lora, lora_rank: 2}
   - {method: lora, lora_rank: 2, lora_targets: "q,k,v,out", train_projection: false}
   - {method: linear_probe}
   - {method: last_block, train_projection: true, keep: all}
-  - {method: full, head_init: text, keep: best}
+  - {method: full, head: text, keep: best}
 """
 
 
@@ -77,9 +77,9 @@ def _run(
     return outcome, read_tables(folder)
 
 
-def _text(model: Path | str, runs: str, *, protocol: str = "leak-free", name: str = "methods") -> str:
-    validation = "2" if protocol == "leak-free" else "null"
-    return SHARED.format(name=name, model=model, protocol=protocol, validation=validation) + runs
+def _text(model: Path | str, runs: str, *, selection: str = "validation", name: str = "methods") -> str:
+    validation = "2" if selection == "validation" else "null"
+    return SHARED.format(name=name, model=model, selection=selection, validation=validation) + runs
 
 
 @pytest.fixture(scope="module")
@@ -99,11 +99,12 @@ def _row(runs: pd.DataFrame, **wanted: Any) -> pd.Series[Any]:
 
 # Null where a setting has no meaning for a method; everything else is filled.
 NOT_FOR_ALL = {"model_revision",
-    "experiment", "lora_rank", "lora_alpha", "lora_targets", "freeze_layers", "regularizer",
-    "regularizer_weight", "regularizer_active_fraction", "transfer_objects_retention_pct", "guard", "guard_at_least", "guard_at_most",
+    "experiment", "lora_rank", "lora_alpha", "lora_targets", "freeze_layers", "loss", "parent_run",
+    "loss_active_fraction", "transfer_objects_zero_shot_retention_pct", "guard", "guard_at_least", "guard_at_most",
     "guard_outcome",
 }  # fmt: skip
 NOT_FOR_NONE = {
+    "head",
     "learning_rate", "epochs", "batch_size", "weight_decay", "train_projection", "selected_epoch", "n_train",
     "n_validation", "n_test", "best_val_accuracy", "test_accuracy",
 }  # fmt: skip
@@ -116,14 +117,18 @@ def test_every_column_that_applies_is_filled(study: Path) -> None:
         expected = set(names) - NOT_FOR_ALL - (NOT_FOR_NONE if row["method"] == "none" else set())
         empty = {name for name in expected if pd.isna(row[name])}
         assert not empty, f"{row['run_id']}: {empty}"
-    assert _row(runs, regularizer="entropy_floor")["regularizer_active_fraction"] > 0
+    assert _row(runs, loss="entropy_floor:1")["loss_active_fraction"] > 0
+    losses = read_tables(study).losses.set_index("loss")
+    assert losses.loc["entropy_floor", "weight"] == 1
+    assert losses.loc["entropy_floor", "active_fraction"] == _row(runs, loss="entropy_floor:1")["loss_active_fraction"]
+    assert set(losses.loc["attention_preservation", "weight"]) == {0, 100}
 
 
 def test_the_untouched_model_is_a_row_without_drift(study: Path) -> None:
     row = _row(read_tables(study).runs, method="none")
     assert row["entropy_change_pct"] == row["embedding_drift"] == row["weight_drift"] == 0.0
     assert row["cka_mean"] == pytest.approx(1.0)
-    assert row["transfer_objects_accuracy"] == row["transfer_objects_pretrained"]
+    assert row["transfer_objects_zero_shot_accuracy"] == row["transfer_objects_zero_shot_pretrained"]
 
 
 def test_the_frozen_parts_do_not_drift_and_the_trained_ones_do(study: Path) -> None:
@@ -141,10 +146,10 @@ def test_the_frozen_parts_do_not_drift_and_the_trained_ones_do(study: Path) -> N
     assert 0 < full["embedding_drift"] < 2
 
 
-def test_a_regularizer_of_weight_zero_is_no_regularizer(tiny_clip: Path, study: Path) -> None:
+def test_a_loss_of_weight_zero_is_no_loss(tiny_clip: Path, study: Path) -> None:
     """Also under accumulation: two half batches make the step of a whole one, but for rounding."""
     runs = read_tables(study).runs
-    plain, zero = _row(runs, experiment="E2"), _row(runs, regularizer_weight=0.0)
+    plain, zero = _row(runs, experiment="E2"), _row(runs, loss="attention_preservation:0")
     assert zero["entropy_final"] == pytest.approx(plain["entropy_final"], rel=1e-4)
     assert zero["weight_drift"] == pytest.approx(plain["weight_drift"], rel=2e-2)
 
@@ -157,7 +162,7 @@ def test_attention_preservation_preserves_attention(study: Path) -> None:
         steps = {step: frame["value"].to_numpy() for step, frame in entropy.groupby("step")}
         return float(np.abs(steps[max(steps)] - steps[0]).mean())
 
-    assert distance("digits_full_apr100_lr0.001_s42") < 0.5 * distance("E2_digits_full_lr0.001_s42")
+    assert distance("digits_full_attention-preservation100_lr0.001_s42") < 0.5 * distance("E2_digits_full_lr0.001_s42")
 
 
 def test_history_has_step_0_and_about_as_many_rows_as_asked(study: Path) -> None:
@@ -166,7 +171,7 @@ def test_history_has_step_0_and_about_as_many_rows_as_asked(study: Path) -> None
     assert history["step"].tolist() == [0, 2, 4, 6, 8]
     assert history["epoch"].tolist() == [0.0, 0.5, 1.0, 1.5, 2.0]
     assert history["val_accuracy"].notna().tolist() == [False, False, True, False, True]
-    assert history["transfer_track_accuracy"].notna().tolist() == [True, False, True, False, True]
+    assert history["monitor_zero_shot_accuracy"].notna().tolist() == [True, False, True, False, True]
     assert history["train_loss"].notna().tolist() == [False, True, True, True, True]
     row = _row(tables.runs, experiment="E2")
     assert row["best_val_accuracy"] == history["val_accuracy"].max()
@@ -253,13 +258,13 @@ def test_interpolation_starts_at_the_pretrained_and_ends_at_the_adapted_model(st
     first, middle, last = points
     assert first["embedding_drift"] == pytest.approx(0.0, abs=1e-12)
     assert first["weight_drift"] == first["entropy_change_pct"] == 0.0
-    assert first["transfer_objects_accuracy"] == row["transfer_objects_pretrained"]
-    assert first["transfer_objects_agreement"] == 1.0
+    assert first["transfer_objects_zero_shot_accuracy"] == row["transfer_objects_zero_shot_pretrained"]
+    assert first["transfer_objects_zero_shot_agreement"] == 1.0
     # No more right answers can have been lost than answers were changed.
     for point in points:
-        lost = first["transfer_objects_accuracy"] - point["transfer_objects_accuracy"]
-        assert abs(lost) <= 1 - point["transfer_objects_agreement"] + 1e-12
-    assert last["transfer_objects_agreement"] < 1
+        lost = first["transfer_objects_zero_shot_accuracy"] - point["transfer_objects_zero_shot_accuracy"]
+        assert abs(lost) <= 1 - point["transfer_objects_zero_shot_agreement"] + 1e-12
+    assert last["transfer_objects_zero_shot_agreement"] < 1
     (alone,) = interpolate(study / "runs" / run, (0.5,), resources=bench)
     assert alone == middle, "without alpha 0 the pretrained predictions are made for themselves"
     assert last["test_accuracy"] == row["test_accuracy"]
@@ -303,8 +308,8 @@ def test_what_cannot_be_interpolated_says_so(study: Path) -> None:
         interpolate(study / "runs" / "E2_digits_full_lr0.001_s42", (2.0,))
 
 
-def test_the_seed_protocol_selects_and_reports_on_one_split(tiny_clip: Path, tmp_path: Path) -> None:
-    text = _text(tiny_clip, "  - {experiment: E2, method: full}\n", protocol="seed", name="seed")
+def test_selection_test_selects_and_reports_on_one_split(tiny_clip: Path, tmp_path: Path) -> None:
+    text = _text(tiny_clip, "  - {experiment: E2, method: full}\n", selection="test", name="seed")
     _, tables = _run(text, tmp_path / "s", tmp_path / "cache")
     row = tables.runs.iloc[0]
     assert row["test_accuracy"] == row["best_val_accuracy"]
@@ -341,10 +346,10 @@ def test_an_absent_transfer_set_is_null_with_a_reason(tiny_clip: Path, tmp_path:
     outcome, tables = _run(text, tmp_path / "s", tmp_path / "cache")
     assert set(outcome.statuses.values()) == {"finished"}
     row = tables.runs.iloc[0]
-    assert pd.isna(row["transfer_cifar10_accuracy"])
-    assert row["transfer_objects_accuracy"] >= 0
+    assert pd.isna(row["transfer_cifar10_zero_shot_accuracy"])
+    assert row["transfer_objects_zero_shot_accuracy"] >= 0
     record = read_json(tmp_path / "s" / "runs" / row["run_id"] / "record.json")
-    assert "out of reach" in record["nulls"]["transfer_cifar10_accuracy"]
+    assert "out of reach" in record["nulls"]["transfer_cifar10_zero_shot_accuracy"]
 
 
 @pytest.mark.parametrize(
@@ -402,7 +407,7 @@ def test_the_real_images_go_through(tiny_clip: Path, tmp_path: Path) -> None:
     text = text.replace("dataset: digits", "dataset: eurosat").replace("[objects]", "[cifar100]")
     outcome, tables = _run(text, tmp_path / "s", tmp_path / "cache")
     assert set(outcome.statuses.values()) == {"finished"}
-    assert tables.runs["transfer_cifar100_n"].tolist() == [200, 200]
+    assert tables.runs["transfer_cifar100_zero_shot_n"].tolist() == [200, 200]
 
 
 def _coloured(folder: Path, brightness: int) -> Path:
@@ -427,9 +432,7 @@ def test_datasets_with_equal_ids_share_no_measurement(tiny_clip: Path, tmp_path:
         for name, brightness in (("bright", 255), ("dark", 40))
     }
     # Trained by next to nothing, so that a run ends where the pretrained model is.
-    run = (
-        "  - {{method: full, regularizer: apr, regularizer_weight: 1, learning_rate: 1e-9, grid: {{dataset: [{}]}}}}\n"
-    )
+    run = "  - {{method: full, loss: attention_preservation:1, learning_rate: 1e-9, grid: {{dataset: [{}]}}}}\n"
 
     def rows(name: str, datasets: list[str], cache: str) -> pd.DataFrame:
         described = "datasets:\n" + "".join(sets[dataset] for dataset in datasets)
@@ -441,11 +444,11 @@ def test_datasets_with_equal_ids_share_no_measurement(tiny_clip: Path, tmp_path:
     assert both.loc["dark", "entropy_baseline"] == alone.loc["dark", "entropy_baseline"]
     assert both.loc["bright", "entropy_baseline"] != both.loc["dark", "entropy_baseline"]
     assert both["cka_mean"].to_list() == pytest.approx([1.0, 1.0], abs=1e-4)
-    assert len(list((tmp_path / "cache" / "attention").glob("*.npy"))) == 4, "two datasets, two orientations"
+    assert len(list((tmp_path / "cache" / "attention").glob("*.npy"))) == 2, "one a dataset, with both orientations"
 
 
 def test_pretrained_attention_that_was_cut_short_is_measured_again(tiny_clip: Path, tmp_path: Path) -> None:
-    text = _text(tiny_clip, "  - {method: full, epochs: 1, regularizer: apr, regularizer_weight: 1}\n", name="cut")
+    text = _text(tiny_clip, "  - {method: full, epochs: 1, loss: attention_preservation:1}\n", name="cut")
     _, first = _run(text, tmp_path / "first", tmp_path / "cache")
     kept = sorted((tmp_path / "cache" / "attention").glob("*.npy"))
     whole = [path.read_bytes() for path in kept]

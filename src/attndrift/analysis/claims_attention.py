@@ -21,7 +21,7 @@ from attndrift.analysis.wording import (
 
 def attention_claims(e: Evidence) -> None:
     entropy = [c for c in e.changes if c.measure == "entropy_change_pct"]
-    last = {(c.method, c.model, c.protocol, c.scope): c for c in e.changes if c.measure == LAST_LAYER.name}
+    last = {(c.method, c.model, c.selection, c.scope): c for c in e.changes if c.measure == LAST_LAYER}
     if not entropy:
         e.add(
             "rq1 none",
@@ -30,7 +30,7 @@ def attention_claims(e: Evidence) -> None:
             "too few",
         )
     for c in entropy:
-        beside = last.get((c.method, c.model, c.protocol, c.scope))
+        beside = last.get((c.method, c.model, c.selection, c.scope))
         test = c.configurations.tests[0]
         strength = judge(c.n_configurations, c.n_runs, c.n_seeds, test, c.interval, e.settings)
         mean = c.configurations.mean
@@ -38,12 +38,12 @@ def attention_claims(e: Evidence) -> None:
         direction = "lower" if (mean or 0) < 0 else "higher"
         if fell == rose == 0:
             sentence = (
-                f"{capital(c.method)}{where_text(c.model, c.protocol, entropy, c.scope)} left the attention "
+                f"{capital(c.method)}{where_text(c.model, c.selection, entropy, c.scope)} left the attention "
                 f"entropy exactly "
                 f"unchanged in all {c.n_runs} runs ({c.label.removesuffix(': descriptive only')})."
             )
             e.add(
-                f"rq1 entropy {c.method} {c.scope} {c.model} {c.protocol}",
+                f"rq1 entropy {c.method} {c.scope} {c.model} {c.selection}",
                 "RQ1",
                 sentence,
                 "descriptive",
@@ -61,7 +61,7 @@ def attention_claims(e: Evidence) -> None:
             else ", the last block not measured"
         )
         sentence = (
-            f"{capital(c.method)}{where_text(c.model, c.protocol, entropy, c.scope)} changed the mean attention "
+            f"{capital(c.method)}{where_text(c.model, c.selection, entropy, c.scope)} changed the mean attention "
             f"entropy by "
             f"{number_text(mean)}% ({evidence_text(c.interval, test)}){shown}; it fell "
             f"{count_text(fell, c.cells.n)} and rose in {rose}. "
@@ -73,7 +73,7 @@ def attention_claims(e: Evidence) -> None:
             )
         )
         e.add(
-            f"rq1 entropy {c.method} {c.scope} {c.model} {c.protocol}",
+            f"rq1 entropy {c.method} {c.scope} {c.model} {c.selection}",
             "RQ1",
             sentence,
             strength,
@@ -99,7 +99,7 @@ def attention_claims(e: Evidence) -> None:
 def _layer_groups(e: Evidence, a: Anova) -> None:
     means = ", ".join(f"{name} {number_text(value)}%" for name, value in a.means.items())
     same = [x for x in e.anova if x.metric == "entropy"]
-    where = where_text(a.model, a.protocol, same, a.scope)
+    where = where_text(a.model, a.selection, same, a.scope)
     if a.f is None or a.p_greenhouse_geisser is None:
         text = f"no test ({a.reason})"
         strength: Strength = "descriptive" if a.n >= 3 else "too few"
@@ -122,7 +122,7 @@ def _layer_groups(e: Evidence, a: Anova) -> None:
         label,
     )
     e.add(
-        f"rq1 layers {a.method} {a.model} {a.protocol}",
+        f"rq1 layers {a.method} {a.model} {a.selection}",
         "RQ1",
         f"Entropy change by blocks under {a.method}{where}: {means}; {text}. {verdict}",
         strength,

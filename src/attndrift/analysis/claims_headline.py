@@ -2,7 +2,7 @@
 
 The order of :data:`~attndrift.analysis.result.TOPICS`: what the used rates cost in zero-shot transfer; full
 fine-tuning against LoRA where their rates meet; whether the entropy fell, and at which rate; whether a
-regularizer kept the transfer; which signal warned. A number of one run carries an interval over images
+preservation loss retained the transfer; which signal warned. A number of one run carries an interval over images
 (:mod:`attndrift.analysis.image_intervals`), which is no interval over seeds, and the sentence says so; a mean of
 three or more seeds carries a t interval over seeds.
 """
@@ -18,18 +18,18 @@ import pandas as pd
 
 from attndrift.analysis.bootstrap import t_interval
 from attndrift.analysis.image_intervals import ImageIntervals
-from attndrift.analysis.measures import LAST_LAYER, SIGNALS
+from attndrift.analysis.measures import LAST_LAYER, signals
 from attndrift.analysis.result import Interval, Signal
 from attndrift.analysis.wording import Evidence, capital, interval_text, judge, number_text, test_text
+from attndrift.losses.names import LOSSES
 
 _MOST_RATES = 5
-_WORDS = {"apr": "attention preservation (APR)", "entropy_floor": "the entropy floor"}
-ENTROPY, LAST = "entropy_change_pct", LAST_LAYER.name
+ENTROPY, LAST = "entropy_change_pct", LAST_LAYER
 
 
 @dataclass
 class _Ground:
-    """The runs that the sentences are about: one model and protocol, one dataset under its usual conditions."""
+    """The runs that the sentences are about: one model and selection, one dataset under its usual conditions."""
 
     runs: pd.DataFrame
     dataset: str
@@ -39,11 +39,11 @@ class _Ground:
 
     @property
     def retention(self) -> str:
-        return f"transfer_{self.transfer}_retention_pct"
+        return f"transfer_{self.transfer}_zero_shot_retention_pct"
 
     @property
     def plain(self) -> pd.DataFrame:
-        return self.runs[(self.runs["key_regularizer"] == "") & (self.runs["key_freeze_layers"] == "")]
+        return self.runs[(self.runs["key_loss_name"] == "") & (self.runs["key_freeze_layers"] == "")]
 
 
 def headline_claims(e: Evidence, runs: pd.DataFrame, images: ImageIntervals) -> None:
@@ -52,15 +52,15 @@ def headline_claims(e: Evidence, runs: pd.DataFrame, images: ImageIntervals) -> 
         if ground.transfer is not None:
             _transfer_lost(e, ground)
             _full_against_lora(e, ground)
-            _regularizers(e, ground)
+            _losses(e, ground)
         _entropy(e, ground)
         if place == 0 and ground.transfer is not None:
             _warning(e, ground.transfer)
 
 
 def _grounds(e: Evidence, runs: pd.DataFrame, images: ImageIntervals) -> list[_Ground]:
-    """The two datasets with most runs, of the model and protocol with most."""
-    for column in ("model_name", "protocol_name"):
+    """The two datasets with most runs, of the model and selection with most."""
+    for column in ("model_name", "selection_name"):
         if len(runs):
             runs = runs[runs[column] == runs[column].value_counts().sort_index(kind="stable").idxmax()]
     grounds: list[_Ground] = []
@@ -69,8 +69,10 @@ def _grounds(e: Evidence, runs: pd.DataFrame, images: ImageIntervals) -> list[_G
         own = runs[runs["dataset"] == dataset]
         own = own[own["key_rest"] == own["key_rest"].value_counts().sort_index(kind="stable").idxmax()]
         # In the order of the study, which names its main set first.
-        names = sorted(e.transfer_sets, key=lambda name: list(own.columns).index(f"transfer_{name}_retention_pct"))
-        measured = {name: int(own[f"transfer_{name}_retention_pct"].notna().sum()) for name in names}
+        names = sorted(
+            e.transfer_sets, key=lambda name: list(own.columns).index(f"transfer_{name}_zero_shot_retention_pct")
+        )
+        measured = {name: int(own[f"transfer_{name}_zero_shot_retention_pct"].notna().sum()) for name in names}
         best = max(measured, key=lambda name: measured[name], default=None)
         transfer = best if best is not None and measured[best] else None
         grounds.append(_Ground(own, str(dataset), transfer, images, e.settings.level))
@@ -372,28 +374,28 @@ def _datasets(e: Evidence) -> set[str]:
     return {str(row["dataset"]) for row in rows if row["variant"] != "pretrained"}
 
 
-def _regularizers(e: Evidence, ground: _Ground) -> None:
+def _losses(e: Evidence, ground: _Ground) -> None:
     runs = ground.runs[ground.runs[ground.retention].notna()]
-    for kind in sorted(set(runs["key_regularizer"]) - {""}):
-        mine = runs[runs["key_regularizer"] == kind]
+    for kind in sorted(set(runs["key_loss_name"]) - {""}):
+        mine = runs[runs["key_loss_name"] == kind]
         # The rate and method at which it was tried most, against the same without it.
         groups = mine.groupby(["method", "rate_text", "key_freeze_layers"], sort=True)
-        _, mine = max(groups, key=lambda item: item[1]["key_regularizer_weight"].nunique())
+        _, mine = max(groups, key=lambda item: item[1]["key_loss_weight"].nunique())
         first = mine.iloc[0]
         base = runs[
-            (runs["key_regularizer"] == "")
+            (runs["key_loss_name"] == "")
             & (runs["method"] == first["method"])
             & (runs["rate_text"] == first["rate_text"])
             & (runs["key_freeze_layers"] == first["key_freeze_layers"])
             & (runs["key_lora_rank"] == first["key_lora_rank"])
             & (runs["key_lora_targets"] == first["key_lora_targets"])
         ]
-        weights = sorted(set(mine["key_regularizer_weight"]), key=lambda w: float(w or 0))
+        weights = sorted(set(mine["key_loss_weight"]), key=lambda w: float(w or 0))
         level = 1 - (1 - ground.level) / max(len(weights), 1)
         found: dict[str, tuple[float, Interval]] = {}
         told: list[str] = []
         for weight in weights:
-            own = mine[mine["key_regularizer_weight"] == weight]
+            own = mine[mine["key_loss_weight"] == weight]
             result = _difference(ground, own, base, ground.retention, level)
             if result is None:
                 continue
@@ -415,14 +417,14 @@ def _regularizers(e: Evidence, ground: _Ground) -> None:
         )
         family = f" The level is that of all {len(found)} weights together (Bonferroni)." if len(found) > 1 else ""
         e.add(
-            f"headline regularizer {ground.dataset} {kind}",
+            f"headline preservation {ground.dataset} {kind}",
             "RQ4",
-            f"With {_WORDS.get(kind, kind)} on {ground.dataset} ({first['method']}, {first['rate_text']}) the retention on "
+            f"With {LOSSES[kind].label if kind in LOSSES else kind} on {ground.dataset} ({first['method']}, {first['rate_text']}) the retention on "
             f"{ground.transfer} differs from that without it by {'; '.join(told)} (without it: "
             f"{_retention(ground, base)[0]:.1f}% retained, entropy change {number_text(float(base[ENTROPY].mean()))}%): "
             f"{outcome}. {_kind([one for _, one in found.values()], ', in pairs where the same images were kept')}{family}",
             "descriptive",
-            topic="regularizer",
+            topic="preservation",
             weight=abs(largest[0]) if holds else 0.0,
             effect=largest[0],
             interval=largest[1].model_dump(),
@@ -433,7 +435,7 @@ def _regularizers(e: Evidence, ground: _Ground) -> None:
 
 
 def _warning(e: Evidence, transfer: str) -> None:
-    labels = {source.name: source.label for source in SIGNALS}
+    labels = {source.name: source.label for source in signals()}
     for when in ("first epoch", "final"):
         known = [
             s for s in e.signals

@@ -23,8 +23,8 @@ from attndrift.analysis.wording import (
 
 def method_claims(e: Evidence) -> None:
     names = {m.name: m for m in outcomes(e.transfer_sets)}
-    wanted = ["entropy_change_pct", LAST_LAYER.name, "cka_mean", "embedding_drift", "test_accuracy"]
-    wanted += [f"transfer_{name}_retention_pct" for name in e.transfer_sets]
+    wanted = ["entropy_change_pct", LAST_LAYER, "cka_mean", "embedding_drift", "test_accuracy"]
+    wanted += [f"transfer_{name}_zero_shot_retention_pct" for name in e.transfer_sets]
     pairs = [c for c in e.comparisons if c.measure in wanted]
     if not any(question_of(c) == "RQ2" for c in pairs):
         _unmatched(e)
@@ -41,7 +41,7 @@ def method_claims(e: Evidence) -> None:
         d_z = f", d_z = {number_text(c.cells.d_z)} on cells" if c.cells.d_z is not None else ""
         cells_test = c.cells.tests[0]
         sentence = (
-            f"On {c.n_cells} identical cells{where_text(c.model, c.protocol, pairs, c.scope)} {c.first} and "
+            f"On {c.n_cells} identical cells{where_text(c.model, c.selection, pairs, c.scope)} {c.first} and "
             f"{c.second} differ in "
             f"{measure.label if measure.label.startswith('CKA') else measure.label[0].lower() + measure.label[1:]} by "
             f"{number_text(None if mean is None else mean * scale, digits)}{points} "
@@ -58,7 +58,7 @@ def method_claims(e: Evidence) -> None:
             )
         )
         e.add(
-            f"{question_of(c)} {c.first} {c.second} {c.measure} {c.model} {c.protocol}",
+            f"{question_of(c)} {c.first} {c.second} {c.measure} {c.model} {c.selection}",
             question_of(c),
             sentence,
             strength,
@@ -82,16 +82,16 @@ def method_claims(e: Evidence) -> None:
 
 
 def _topic(c: Comparison) -> str | None:
-    """Whether this is what the comparison of the methods, or of a regularizer, is about: the retention."""
+    """Whether this is what the comparison of the methods, or of a preservation loss, is about: the retention."""
     if not c.measure.endswith("_retention_pct"):
         return None
     if question_of(c) == "RQ4":
-        return "regularizer"
+        return "preservation"
     return "methods" if c.first == "full" and c.second.startswith("LoRA") else None
 
 
 def question_of(c: Comparison) -> str:
-    """RQ2 compares methods, RQ4 regularizers; what else differs within a method is a hyperparameter, RQ5."""
+    """RQ2 compares methods, RQ4 preservation losses; what else differs within a method is a hyperparameter, RQ5."""
     if re.search(r" \+ (?!projection)", c.first + c.second):
         return "RQ4"
     first, second = (re.split(r" r=|,| \+| on ", name)[0] for name in (c.first, c.second))
@@ -102,7 +102,7 @@ def _worth_telling(c: Comparison) -> bool:
     """Everything about full fine-tuning and about well-covered pairs; of the others entropy and retention."""
     main = c.measure == "entropy_change_pct" or c.measure.endswith("_retention_pct")
     if question_of(c) != "RQ2":
-        return c.n_cells >= 3 and (main or c.measure == LAST_LAYER.name)
+        return c.n_cells >= 3 and (main or c.measure == LAST_LAYER)
     return main or c.n_configurations >= 3 or c.first == "full"
 
 
@@ -143,7 +143,7 @@ def _iso(e: Evidence) -> None:
             continue
         key = (
             row["model_name"],
-            row["protocol_name"],
+            row["selection_name"],
             row["dataset"],
             row["conditions"],
             row["why"],
@@ -155,7 +155,7 @@ def _iso(e: Evidence) -> None:
         if len(named) != 2 or "full" not in {row["variant"] for row in named}:
             continue
         for name in e.transfer_sets[:2]:
-            column = f"transfer_{name}_retention_pct"
+            column = f"transfer_{name}_zero_shot_retention_pct"
             if any(row.get(column) is None for row in named):
                 continue
             told = " and ".join(

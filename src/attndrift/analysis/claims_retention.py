@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from attndrift.analysis.measures import SIGNALS
-from attndrift.analysis.result import Selection, Signal, Strength
+from attndrift.analysis.measures import signals
+from attndrift.analysis.result import SelectionRules, Signal, Strength
 from attndrift.analysis.wording import (
     Evidence,
     capital,
@@ -17,12 +17,13 @@ from attndrift.analysis.wording import (
     where_text,
 )
 
-_SIGNAL_LABELS = {source.name: source.label[0].lower() + source.label[1:] for source in SIGNALS} | {
-    "cka_mean": "mean CKA",
-    "cka_last": "CKA of the last block",
-    "cka_debiased_mean": "debiased mean CKA",
-}
+_SHORTER = {"cka_mean": "mean CKA", "cka_last": "CKA of the last block", "cka_debiased_mean": "debiased mean CKA"}
 _TOLD_SIGNALS = ("abs_entropy_change", "entropy_change", "embedding_drift", "weight_drift", "cka_mean")
+
+
+def _signal_label(name: str) -> str:
+    label = next(source.label for source in signals() if source.name == name)
+    return _SHORTER.get(name, label[0].lower() + label[1:])
 
 
 def retention_claims(e: Evidence) -> None:
@@ -41,11 +42,11 @@ def retention_claims(e: Evidence) -> None:
             for s in told:
                 _signal(e, s, best=s is best)
             _warning(e, here, name, when)
-        for selection in e.selections:
+        for selection in e.selection_rules:
             if selection.transfer_set == name:
                 _selection(e, selection)
     if not any(finding.id.startswith("rq3-") for finding in e.found):
-        columns = [f"transfer_{name}_retention_pct" for name in e.transfer_sets]
+        columns = [f"transfer_{name}_zero_shot_retention_pct" for name in e.transfer_sets]
         kept = sum(
             any(row.get(column) is not None for column in columns)
             for row in e.tables["runs"].rows
@@ -138,7 +139,7 @@ def _signal(e: Evidence, s: Signal, *, best: bool) -> None:
     moment = "after the first epoch " if s.when == "first epoch" else ""
     surprise = "" if agrees or strength != "supported" else ", with the sign opposite to its meaning"
     sentence = (
-        f"{capital(_SIGNAL_LABELS[s.signal])} {moment}ranks the runs by their {s.transfer_set} retention with "
+        f"{capital(_signal_label(s.signal))} {moment}ranks the runs by their {s.transfer_set} retention with "
         f"Spearman rho = "
         f"{number_text(s.spearman_runs.statistic)} over {s.n_runs} runs and {number_text(rho)} over "
         f"{s.n_configurations} configurations "
@@ -197,7 +198,7 @@ def _warning(e: Evidence, here: list[Signal], name: str, when: str) -> None:
     e.add(
         f"rq3 {name} warning {when}",
         "RQ3",
-        f"Of {len(known)} signals measured {moment}, {_SIGNAL_LABELS[best.signal]} tells the {best.n_damaged} "
+        f"Of {len(known)} signals measured {moment}, {_signal_label(best.signal)} tells the {best.n_damaged} "
         f"of {best.n_runs} runs "
         f"that end below {e.settings.damaged_below_pct:g}% {name} retention apart best: ROC area {best.roc_auc:.2f} "
         f"({against}). {extra}",
@@ -212,20 +213,20 @@ def _warning(e: Evidence, here: list[Signal], name: str, when: str) -> None:
     )
 
 
-def _selection(e: Evidence, s: Selection) -> None:
+def _selection(e: Evidence, s: SelectionRules) -> None:
     if s.oracle_pct is None or s.n_runs < 2 or s.random_pct is None:
         return
     rules = {choice.rule.split(" ", 1)[1]: choice for choice in s.choices if choice.retention_pct is not None}
     told = [
-        f"{_SIGNAL_LABELS[name]} {rules[name].retention_pct:.1f}%"
+        f"{_signal_label(name)} {rules[name].retention_pct:.1f}%"
         for name in ("embedding_drift", "weight_drift", "cka_mean", "abs_entropy_change")
         if name in rules
     ]
     if not told:
         return
-    where = where_text(s.model, s.protocol, e.selections, "all datasets")
+    where = where_text(s.model, s.selection, e.selection_rules, "all datasets")
     e.add(
-        f"rq3 {s.transfer_set} selection {s.dataset} {s.margin_points:g} {s.model} {s.protocol}",
+        f"rq3 {s.transfer_set} selection {s.dataset} {s.margin_points:g} {s.model} {s.selection}",
         "RQ3",
         f"Among the {s.n_runs} runs within {s.margin_points:g} point{'' if s.margin_points == 1 else 's'} of "
         f"the best validation accuracy on {s.dataset}{where}, the oracle "

@@ -1,4 +1,4 @@
-"""RQ4 and RQ5: regularizers, learning rate and the other settings."""
+"""RQ4 and RQ5: preservation losses, learning rate and the other settings."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from attndrift.analysis.wording import (
 )
 
 
-def regularizer_claims(e: Evidence) -> None:
-    sweeps = sweeps_of(e.tables["sweep_regularizer"])
+def loss_claims(e: Evidence) -> None:
+    sweeps = sweeps_of(e.tables["sweep_loss"])
     if not sweeps:
         e.add(
             "rq4 none",
             "RQ4",
-            "No two runs differ in the regularizer alone, so RQ4 cannot be answered.",
+            "No two runs differ in the preservation loss alone, so RQ4 cannot be answered.",
             "too few",
         )
     for label, rows in sweeps.items():
@@ -63,7 +63,7 @@ def regularizer_claims(e: Evidence) -> None:
         e.add(
             "rq4 none",
             "RQ4",
-            "No regularizer can be set beside the same run without it with an entropy change in both, so RQ4 cannot be "
+            "No preservation loss can be set beside the same run without it with an entropy change in both, so RQ4 cannot be "
             "answered.",
             "too few",
         )
@@ -115,7 +115,7 @@ def _rate_claims(e: Evidence) -> None:
             )
         )
         e.add(
-            f"rq5 rate {r.sweep} {r.measure} {r.model} {r.protocol}",
+            f"rq5 rate {r.sweep} {r.measure} {r.model} {r.selection}",
             "RQ5",
             sentence,
             strength,

@@ -1,7 +1,7 @@
 """From the rows of ``runs`` to methods, configurations, replicates and cells.
 
 A *method* is how the model is adapted (method, rank, targets, projection, frozen blocks,
-regularizer). A *configuration* is a method on a dataset under fixed conditions and one learning
+preservation losses). A *configuration* is a method on a dataset under fixed conditions and one learning
 rate; its runs differ in nothing but their seeds. A *cell* is one (conditions, rate, seed).
 """
 
@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from attndrift.analysis.measures import Measure, outcomes
 from attndrift.analysis.numbers import format_rate
 from attndrift.analysis.result import Excluded
-from attndrift.results.tables import SCHEMAS, STRUCTURE_METRICS, Tables, infinite_values, transfer_sets
+from attndrift.losses.names import LOSSES, split_weight
+from attndrift.metrics.registry import structure_metrics
+from attndrift.results.tables import TABLES, Tables, infinite_values, transfer_sets
 
 METHOD_COLUMNS = (
     "method",
@@ -29,13 +31,13 @@ METHOD_COLUMNS = (
     "lora_targets",
     "train_projection",
     "freeze_layers",
-    "regularizer",
-    "regularizer_weight",
+    "loss_name",
+    "loss_weight",
     "guard",
     "guard_at_least",
     "guard_at_most",
 )
-CONDITION_COLUMNS = ("model", "protocol", "dataset", "epochs", "batch_size", "weight_decay", "n_train")
+CONDITION_COLUMNS = ("model", "selection", "dataset", "epochs", "batch_size", "weight_decay", "n_train")
 CONFIGURATION_COLUMNS = (*METHOD_COLUMNS, *CONDITION_COLUMNS, "learning_rate")
 
 NOT_GIVEN = "not given"
@@ -101,9 +103,11 @@ def method_label(keys: Mapping[str, str]) -> str:
         label += " + projection"
     if keys["freeze_layers"]:
         label += f", {keys['freeze_layers']} block{'' if keys['freeze_layers'] == '1' else 's'} frozen"
-    if keys["regularizer"]:
-        name = {"apr": "APR", "entropy_floor": "entropy floor"}.get(keys["regularizer"], keys["regularizer"])
-        label += f" + {name}" + (f" {keys['regularizer_weight']}" if keys["regularizer_weight"] else "")
+    if keys["loss_name"]:
+        known = LOSSES.get(keys["loss_name"])
+        label += f" + {known.short if known else keys['loss_name']}" + (
+            f" {keys['loss_weight']}" if keys["loss_weight"] else ""
+        )
     if keys["guard"]:
         limits = [
             f"{sign} {keys[name]}" for name, sign in (("guard_at_least", "≥"), ("guard_at_most", "≤")) if keys[name]
@@ -133,8 +137,8 @@ def _keys(runs: pd.DataFrame) -> pd.DataFrame:
     keys["lora_alpha"] = keys["lora_alpha"].where(keys["lora_alpha"] != "", default)
     keys.loc[lora & (keys["lora_targets"] == ""), "lora_targets"] = "q,v"
     keys.loc[keys["freeze_layers"] == "0", "freeze_layers"] = ""
-    weightless = keys["regularizer"].str.lower().isin(["", "none"]) | keys["regularizer_weight"].isin(["", "0"])
-    keys.loc[weightless, ["regularizer", "regularizer_weight"]] = ""
+    weightless = keys["loss_name"].str.lower().isin(["", "none"]) | keys["loss_weight"].isin(["", "0"])
+    keys.loc[weightless, ["loss_name", "loss_weight"]] = ""
     # Absent means the method's default: the projection is trained, except by these two.
     never = keys["method"].isin(["last_block", "linear_probe", "none"])
     absent = keys["train_projection"] == ""
@@ -161,7 +165,7 @@ def _ignore_near_constant(runs: pd.DataFrame, keys: pd.DataFrame, notes: list[st
 
 def _derive_changes(runs: pd.DataFrame, notes: list[str]) -> None:
     """Fill null relative changes from baseline and final, and compare those that are given with them."""
-    for metric in STRUCTURE_METRICS:
+    for metric in structure_metrics():
         baseline, final = runs[f"{metric}_baseline"], runs[f"{metric}_final"]
         name = f"{metric}_change_pct"
         given = runs[name].to_numpy(dtype=float, copy=True)
@@ -193,7 +197,7 @@ def _derive_changes(runs: pd.DataFrame, notes: list[str]) -> None:
 
 def _name_what_is_missing(tables: Tables, runs: pd.DataFrame, notes: list[str]) -> None:
     """Notes on infinite numbers and on runs without a data set or a seed; those get names, in place."""
-    for table in SCHEMAS:
+    for table in TABLES:
         for column, count in infinite_values(getattr(tables, table)).items():
             notes.append(f"`{column}` is infinite in {count} rows of the table `{table}`; read there as null.")
     nameless = runs["dataset"].isna()
@@ -208,6 +212,13 @@ def _name_what_is_missing(tables: Tables, runs: pd.DataFrame, notes: list[str]) 
         )
 
 
+def _split_losses(runs: pd.DataFrame) -> None:
+    """Add ``loss_name`` and ``loss_weight``: one loss is a name and a weight that can be swept, several are one name."""
+    losses = [split_weight(None if pd.isna(text) else str(text)) for text in runs["loss"]]
+    runs["loss_name"] = pd.Series([name for name, _ in losses], index=runs.index, dtype=object)
+    runs["loss_weight"] = pd.Series([weight for _, weight in losses], index=runs.index, dtype="float64")
+
+
 def prepare(tables: Tables) -> Prepared:
     """Order the runs, name their methods and configurations, set aside those that cannot be analysed."""
     notes: list[str] = []
@@ -215,6 +226,7 @@ def prepare(tables: Tables) -> Prepared:
     sets = sorted(transfer_sets(runs))
     _name_what_is_missing(tables, runs, notes)
     _derive_changes(runs, notes)
+    _split_losses(runs)
     keys = _keys(runs)
     _ignore_near_constant(runs, keys, notes)
 
@@ -234,7 +246,7 @@ def prepare(tables: Tables) -> Prepared:
         runs[f"key_{column}"] = keys[column]
     runs["key_rest"] = _conditions(keys)
     runs["model_name"] = runs["key_model"].where(runs["key_model"] != "", NOT_GIVEN)
-    runs["protocol_name"] = runs["key_protocol"].where(runs["key_protocol"] != "", NOT_GIVEN)
+    runs["selection_name"] = runs["key_selection"].where(runs["key_selection"] != "", NOT_GIVEN)
     runs["rate_text"] = runs["learning_rate"].map({v: format_rate(v) for v in runs["learning_rate"].dropna().unique()})
     runs["rate_text"] = runs["rate_text"].astype(object).where(runs["learning_rate"].notna(), "rate not given")
     pretrained = runs["method"] == "none"
@@ -251,7 +263,7 @@ def prepare(tables: Tables) -> Prepared:
         if (reason := _reason(status)) is not None
     ]
     outcome_columns = [m.name for m in outcomes(sets) if m.name in runs.columns]
-    outcome_columns += [f"{metric}_final" for metric in STRUCTURE_METRICS]
+    outcome_columns += [f"{metric}_final" for metric in structure_metrics()]
     bare = runs[outcome_columns].isna().all(axis=1) & ~pretrained
     listed = {item.run_id for item in excluded}
     excluded += [
@@ -275,7 +287,10 @@ def prepare(tables: Tables) -> Prepared:
     if absent:
         notes.append(f"Not measured in any analysed run: {', '.join(absent)}.")
     for transfer_set in sets:
-        accuracy, kept_pct = f"transfer_{transfer_set}_accuracy", f"transfer_{transfer_set}_retention_pct"
+        accuracy, kept_pct = (
+            f"transfer_{transfer_set}_zero_shot_accuracy",
+            f"transfer_{transfer_set}_zero_shot_retention_pct",
+        )
         if kept_pct in kept.columns and kept[kept_pct].isna().all() and kept[accuracy].notna().any():
             notes.append(
                 f"Retention on `{transfer_set}` is null in every run although accuracies are given: it is not "
@@ -288,7 +303,7 @@ def _conditions(keys: pd.DataFrame) -> pd.Series:
     """The conditions that differ within a dataset, in words; empty where none does."""
     words = {
         "model": "{}",
-        "protocol": "protocol {}",
+        "selection": "selection {}",
         "epochs": "{} epochs",
         "batch_size": "batch {}",
         "weight_decay": "weight decay {}",

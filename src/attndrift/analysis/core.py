@@ -15,7 +15,7 @@ from attndrift.analysis.pareto import best_validation_table, iso_accuracy_table,
 from attndrift.analysis.rates import rate_correlations
 from attndrift.analysis.result import Analysis, Summary, Table
 from attndrift.analysis.settings import AnalysisSettings
-from attndrift.analysis.signals import selections, signal_scores
+from attndrift.analysis.signals import selection_rules, signal_scores
 from attndrift.analysis.summary import aggregate_table, all_runs_table, sweep_tables
 from attndrift.results.tables import Tables
 
@@ -64,7 +64,7 @@ def analyze(tables: Tables, *, settings: AnalysisSettings | None = None, outcome
     rates = rate_correlations(prepared, settings, notes)
     anova = layer_anova(prepared, values, settings, notes)
     signals = signal_scores(prepared, history, epoch, settings, notes)
-    chosen = selections(prepared, settings, notes)
+    chosen = selection_rules(prepared, settings, notes)
     summary = _summary(prepared, tables, settings)
     evidence = claims.Evidence(
         settings,
@@ -89,7 +89,7 @@ def analyze(tables: Tables, *, settings: AnalysisSettings | None = None, outcome
         rate_correlations=rates,
         anova=anova,
         signals=signals,
-        selections=chosen,
+        selection_rules=chosen,
     )
 
 
@@ -106,7 +106,7 @@ def _summary(prepared: Prepared, tables: Tables, settings: AnalysisSettings) -> 
         label=evidence_label(n_configurations, n_seeds, settings.min_configurations),
         datasets=_names(prepared.every["dataset"]),
         models=_names(prepared.every["model_name"]),
-        protocols=_names(prepared.every.loc[prepared.every["method"] != "none", "protocol_name"]),
+        selections=_names(prepared.every.loc[prepared.every["method"] != "none", "selection_name"]),
         methods=_names(prepared.every["variant"]),
         transfer_sets=prepared.transfer,
         n_history_rows=len(tables.history),

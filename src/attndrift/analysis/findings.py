@@ -14,7 +14,7 @@ from attndrift.analysis.claims_attention import attention_claims
 from attndrift.analysis.claims_headline import headline_claims
 from attndrift.analysis.claims_methods import method_claims
 from attndrift.analysis.claims_retention import retention_claims
-from attndrift.analysis.claims_settings import regularizer_claims, setting_claims
+from attndrift.analysis.claims_settings import loss_claims, setting_claims
 from attndrift.analysis.image_intervals import ImageIntervals
 from attndrift.analysis.result import Finding
 from attndrift.analysis.wording import Evidence
@@ -26,7 +26,7 @@ def generate(evidence: Evidence, runs: pd.DataFrame, images: ImageIntervals) -> 
     ``runs`` are the analysed adapted runs, ``images`` the intervals of single runs.
     """
     headline_claims(evidence, runs, images)
-    for claims in (attention_claims, method_claims, retention_claims, regularizer_claims, setting_claims):
+    for claims in (attention_claims, method_claims, retention_claims, loss_claims, setting_claims):
         claims(evidence)
     return sorted(evidence.found, key=lambda finding: finding.question)
 

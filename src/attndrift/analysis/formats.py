@@ -13,8 +13,9 @@ from typing import Any
 import pandas as pd
 
 from attndrift.analysis.numbers import format_rate
-from attndrift.analysis.result import Column, Table
+from attndrift.analysis.result import Table
 from attndrift.files import write_text
+from attndrift.results.columns import Column
 from attndrift.sanitize import sheet_text
 
 SUFFIXES = (".csv", ".md", ".tex")

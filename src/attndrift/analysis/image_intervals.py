@@ -126,22 +126,25 @@ class ImageIntervals:
         own = self.outcomes.get((str(run["run_id"]), name))
         if own is None or not len(own.adapted):
             return None
-        stated = [number(run.get(f"transfer_{name}_{end}")) for end in ("accuracy", "pretrained")]
+        stated = [number(run.get(f"transfer_{name}_zero_shot_{end}")) for end in ("accuracy", "pretrained")]
         measured = [float(own.adapted.mean()), float(own.pretrained.mean())]
         same = all(s is not None and abs(s - m) < 1e-6 for s, m in zip(stated, measured, strict=True))
         return own if same else None
 
     def accuracy(self, run: Mapping[str, Any], column: str) -> Interval:
-        """Of `test_accuracy`, `best_val_accuracy` or `transfer_S_accuracy`, 0..1."""
+        """Of `test_accuracy`, `best_val_accuracy` or `transfer_S_zero_shot_accuracy`, 0..1."""
         counts = {"test_accuracy": "n_test", "best_val_accuracy": "n_validation"}
         count = counts.get(column, column.removesuffix("_accuracy") + "_n")
         return accuracy_interval(run.get(column), run.get(count), self.level)
 
     def retention(self, run: Mapping[str, Any], name: str) -> Interval:
         """Of the retention on transfer set ``name``, percent."""
-        after, before = number(run.get(f"transfer_{name}_accuracy")), number(run.get(f"transfer_{name}_pretrained"))
-        n = number(run.get(f"transfer_{name}_n"))
-        if after is None or not before or not n or number(run.get(f"transfer_{name}_retention_pct")) is None:
+        after, before = (
+            number(run.get(f"transfer_{name}_zero_shot_accuracy")),
+            number(run.get(f"transfer_{name}_zero_shot_pretrained")),
+        )
+        n = number(run.get(f"transfer_{name}_zero_shot_n"))
+        if after is None or not before or not n or number(run.get(f"transfer_{name}_zero_shot_retention_pct")) is None:
             return _blank(self.level, "accuracies or number of images not given")
         own = self.bits(run, name)
         if own is not None:
@@ -157,10 +160,10 @@ class ImageIntervals:
     def retention_difference(self, first: Mapping[str, Any], second: Mapping[str, Any], name: str) -> Interval:
         """Of retention(first) - retention(second) in points, two runs of one pretrained model."""
         one, two = self.bits(first, name), self.bits(second, name)
-        before = number(first.get(f"transfer_{name}_pretrained"))
-        other = number(second.get(f"transfer_{name}_pretrained"))
-        values = [number(run.get(f"transfer_{name}_accuracy")) for run in (first, second)]
-        counts = [number(run.get(f"transfer_{name}_n")) for run in (first, second)]
+        before = number(first.get(f"transfer_{name}_zero_shot_pretrained"))
+        other = number(second.get(f"transfer_{name}_zero_shot_pretrained"))
+        values = [number(run.get(f"transfer_{name}_zero_shot_accuracy")) for run in (first, second)]
+        counts = [number(run.get(f"transfer_{name}_zero_shot_n")) for run in (first, second)]
         if not before or other is None or abs(before - other) > 1e-9 or None in values or not all(counts):
             return _blank(self.level, "the two runs are not of one pretrained model and transfer set")
         a, b = float(values[0] or 0.0), float(values[1] or 0.0)

@@ -13,9 +13,10 @@ import pandas as pd
 
 from attndrift.analysis.configurations import Prepared
 from attndrift.analysis.numbers import Floats, number
-from attndrift.analysis.result import Column, Table
+from attndrift.analysis.result import Table
 from attndrift.analysis.settings import AnalysisSettings
 from attndrift.analysis.summary import plain_columns, records
+from attndrift.results.columns import Column
 from attndrift.results.tables import transfer_sets
 
 _CALIBRATION = 4
@@ -34,7 +35,7 @@ def interpolation_tables(
         how="left",
     )
     for name in names:
-        frame[f"transfer_{name}_retention_pct"] = _retention(frame, prepared, name, notes)
+        frame[f"transfer_{name}_zero_shot_retention_pct"] = _retention(frame, prepared, name, notes)
     columns = plain_columns(
         ("run_id", "Run"),
         ("configuration", "Configuration"),
@@ -46,7 +47,7 @@ def interpolation_tables(
         Column(name="test_accuracy", label="Test accuracy", unit="%", digits=2, scale=100.0),
         *[
             Column(
-                name=f"transfer_{n}_accuracy",
+                name=f"transfer_{n}_zero_shot_accuracy",
                 label=f"{n} zero-shot accuracy",
                 unit="%",
                 digits=2,
@@ -56,16 +57,19 @@ def interpolation_tables(
         ],
         *[
             Column(
-                name=f"transfer_{n}_agreement",
+                name=f"transfer_{n}_zero_shot_agreement",
                 label=f"{n}: pretrained prediction kept",
                 unit="%",
                 digits=1,
                 scale=100.0,
             )
             for n in names
-            if frame[f"transfer_{n}_agreement"].notna().any()
+            if frame[f"transfer_{n}_zero_shot_agreement"].notna().any()
         ],
-        *[Column(name=f"transfer_{n}_retention_pct", label=f"{n} retention", unit="%", digits=1) for n in names],
+        *[
+            Column(name=f"transfer_{n}_zero_shot_retention_pct", label=f"{n} retention", unit="%", digits=1)
+            for n in names
+        ],
         Column(name="entropy_change_pct", label="Entropy change", unit="%", digits=2, signed=True),
         Column(name="cka_mean", label="CKA, mean over blocks", digits=3),
         Column(name="embedding_drift", label="Embedding drift", digits=3),
@@ -84,9 +88,9 @@ def interpolation_tables(
 
 def _retention(frame: pd.DataFrame, prepared: Prepared, name: str, notes: list[str]) -> Floats:
     """100 accuracy / pretrained accuracy; the pretrained one from the run, else from alpha = 0."""
-    accuracy = frame[f"transfer_{name}_accuracy"].to_numpy(dtype=float)
-    column, kept = f"transfer_{name}_pretrained", f"transfer_{name}_retention_pct"
-    start = frame[frame["alpha"] == 0].set_index("run_id")[f"transfer_{name}_accuracy"]
+    accuracy = frame[f"transfer_{name}_zero_shot_accuracy"].to_numpy(dtype=float)
+    column, kept = f"transfer_{name}_zero_shot_pretrained", f"transfer_{name}_zero_shot_retention_pct"
+    start = frame[frame["alpha"] == 0].set_index("run_id")[f"transfer_{name}_zero_shot_accuracy"]
     base = frame["run_id"].map(start).to_numpy(dtype=float)
     if column in prepared.every.columns:
         runs = prepared.every.set_index("run_id")
@@ -117,7 +121,7 @@ class _Rule:
 RULES = (
     _Rule(
         "agreement",
-        "transfer_{}_agreement",
+        "transfer_{}_zero_shot_agreement",
         "largest alpha at which at least the wanted share of the transfer images, without their labels, keeps the "
         "pretrained model's prediction; retention is no lower than that share where right predictions change no more "
         "often than wrong ones",
@@ -182,7 +186,7 @@ def _choices(
         alpha = sweep["alpha"].to_numpy(dtype=float)
         accuracy = sweep["test_accuracy"].to_numpy(dtype=float)
         for name in names:
-            kept = sweep[f"transfer_{name}_retention_pct"].to_numpy(dtype=float)
+            kept = sweep[f"transfer_{name}_zero_shot_retention_pct"].to_numpy(dtype=float)
             if len(sweep) < 2 or not np.isfinite(kept).any():
                 continue
             for wanted in settings.wanted_retentions_pct:
@@ -255,7 +259,7 @@ def _calibration(
     """A falling curve through the other configurations' (drift, retention), isotonic, starting at (none, 100)."""
     from scipy.optimize import isotonic_regression
 
-    kept = f"transfer_{transfer_set}_retention_pct"
+    kept = f"transfer_{transfer_set}_zero_shot_retention_pct"
     runs = prepared.adapted
     if kept not in runs.columns:
         return f"no other run has a retention on {transfer_set}"

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from attndrift.analysis.configurations import Prepared
 from attndrift.analysis.dynamics import EPOCH_SLACK, History
 from attndrift.analysis.hypothesis_tests import correct_family, repeated_measures_anova
-from attndrift.analysis.measures import LABELS
 from attndrift.analysis.numbers import Floats, number
 from attndrift.analysis.pairs import ALL_DATASETS, MOST_DATASETS
-from attndrift.analysis.result import Anova, Column, Table
+from attndrift.analysis.result import Anova, Table
 from attndrift.analysis.settings import AnalysisSettings
 from attndrift.analysis.summary import plain_columns, records
-from attndrift.results.tables import STRUCTURE_METRICS
+from attndrift.metrics.registry import METRICS, structure_metrics
+from attndrift.results.columns import Column
 
 GROUPS = ("early", "middle", "late")
 
@@ -42,11 +42,11 @@ class LayerValues:
 def measured_steps(prepared: Prepared, history: History, epoch: Floats) -> Floats:
     """The step at which the final values of each run were taken; infinite (the last one) where unknown.
 
-    Protocol ``seed`` measures after the last epoch, any other one at the selected checkpoint.
+    Selection ``test`` measures after the last epoch, any other one at the selected checkpoint.
     """
     runs = prepared.runs
     selected = runs["selected_epoch"].to_numpy(dtype=float)
-    last_step = (runs["protocol"].astype(object) == "seed").to_numpy()
+    last_step = (runs["selection"].astype(object) == "test").to_numpy()
     target = np.where(last_step, np.inf, selected)
     step = history.values("step")
     if not len(step):
@@ -59,7 +59,7 @@ def measured_steps(prepared: Prepared, history: History, epoch: Floats) -> Float
 
 def layer_values(prepared: Prepared, layers: pd.DataFrame, steps: Floats, notes: list[str]) -> LayerValues:
     """Layer means of the structural metrics (and CKA) at the first and at the measured step of every run."""
-    wanted = (*STRUCTURE_METRICS, "cka")
+    wanted = (*structure_metrics(), "cka")
     frame = layers[layers["head"].isna().to_numpy() & layers["metric"].isin(wanted).to_numpy()]
     position = pd.Index(prepared.runs["run_id"].astype(object))
     codes, names = pd.factorize(frame["run_id"])
@@ -107,7 +107,7 @@ def change_per_layer(prepared: Prepared, values: LayerValues, notes: list[str]) 
     adapted = np.flatnonzero((runs["method"] != "none").to_numpy())
     parts: list[pd.DataFrame] = []
     layer_names = [f"layer_{place}" for place in range(1, values.layers + 1)]
-    for metric in STRUCTURE_METRICS:
+    for metric in structure_metrics():
         change = pd.DataFrame(values.change(metric)[adapted], columns=layer_names)
         for name in ("configuration", "dataset", "variant", "learning_rate", "replicate"):
             change[name] = runs[name].to_numpy()[adapted]
@@ -165,17 +165,17 @@ def layer_anova(prepared: Prepared, values: LayerValues, settings: AnalysisSetti
     adapted = runs["method"] != "none"
     depth_of_run = np.isfinite(values.first["entropy"]).sum(axis=1)
     groups: list[tuple[str, str, str, str, NDArray[np.intp]]] = []
-    for (model, protocol, variant), part in runs[adapted].groupby(
-        ["model_name", "protocol_name", "variant"], sort=True
+    for (model, selection, variant), part in runs[adapted].groupby(
+        ["model_name", "selection_name", "variant"], sort=True
     ):
         index = part.index.to_numpy(dtype=np.intp)
-        groups.append((str(model), str(protocol), ALL_DATASETS, str(variant), index))
+        groups.append((str(model), str(selection), ALL_DATASETS, str(variant), index))
         if 1 < part["dataset"].nunique() <= MOST_DATASETS:
             for dataset, inner in part.groupby("dataset", sort=True):
                 groups.append(
                     (
                         str(model),
-                        str(protocol),
+                        str(selection),
                         str(dataset),
                         str(variant),
                         inner.index.to_numpy(dtype=np.intp),
@@ -185,13 +185,13 @@ def layer_anova(prepared: Prepared, values: LayerValues, settings: AnalysisSetti
     limit = 4 * settings.max_method_pairs
     if len(groups) > limit:
         notes.append(f"The ANOVA over layer groups covers the {limit} largest of {len(groups)} groups of runs.")
-    for model, protocol, scope, variant, index in sorted(groups[:limit], key=lambda g: g[:4]):
+    for model, selection, scope, variant, index in sorted(groups[:limit], key=lambda g: g[:4]):
         depths = depth_of_run[index]
         depth = int(depths.max()) if len(depths) else 0
         if depth < 3:
             continue
         blocks = thirds(depth)
-        for metric in STRUCTURE_METRICS:
+        for metric in structure_metrics():
             change = values.change(metric)[index][:, :depth]
             table = np.column_stack([change[:, block].mean(axis=1) for block in blocks])
             whole = np.isfinite(table).all(axis=1)
@@ -202,7 +202,7 @@ def layer_anova(prepared: Prepared, values: LayerValues, settings: AnalysisSetti
             for level, subjects in (("cells", table[whole]), ("configurations", means)):
                 entry = Anova(
                     model=model,
-                    protocol=protocol,
+                    selection=selection,
                     scope=scope,
                     method=variant,
                     metric=metric,
@@ -236,7 +236,7 @@ def baseline_tables(prepared: Prepared, values: LayerValues, layers: pd.DataFram
     per_layer: list[dict[str, object]] = []
     per_head: list[dict[str, object]] = []
     heads_all = layers[
-        layers["head"].notna().to_numpy() & layers["metric"].isin((*STRUCTURE_METRICS, "cls_mass")).to_numpy()
+        layers["head"].notna().to_numpy() & layers["metric"].isin((*structure_metrics(), "cls_mass")).to_numpy()
     ]
     for (model, dataset), group in prepared.runs.groupby(["model_name", "dataset"], sort=True):
         pretrained = group[group["method"] == "none"]
@@ -244,8 +244,8 @@ def baseline_tables(prepared: Prepared, values: LayerValues, layers: pd.DataFram
         identity = {"model_name": str(model), "dataset": str(dataset)}
         source = "method none" if len(pretrained) else "first step of the adapted runs"
         heads = _first_heads(heads_all, used)
-        means = {metric: _mean_of_known(values.first[metric][used.index]) for metric in STRUCTURE_METRICS}
-        rows = (_baseline_row(metric, means[metric], used, heads) for metric in STRUCTURE_METRICS)
+        means = {metric: _mean_of_known(values.first[metric][used.index]) for metric in structure_metrics()}
+        rows = (_baseline_row(metric, means[metric], used, heads) for metric in structure_metrics())
         summary += [{**identity, **row, "source": source} for row in rows if row is not None]
         per_layer += [{**identity, **row} for row in _layer_rows(means, heads)]
         if len(heads):
@@ -318,7 +318,7 @@ def _baseline_layers(rows: list[dict[str, object]], with_heads: bool) -> Table:
         title="Pretrained attention structure, layer by layer (mean ± sd over heads)",
         columns=[
             *plain_columns(*_MODEL_AND_DATASET, ("layer", "Layer"), ("n_heads", "Heads")),
-            *[Column(name=m, label=LABELS[m], digits=3, sd=f"{m}_sd_heads") for m in STRUCTURE_METRICS],
+            *[Column(name=m, label=METRICS[m].label, digits=3, sd=f"{m}_sd_heads") for m in structure_metrics()],
         ],
         rows=rows,
         notes=[] if with_heads else ["The tables hold no values of single heads, so no spread over heads."],
@@ -331,10 +331,10 @@ def _baseline_heads(rows: list[dict[str, object]]) -> Table:
         title="Pretrained attention structure, head by head",
         columns=[
             *plain_columns(*_MODEL_AND_DATASET, ("layer", "Layer"), ("head", "Head")),
-            *[Column(name=m, label=LABELS[m], digits=3) for m in STRUCTURE_METRICS],
-            Column(name="cls_mass", label="CLS-to-CLS mass", digits=3),
+            *[Column(name=m, label=METRICS[m].label, digits=3) for m in structure_metrics()],
+            Column(name="cls_mass", label=METRICS["cls_mass"].label, digits=3),
         ],
-        rows=[{"cls_mass": None, **dict.fromkeys(STRUCTURE_METRICS), **row} for row in rows],
+        rows=[{"cls_mass": None, **dict.fromkeys(structure_metrics()), **row} for row in rows],
         notes=[] if rows else ["The tables hold no values of single heads."],
     )
 

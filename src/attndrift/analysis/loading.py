@@ -22,9 +22,8 @@ from attndrift.analysis.dynamics import epochs_from_steps, order_history
 from attndrift.analysis.layers import measured_steps
 from attndrift.analysis.numbers import Floats
 from attndrift.formats import check_table_metadata
-from attndrift.results.tables import STRUCTURE_METRICS, TableError, Tables, conform, read_tables
-
-_METRICS = (*STRUCTURE_METRICS, "cka", "cls_mass")
+from attndrift.metrics.registry import layer_metrics
+from attndrift.results.tables import TableError, Tables, conform, read_tables
 
 
 def load_tables(folder: str | os.PathLike[str]) -> Tables:
@@ -70,7 +69,7 @@ def _needed(file: pq.ParquetFile, tables: Tables, heads: bool) -> pd.DataFrame:
     waiting: list[pd.DataFrame] = []
     for batch in file.iter_batches(batch_size=500_000, columns=columns):
         table = pa.Table.from_batches([batch])
-        mask = pc.is_in(table["metric"], value_set=pa.array(list(_METRICS), type=table["metric"].type))
+        mask = pc.is_in(table["metric"], value_set=pa.array(list(layer_metrics()), type=table["metric"].type))
         if heads:
             mask = pc.and_(mask, pc.or_(pc.is_null(table["head"]), pc.equal(table["step"], 0)))
         waiting.append(wanted.of(table.filter(mask).to_pandas()))

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attndrift.analysis.result import Column
-from attndrift.results.tables import STRUCTURE_METRICS
-
-LABELS = {"entropy": "Entropy", "erf95": "ERF@0.95", "gini": "Gini", "head_diversity": "Head diversity"}
+from attndrift.metrics.registry import METRICS
+from attndrift.results.columns import Column, metric_columns
 
 
 @dataclass(frozen=True)
@@ -33,38 +31,44 @@ class Measure:
         )
 
 
-CHANGES = tuple(
-    Measure(f"{metric}_change_pct", f"{LABELS[metric]} change", "%", 2, signed=True) for metric in STRUCTURE_METRICS
-)
-LAST_LAYER = Measure("entropy_last_layer_change_pct", "Entropy change, last block", "%", 2, signed=True)
+LAST_LAYER = "entropy_last_layer_change_pct"
 ACCURACIES = (
     Measure("best_val_accuracy", "Validation accuracy", "fraction", 2, 100.0),
     Measure("test_accuracy", "Test accuracy", "fraction", 2, 100.0),
 )
-DRIFTS = (
-    Measure("cka_mean", "CKA, mean over blocks", "", 3),
-    Measure("cka_last", "CKA, last block", "", 3),
-    Measure("cka_debiased_mean", "Debiased CKA, mean", "", 3),
-    Measure("embedding_drift", "Embedding drift", "", 3),
-    Measure("weight_drift", "Weight drift", "", 4),
-    Measure("projection_drift", "Projection drift", "", 4),
-)
+
+
+def _measured(*, structural: bool) -> list[tuple[Measure, Column]]:
+    found = []
+    for column in metric_columns("runs"):
+        metric = METRICS[column.metric]
+        if metric.structural == structural and metric.analysed and column.statistic not in ("baseline", "final"):
+            unit = column.unit if structural else ""
+            found.append((Measure(column.name, column.label, unit, column.digits, signed=column.signed), column))
+    return found
+
+
+def changes() -> list[Measure]:
+    """Changes of attention structure, the last block beside the mean."""
+    return [measure for measure, _ in _measured(structural=True)]
 
 
 def retention(transfer_set: str) -> Measure:
-    return Measure(f"transfer_{transfer_set}_retention_pct", f"{transfer_set} retention", "%", 1)
+    return Measure(f"transfer_{transfer_set}_zero_shot_retention_pct", f"{transfer_set} retention", "%", 1)
 
 
 def transfer_measures(transfer_set: str) -> tuple[Measure, ...]:
     return (
-        Measure(f"transfer_{transfer_set}_accuracy", f"{transfer_set} zero-shot accuracy", "fraction", 2, 100.0),
+        Measure(
+            f"transfer_{transfer_set}_zero_shot_accuracy", f"{transfer_set} zero-shot accuracy", "fraction", 2, 100.0
+        ),
         retention(transfer_set),
     )
 
 
 def outcomes(transfer_sets: list[str]) -> list[Measure]:
     """All outcome measures, in the order of the tables: the last block stands beside the mean."""
-    result = [*ACCURACIES, CHANGES[0], LAST_LAYER, *CHANGES[1:], *DRIFTS]
+    result = [*ACCURACIES, *changes(), *(measure for measure, _ in _measured(structural=False))]
     for name in transfer_sets:
         result += transfer_measures(name)
     return result
@@ -86,20 +90,22 @@ class SignalSource:
     expected_sign: int
 
 
-def _signals() -> tuple[SignalSource, ...]:
+def signals() -> tuple[SignalSource, ...]:
+    """Every candidate: changes of attention, signed and in size, drifts, and what is known without measuring."""
     found: list[SignalSource] = []
-    for measure in (CHANGES[0], LAST_LAYER, *CHANGES[1:]):
+    for measure, column in _measured(structural=True):
         stem = measure.name.removesuffix("_pct")
-        # Concentration: a falling entropy, ERF and head diversity, a rising Gini.
-        sign = -1 if stem.startswith("gini") else 1
-        found.append(SignalSource(stem, measure.label, measure.name, False, sign))
+        found.append(SignalSource(stem, measure.label, measure.name, False, 1 if column.worse == "lower" else -1))
         found.append(SignalSource(f"abs_{stem}", f"|{measure.label}|", measure.name, True, -1))
-    found += [SignalSource(m.name, m.label, m.name, False, 1 if m.name.startswith("cka") else -1) for m in DRIFTS]
+    for measure, column in _measured(structural=False):
+        found.append(
+            SignalSource(measure.name, measure.label, measure.name, False, 1 if column.worse == "lower" else -1)
+        )
     found.append(
         SignalSource(
-            "transfer_track_retention",
-            "Retention on the track subset",
-            "transfer_track_retention_pct",
+            "monitor_zero_shot_retention",
+            "Retention on the zero-shot monitor",
+            "monitor_zero_shot_retention_pct",
             False,
             1,
         )
@@ -107,6 +113,3 @@ def _signals() -> tuple[SignalSource, ...]:
     found.append(SignalSource("learning_rate", "Learning rate", "learning_rate", False, -1))
     found.append(SignalSource("validation_accuracy", "Validation accuracy", "best_val_accuracy", False, -1))
     return tuple(found)
-
-
-SIGNALS = _signals()

@@ -1,6 +1,6 @@
 """Two methods on identical cells, and the change of one method against zero.
 
-A cell is one (model, protocol, dataset, other conditions, learning rate, seed). Both levels are
+A cell is one (model, selection, dataset, other conditions, learning rate, seed). Both levels are
 given: over cells, where seeds of one configuration count as if they were independent, and over
 configuration means, which is what claims rest on. Intervals resample configurations.
 """
@@ -17,7 +17,7 @@ from scipy import sparse
 from attndrift.analysis.bootstrap import bootstrap, percentile_interval
 from attndrift.analysis.configurations import Prepared, evidence_label
 from attndrift.analysis.hypothesis_tests import correct_family, difference
-from attndrift.analysis.measures import CHANGES, LAST_LAYER, Measure
+from attndrift.analysis.measures import Measure, changes
 from attndrift.analysis.numbers import Floats, number
 from attndrift.analysis.result import Change, Comparison, Interval
 from attndrift.analysis.settings import AnalysisSettings
@@ -31,7 +31,7 @@ MOST_DATASETS = 8
 class _Pair:
     cells: int
     model: str
-    protocol: str
+    selection: str
     first: str
     second: str
 
@@ -70,10 +70,10 @@ def compare_methods(prepared: Prepared, settings: AnalysisSettings, notes: list[
     result: list[Comparison] = []
     candidates: list[_Pair] = []
     held: dict[tuple[str, str], pd.DataFrame] = {}
-    for (model, protocol), runs in prepared.adapted.groupby(["model_name", "protocol_name"], sort=True):
-        cells = held[str(model), str(protocol)] = _cells(runs, [m.name for m in prepared.measures])
+    for (model, selection), runs in prepared.adapted.groupby(["model_name", "selection_name"], sort=True):
+        cells = held[str(model), str(selection)] = _cells(runs, [m.name for m in prepared.measures])
         for (first, second), count in _shared(cells).items():
-            candidates.append(_Pair(count, str(model), str(protocol), first, second))
+            candidates.append(_Pair(count, str(model), str(selection), first, second))
     candidates.sort(key=_priority)
     left = len(candidates) - settings.max_method_pairs
     if left > 0:
@@ -86,7 +86,7 @@ def compare_methods(prepared: Prepared, settings: AnalysisSettings, notes: list[
     if not candidates:
         notes.append("No two methods share a (dataset, settings, rate, seed) cell: no paired comparison is possible.")
     for pair in candidates[: settings.max_method_pairs]:
-        cells = held[pair.model, pair.protocol]
+        cells = held[pair.model, pair.selection]
         merged = cells[cells["variant"] == pair.first].merge(
             cells[cells["variant"] == pair.second], on=["conditions", "replicate"], suffixes=("_1", "_2")
         )
@@ -115,7 +115,7 @@ def _pair_order(variant: str) -> tuple[int, str]:
 
 def _priority(pair: _Pair) -> tuple[int, int, str, str, str, str]:
     plain = pair.first == "full" and pair.second.startswith("LoRA") and not set(",+") & set(pair.second)
-    return (0 if plain else 1, -pair.cells, pair.model, pair.protocol, pair.first, pair.second)
+    return (0 if plain else 1, -pair.cells, pair.model, pair.selection, pair.first, pair.second)
 
 
 def _shared(cells: pd.DataFrame) -> dict[tuple[str, str], int]:
@@ -139,13 +139,13 @@ def _compare(
     measures: list[Measure],
     settings: AnalysisSettings,
 ) -> list[Comparison]:
-    first, second, model, protocol = pair.first, pair.second, pair.model, pair.protocol
+    first, second, model, selection = pair.first, pair.second, pair.model, pair.selection
     merged = merged.sort_values(["conditions", "replicate"], kind="stable")
     configuration = pd.factorize(merged["conditions"])[0]
     one = merged[[f"{m.name}_1" for m in measures]].to_numpy(dtype=float)
     two = merged[[f"{m.name}_2" for m in measures]].to_numpy(dtype=float)
     change = one - two
-    intervals = _intervals(change, configuration, settings, "pair", model, protocol, scope, first, second)
+    intervals = _intervals(change, configuration, settings, "pair", model, selection, scope, first, second)
     result: list[Comparison] = []
     for column, measure in enumerate(measures):
         present = np.isfinite(change[:, column])
@@ -162,7 +162,7 @@ def _compare(
                 first=first,
                 second=second,
                 model=model,
-                protocol=protocol,
+                selection=selection,
                 scope=scope,
                 measure=measure.name,
                 unit=measure.unit,
@@ -182,29 +182,29 @@ def _compare(
 
 def changes_from_zero(prepared: Prepared, settings: AnalysisSettings, notes: list[str]) -> list[Change]:
     """Each method's structural changes against zero, per dataset and over all datasets."""
-    measures = [m for m in (CHANGES[0], LAST_LAYER, *CHANGES[1:]) if m in prepared.measures]
+    measures = [m for m in changes() if m in prepared.measures]
     if not measures:
         notes.append("No structural change is given: nothing can be said about attention.")
         return []
     groups: list[tuple[str, str, str, str, pd.DataFrame]] = []
-    for (model, protocol, variant), runs in prepared.adapted.groupby(
-        ["model_name", "protocol_name", "variant"], sort=True
+    for (model, selection, variant), runs in prepared.adapted.groupby(
+        ["model_name", "selection_name", "variant"], sort=True
     ):
-        groups.append((str(model), str(protocol), str(variant), ALL_DATASETS, runs))
+        groups.append((str(model), str(selection), str(variant), ALL_DATASETS, runs))
         if 1 < runs["dataset"].nunique() <= MOST_DATASETS:
             for dataset, part in runs.groupby("dataset", sort=True):
-                groups.append((str(model), str(protocol), str(variant), str(dataset), part))
+                groups.append((str(model), str(selection), str(variant), str(dataset), part))
     groups.sort(key=lambda g: (-len(g[4]), *g[:4]))
     limit = 4 * settings.max_method_pairs
     if len(groups) > limit:
         notes.append(f"Changes against zero are tested for the {limit} largest of {len(groups)} groups of runs.")
     result: list[Change] = []
-    for model, protocol, variant, scope, runs in sorted(
+    for model, selection, variant, scope, runs in sorted(
         groups[:limit], key=lambda g: (g[0], g[1], _pair_order(g[2]), g[3] != ALL_DATASETS, g[3])
     ):
         codes = pd.factorize(runs["configuration"])[0]
         values = runs[[m.name for m in measures]].to_numpy(dtype=float)
-        intervals = _intervals(values, codes, settings, "change", model, protocol, variant, scope)
+        intervals = _intervals(values, codes, settings, "change", model, selection, variant, scope)
         for column, measure in enumerate(measures):
             present = np.isfinite(values[:, column])
             if not present.any():
@@ -218,7 +218,7 @@ def changes_from_zero(prepared: Prepared, settings: AnalysisSettings, notes: lis
                 Change(
                     method=variant,
                     model=model,
-                    protocol=protocol,
+                    selection=selection,
                     scope=scope,
                     measure=measure.name,
                     unit=measure.unit,

@@ -11,7 +11,7 @@ from attndrift.analysis.configurations import Prepared
 from attndrift.analysis.measures import Measure, retention
 from attndrift.analysis.numbers import Floats
 from attndrift.analysis.pairs import _pair_order
-from attndrift.analysis.result import Column, Table
+from attndrift.analysis.result import Table
 from attndrift.analysis.settings import AnalysisSettings
 from attndrift.analysis.summary import (
     aggregate,
@@ -21,8 +21,9 @@ from attndrift.analysis.summary import (
     single_seed_notes,
     sweep_measures,
 )
+from attndrift.results.columns import Column
 
-IDENTITY = ["model_name", "protocol_name", "dataset", "variant", "key_rest", "learning_rate"]
+IDENTITY = ["model_name", "selection_name", "dataset", "variant", "key_rest", "learning_rate"]
 
 
 def _groups(prepared: Prepared) -> pd.DataFrame:
@@ -43,7 +44,7 @@ def best_validation_table(prepared: Prepared) -> Table:
     frame = _groups(prepared)
     columns = plain_columns(
         ("model_name", "Model"),
-        ("protocol_name", "Protocol"),
+        ("selection_name", "Selection"),
         ("dataset", "Dataset"),
         ("variant", "Method"),
         ("key_rest", "Conditions"),
@@ -110,7 +111,7 @@ def iso_accuracy_table(prepared: Prepared, settings: AnalysisSettings) -> Table:
     carried = [m for m in prepared.measures if m.name != "best_val_accuracy"]
     columns = plain_columns(
         ("model_name", "Model"),
-        ("protocol_name", "Protocol"),
+        ("selection_name", "Selection"),
         ("dataset", "Dataset"),
         ("conditions", "Conditions"),
     )
@@ -131,8 +132,8 @@ def iso_accuracy_table(prepared: Prepared, settings: AnalysisSettings) -> Table:
         if accuracy == "test_accuracy":
             notes.append("No validation accuracy is given: methods are matched on test accuracy.")
         known = _longest(frame[frame[accuracy].notna() & (frame["learning_rate"] > 0)], settings, notes)
-        for (model, protocol, dataset, rest), group in known.groupby(
-            ["model_name", "protocol_name", "dataset", "key_rest"], sort=True
+        for (model, selection, dataset, rest), group in known.groupby(
+            ["model_name", "selection_name", "dataset", "key_rest"], sort=True
         ):
             curves = {
                 str(v): part.sort_values("learning_rate", kind="stable")
@@ -149,7 +150,7 @@ def iso_accuracy_table(prepared: Prepared, settings: AnalysisSettings) -> Table:
                     rows.append(
                         {
                             "model_name": str(model),
-                            "protocol_name": str(protocol),
+                            "selection_name": str(selection),
                             "dataset": str(dataset),
                             "conditions": str(rest),
                             "target": target,
@@ -234,7 +235,7 @@ def pareto_table(prepared: Prepared) -> Table:
     columns = plain_columns(
         ("transfer_set", "Transfer set"),
         ("model_name", "Model"),
-        ("protocol_name", "Protocol"),
+        ("selection_name", "Selection"),
         ("dataset", "Dataset"),
         ("configuration", "Configuration"),
         ("variant", "Method"),
@@ -261,7 +262,7 @@ def pareto_table(prepared: Prepared) -> Table:
         if column not in frame.columns:
             continue
         known = frame[frame[accuracy].notna() & frame[column].notna()]
-        for _, group in known.groupby(["model_name", "protocol_name", "dataset"], sort=True):
+        for _, group in known.groupby(["model_name", "selection_name", "dataset"], sort=True):
             part = group.assign(
                 transfer_set=name,
                 accuracy=group[accuracy],

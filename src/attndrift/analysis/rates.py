@@ -55,7 +55,7 @@ def rate_correlations(prepared: Prepared, settings: AnalysisSettings, notes: lis
             result.append(
                 RateCorrelation(
                     model=str(first["model_name"]),
-                    protocol=str(first["protocol_name"]),
+                    selection=str(first["selection_name"]),
                     dataset=str(first["dataset"]),
                     method=str(first["variant"]),
                     sweep=label,

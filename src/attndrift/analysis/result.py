@@ -12,13 +12,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from attndrift.analysis.settings import AnalysisSettings
+from attndrift.results.columns import Column
 
 SCHEMA_VERSION = "1.2"
 
-TOPICS = ("transfer", "methods", "entropy", "regularizer", "warning")
+TOPICS = ("transfer", "methods", "entropy", "preservation", "warning")
 """What a practitioner must know first, in this order: the zero-shot transfer lost at the rates used; full
 fine-tuning against LoRA at rates that both used; whether the attention entropy fell, and at which rate; whether
-a regularizer preserved the transfer; which signal warned."""
+a preservation loss preserved the transfer; which signal warned."""
 
 SINGLE_SEED = "Single-seed study: descriptive only; no row carries an uncertainty between seeds."
 """What stands on every table of a study of one seed."""
@@ -33,18 +34,6 @@ class Part(BaseModel):
     """Base of all parts: unknown fields are errors, infinities and NaN never occur."""
 
     model_config = ConfigDict(extra="forbid")
-
-
-class Column(Part):
-    """A column of a table and how it is printed; ``scale`` multiplies for print only, never in CSV or JSON."""
-
-    name: str
-    label: str
-    unit: str = ""
-    digits: int | None = Field(default=None, description="decimals when printed; null: four significant digits")
-    scale: float = 1.0
-    signed: bool = False
-    sd: str | None = Field(default=None, description="name of the column that holds the standard deviation")
 
 
 class Table(Part):
@@ -108,7 +97,7 @@ class Comparison(Part):
     first: str
     second: str
     model: str
-    protocol: str
+    selection: str
     scope: str = Field(description="`all datasets` or one dataset")
     measure: str
     unit: str
@@ -128,7 +117,7 @@ class Change(Part):
 
     method: str
     model: str
-    protocol: str
+    selection: str
     scope: str
     measure: str
     unit: str
@@ -156,7 +145,7 @@ class RateCorrelation(Part):
     """One measure against log10 of the learning rate within one rate sweep."""
 
     model: str
-    protocol: str
+    selection: str
     dataset: str
     method: str
     sweep: str = Field(description="the settings that the whole sweep shares")
@@ -175,7 +164,7 @@ class Anova(Part):
     """Repeated-measures ANOVA of the change over early, middle and late blocks; the unit is the subject."""
 
     model: str
-    protocol: str
+    selection: str
     scope: str
     method: str
     metric: str
@@ -243,11 +232,11 @@ class Choice(Part):
     reason: str | None = None
 
 
-class Selection(Part):
+class SelectionRules(Part):
     """Selection rules within one margin of the best validation accuracy."""
 
     model: str
-    protocol: str
+    selection: str
     dataset: str
     transfer_set: str
     margin_points: float
@@ -295,7 +284,7 @@ class Summary(Part):
     label: str
     datasets: list[str]
     models: list[str]
-    protocols: list[str]
+    selections: list[str]
     methods: list[str]
     transfer_sets: list[str]
     n_history_rows: int
@@ -318,7 +307,7 @@ class Analysis(Part):
     rate_correlations: list[RateCorrelation]
     anova: list[Anova]
     signals: list[Signal]
-    selections: list[Selection]
+    selection_rules: list[SelectionRules]
 
     def most_important(self, n: int = 5) -> list[Finding]:
         """The ``n`` findings to read first.

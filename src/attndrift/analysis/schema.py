@@ -6,9 +6,10 @@ import re
 from typing import Any
 
 from attndrift.analysis import result
-from attndrift.analysis.measures import SIGNALS
-from attndrift.results.importing import SUFFIXES
-from attndrift.results.tables import SCHEMAS, agreement_column, transfer_columns
+from attndrift.analysis.measures import signals
+from attndrift.results import tables as stored
+from attndrift.results.foreign import SUFFIXES
+from attndrift.results.tables import agreement_column, transfer_columns
 
 TABLES = {
     "runs": "the grand comparison table, a row a run; excluded runs too, their `status` says so",
@@ -17,7 +18,7 @@ TABLES = {
     "sweep_rank": "LoRA runs that differ in the rank alone (alpha follows it)",
     "sweep_freezing": "runs that differ in the number of frozen blocks alone",
     "sweep_targets": "LoRA runs that differ in the adapted projections alone",
-    "sweep_regularizer": "runs that differ in the regularizer and its weight alone; `none` is the row without",
+    "sweep_loss": "runs that differ in the preservation loss and its weight alone; `none` is the row without",
     "sweep_weight_decay": "runs that differ in the weight decay alone",
     "sweep_projection": "runs that differ in whether the visual projection is trained",
     "baseline": "the pretrained model: mean, standard deviation and range over layers, for each metric",
@@ -58,7 +59,7 @@ def schema_markdown() -> str:
     lines += ["| table | content |", "| --- | --- |"]
     lines += [f"| `{name}` | {meaning} |" for name, meaning in TABLES.items()]
     lines += ["", "## Signals", "", "| signal | column | expected sign |", "| --- | --- | --- |"]
-    for source in SIGNALS:
+    for source in signals():
         column = f"absolute value of `{source.column}`" if source.absolute else f"`{source.column}`"
         lines.append(f"| `{source.name}` | {column} | {source.expected_sign:+d} |")
     return "\n".join(lines) + "\n"
@@ -66,6 +67,7 @@ def schema_markdown() -> str:
 
 _TABLE_WORDS = {
     "runs": "A row a run. Only this table has to be there.",
+    "losses": "A row a run and preservation loss, where there are any.",
     "history": "A row an evaluation.",
     "layers": "A row a run, step, layer, head and metric. A table with a column a metric is made long by the import.",
     "interpolation": "A row a run and alpha, where sweeps were made.",
@@ -84,22 +86,23 @@ def tables_markdown() -> str:
         "Each file has a format number in the metadata of its schema (`attndrift_format`). One without it, or with that of "
         "another version, is refused: records of other programs come in through `attndrift import`, which needs no number.",
         "",
-        "They are named `runs`, `history`, `layers` and `interpolation`, with one of the suffixes "
+        "A file named `runs`, `history`, `layers`, `interpolation` or `losses` is that table, any other is told by its columns; suffixes are "
         f"{', '.join(f'`{suffix}`' for suffix in SUFFIXES)}:",
         "",
         "```",
         "attndrift import theirs/ -o imported --check                        # what is missing, and what that costs",
         "attndrift import theirs/ -o imported --rename lr=learning_rate --scale test_accuracy=0.01 --null lost",
+        'attndrift import theirs.csv -o imported --number-rows --map "method:Full FT=full" --set dataset=eurosat --decimal comma',
         "attndrift report imported",
         "```",
         "",
         "Nothing is guessed about names and units: a likely misnomer and a likely other unit are pointed out, a value out "
         "of range is an error.",
     ]
-    for table, columns in SCHEMAS.items():
+    for table in stored.TABLES:
         lines += ["", f"## {table}", "", _TABLE_WORDS[table], ""]
         lines += ["| column | type | range | meaning |", "| --- | --- | --- | --- |"]
-        shown = list(columns)
+        shown = list(stored.schema(table))
         if table == "runs":
             shown += transfer_columns("SET")
         elif table == "interpolation":

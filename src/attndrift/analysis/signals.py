@@ -20,9 +20,9 @@ from attndrift.analysis.bootstrap import (
 from attndrift.analysis.configurations import Prepared, evidence_label
 from attndrift.analysis.dynamics import History, first_epoch_rows
 from attndrift.analysis.hypothesis_tests import correct_family, is_constant, spearman
-from attndrift.analysis.measures import SIGNALS, SignalSource, retention
+from attndrift.analysis.measures import SignalSource, retention, signals
 from attndrift.analysis.numbers import Floats, number
-from attndrift.analysis.result import Choice, GroupCorrelation, Interval, Selection, Signal
+from attndrift.analysis.result import Choice, GroupCorrelation, Interval, SelectionRules, Signal
 from attndrift.analysis.settings import AnalysisSettings
 
 ALL_RUNS = "all runs"
@@ -51,7 +51,7 @@ def signal_scores(
         for scope in _scopes(runs, adapted & np.isfinite(kept)):
             samples: dict[bytes, _Sample] = {}
             for when in ("final", "first epoch"):
-                for source in SIGNALS:
+                for source in signals():
                     values = _values(runs, history, early_rows, source, when)
                     if values is None:
                         continue
@@ -224,24 +224,26 @@ def _early_warning(result: Signal, sample: _Sample, signal: Floats, source: Sign
     result.roc_interval = percentile_interval(draws, settings, sample.n, minimum=4)
 
 
-def selections(prepared: Prepared, settings: AnalysisSettings, notes: list[str]) -> list[Selection]:
+def selection_rules(prepared: Prepared, settings: AnalysisSettings, notes: list[str]) -> list[SelectionRules]:
     """Retention of what each rule picks among the runs near the best validation accuracy."""
-    result: list[Selection] = []
-    needed = ["model_name", "protocol_name", "dataset", "run_id", "best_val_accuracy"]
-    needed += [retention(name).name for name in prepared.transfer] + [source.column for source in SIGNALS]
+    result: list[SelectionRules] = []
+    needed = ["model_name", "selection_name", "dataset", "run_id", "best_val_accuracy"]
+    needed += [retention(name).name for name in prepared.transfer] + [source.column for source in signals()]
     present = [column for column in dict.fromkeys(needed) if column in prepared.runs.columns]
     # Without the other columns, which every selection below would copy.
     adapted = prepared.adapted[present]
     for name in prepared.transfer:
         column = retention(name).name
-        for (model, protocol, dataset), group in adapted.groupby(["model_name", "protocol_name", "dataset"], sort=True):
+        for (model, selection, dataset), group in adapted.groupby(
+            ["model_name", "selection_name", "dataset"], sort=True
+        ):
             usable = group[group[column].notna() & group["best_val_accuracy"].notna()]
             values = {name: usable[name].to_numpy(dtype=float) for name in present if name not in _NAMES}
             run_ids = usable["run_id"].to_numpy(dtype=object)
             for margin in settings.selection_margins:
-                entry = Selection(
+                entry = SelectionRules(
                     model=str(model),
-                    protocol=str(protocol),
+                    selection=str(selection),
                     dataset=str(dataset),
                     transfer_set=name,
                     margin_points=margin,
@@ -257,7 +259,7 @@ def selections(prepared: Prepared, settings: AnalysisSettings, notes: list[str])
 
 
 def _select(
-    entry: Selection, usable: dict[str, Floats], run_ids: NDArray[np.object_], column: str, margin: float
+    entry: SelectionRules, usable: dict[str, Floats], run_ids: NDArray[np.object_], column: str, margin: float
 ) -> None:
     accuracy = usable["best_val_accuracy"]
     entry.best_validation = float(accuracy.max())
@@ -268,8 +270,9 @@ def _select(
     entry.oracle_pct, entry.random_pct = float(kept.max()), float(kept.mean())
     if len(near) < 2:
         entry.reason = "one run only: there is nothing to choose"
-    for source in SIGNALS:
-        if source.column not in usable or not (source.absolute or source.column not in _SIGNED):
+    signed = {source.column for source in signals() if source.absolute}
+    for source in signals():
+        if source.column not in usable or not (source.absolute or source.column not in signed):
             continue
         values = usable[source.column][near]
         values = np.abs(values) if source.absolute else values
@@ -291,5 +294,4 @@ def _select(
             entry.choices.append(choice)
 
 
-_NAMES = ("model_name", "protocol_name", "dataset", "run_id")
-_SIGNED = {source.column for source in SIGNALS if source.absolute}
+_NAMES = ("model_name", "selection_name", "dataset", "run_id")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from attndrift.analysis.result import Analysis, Column, Difference, Interval, Selection, Table, Test
+from attndrift.analysis.result import Analysis, Difference, Interval, SelectionRules, Table, Test
+from attndrift.results.columns import Column
 
 STATISTICS_TABLES = (
     "findings",
@@ -14,7 +15,7 @@ STATISTICS_TABLES = (
     "anova",
     "signals",
     "signals_within_groups",
-    "selections",
+    "selection_rules",
 )
 
 Rows = list[dict[str, Any]]
@@ -46,9 +47,9 @@ def statistics_tables(analysis: Analysis) -> dict[str, Table]:
             _within_groups(analysis),
             [],
         ),
-        "selections": (
+        "selection_rules": (
             "Retention (%) chosen by each rule among runs near the best validation accuracy",
-            [row for selection in analysis.selections for row in _choices(selection)],
+            [row for selection in analysis.selection_rules for row in _choices(selection)],
             ["Random is the expected retention of an even draw; ties between runs give the mean of the tied runs."],
         ),
     }
@@ -68,7 +69,7 @@ def _findings(analysis: Analysis) -> Rows:
 def _changes(analysis: Analysis) -> Rows:
     return [
         {
-            **_pick(c, "method", "model", "protocol", "scope", "measure", "n_configurations", "n_runs", "n_seeds"),
+            **_pick(c, "method", "model", "selection", "scope", "measure", "n_configurations", "n_runs", "n_seeds"),
             **_interval(c.interval),
             **_difference(c.cells),
             **_difference(c.configurations),
@@ -81,7 +82,7 @@ def _changes(analysis: Analysis) -> Rows:
 def _comparisons(analysis: Analysis) -> Rows:
     return [
         {
-            **_pick(c, "first", "second", "model", "protocol", "scope", "measure"),
+            **_pick(c, "first", "second", "model", "selection", "scope", "measure"),
             **_pick(c, "n_configurations", "n_cells", "n_seeds", "first_mean", "second_mean"),
             **_interval(c.interval),
             **_difference(c.cells),
@@ -95,7 +96,7 @@ def _comparisons(analysis: Analysis) -> Rows:
 def _rates(analysis: Analysis) -> Rows:
     return [
         {
-            **_pick(r, "dataset", "method", "model", "protocol", "sweep", "measure"),
+            **_pick(r, "dataset", "method", "model", "selection", "sweep", "measure"),
             **_pick(r, "n_configurations", "n_runs", "n_seeds"),
             **_test(r.cells.pearson, "cells_pearson"),
             **_test(r.cells.spearman, "cells_spearman"),
@@ -111,7 +112,7 @@ def _rates(analysis: Analysis) -> Rows:
 def _anova(analysis: Analysis) -> Rows:
     return [
         {
-            **_pick(a, "method", "model", "protocol", "scope", "metric", "level", "n"),
+            **_pick(a, "method", "model", "selection", "scope", "metric", "level", "n"),
             **a.means,
             **_pick(a, "f", "df", "df_error", "p", "epsilon", "p_greenhouse_geisser", "partial_eta_squared"),
             **_pick(a, "p_holm", "descriptive", "reason"),
@@ -145,12 +146,12 @@ def _within_groups(analysis: Analysis) -> Rows:
     ]
 
 
-def _choices(selection: Selection) -> Rows:
-    identity = _pick(selection, "transfer_set", "model", "protocol", "dataset", "margin_points", "n_runs")
+def _choices(rules: SelectionRules) -> Rows:
+    identity = _pick(rules, "transfer_set", "model", "selection", "dataset", "margin_points", "n_runs")
     found = [
-        ("oracle", selection.oracle_pct, None, selection.reason),
-        ("random", selection.random_pct, None, selection.reason),
-        *[(c.rule, c.retention_pct, c.n_tied, c.reason) for c in selection.choices],
+        ("oracle", rules.oracle_pct, None, rules.reason),
+        ("random", rules.random_pct, None, rules.reason),
+        *[(c.rule, c.retention_pct, c.n_tied, c.reason) for c in rules.choices],
     ]
     names = ("rule", "retention_pct", "n_tied", "reason")
     return [{**identity, **dict(zip(names, values, strict=True))} for values in found]

@@ -1,4 +1,4 @@
-"""The tables of all runs and of configurations, and the sweeps: rate, rank, freezing, targets, regularizer, weight decay.
+"""The tables of all runs and of configurations, and the sweeps: rate, rank, freezing, targets, preservation loss, weight decay.
 
 Tables are selected by what the columns say, never by experiment labels: a sweep over a setting is a
 set of runs that differ in that setting alone.
@@ -13,11 +13,12 @@ import numpy as np
 import pandas as pd
 
 from attndrift.analysis.configurations import CONFIGURATION_COLUMNS, METHOD_COLUMNS, Prepared, method_label
-from attndrift.analysis.measures import CHANGES, Measure
+from attndrift.analysis.measures import Measure
 from attndrift.analysis.numbers import number
-from attndrift.analysis.result import Column, Table
+from attndrift.analysis.result import Table
 from attndrift.analysis.settings import AnalysisSettings
-from attndrift.results.tables import STRUCTURE_METRICS
+from attndrift.metrics.registry import structure_metrics
+from attndrift.results.columns import Column
 
 ONE_SEED = "one seed"
 
@@ -40,7 +41,7 @@ SWEEPS = (
     Sweep("rank", "LoRA rank", "lora_rank", ("lora_alpha",), ("lora",)),
     Sweep("freezing", "Frozen blocks", "freeze_layers", (), ("full", "lora"), "0"),
     Sweep("targets", "LoRA target modules", "lora_targets", (), ("lora",), "q,v", numeric=False),
-    Sweep("regularizer", "Regularizer", "regularizer", ("regularizer_weight",), None, "none", numeric=False),
+    Sweep("loss", "Preservation loss", "loss_name", ("loss_weight",), None, "none", numeric=False),
     Sweep("weight_decay", "Weight decay", "weight_decay"),
     Sweep(
         "projection",
@@ -67,7 +68,7 @@ def all_runs_table(prepared: Prepared) -> Table:
     every, measures = prepared.every, list(prepared.measures)
     extra = [
         Measure(f"{metric}_{end}", f"{metric} {word}", "", 3)
-        for metric in STRUCTURE_METRICS
+        for metric in structure_metrics()
         for end, word in (("baseline", "before"), ("final", "after"))
         if every[f"{metric}_{end}"].notna().any()
     ]
@@ -75,7 +76,7 @@ def all_runs_table(prepared: Prepared) -> Table:
         ("run_id", "Run"),
         ("experiment", "Experiment"),
         ("model_name", "Model"),
-        ("protocol_name", "Protocol"),
+        ("selection_name", "Selection"),
     ]
     known += [("dataset", "Dataset"), ("variant", "Method"), ("learning_rate", "Rate"), ("seed", "Seed")]
     known += [("status", "Status"), ("configuration", "Configuration")]
@@ -142,12 +143,12 @@ def aggregate(runs: pd.DataFrame, measures: Sequence[Measure], identity: Sequenc
 
 def aggregate_table(prepared: Prepared) -> Table:
     """A row a configuration: mean and sample standard deviation over its seeds."""
-    identity = ["model_name", "protocol_name", "dataset", "variant", "learning_rate"]
+    identity = ["model_name", "selection_name", "dataset", "variant", "learning_rate"]
     frame = aggregate(prepared.runs, prepared.measures, identity)
     columns = plain_columns(
         ("configuration", "Configuration"),
         ("model_name", "Model"),
-        ("protocol_name", "Protocol"),
+        ("selection_name", "Selection"),
         ("dataset", "Dataset"),
         ("variant", "Method"),
         ("learning_rate", "Rate"),
@@ -233,8 +234,8 @@ def setting_values(group: pd.DataFrame, sweep: Sweep) -> pd.Series:
     if sweep.setting == "train_projection":
         return text.map({"True": "trained", "False": "frozen"})
     text = text.where(text != "", sweep.default or "not given")
-    if sweep.name == "regularizer":
-        weight = group["key_regularizer_weight"].astype(object)
+    if sweep.name == "loss":
+        weight = group["key_loss_weight"].astype(object)
         return (text + " " + weight).str.strip()
     if sweep.name == "rate":
         return group["rate_text"].astype(object)
@@ -251,7 +252,7 @@ def _sweep_table(prepared: Prepared, sweep: Sweep, settings: AnalysisSettings) -
         frame = aggregate(
             group,
             prepared.measures,
-            ["model_name", "protocol_name", "dataset", "variant", "learning_rate", f"key_{sweep.setting}"],
+            ["model_name", "selection_name", "dataset", "variant", "learning_rate", f"key_{sweep.setting}"],
         )
         first = group.drop_duplicates("configuration").set_index("configuration")
         frame["setting"] = setting_values(first, sweep).reindex(frame["configuration"]).to_numpy()
@@ -291,10 +292,10 @@ def _sweep_table(prepared: Prepared, sweep: Sweep, settings: AnalysisSettings) -
 
 
 def _order(first: pd.DataFrame, sweep: Sweep) -> pd.Series:
-    if sweep.name == "regularizer":
-        names = {name: place for place, name in enumerate(sorted(first["key_regularizer"].unique()))}
-        weight = pd.to_numeric(first["key_regularizer_weight"], errors="coerce").fillna(0.0).astype(float)
-        return first["key_regularizer"].map(names).astype(float) * 1e9 + weight
+    if sweep.name == "loss":
+        names = {name: place for place, name in enumerate(sorted(first["key_loss_name"].unique()))}
+        weight = pd.to_numeric(first["key_loss_weight"], errors="coerce").fillna(0.0).astype(float)
+        return first["key_loss_name"].map(names).astype(float) * 1e9 + weight
     if sweep.numeric:
         text = first[f"key_{sweep.setting}"].replace("", "0" if sweep.default == "0" else "-1")
         return pd.to_numeric(text, errors="coerce").astype(float)
@@ -303,9 +304,9 @@ def _order(first: pd.DataFrame, sweep: Sweep) -> pd.Series:
 
 
 def _mark_preserving(frame: pd.DataFrame) -> pd.DataFrame:
-    if CHANGES[0].name not in frame.columns:
+    if "entropy_change_pct" not in frame.columns:
         return frame.assign(preserves_best=None)
-    size = frame[CHANGES[0].name].abs()
+    size = frame["entropy_change_pct"].abs()
     best = size.min()
     frame["preserves_best"] = [number(v) is not None and bool(np.isclose(v, best, rtol=0, atol=1e-12)) for v in size]
     return frame

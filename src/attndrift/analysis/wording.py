@@ -16,7 +16,7 @@ from attndrift.analysis.result import (
     Finding,
     Interval,
     RateCorrelation,
-    Selection,
+    SelectionRules,
     Signal,
     Strength,
     Table,
@@ -36,7 +36,7 @@ class Evidence:
     rates: list[RateCorrelation]
     anova: list[Anova]
     signals: list[Signal]
-    selections: list[Selection]
+    selection_rules: list[SelectionRules]
     transfer_sets: list[str]
     n_seeds: int
     found: list[Finding] = field(default_factory=list)
@@ -160,13 +160,13 @@ def closing(strength: Strength, supported: str, none: str, label: str) -> str:
     return f"Too few runs to tell ({label})."
 
 
-def where_text(model: str, protocol: str, items: list[Any], scope: str) -> str:
-    """The words that tell one group of runs from the others: model and protocol only where several exist."""
+def where_text(model: str, selection: str, items: list[Any], scope: str) -> str:
+    """The words that tell one group of runs from the others: model and selection only where several exist."""
     parts = [] if scope == "all datasets" else [scope]
     if len({item.model for item in items}) > 1:
         parts.append(model)
-    if len({item.protocol for item in items}) > 1:
-        parts.append(f"protocol {protocol}")
+    if len({item.selection for item in items}) > 1:
+        parts.append(f"selection {selection}")
     return f" ({', '.join(parts)})" if parts else ""
 
 
@@ -192,7 +192,7 @@ def entropy_text(row: dict[str, Any]) -> str:
     spread = row.get("entropy_change_pct_sd")
     text = number_text(row.get("entropy_change_pct")) + "%"
     text += f" ± {spread:.2f}" if spread is not None else ""
-    last = row.get(LAST_LAYER.name)
+    last = row.get(LAST_LAYER)
     return text + (f", last block {number_text(last)}%" if last is not None else ", last block not measured")
 
 

@@ -22,6 +22,7 @@ from attndrift.drift.drift import Drift
 from attndrift.drift.monitor import DriftMonitor
 from attndrift.drift.recording import Existing
 from attndrift.drift.watch import DriftWatch
+from attndrift.trackers import scalars
 
 if TYPE_CHECKING:
     from attndrift.guard.guard import Guard
@@ -125,10 +126,10 @@ class LightningDriftCallback(Callback):
             trainer.should_stop = True
         if drift is None:
             return {}
-        scalars = drift.scalars()
+        logged = scalars(drift.row())
         for logger in trainer.loggers:
-            logger.log_metrics(scalars, step=step)
-        return {name: value for name, value in scalars.items() if name.startswith("drift/")}
+            logger.log_metrics(logged, step=step)
+        return {name: value for name, value in logged.items() if name.startswith("drift/")}
 
 
 def _epochs(trainer: Trainer) -> float:

@@ -18,14 +18,16 @@ from attndrift.drift.drift import Drift
 from attndrift.drift.monitor import DriftMonitor
 from attndrift.drift.recording import Existing
 from attndrift.drift.watch import DriftWatch
+from attndrift.losses.names import canonical_losses
 from attndrift.models.evaluation import is_measuring, unwrapped
+from attndrift.trackers import scalars
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
     from attndrift.guard.events import GuardEvent
     from attndrift.guard.guard import Guard
-    from attndrift.losses.attention import PreservationLoss
+    from attndrift.losses.base import PreservationLoss
 
 
 _GUARD = "attndrift_guard"
@@ -212,13 +214,13 @@ class DriftCallback(TrainerCallback):
         self.watch.finish(state.global_step if self._at_end else None, float(state.epoch or 0.0))
 
     def _report(self, step: int, epoch: float | None, drift: Drift) -> None:
-        scalars = drift.scalars()
+        logged = scalars(drift.row())
         if self.preserve is not None and self.preserve.last is not None:
-            scalars["drift/preservation_loss"] = float(self.preserve.last)
+            logged["drift/preservation_loss"] = float(self.preserve.last)
         if self._trainer is not None:
             # Logging clears the request for the trainer's own log of this step, which is yet to come.
             pending = self._trainer.control.should_log
-            self._trainer.log(scalars)
+            self._trainer.log(logged)
             self._trainer.control.should_log = pending
         if self._on_drift is not None:
             self._on_drift(step, float(epoch or 0.0), drift)
@@ -249,7 +251,7 @@ class DriftCallback(TrainerCallback):
             batch_size=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         )  # fmt: skip
         if self.preserve is not None:
-            self.watch.describe(regularizer=self.preserve.name, regularizer_weight=self.preserve.weight)
+            self.watch.describe(loss=canonical_losses({self.preserve.name: self.preserve.weight}))
 
 
 def _epoch_of(state: TrainerState, step: int) -> float | None:
@@ -309,7 +311,7 @@ class _AddedLoss:
     def check(self) -> None:
         """Raise PreservationLossError where the last loss was one that the preservation loss is no part of."""
         if self._missed:
-            from attndrift.losses.attention import PreservationLossError
+            from attndrift.losses.base import PreservationLossError
 
             raise PreservationLossError(
                 "the trainer's loss is not the one that its model returns, so `preserve` is no part of it: add it in your "
@@ -323,7 +325,7 @@ class _AddedLoss:
         if getattr(self._preserve, "needs_index", False):
             self._named = {name: kwargs[name] for name in _KEYS if name in kwargs}
             if model.training and "index" not in self._named:
-                from attndrift.losses.attention import PreservationLossError
+                from attndrift.losses.base import PreservationLossError
 
                 raise PreservationLossError(
                     "the teacher is a cache, and the batches do not say which images they hold: put each image's number "

@@ -23,7 +23,7 @@ def catalogue() -> dict[str, list[dict[str, Any]]]:
     """Everything that has a name, by kind, as plain values."""
     from attndrift.data.registry import DATASETS
     from attndrift.methods.registry import METHODS
-    from attndrift.metrics import METRICS
+    from attndrift.metrics.registry import METRICS
     from attndrift.models.known import KNOWN
     from attndrift.study.loading import load_study, preset_names
 
@@ -59,7 +59,7 @@ def catalogue() -> dict[str, list[dict[str, Any]]]:
         ],
         "metrics": [
             {"name": metric.name, "what": metric.meaning, "unit": metric.unit, "range": metric.range}
-            for metric in METRICS.values()
+            for metric in METRICS
         ],
         "methods": [
             {"name": name, "what": (getattr(method, "__doc__", "") or "").strip().splitlines()[0]}

@@ -15,7 +15,7 @@ _SHOWN = (
     "trainable_parameters", "entropy_baseline", "entropy_final", "entropy_change_pct",
     "entropy_last_layer_change_pct", "erf95_change_pct", "gini_change_pct", "head_diversity_change_pct", "cka_mean",
     "cka_last", "cka_debiased_mean", "embedding_drift", "weight_drift", "projection_drift",
-    "regularizer_active_fraction", "guard", "guard_at_least", "guard_at_most", "guard_outcome",
+    "loss_active_fraction", "guard", "guard_at_least", "guard_at_most", "guard_outcome",
 )  # fmt: skip
 
 

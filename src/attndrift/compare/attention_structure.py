@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,16 +18,16 @@ from rich.markup import escape
 from torch import Tensor
 from transformers import CLIPModel
 
-from attndrift import metrics
 from attndrift.attention.errors import ObservationError
 from attndrift.attention.observer import observe
 from attndrift.compare.errors import CompareError
 from attndrift.compare.image_folder import batches, open_images, pictures, some_pictures
-from attndrift.compare.pages import LABELS, Panel, draw_panels, number, numbered, print_images, print_tables, render
+from attndrift.compare.pages import Panel, draw_panels, labels, number, numbered, print_images, print_tables, render
 from attndrift.compare.sources import resolve
 from attndrift.data.pixels import PixelStore
 from attndrift.files import write_bytes, write_json, write_text
-from attndrift.metrics.structure_accumulator import STRUCTURE_METRICS, StructureAccumulator, StructureSummary
+from attndrift.metrics.registry import METRICS
+from attndrift.metrics.structure_accumulator import StructureAccumulator, StructureSummary
 from attndrift.models.embedding import image_embeddings
 from attndrift.models.evaluation import evaluation_mode
 from attndrift.sanitize import printable
@@ -37,12 +37,6 @@ PAGE, PICTURE, RECORD = "structure.html", "attention.png", "structure.json"
 SHOWN_BLOCKS = 4
 """Blocks of which maps are drawn, the first and the last among them."""
 
-_METRICS = (*STRUCTURE_METRICS, "cls_mass")
-_OF_AN_IMAGE: Final[dict[str, Callable[[Tensor], Tensor]]] = {
-    "entropy": metrics.entropy,
-    "erf95": metrics.erf,
-    "gini": metrics.gini,
-}
 _NO_SPREAD = "head diversity compares the mean maps of all images; an image has none of its own"
 
 
@@ -142,7 +136,7 @@ def measure_structure(
                 "mean": float(summary.heads(name).mean(1).mean()),
                 "sd_images": _sd(single[name].mean(2).mean(1)) if name in single else None,
             }
-            for name in _METRICS
+            for name in summary.values
         },
         layers=_layers(summary, single),
         heads=_heads(summary, single),
@@ -155,7 +149,8 @@ def measure_structure(
 def _measure(clip: CLIPModel, store: PixelStore, batch_size: int) -> tuple[StructureSummary, dict[str, Tensor]]:
     """Means over all images, and per metric the value of every image: (images, layers, heads), float64."""
     accumulator = StructureAccumulator()
-    found: dict[str, list[Tensor]] = {name: [] for name in (*_OF_AN_IMAGE, "cls_mass")}
+    of_an_image = [metric for metric in METRICS if metric.needs == "attention"]
+    found: dict[str, list[Tensor]] = {name: [] for name in (*(metric.name for metric in of_an_image), "cls_mass")}
     with evaluation_mode(clip):
         for pixels in batches(store, batch_size):
             with observe(clip) as seen:
@@ -164,8 +159,8 @@ def _measure(clip: CLIPModel, store: PixelStore, batch_size: int) -> tuple[Struc
                     raise CompareError("the model's image embeddings are not finite; its weights are damaged")
                 attention, mass = seen.attention, seen.cls_mass
             accumulator.update(attention, mass)
-            for name, metric in _OF_AN_IMAGE.items():
-                found[name].append(torch.stack([metric(layer).double() for layer in attention], dim=1))
+            for metric in of_an_image:
+                found[metric.name].append(torch.stack([metric.function(layer).double() for layer in attention], dim=1))
             found["cls_mass"].append(torch.stack([layer.double() for layer in mass], dim=1))
     return accumulator.compute(), {name: torch.cat(values) for name, values in found.items()}
 
@@ -176,9 +171,9 @@ def _sd(values: Tensor) -> float:
 
 def _layers(summary: StructureSummary, single: dict[str, Tensor]) -> list[dict[str, Any]]:
     rows = []
-    for layer in range(len(summary.entropy)):
+    for layer in range(len(summary.heads("entropy"))):
         row: dict[str, Any] = {"layer": layer + 1}
-        for name in _METRICS:
+        for name in summary.values:
             heads = summary.heads(name)[layer]
             row[name] = float(heads.mean())
             row[f"{name}_sd_images"] = _sd(single[name][:, layer].mean(1)) if name in single else None
@@ -189,11 +184,11 @@ def _layers(summary: StructureSummary, single: dict[str, Tensor]) -> list[dict[s
 
 def _heads(summary: StructureSummary, single: dict[str, Tensor]) -> list[dict[str, Any]]:
     rows = []
-    layers, heads = summary.entropy.shape
+    layers, heads = summary.heads("entropy").shape
     for layer in range(layers):
         for head in range(heads):
             row: dict[str, Any] = {"layer": layer + 1, "head": head + 1}
-            for name in _METRICS:
+            for name in summary.values:
                 row[name] = float(summary.heads(name)[layer, head])
                 row[f"{name}_sd_images"] = _sd(single[name][:, layer, head]) if name in single else None
             rows.append(row)
@@ -264,7 +259,7 @@ def _tables(structure: ModelStructure) -> list[dict[str, Any]]:
     """The tables as text: all blocks together, each metric by block, and (last, the longest) by head."""
     whole = [
         [label, number(structure.summary[name]["mean"]), number(structure.summary[name]["sd_images"])]
-        for name, label in LABELS.items()
+        for name, label in labels().items()
     ]
     tables = [
         {
@@ -274,7 +269,7 @@ def _tables(structure: ModelStructure) -> list[dict[str, Any]]:
             "note": f"{_NO_SPREAD.capitalize()}: no sd over images.",
         }
     ]
-    for name, label in LABELS.items():
+    for name, label in labels().items():
         rows = [
             [str(row["layer"]), *(number(row[column]) for column in (name, f"{name}_sd_images", f"{name}_sd_heads"))]
             for row in structure.layers
@@ -283,13 +278,13 @@ def _tables(structure: ModelStructure) -> list[dict[str, Any]]:
         tables.append({"title": f"{label} by block", "headings": headings, "rows": rows, "note": ""})
     heads = [
         [str(row["layer"]), str(row["head"])]
-        + [f"{number(row[name])} ± {number(row[f'{name}_sd_images'], '.2g')}" for name in LABELS]
+        + [f"{number(row[name])} ± {number(row[f'{name}_sd_images'], '.2g')}" for name in labels()]
         for row in structure.heads
     ]
     tables.append(
         {
             "title": "By head",
-            "headings": ["block", "head", *LABELS.values()],
+            "headings": ["block", "head", *labels().values()],
             "rows": heads,
             "note": "Mean ± one standard deviation over images. Blocks and heads count from 1.",
         }

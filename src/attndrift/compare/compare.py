@@ -25,10 +25,10 @@ from attndrift.compare.sources import ResolvedModel, resolve, same_pixels
 from attndrift.data.pixels import PixelStore
 from attndrift.drift.drift import Snapshot, relative_change_pct
 from attndrift.drift.snapshot import take_snapshot
+from attndrift.metrics.registry import METRICS, structure_metrics
 from attndrift.models.embedding import image_embeddings
 from attndrift.models.evaluation import evaluation_mode
 from attndrift.process_group import DivergedError
-from attndrift.results.tables import STRUCTURE_METRICS
 from attndrift.retention.zero_shot import InertModelError
 from attndrift.sanitize import printable
 from attndrift.version import __version__
@@ -36,16 +36,10 @@ from attndrift.version import __version__
 TOP_HEADS = 5
 """Heads that are reported for each metric."""
 
-_STRUCTURE_UNITS = {
-    "entropy": "nats",
-    "erf95": "share of the patches",
-    "gini": "0..1",
-    "head_diversity": "1 - cosine",
-}
 SUMMARY: Final[dict[str, str]] = {
     **{
-        f"{name}_{what}": f"{words}, {unit or _STRUCTURE_UNITS[name]}"
-        for name in STRUCTURE_METRICS
+        f"{name}_{what}": f"{words}, {unit or METRICS[name].unit or METRICS[name].range}"
+        for name in structure_metrics()
         for what, words, unit in (
             ("base", f"{name} of BASE, mean over images, heads and layers", ""),
             ("adapted", f"{name} of ADAPTED, mean over images, heads and layers", ""),
@@ -196,14 +190,9 @@ def compare_models(
             )  # fmt: skip
     except (InertModelError, DivergedError, ObservationError, FloatingPointError) as error:
         raise CompareError(str(error)) from error
-    reasons |= more
     summary: dict[str, float | None] = {**dict.fromkeys(SUMMARY), **measured, **drift}
-    if transfer is None:
-        reasons |= dict.fromkeys(sorted(ZERO_SHOT), "no --zero-shot dataset was given")
-    else:
-        summary |= _transfer_summary(transfer)
-        if transfer["retention_reason"]:
-            reasons |= dict.fromkeys(("retention_pct", "retention_low_pct"), transfer["retention_reason"])
+    summary |= _transfer_summary(transfer)
+    reasons |= more | _transfer_reasons(transfer)
     notes = _notes(first, second, shared, summary)
     width = first.clip.config.vision_config.hidden_size
     return Comparison(
@@ -356,7 +345,7 @@ def _representations(
     values: dict[str, float | None] = {}
     reasons: dict[str, str] = {}
     layers: list[dict[str, Any]] = [{"layer": index + 1} for index in range(len(base.hidden))]
-    for name in STRUCTURE_METRICS:
+    for name in structure_metrics():
         before, after = base.structure.mean(name), adapted.structure.mean(name)
         for row, one, two in zip(
             layers, base.structure.layers(name).tolist(), adapted.structure.layers(name).tolist(), strict=True
@@ -388,7 +377,7 @@ def _representations(
 def _heads(base: Snapshot, adapted: Snapshot) -> list[dict[str, Any]]:
     """For each metric the heads whose value changed most, by the size of the relative change."""
     rows: list[dict[str, Any]] = []
-    for name in STRUCTURE_METRICS:
+    for name in structure_metrics():
         found = list(_changes(name, base.structure.heads(name), adapted.structure.heads(name)))
         rows += sorted(found, key=lambda row: -abs(row["change_pct"]))[:TOP_HEADS]
     return rows
@@ -410,7 +399,17 @@ def _changes(name: str, before: Tensor, after: Tensor) -> Iterator[dict[str, Any
                 }
 
 
-def _transfer_summary(transfer: Mapping[str, Any]) -> dict[str, float | None]:
+def _transfer_reasons(transfer: Mapping[str, Any] | None) -> dict[str, str]:
+    """Why numbers of the zero-shot accuracy are missing."""
+    if transfer is None:
+        return dict.fromkeys(sorted(ZERO_SHOT), "no --zero-shot dataset was given")
+    reason = transfer["retention_reason"]
+    return dict.fromkeys(("retention_pct", "retention_low_pct"), reason) if reason else {}
+
+
+def _transfer_summary(transfer: Mapping[str, Any] | None) -> dict[str, float | None]:
+    if transfer is None:
+        return {}
     interval = transfer["retention_pct_interval"]
     return {
         "zero_shot_base_accuracy": transfer["base_accuracy"],

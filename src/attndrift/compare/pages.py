@@ -20,15 +20,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from attndrift.figures.style import DIVERGING, MM, WIDTH, new_figure, styled
+from attndrift.metrics.registry import METRICS
 
-LABELS = {
-    "entropy": "entropy (nats)",
-    "erf95": "ERF@0.95",
-    "gini": "Gini",
-    "head_diversity": "head diversity",
-    "cls_mass": "class token's share",
-}
 _NONE = "–"
+
+
+def labels() -> dict[str, str]:
+    """What each metric of attention is called in tables, by name."""
+    return {
+        metric.name: metric.label + (f" ({metric.unit})" if metric.unit else "")
+        for metric in METRICS
+        if metric.per_head
+    }
 
 
 def number(value: float | None, form: str = ".4g") -> str:

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from attndrift.compare.compare import SUMMARY, Comparison, MapPictures
-from attndrift.compare.pages import LABELS, Panel, draw_panels, number, numbered, print_images, print_tables, render
+from attndrift.compare.pages import Panel, draw_panels, labels, number, numbered, print_images, print_tables, render
 from attndrift.files import write_bytes, write_json, write_text
-from attndrift.results.tables import STRUCTURE_METRICS
+from attndrift.metrics.registry import structure_metrics
 
 PAGE, PICTURE, RECORD = "compare.html", "attention.png", "compare.json"
 
@@ -80,14 +80,14 @@ def _summary(comparison: Comparison) -> dict[str, Any]:
 
 def _layers(comparison: Comparison) -> list[dict[str, Any]]:
     found = []
-    for metric in STRUCTURE_METRICS:
+    for metric in structure_metrics():
         rows = [
             [str(row["layer"]), number(row[f"{metric}_base"]), number(row[f"{metric}_adapted"]),
              number(row[f"{metric}_change_pct"], "+.2f")]
             for row in comparison.layers
         ]  # fmt: skip
         headings = ["block", "base", "adapted", "change %"]
-        found.append({"title": f"{LABELS[metric]} by block", "headings": headings, "rows": rows, "note": ""})
+        found.append({"title": f"{labels()[metric]} by block", "headings": headings, "rows": rows, "note": ""})
     rows = [
         [str(row["layer"]), number(row["cka"], ".4f"), number(row["cka_debiased"], ".4f")] for row in comparison.layers
     ]

@@ -63,10 +63,16 @@ def _grey(values: NDArray[np.float64], full: float) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB. Integer greys of more than 8 bits are read as 16-bit, floating-point ones as 0..1.
 
-    Raises ``ValueError`` for values outside those ranges.
+    Raises ``ValueError`` for values outside those ranges, and for 16-bit images that hold 12 bits or fewer.
     """
     if image.mode in _SIXTEEN_BIT_GREY or image.mode == "I":
-        image = _grey(np.asarray(image).astype(np.float64), 65535.0)
+        values = np.asarray(image).astype(np.float64)
+        if 0 < values.max() < 4096:
+            raise ValueError(
+                f"its largest value is {values.max():g} of 65535: values of 12 bits or fewer in a 16-bit image come out "
+                "nearly black. Scale them to 16 bits, or save 8 bits"
+            )
+        image = _grey(values, 65535.0)
     elif image.mode == "F":
         image = _grey(np.asarray(image).astype(np.float64), 1.0)
     has_alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa")

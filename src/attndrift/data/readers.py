@@ -1,4 +1,4 @@
-"""One split's images by index, wherever they are: table rows, files, drawn on demand.
+"""One split's images by index, wherever they are: table rows, files, generated on demand.
 
 A reader knows how many images there are, and hands out the raw form of each: encoded bytes, a file's
 path, or pixels. Labels and ids are read with the split, images when asked for.
@@ -7,6 +7,8 @@ path, or pixels. Labels and ids are read with the split, images when asked for.
 from __future__ import annotations
 
 import hashlib
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -129,7 +131,7 @@ class FileReader:
         return total.hexdigest()
 
 
-class DrawnReader:
+class GeneratedReader:
     """Images drawn by a pure function of the index."""
 
     def __init__(self, size: int, draw: Callable[[int], NDArray[np.uint8]]) -> None:
@@ -152,53 +154,82 @@ class DrawnReader:
 
 IMAGE_SUFFIXES = frozenset(
     (
-        *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm"),
-        *(".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
+        *(".apng", ".avif", ".bmp", ".dib", ".gif", ".ico", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe"),
+        *(".jpeg", ".jpf", ".jpg", ".jpx", ".mpo", ".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".qoi"),
+        *(".sgi", ".tga", ".tif", ".tiff", ".webp"),
     )
 )
 
 
-def _visible(folder: Path) -> list[Path]:
-    return sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=lambda p: p.name)
-
-
-def image_files(folder: Path, *, deep: bool = True) -> list[Path]:
-    """Image files in ``folder`` (and below, if ``deep``), by their suffix, hidden ones left out, in order."""
-    found: list[Path] = []
-    for entry in _visible(folder):
-        if entry.is_dir():
-            found += image_files(entry) if deep else []
-        elif entry.suffix.lower() in IMAGE_SUFFIXES and entry.is_file():
-            found.append(entry)
+def _visible(folder: Path, root: Path) -> list[Path]:
+    """What is in ``folder``, in order. Raises :class:`DataError` for a link to images that count elsewhere."""
+    found = sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=lambda p: p.name)
+    for entry in found:
+        if entry.is_symlink() and entry.exists():
+            target, top = entry.resolve(), root.resolve()
+            climbs = target in (top, *top.parents) or target in folder.resolve().parents
+            if climbs or target.is_relative_to(top):
+                raise DataError(
+                    f"{entry} is a link to {target}, whose images are in {root} already: they would count twice. "
+                    "Remove the link"
+                )
     return found
 
 
-def class_folders(folder: Path) -> list[Path]:
-    """Folders right below ``folder``: the classes."""
-    return [entry for entry in _visible(folder) if entry.is_dir()]
+def image_files(folder: Path, root: Path, *, deep: bool = True, left_out: list[Path] | None = None) -> list[Path]:
+    """Image files in ``folder`` (and below, if ``deep``), by their suffix, hidden ones left out, in order.
+
+    ``root``: the dataset's folder, into which no link may lead. ``left_out`` takes the other files. Raises
+    :class:`DataError` for a link that climbs.
+    """
+    found: list[Path] = []
+    for entry in _visible(folder, root):
+        if entry.is_dir():
+            found += image_files(entry, root, left_out=left_out) if deep else []
+        elif entry.suffix.lower() in IMAGE_SUFFIXES and entry.is_file():
+            found.append(entry)
+        elif left_out is not None:
+            left_out.append(entry)
+    return found
+
+
+def class_folders(folder: Path, root: Path) -> list[Path]:
+    """Folders right below ``folder`` that hold anything: the classes."""
+    return [entry for entry in _visible(folder, root) if entry.is_dir() and any(_visible(entry, root))]
+
+
+def describe_left_out(paths: Sequence[Path]) -> str:
+    """How many files, of which kinds, are no image to this program."""
+    kinds = Counter(path.suffix.lower() or "no suffix" if path.exists() else "broken link" for path in paths)
+    shown = some(f"{count} {kind}" for kind, count in kinds.most_common())
+    return f"{len(paths)} files are left out, as no image that can be read by its suffix: {shown} ({some((path.name for path in paths), 3)})"
 
 
 def read_class_folders(
-    folder: Path, classes: Sequence[str], where: str
+    folder: Path, classes: Sequence[str], where: str, root: Path
 ) -> tuple[FileReader, NDArray[np.int64], list[str]]:
     """Reader, labels and ids (``class/file.jpg``) of a folder with one folder a class.
 
     Raises :class:`DataError` for a folder that is no class, and for a class without images.
     """
-    names = [entry.name for entry in class_folders(folder)]
+    names = [entry.name for entry in class_folders(folder, root)]
     strange = sorted(set(names) - set(classes))
     if strange:
         raise DataError(f"{where}: {folder} has folders that are no class of the training split: {some(strange)}")
     paths: list[Path] = []
     labels: list[int] = []
     empty: list[str] = []
+    left_out: list[Path] = []
     for label, name in enumerate(classes):
-        files = image_files(folder / name) if name in names else []
+        files = image_files(folder / name, root, left_out=left_out) if name in names else []
         if not files:
             empty.append(name)
         paths += files
         labels += [label] * len(files)
     if empty:
-        raise DataError(f"{where}: classes without images in {folder}: {some(empty)}")
+        why = f". {describe_left_out(left_out)}" if left_out else ""
+        raise DataError(f"{where}: classes without images in {folder}: {some(empty)}{why}")
+    if left_out:
+        warnings.warn(f"{where}: {describe_left_out(left_out)}. Convert images among them to PNG", stacklevel=2)
     ids = [path.relative_to(folder).as_posix() for path in paths]
     return FileReader(paths), np.asarray(labels, dtype=np.int64), ids

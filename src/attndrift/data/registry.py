@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 from attndrift.data.errors import DataError, near
 
-Kind = Literal["images", "drawn", "digits"]
+Kind = Literal["images", "generated", "digits"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class DatasetSpec:
     Attributes:
         name: short name, as in a study file.
         origin: source of the images. Two datasets of one origin may hold the same photographs.
-        kind: ``images`` are files or table rows, ``drawn`` are drawn on demand, ``digits`` come
+        kind: ``images`` are files or table rows, ``generated`` are made on demand, ``digits`` come
             with scikit-learn.
         hub: name on the hub; ``config`` and ``revision`` choose within it. A ``revision`` stands here only where
             that commit was seen to hold the splits; without one the newest is taken, and recorded.
@@ -38,7 +38,7 @@ class DatasetSpec:
         spoken: other wording of single class names, for prompts.
         prompts: named prompt ensemble made for this dataset (the default of an evaluation stays
             ``a photo of a {class}.``).
-        train_size, test_size: images of a drawn set.
+        train_size, test_size: images of a generated set.
     """
 
     name: str
@@ -153,23 +153,23 @@ _ROWS = (
     ),
     DatasetSpec(
         name="objects",
-        title="drawn objects, for zero-shot transfer without a download",
-        origin="drawn-objects",
-        kind="drawn",
+        title="generated objects, for zero-shot transfer without a download",
+        origin="generated-objects",
+        kind="generated",
         licence="Apache-2.0",
     ),
     DatasetSpec(
         name="tiles",
-        title="drawn land-use tiles, a stand-in for EuroSAT",
-        origin="drawn-tiles",
-        kind="drawn",
+        title="generated land-use tiles, a stand-in for EuroSAT",
+        origin="generated-tiles",
+        kind="generated",
         licence="Apache-2.0",
     ),
     DatasetSpec(
         name="critters",
-        title="drawn critters of many breeds, a stand-in for Oxford-IIIT Pet",
-        origin="drawn-critters",
-        kind="drawn",
+        title="generated critters of many breeds, a stand-in for Oxford-IIIT Pet",
+        origin="generated-critters",
+        kind="generated",
         licence="Apache-2.0",
         train_size=7400,
         test_size=1480,

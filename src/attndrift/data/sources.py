@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ from numpy.typing import NDArray
 
 from attndrift.data import columns
 from attndrift.data.dataset import TEST_NAMES, Content, ImageDataset
-from attndrift.data.errors import DataError, near
+from attndrift.data.errors import DataError, near, some
 from attndrift.data.hub import load_folder, load_hub
-from attndrift.data.readers import DrawnReader, TableReader, class_folders, image_files, read_class_folders
+from attndrift.data.readers import GeneratedReader, TableReader, class_folders, image_files, read_class_folders
 from attndrift.data.registry import DATASETS, DatasetSpec, find_spec, row_of_hub
 
 _TABLE_SUFFIXES = (".parquet", ".arrow")
@@ -114,8 +115,8 @@ def load_dataset(
     :class:`DatasetUnavailable` for a hub dataset that is out of reach.
     """
     spec = spec_of(source)
-    if spec.kind == "drawn":
-        return _drawn(spec)
+    if spec.kind == "generated":
+        return _generated(spec)
     if spec.kind == "digits":
         return _digits(spec)
     cache = Path(cache_dir).expanduser() if cache_dir is not None else None
@@ -178,41 +179,69 @@ def is_image_folder(path: Path) -> bool:
             return False
         if entry.is_dir() and any(file.suffix in _TABLE_SUFFIXES for file in entry.iterdir()):
             return False
-    return any(class_folders(path))
+    return any(class_folders(path, path))
 
 
 def _image_folder(spec: DatasetSpec, path: Path) -> ImageDataset:
     """``path/SPLIT/CLASS/*.jpg``, or ``path/CLASS/*.jpg`` with one split, ``train``."""
-    tops = class_folders(path)
-    nested = all(class_folders(top) and not image_files(top, deep=False) for top in tops)
-    folders = {top.name: top for top in tops} if nested else {"train": path}
+    folders = _split_folders(spec, path) or {"train": path}
     train = spec.train_split or "train"
     if train not in folders:
         raise DataError(f"{spec.name}: no split `{train}` (train_split) in {path}. The splits are {', '.join(folders)}")
-    found = [folder.name for folder in class_folders(folders[train])]
+    found = [folder.name for folder in class_folders(folders[train], path)]
     if not found:
         raise DataError(f"{spec.name}: {folders[train]} holds no class folders")
 
     def opener(name: str) -> Callable[[], Content]:
-        return lambda: read_class_folders(folders[name], found, f"{spec.name}, split `{name}`")
+        return lambda: read_class_folders(folders[name], found, f"{spec.name}, split `{name}`", path)
 
     return ImageDataset(
         spec, found, {name: opener(name) for name in folders}, {"kind": "image folder", "path": str(path)}
     )
 
 
-def _drawn(spec: DatasetSpec) -> ImageDataset:
-    drawn = importlib.import_module("attndrift.data.generated").DRAWN[spec.name]
-    for key, size in (("train_size", spec.train_size), ("test_size", spec.test_size)):
-        if size < len(drawn.class_names):
+_SPLIT_NAMES = ("train", "training", "testing", "dev", "eval", "unlabeled", "unlabelled", "extra", *TEST_NAMES)
+
+
+def _split_folders(spec: DatasetSpec, path: Path) -> dict[str, Path]:
+    """The folders of splits, by name; empty where the folders in ``path`` are classes.
+
+    Raises :class:`DataError` for a folder with images of its own beside splits, and warns of what is left out.
+    """
+    tops = class_folders(path, path)
+    nested = [top for top in tops if class_folders(top, path)]
+    named = (*_SPLIT_NAMES, spec.train_split, spec.test_split)
+    if not any(top.name.lower() in named or top.name in named for top in nested):
+        flat = [top for top in tops if image_files(top, path, deep=False)]
+        return {} if flat else {top.name: top for top in nested}
+    for top in tops:
+        stray = image_files(top, path, deep=False)
+        if stray and top.name.lower() not in named:
             raise DataError(
-                f"{spec.name}: `{key}` is {size}; its {len(drawn.class_names)} classes need at least as many"
+                f"{spec.name}: {top} holds images and stands beside {some(one.name for one in nested)}, which are splits: "
+                "is it a class? Move it into a split, or out of the dataset"
+            )
+        if stray:
+            warnings.warn(
+                f"{spec.name}: {len(stray)} images of {top} are left out, as they are in no class folder: "
+                f"{some((file.name for file in stray), 3)}",
+                stacklevel=2,
+            )
+    return {top.name: top for top in nested}
+
+
+def _generated(spec: DatasetSpec) -> ImageDataset:
+    generated = importlib.import_module("attndrift.data.generated").GENERATED[spec.name]
+    for key, size in (("train_size", spec.train_size), ("test_size", spec.test_size)):
+        if size < len(generated.class_names):
+            raise DataError(
+                f"{spec.name}: `{key}` is {size}; its {len(generated.class_names)} classes need at least as many"
             )
 
     def opener(name: str, seed: int, size: int) -> Callable[[], Content]:
         def open_split() -> Content:
-            labels = np.asarray([drawn.label(seed, index) for index in range(size)], dtype=np.int64)
-            reader = DrawnReader(size, lambda index: drawn.draw(seed, index))
+            labels = np.asarray([generated.label(seed, index) for index in range(size)], dtype=np.int64)
+            reader = GeneratedReader(size, lambda index: generated.draw(seed, index))
             return reader, labels, [f"{name}:{index}" for index in range(size)]
 
         return open_split
@@ -221,7 +250,7 @@ def _drawn(spec: DatasetSpec) -> ImageDataset:
         "train": opener("train", _TRAIN_SEED, spec.train_size),
         "test": opener("test", _TEST_SEED, spec.test_size),
     }
-    return ImageDataset(spec, drawn.class_names, splits, {"kind": "drawn", "seeds": [_TRAIN_SEED, _TEST_SEED]})
+    return ImageDataset(spec, generated.class_names, splits, {"kind": "generated", "seeds": [_TRAIN_SEED, _TEST_SEED]})
 
 
 def _digits(spec: DatasetSpec) -> ImageDataset:
@@ -237,7 +266,7 @@ def _digits(spec: DatasetSpec) -> ImageDataset:
     held_out = rank % 5 == 4
 
     def opener(rows: NDArray[np.int64]) -> Callable[[], Content]:
-        reader = DrawnReader(len(rows), lambda index: np.repeat(grey[rows[index], :, :, None], 3, axis=2))
+        reader = GeneratedReader(len(rows), lambda index: np.repeat(grey[rows[index], :, :, None], 3, axis=2))
         return lambda: (reader, labels[rows], [f"digit:{row}" for row in rows])
 
     splits = {"train": opener(np.flatnonzero(~held_out)), "test": opener(np.flatnonzero(held_out))}
@@ -248,8 +277,8 @@ def _digits(spec: DatasetSpec) -> ImageDataset:
 def describe(source: str | DatasetSpec | Mapping[str, Any]) -> str:
     """Where the images of a dataset would come from, in words, without opening it."""
     spec = spec_of(source)
-    if spec.kind == "drawn":
-        return "drawn on demand"
+    if spec.kind == "generated":
+        return "generated on demand"
     if spec.kind == "digits":
         return "scikit-learn"
     local = find_local(spec)

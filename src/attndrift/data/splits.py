@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from attndrift.data.dataset import ImageDataset, ImageSplit
 from attndrift.data.errors import DataError, some
 
-Protocol = Literal["seed", "leak-free"]
+Selection = Literal["test", "validation"]
 Progress = Callable[[int, int], None]
 Indices = NDArray[np.int64]
 
@@ -74,7 +74,7 @@ class SplitPart:
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """The four parts of one run's data. Under the protocol ``seed`` validation and test are one part.
+    """The four parts of one run's data. Under the selection ``test`` validation and test are one part.
 
     Attributes:
         skipped: by split, the unreadable images that were left out: id and reason.
@@ -82,7 +82,7 @@ class Splits:
 
     dataset: str
     fingerprint: str
-    protocol: Protocol
+    selection: Selection
     data_seed: int
     train: SplitPart
     validation: SplitPart
@@ -97,8 +97,8 @@ class Splits:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 over the dataset's fingerprint, the protocol and all parts."""
-        lines = [self.fingerprint, self.protocol, *(f"{n}\t{p.hash}" for n, p in self.parts.items())]
+        """SHA-256 over the dataset's fingerprint, the selection and all parts."""
+        lines = [self.fingerprint, self.selection, *(f"{n}\t{p.hash}" for n, p in self.parts.items())]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class Splits:
         return {
             "dataset": self.dataset,
             "fingerprint": self.fingerprint,
-            "protocol": self.protocol,
+            "selection": self.selection,
             "data_seed": self.data_seed,
             "hash": self.hash,
             "parts": {name: part.to_json() for name, part in self.parts.items()},
@@ -212,10 +212,26 @@ def _probe_counts(ranked: _Ranked, size: int, per_class: int | None) -> Indices:
     return ranked.even(size, "probe")
 
 
+def _check_settings(
+    selection: str, unreadable: str, validation_fraction: float, validation_per_class: int | None
+) -> None:
+    if selection not in ("test", "validation"):
+        raise DataError(f"`selection` is {selection!r}; it must be 'test' or 'validation'")
+    if unreadable not in ("error", "skip"):
+        raise DataError(f"`unreadable` is {unreadable!r}; it must be 'error' or 'skip'")
+    if not 0 < validation_fraction < 1:
+        raise DataError(f"`validation_fraction` is {validation_fraction}; it must lie between 0 and 1")
+    if selection == "test" and validation_per_class is not None:
+        raise DataError(
+            "`validation_per_class` has no meaning under the selection `test`, which validates on the whole "
+            "held-out split; use `test_limit` to shorten that, or the selection `validation`"
+        )
+
+
 def make_splits(
     dataset: ImageDataset,
     *,
-    protocol: Protocol,
+    selection: Selection,
     data_seed: int,
     train_per_class: int | None = None,
     validation_per_class: int | None = None,
@@ -228,13 +244,13 @@ def make_splits(
 ) -> Splits:
     """The parts of one run's data, a function of the data and these settings alone.
 
-    ``seed``: the training split trains; the held-out split is validation and test at once and gives the
-    probe. ``leak-free``: training, validation and probe are disjoint parts of the training split; the
+    ``test``: the training split trains; the held-out split is validation and test at once and gives the
+    probe. ``validation``: training, validation and probe are disjoint parts of the training split; the
     held-out split is the test.
 
     Args:
         train_per_class: training images of every class; None takes all that are left.
-        validation_per_class: validation images of every class (``leak-free`` only); None takes
+        validation_per_class: validation images of every class (``validation`` only); None takes
             ``validation_fraction`` of each class, at least one.
         probe_size: images of the probe, class counts differing by at most one; ``probe_per_class``
             replaces it by a number a class.
@@ -246,10 +262,7 @@ def make_splits(
     Raises :class:`DataError` for a class without images, fewer images than asked for, a missing held-out
     split, and settings that are impossible.
     """
-    if protocol not in ("seed", "leak-free"):
-        raise DataError(f"`protocol` is {protocol!r}; it must be 'seed' or 'leak-free'")
-    if unreadable not in ("error", "skip"):
-        raise DataError(f"`unreadable` is {unreadable!r}; it must be 'error' or 'skip'")
+    _check_settings(selection, unreadable, validation_fraction, validation_per_class)
     _positive(
         train_per_class=train_per_class,
         validation_per_class=validation_per_class,
@@ -257,20 +270,13 @@ def make_splits(
         probe_per_class=probe_per_class,
         test_limit=test_limit,
     )
-    if not 0 < validation_fraction < 1:
-        raise DataError(f"`validation_fraction` is {validation_fraction}; it must lie between 0 and 1")
-    if protocol == "seed" and validation_per_class is not None:
-        raise DataError(
-            "`validation_per_class` has no meaning under the protocol `seed`, which validates on the whole "
-            "held-out split; use `test_limit` to shorten that, or the protocol `leak-free`"
-        )
     train, train_skipped = _ranked(dataset, dataset.train, data_seed, unreadable, progress)
     test, test_skipped = _ranked(dataset, dataset.test, data_seed, unreadable, progress)
     zero = np.zeros(train.classes, dtype=np.int64)
     test_counts = test.counts if test_limit is None else test.fill(test_limit, "test")
     test_part = test.part("test", zero, test_counts)
-    probe_counts = _probe_counts(test if protocol == "seed" else train, probe_size, probe_per_class)
-    if protocol == "seed":
+    probe_counts = _probe_counts(test if selection == "test" else train, probe_size, probe_per_class)
+    if selection == "test":
         test.need(probe_counts, "the probe")
         probe = test.part("probe", zero, probe_counts)
         validation, held_out = test_part, zero
@@ -286,12 +292,12 @@ def make_splits(
         train.need(held_out, "the probe and validation")
         validation = train.part("validation", probe_counts, held_out)
     train_counts = np.full(train.classes, train_per_class or 1, dtype=np.int64)
-    train.need(held_out + train_counts, "training" if protocol == "seed" else "probe, validation and training")
+    train.need(held_out + train_counts, "training" if selection == "test" else "probe, validation and training")
     start = held_out if train_per_class is None else train.counts - train_counts
     return Splits(
         dataset=dataset.name,
         fingerprint=dataset.fingerprint,
-        protocol=protocol,
+        selection=selection,
         data_seed=data_seed,
         train=train.part("train", start, train.counts),
         validation=validation,

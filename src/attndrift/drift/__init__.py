@@ -7,14 +7,13 @@
 from __future__ import annotations
 
 from attndrift.drift.alerts import Alert, AlertEvent
-from attndrift.drift.drift import WATCHABLE, Drift, Snapshot, compare_snapshots, relative_change_pct
+from attndrift.drift.drift import Drift, Snapshot, compare_snapshots, relative_change_pct, watchable
 from attndrift.drift.monitor import DriftMonitor, measure_drift
 from attndrift.drift.probe import Batches
 from attndrift.drift.snapshot import WeightDrift, take_snapshot
 from attndrift.drift.watch import DriftWatch
 
 __all__ = [
-    "WATCHABLE",
     "Alert",
     "AlertEvent",
     "Batches",
@@ -27,4 +26,5 @@ __all__ = [
     "measure_drift",
     "relative_change_pct",
     "take_snapshot",
+    "watchable",
 ]

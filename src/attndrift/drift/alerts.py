@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from attndrift.drift.drift import WATCHABLE, Drift
+from attndrift.drift.drift import Drift, watchable
+from attndrift.registry import near_match
 
 logger = logging.getLogger("attndrift.drift")
 
@@ -47,7 +47,7 @@ class Alert:
     """What must not happen: ``Alert("entropy_change_pct", below=-5, action="stop")``.
 
     Attributes:
-        metric: one of :data:`~attndrift.drift.WATCHABLE`: ``entropy_change_pct``, ``cka_mean``, ``cka_last``,
+        metric: one of :func:`~attndrift.drift.watchable`: ``entropy_change_pct``, ``cka_mean``, ``cka_last``,
             ``embedding_drift``, ``weight_drift``, ... in their own units (percent where the name says so).
         below, above: the alert is on while the value lies strictly below or above; give one, or both for a band.
         action: ``log`` writes a warning; ``stop`` also ends the training and puts the best state back, the last
@@ -63,10 +63,9 @@ class Alert:
     action: Action = "log"
 
     def __post_init__(self) -> None:
-        if self.metric not in WATCHABLE:
-            near = difflib.get_close_matches(self.metric, WATCHABLE, 1)
-            hint = f"; did you mean `{near[0]}`?" if near else ""
-            raise ValueError(f"alert: there is no metric `{self.metric}`{hint} Allowed: {', '.join(WATCHABLE)}")
+        if self.metric not in watchable():
+            hint = near_match(self.metric, watchable()) or "; `attndrift list` shows every metric"
+            raise ValueError(f"alert: there is no metric `{self.metric}`{hint}")
         bounds = [bound for bound in (self.below, self.above) if bound is not None]
         if not bounds:
             raise ValueError(f"alert on {self.metric}: give below=, above= or both")

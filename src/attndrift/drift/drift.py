@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
-from attndrift import metrics
+from attndrift.metrics.compared import compare_embeddings, compare_hidden_states
 from attndrift.metrics.deferred import DeferredScalars
-from attndrift.metrics.representation import linear_cka_layers_deferred
 from attndrift.metrics.structure_accumulator import StructureSummary
 from attndrift.process_group import DivergedError
-from attndrift.results.tables import STRUCTURE_METRICS
+from attndrift.registry import near_match
+from attndrift.results.columns import Column, metric_columns
 
-WATCHABLE = (
-    *STRUCTURE_METRICS,
-    *(f"{name}_change_pct" for name in STRUCTURE_METRICS),
-    "entropy_last_layer_change_pct",
-    "cka_mean",
-    "cka_last",
-    "cka_debiased_mean",
-    "embedding_drift",
-    "embedding_distance",
-    "weight_drift",
-    "projection_drift",
-)
-"""The quantities of a :class:`Drift` that are one number, by name."""
+
+def watchable() -> tuple[str, ...]:
+    """The quantities of a :class:`Drift` that are one number, by name: the measured columns of the table ``history``."""
+    return tuple(column.name for column in metric_columns("history"))
 
 
 @dataclass(frozen=True)
@@ -52,73 +42,74 @@ class Snapshot:
 class Drift:
     """What has changed between two snapshots, and how far the weights have moved.
 
+    Every number of :func:`watchable` is an attribute too: ``drift.cka_mean``, ``drift.entropy_change_pct``,
+    ``drift.embedding_drift``; None where it was not measured (a change of what was 0; weights without a reference).
+
     Attributes:
-        structure: structural metrics of the current state.
-        change_pct: relative change of the layer mean of each structural metric, percent.
-        layer_change_pct: the same per layer, (layers,) each.
-        cka, cka_debiased: linear CKA per block, (layers,); 1 is the pretrained representation.
-        embedding_drift: 1 - mean cosine of the image embeddings.
-        embedding_distance: mean L2 distance of the embeddings over the mean norm of the pretrained ones.
-        weight_drift, projection_drift: norm(dW)/norm(W0); None where no reference weights were given.
+        reference, structure: structural metrics of the reference and of the current state.
+        compared: (layers,) of each metric that compares hidden states: ``cka`` and ``cka_debiased`` (1 is the reference).
+        numbers: each metric that is one number: ``embedding_drift``, ``weight_drift``, ...
     """
 
+    reference: StructureSummary
     structure: StructureSummary
-    change_pct: dict[str, float | None]
-    layer_change_pct: dict[str, Tensor]
-    cka: Tensor
-    cka_debiased: Tensor
-    embedding_drift: float
-    embedding_distance: float
-    weight_drift: float | None
-    projection_drift: float | None
+    compared: Mapping[str, Tensor]
+    numbers: Mapping[str, float | None]
 
-    def row(self) -> dict[str, float | None]:
-        """The measured columns of the table ``history``."""
-        row: dict[str, float | None] = {name: self.structure.mean(name) for name in STRUCTURE_METRICS}
-        row |= {f"{name}_change_pct": self.change_pct[name] for name in STRUCTURE_METRICS}
-        row["entropy_last_layer_change_pct"] = float(self.layer_change_pct["entropy"][-1])
-        row |= {"cka_mean": float(self.cka.mean()), "cka_last": float(self.cka[-1])}
-        row |= {"embedding_drift": self.embedding_drift, "weight_drift": self.weight_drift}
-        return row
+    def __getattr__(self, name: str) -> float | None:
+        if not name.startswith("_") and "numbers" in vars(self):
+            for column in metric_columns("history"):
+                if column.name == name:
+                    return self._number(column)
+        hint = near_match(name, watchable())
+        raise AttributeError(f"a drift has no `{name}`{hint}")
+
+    def columns(self, table: Literal["history", "runs"]) -> dict[str, float | None]:
+        """The measured columns of a table. Whatever writes a row of a drift takes them from here."""
+        return {column.name: self._number(column) for column in metric_columns(table)}
+
+    def row(self) -> dict[str, Any]:
+        """What a drift adds to a row of the history: its columns, and ``layers``."""
+        return self.columns("history") | {"layers": self.layers()}
 
     def values(self) -> dict[str, float | None]:
-        """Everything that an alert may name (:data:`WATCHABLE`); None where it was not measured."""
-        row: dict[str, float | None] = self.row()
-        row["cka_debiased_mean"] = float(self.cka_debiased.mean())
-        row["embedding_distance"] = self.embedding_distance
-        row["projection_drift"] = self.projection_drift
-        return row
+        """Everything that an alert or a budget may name (:func:`watchable`); None where it was not measured."""
+        return self.columns("history")
+
+    def _number(self, column: Column) -> float | None:
+        name, statistic = column.metric, column.statistic
+        if statistic == "baseline":
+            return self.reference.mean(name)
+        if statistic == "change_pct":
+            return relative_change_pct(self.structure.mean(name), self.reference.mean(name))
+        if statistic == "last_layer_change_pct":
+            return float(self.layer_change_pct(name)[-1])
+        if statistic == "mean":
+            return float(self.compared[name].mean())
+        if statistic == "last":
+            return float(self.compared[name][-1])
+        return self.structure.mean(name) if name in self.structure.values else self.numbers.get(name)
+
+    def layer_change_pct(self, metric: str) -> Tensor:
+        """(layers,): relative change of ``metric`` per layer, percent."""
+        before, after = self.reference.layers(metric), self.structure.layers(metric)
+        return 100.0 * (after - before) / before
 
     def layers(self) -> dict[str, Any]:
         """Values per layer, and per layer and head, for the table ``layers`` (nested lists, layers first)."""
-        values: dict[str, Any] = {}
-        for name in (*STRUCTURE_METRICS, "cls_mass"):
-            per_head = getattr(self.structure, name)
-            if per_head is not None:
-                values[name] = {"layer": per_head.mean(1).tolist(), "head": per_head.tolist()}
-        values["cka"] = {"layer": self.cka.tolist()}
-        values["cka_debiased"] = {"layer": self.cka_debiased.tolist()}
-        return values
-
-    def scalars(self) -> dict[str, float]:
-        """Flat names for a tracker: means, and every metric per layer."""
-        flat = {f"drift/{name}": value for name, value in self.row().items() if value is not None}
-        for name in STRUCTURE_METRICS:
-            for layer, value in enumerate(self.structure.layers(name).tolist(), 1):
-                flat[f"drift_{name}/layer_{layer:02d}"] = value
-        for layer, value in enumerate(self.cka.tolist(), 1):
-            flat[f"drift_cka/layer_{layer:02d}"] = value
-        return flat
+        found: dict[str, Any] = {
+            name: {"layer": per_head.mean(1).tolist(), "head": per_head.tolist()}
+            for name, per_head in self.structure.values.items()
+        }
+        return found | {name: {"layer": values.tolist()} for name, values in self.compared.items()}
 
     def line(self) -> str:
         """One readable line."""
-        change = self.change_pct["entropy"]
-        parts = [
-            f"entropy {self.structure.mean('entropy'):.3f} nats" + ("" if change is None else f" ({change:+.2f}%)"),
-            f"last block {float(self.layer_change_pct['entropy'][-1]):+.2f}%",
-            f"CKA {float(self.cka.mean()):.3f}",
-            f"embeddings {self.embedding_drift:.4f}",
-        ]
+        parts = [f"entropy {self.structure.mean('entropy'):.3f} nats"]
+        if self.entropy_change_pct is not None:
+            parts[0] += f" ({self.entropy_change_pct:+.2f}%)"
+        parts.append(f"last block {self.entropy_last_layer_change_pct:+.2f}%")
+        parts += [f"CKA {self.cka_mean:.3f}", f"embeddings {self.embedding_drift:.4f}"]
         if self.weight_drift is not None:
             parts.append(f"weights {self.weight_drift:.5f}")
         return ", ".join(parts)
@@ -163,11 +154,8 @@ class Comparison:
         self._reference, self._images = reference, hidden.shape[1]
         self._alike = deferred.defer((hidden == hidden[:, :1]).flatten(1).all(1))
         self._zero = deferred.defer((embeddings == 0).all(dim=1).any())
-        self._cka = linear_cka_layers_deferred(reference.hidden.to(hidden.device), hidden, deferred)
-        self._before, self._after = reference.embeddings.to(embeddings.device), embeddings
-        self._turned = deferred.defer(metrics.embedding_drift(self._before, self._after, check=False))
-        distance = (self._after - self._before).double().norm(dim=1).mean()
-        self._moved = deferred.defer(distance / self._before.double().norm(dim=1).mean())
+        self._compared = compare_hidden_states(reference.hidden.to(hidden.device), hidden, deferred)
+        self._moved = compare_embeddings(reference.embeddings.to(embeddings.device), embeddings, deferred)
 
     def drift(
         self,
@@ -178,28 +166,8 @@ class Comparison:
     ) -> Drift:
         """Wait for it; ``structure`` is that of the current state. Raises as :func:`compare_snapshots` does."""
         self._refuse_collapsed()
-        cka, debiased = self._cka()
-        turned = float(self._turned())
-        if not math.isfinite(turned):
-            # It has the words for what is wrong.
-            metrics.embedding_drift(self._before, self._after)
-        # (metrics, layers), means over heads.
-        before, after = (
-            torch.stack([one.heads(name) for name in STRUCTURE_METRICS]).mean(2)
-            for one in (self._reference.structure, structure)
-        )
-        means = zip(after.mean(1).tolist(), before.mean(1).tolist(), strict=True)
-        return Drift(
-            structure=structure,
-            change_pct={name: relative_change_pct(*pair) for name, pair in zip(STRUCTURE_METRICS, means, strict=True)},
-            layer_change_pct=dict(zip(STRUCTURE_METRICS, (100.0 * (after - before) / before).unbind(0), strict=True)),
-            cka=cka,
-            cka_debiased=debiased,
-            embedding_drift=turned,
-            embedding_distance=float(self._moved()),
-            weight_drift=weight_drift,
-            projection_drift=projection_drift,
-        )
+        numbers = self._moved() | {"weight_drift": weight_drift, "projection_drift": projection_drift}
+        return Drift(self._reference.structure, structure, self._compared(), numbers)
 
     def _refuse_collapsed(self) -> None:
         """Raise where every image is represented alike, so that nothing can be compared with it."""

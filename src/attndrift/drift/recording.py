@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +21,8 @@ from attndrift.drift.drift import Drift
 from attndrift.drift.monitor import DriftMonitor
 from attndrift.formats import table_metadata
 from attndrift.models.parameters import has_adapters
-from attndrift.results.tables import HISTORY, RUNS, STRUCTURE_METRICS, TableError, Tables, read_tables, write_tables
+from attndrift.registry import near_match
+from attndrift.results.tables import TableError, Tables, read_tables, schema, write_tables
 
 Existing = Literal["refuse", "replace", "continue"]
 ALERTS = "alerts.parquet"
@@ -38,12 +38,15 @@ _PROJECTIONS = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "out_proj": "out"}
 
 def check_columns(run: Mapping[str, Any]) -> None:
     """Raise :class:`TableError` for a name that is no column of the table ``runs``."""
-    allowed = [column.name for column in RUNS]
-    for name in run:
+    _check_names("run", "runs", run)
+
+
+def _check_names(argument: str, table: str, names: Iterable[str]) -> None:
+    allowed = [column.name for column in schema(table)]
+    for name in names:
         if name not in allowed:
-            near = difflib.get_close_matches(name, allowed, 1)
-            hint = f" (did you mean `{near[0]}`?)" if near else ""
-            raise TableError(f"run: the table runs has no column `{name}`{hint}; it has {', '.join(allowed)}")
+            hint = near_match(name, allowed) or "; docs/tables.md lists its columns"
+            raise TableError(f"{argument}: the table {table} has no column `{name}`{hint}")
 
 
 class DriftTables:
@@ -97,16 +100,13 @@ class DriftTables:
             self.history = [{str(name): value for name, value in row.items()} for row in rows]
             self._layers = [self._earlier.layers[self._earlier.layers["step"] < step]]
             self._earlier_events = [event for event in self._earlier_events if event["step"] < step]
-        self.history.append({"run_id": self.run["run_id"], "step": step, "epoch": epoch, **drift.row()})
+        self.history.append({"run_id": self.run["run_id"], "step": step, "epoch": epoch, **drift.columns("history")})
         self._layers.append(_layer_rows(self.run["run_id"], step, drift))
         self._unwritten += 1
 
     def note(self, step: int, values: Mapping[str, float]) -> bool:
         """Add columns to the history row of ``step``; False where that step was not measured."""
-        allowed = {column.name for column in HISTORY} - {"run_id", "step"}
-        for name in values:
-            if name not in allowed:
-                raise TableError(f"note: the table history has no column `{name}`; it has {', '.join(sorted(allowed))}")
+        _check_names("note", "history", values)
         for row in reversed(self.history):
             if row["step"] == step:
                 row.update(values)
@@ -207,15 +207,3 @@ def _adapters(tower: nn.Module) -> dict[str, Any]:
 def _order(name: str) -> tuple[int, str]:
     known = list(_PROJECTIONS.values())
     return (known.index(name) if name in known else len(known)), name
-
-
-def drift_columns(monitor: DriftMonitor, drift: Drift) -> dict[str, Any]:
-    """Columns of the table ``runs`` that a drift gives."""
-    before, values = monitor.reference.structure, drift.values()
-    row: dict[str, Any] = {}
-    for metric in STRUCTURE_METRICS:
-        row[f"{metric}_baseline"] = before.mean(metric)
-        row[f"{metric}_final"] = values[metric]
-        row[f"{metric}_change_pct"] = values[f"{metric}_change_pct"]
-    kept = ("entropy_last_layer_change_pct", "cka_mean", "cka_last", "cka_debiased_mean", "embedding_drift")
-    return row | {name: values[name] for name in (*kept, "weight_drift", "projection_drift")}

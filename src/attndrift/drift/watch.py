@@ -14,7 +14,7 @@ from attndrift.drift.alerts import Alert, AlertBook, AlertEvent, logger
 from attndrift.drift.best_state import BestState
 from attndrift.drift.drift import Drift
 from attndrift.drift.monitor import DriftMonitor
-from attndrift.drift.recording import DriftTables, Existing, check_columns, describe_training, drift_columns
+from attndrift.drift.recording import DriftTables, Existing, check_columns, describe_training
 from attndrift.models.evaluation import unwrapped
 from attndrift.process_group import DivergedError
 
@@ -273,7 +273,7 @@ class DriftWatch:
             final, selected = self._selected
         row = describe_training(self._model, self.monitor) | self._described | {"status": self._status}
         if final is not None:
-            row |= drift_columns(self.monitor, final)
+            row |= final.columns("runs")
         if selected is not None:
             row["selected_epoch"] = selected
         self.tables.write(row, self.alerts)

@@ -1,19 +1,21 @@
 """Figures from the tables: ``draw_figures(tables, output) -> [FigureResult]``."""
 
-from attndrift.figures.draw import FIGURES, FigureError, FigureResult, draw_figures
+from attndrift.figures.draw import FigureResult, draw_figures
 from attndrift.figures.maps import MapError, MapSet, find_maps, read_maps
+from attndrift.figures.registry import FIGURES, FigureSpec, figure
 from attndrift.figures.source import Drawing, NoData, Source
 
 __all__ = [
     "FIGURES",
     "Drawing",
-    "FigureError",
     "FigureResult",
+    "FigureSpec",
     "MapError",
     "MapSet",
     "NoData",
     "Source",
     "draw_figures",
+    "figure",
     "find_maps",
     "read_maps",
 ]

@@ -1,4 +1,4 @@
-"""Methods side by side: full against LoRA, regularizers, frozen blocks, target modules."""
+"""Methods side by side: full against LoRA, preservation losses, frozen blocks, target modules."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from attndrift.figures.panels import MOST_ROWS, bars, dot_rows, image_words, same_scale
+from attndrift.figures.registry import figure
 from attndrift.figures.source import (
     Drawing,
     NoData,
@@ -20,13 +21,26 @@ from attndrift.figures.source import (
     variants_of,
 )
 from attndrift.figures.style import axis_label, legend, looks, mark, new_figure, zero_line
+from attndrift.losses.names import LOSSES
 
 
+@figure(
+    "fig5_fullft_vs_lora",
+    title="Full fine-tuning and LoRA, primary data set",
+    section="rq2",
+    alt="A row a configuration, a panel a metric: dots with bars show the structural change.",
+)
 def full_against_lora(source: Source) -> Drawing:
     """Fig. 5: structural change of full fine-tuning and LoRA on the primary data set."""
     return _full_against_lora(source, source.primary)
 
 
+@figure(
+    "fig5b_fullft_vs_lora_pets",
+    title="Full fine-tuning and LoRA, second data set",
+    section="rq2",
+    alt="A row a configuration, a panel a metric: dots with bars show the structural change.",
+)
 def full_against_lora_second(source: Source) -> Drawing:
     """Fig. 5b: the same on the second data set."""
     return _full_against_lora(source, source.secondary)
@@ -36,7 +50,7 @@ def _full_against_lora(source: Source, dataset: str) -> Drawing:
     runs = source.plain(dataset)
     full, lora = runs[runs["method"] == "full"], runs[runs["method"] == "lora"]
     if full.empty or lora.empty:
-        raise NoData(f"{dataset} has no pair of full and LoRA runs without regularizer and frozen blocks")
+        raise NoData(f"{dataset} has no pair of full and LoRA runs without preservation loss and frozen blocks")
     lora = lora[lora["variant"].isin(_qv_first(lora))]
     usual = source.usual_rate(full, variants_of(full)[0][0])
     shared = set(full["rate_text"]) & set(lora["rate_text"])
@@ -72,14 +86,20 @@ def _by_rate(runs: pd.DataFrame, rates: set[str]) -> list[str]:
     return list(dict.fromkeys(table["rate_text"]))
 
 
+@figure(
+    "fig8_regularization",
+    title="Regularization",
+    section="rq4",
+    alt="A row a setting, a panel a measure: dots with bars show accuracy and entropy change.",
+)
 def regularization(source: Source) -> Drawing:
     """Fig. 8: accuracy and entropy change under APR, entropy floor and weight decay."""
     names: list[str] = []
-    for name in ("sweep_regularizer", "sweep_weight_decay"):
+    for name in ("sweep_loss", "sweep_weight_decay"):
         names += [str(row["configuration"]) for row in _sweep(source, name)]
     names = list(dict.fromkeys(names))[:MOST_ROWS]
     if not names:
-        raise NoData("no two runs differ in the regularizer or the weight decay alone")
+        raise NoData("no two runs differ in the preservation loss or the weight decay alone")
     first = source.adapted.drop_duplicates("configuration").set_index("configuration").loc[names]
     decays = first["weight_decay"].astype("float64")
     usual = decays.mode().iloc[0] if decays.notna().any() else None
@@ -87,9 +107,7 @@ def regularization(source: Source) -> Drawing:
     labels: list[str] = []
     kinds: list[str] = []
     for name in names:
-        label, kind = _regularizer_label(
-            {str(k): v for k, v in first.loc[name].to_dict().items()}, usual, several=several
-        )
+        label, kind = _loss_label({str(k): v for k, v in first.loc[name].to_dict().items()}, usual, several=several)
         labels.append(label)
         kinds.append(kind)
     columns = [source.accuracy, "entropy_change_pct", "entropy_last_layer_change_pct"]
@@ -98,18 +116,19 @@ def regularization(source: Source) -> Drawing:
     figure, data = dot_rows(source, names, columns, labels=labels, kinds=kinds)
     text = (
         f"Accuracy, {'zero-shot retention ' if kept else ''}and structural change on {first['dataset'].iloc[0]} under attention preservation (APR), entropy floor and weight decay; within a "
-        "sweep nothing else differs. A regularizer preserves the structure where the change is nearest to 0. "
+        "sweep nothing else differs. A preservation loss preserves the structure where the change is nearest to 0. "
         + spread_text(data["n"], images=data)
     )
     return Drawing(figure, source.caption(text), data)
 
 
-def _regularizer_label(row: dict[str, Any], usual: float | None, *, several: bool) -> tuple[str, str]:
-    """Row label and kind (which gives the colour) of one configuration of the regularizer sweeps."""
+def _loss_label(row: dict[str, Any], usual: float | None, *, several: bool) -> tuple[str, str]:
+    """Row label and kind (which gives the colour) of one configuration of the preservation loss sweeps."""
     decay = row["weight_decay"]
-    if row["key_regularizer"]:
-        name = {"apr": "APR", "entropy_floor": "entropy floor"}.get(row["key_regularizer"], row["key_regularizer"])
-        return f"{name} λ\u00a0=\u00a0{row['key_regularizer_weight']}", str(row["key_regularizer"])
+    if row["key_loss_name"]:
+        known = LOSSES.get(row["key_loss_name"])
+        name = known.short if known else row["key_loss_name"]
+        return f"{name} λ\u00a0=\u00a0{row['key_loss_weight']}", str(row["key_loss_name"])
     if several and usual is not None and decay != usual:
         return f"weight decay\u00a0{decay:g}", "weight decay"
     return ("none, weight decay\u00a0" + f"{decay:g}" if several else "none"), str(row["method"])
@@ -133,6 +152,12 @@ def _sweep(source: Source, name: str) -> list[dict[str, Any]]:
     return max(groups.values(), key=key)
 
 
+@figure(
+    "extra_frozen_layers",
+    title="Frozen blocks",
+    section="rq5",
+    alt="Bars over the number of frozen blocks, a panel a measure.",
+)
 def frozen_layers(source: Source) -> Drawing:
     """Accuracy and entropy change against the number of frozen blocks."""
     rows = _sweep(source, "sweep_freezing")
@@ -176,6 +201,12 @@ def frozen_layers(source: Source) -> Drawing:
     return Drawing(figure, source.caption(text), data)
 
 
+@figure(
+    "extra_lora_qkvo",
+    title="LoRA target modules",
+    section="rq5",
+    alt="Two or more rows of dots, one for each set of adapted projections, a panel a measure.",
+)
 def lora_targets(source: Source) -> Drawing:
     """LoRA on query and value against all projections."""
     rows = _sweep(source, "sweep_targets")

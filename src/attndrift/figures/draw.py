@@ -1,20 +1,18 @@
-"""The list of figures, and how they are written: PNG, SVG, the table behind each, captions."""
+"""How figures are written: PNG, SVG, the table behind each, captions."""
 
 from __future__ import annotations
 
-import difflib
 import multiprocessing
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attndrift.figures import comparison, rates, statistics, structure, training, transfer
-from attndrift.figures import maps as attention
+from attndrift.figures.registry import FIGURES
 from attndrift.figures.source import Drawing, NoData, Source
 from attndrift.figures.style import styled
 from attndrift.files import write_json, write_text
@@ -24,40 +22,7 @@ from attndrift.sanitize import sheet_text
 if TYPE_CHECKING:
     from attndrift.analysis.result import Analysis
 
-Draw = Callable[[Source], Drawing]
-
-FIGURES: dict[str, tuple[str, Draw]] = {
-    "fig2_baseline_structure": ("Attention structure of the pretrained model", structure.baseline_structure),
-    "fig3_triple_curve": ("Accuracy and entropy during full fine-tuning", training.triple_curve),
-    "fig4_layer_entropy_heatmap": ("Entropy change by block and time", structure.layer_entropy_heatmap),
-    "fig5_fullft_vs_lora": ("Full fine-tuning and LoRA, primary data set", comparison.full_against_lora),
-    "fig5b_fullft_vs_lora_pets": ("Full fine-tuning and LoRA, second data set", comparison.full_against_lora_second),
-    "fig6_lr_sweep": ("Learning rate sweep", rates.lr_sweep),
-    "fig7_collapse_vs_zeroshot": ("Attention change and zero-shot retention", transfer.collapse_against_zero_shot),
-    "fig8_regularization": ("Regularization", comparison.regularization),
-    "fig9_head_diversity": ("Head diversity during training", structure.head_diversity_evolution),
-    "extra_erf95_evolution": ("ERF@0.95 during training", structure.erf95_evolution),
-    "extra_frozen_layers": ("Frozen blocks", comparison.frozen_layers),
-    "extra_lora_qkvo": ("LoRA target modules", comparison.lora_targets),
-    "layer_change_heatmap": ("Entropy change of every configuration by block", structure.layer_change_heatmap),
-    "statistical_summary": ("Differences between methods", statistics.statistical_summary),
-    "training_dynamics": ("Training dynamics", training.training_dynamics),
-    "metric_correlations": ("Correlations between measures", statistics.metric_correlations),
-    "convergence": ("Convergence and onset of collapse", training.convergence),
-    "dose_response": ("Dose and response", rates.dose_response),
-    "predictor_ranking": ("Which signal goes with retention", transfer.predictor_ranking),
-    "pareto_front": ("Accuracy and retention", transfer.pareto_front),
-    "interpolation": ("Interpolation between pretrained and adapted weights", transfer.interpolation),
-    "attention_maps": ("Attention maps before and after", attention.attention_maps),
-}
-"""File name -> (title, function). A function takes a :class:`Source` and returns a :class:`Drawing`, or
-raises :class:`NoData` with the reason why there is nothing to draw. A new figure is one function and one row."""
-
 SUFFIXES = (".png", ".svg", ".csv")
-
-
-class FigureError(ValueError):
-    """A figure that was asked for and does not exist."""
 
 
 @dataclass
@@ -100,23 +65,21 @@ def draw_figures(
         processes: how many draw at the same time; the files are the same.
 
     Raises:
-        FigureError: ``only`` names a figure that does not exist.
+        UnknownNameError: ``only`` names a figure that does not exist.
         MapError: a ``maps.npz`` is not of its form.
     """
-    chosen = list(FIGURES) if only is None else list(only)
-    for name in chosen:
-        if name not in FIGURES:
-            near = difflib.get_close_matches(name, FIGURES, n=3)
-            hint = f"; near: {', '.join(near)}" if near else f"; there are {', '.join(FIGURES)}"
-            raise FigureError(f"there is no figure `{name}`{hint}")
+    chosen = FIGURES.names() if only is None else [FIGURES[name].name for name in only]
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    names = [name for name in FIGURES if name in chosen]
+    names = [name for name in FIGURES.names() if name in chosen]
     source = Source(tables, maps, analysis)
     if processes > 1 and len(names) > processes:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(processes, context, initializer=_hold, initargs=(source, folder)) as pool:
-            results = list(pool.map(_draw_held, names))
+            # Other processes know nothing of a figure that was registered in this one.
+            shared = [name for name in names if FIGURES.origin(name) != "this process"]
+            drawn = dict(zip(shared, pool.map(_draw_held, shared), strict=True))
+        results = [drawn.get(name) or _draw(source, folder, name) for name in names]
     else:
         results = [_draw(source, folder, name) for name in names]
     _write_index(folder, results, partial=only is not None)
@@ -125,13 +88,13 @@ def draw_figures(
 
 def _draw(source: Source, folder: Path, name: str) -> FigureResult:
     """Draw one figure, or remove its files where there is nothing to draw."""
-    title, draw = FIGURES[name]
-    result = FigureResult(name, title)
+    spec = FIGURES[name]
+    result = FigureResult(name, spec.title)
     try:
         with styled(), warnings.catch_warnings():
             # A name in a script that the font lacks shows boxes; that is no reason to stop or to warn.
             warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-            drawing = draw(source)
+            drawing = spec.draw(source)
             result.files = _save(drawing, folder, name)
         result.caption = drawing.caption
     except NoData as reason:
@@ -182,6 +145,8 @@ def _write_index(folder: Path, results: list[FigureResult], *, partial: bool) ->
     entries = {
         result.name: {
             "title": result.title,
+            "section": FIGURES[result.name].section,
+            "alt": FIGURES[result.name].alt,
             "files": [path.name for path in result.files],
             "caption": result.caption,
             "left_out": result.left_out,
@@ -194,6 +159,6 @@ def _write_index(folder: Path, results: list[FigureResult], *, partial: bool) ->
 
         earlier = read_json(path)
         entries = {
-            name: (entries | {}).get(name, earlier.get(name)) for name in FIGURES if name in entries or name in earlier
+            name: entries.get(name, earlier.get(name)) for name in FIGURES.names() if name in entries or name in earlier
         }
     write_json(path, entries)

@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
+from attndrift.figures.registry import figure
 from attndrift.figures.source import Drawing, NoData, Source, usual_variant
 from attndrift.figures.style import MM, WIDTH, new_figure, wrap
 
@@ -118,6 +119,12 @@ def find_maps(maps: Path | Mapping[str, Any] | None, run_ids: Sequence[str]) -> 
     return found
 
 
+@figure(
+    "attention_maps",
+    title="Attention maps before and after",
+    section="rq1",
+    alt="Rows of images: the picture, and the attention on it before and after adaptation.",
+)
 def attention_maps(source: Source) -> Drawing:
     """Last block, head mean: image, before, and after for full and LoRA on the same probe images."""
     available = find_maps(source.maps, list(source.adapted["run_id"]))

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from attndrift.figures.panels import bars, image_words, same_scale
+from attndrift.figures.registry import figure
 from attndrift.figures.source import (
     Drawing,
     NoData,
@@ -43,6 +44,12 @@ def _swept(source: Source, dataset: str, *, least: int = 2) -> pd.DataFrame:
     return runs[runs["variant"].isin(counts[counts >= least].index)]
 
 
+@figure(
+    "fig6_lr_sweep",
+    title="Learning rate sweep",
+    section="rq5",
+    alt="Lines over the learning rate, a panel a measure, a line a method.",
+)
 def lr_sweep(source: Source) -> Drawing:
     """Fig. 6: accuracy and structure against the learning rate on the primary data set."""
     runs = _swept(source, source.primary)
@@ -86,6 +93,12 @@ def _panel(
     return table.assign(measure=column)
 
 
+@figure(
+    "dose_response",
+    title="Dose and response",
+    section="rq5",
+    alt="Lines over the learning rate: accuracy, retention, entropy change and embedding drift, a column a data set.",
+)
 def dose_response(source: Source) -> Drawing:
     """Accuracy, retention, entropy change and embedding drift against the rate, a panel column a data set."""
     swept: dict[str, pd.DataFrame] = {}

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 
 from attndrift.analysis.configurations import NOT_GIVEN, prepare
 from attndrift.analysis.image_intervals import ImageIntervals, read_image_outcomes
-from attndrift.results.tables import STRUCTURE_METRICS, Tables, transfer_sets
+from attndrift.metrics.registry import structure_metrics
+from attndrift.results.tables import Tables, transfer_sets
 
 if TYPE_CHECKING:
     from attndrift.analysis.result import Analysis
@@ -40,7 +41,7 @@ class Drawing:
 
 @dataclass
 class Source:
-    """The tables of one study, ready to draw: one model and one protocol, those with most runs.
+    """The tables of one study, ready to draw: one model and one selection, those with most runs.
 
     ``maps`` is where attention maps lie (see :func:`attndrift.figures.maps.find_maps`), ``analysis``
     the statistics; where they are not given they are computed when a figure first needs them.
@@ -59,11 +60,11 @@ class Source:
         self.model = _most(adapted["model_name"]) or _most(runs["model_name"]) or NOT_GIVEN
         runs = self._narrow(runs, "model_name", self.model, "model")
         adapted = runs[runs["method"] != "none"]
-        self.protocol = _most(adapted["protocol_name"]) or NOT_GIVEN
+        self.selection = _most(adapted["selection_name"]) or NOT_GIVEN
         bare = runs[runs["method"] == "none"]
-        adapted = self._narrow(adapted, "protocol_name", self.protocol, "protocol")
-        if self.protocol == "seed":
-            self.caveats.append("Protocol `seed`: the split that selected the epoch is also the one reported.")
+        adapted = self._narrow(adapted, "selection_name", self.selection, "selection")
+        if self.selection == "test":
+            self.caveats.append("Selection `test`: the split that selected the epoch is also the one reported.")
         self.runs = pd.concat([bare, adapted])
         self.adapted = adapted.reset_index(drop=True)
         self.datasets = _ordered(adapted["dataset"]) or _ordered(runs["dataset"])
@@ -109,7 +110,7 @@ class Source:
     @cached_property
     def retention(self) -> str:
         """The retention column of the transfer set that most runs were measured on, the study's first where tied."""
-        columns = [f"transfer_{name}_retention_pct" for name in self.transfer_sets]
+        columns = [f"transfer_{name}_zero_shot_retention_pct" for name in self.transfer_sets]
         columns = [c for c in columns if c in self.adapted and self.adapted[c].notna().any()]
         if not columns:
             raise NoData("no run has a zero-shot retention")
@@ -131,9 +132,9 @@ class Source:
         return runs[runs["key_rest"] == _most(runs["key_rest"])]
 
     def plain(self, dataset: str) -> pd.DataFrame:
-        """The standard runs without regularizer and without frozen blocks."""
+        """The standard runs without preservation loss and without frozen blocks."""
         runs = self.standard(dataset)
-        return runs[(runs["key_regularizer"] == "") & (runs["key_freeze_layers"] == "")]
+        return runs[(runs["key_loss_name"] == "") & (runs["key_freeze_layers"] == "")]
 
     def usual_rate(self, runs: pd.DataFrame, variant: str) -> str:
         """Rate (as text) that stands for ``variant``.
@@ -178,13 +179,13 @@ class Source:
 
 def variants_of(runs: pd.DataFrame) -> list[tuple[str, str]]:
     """(variant, method) pairs: full, LoRA by rank, last block, linear probe, others; then by strength."""
-    table = runs[["variant", "method", "key_regularizer"]].copy()
+    table = runs[["variant", "method", "key_loss_name"]].copy()
     table["order"] = table["method"].map(METHOD_ORDER).fillna(9).astype(float)
-    numbers = ["lora_rank", "freeze_layers", "regularizer_weight"]
+    numbers = ["lora_rank", "freeze_layers", "loss_weight"]
     for column in numbers:
         table[column] = runs[column].astype("float64").fillna(-1.0)
     table["length"] = table["variant"].str.len()
-    by = ["order", "lora_rank", "freeze_layers", "key_regularizer", "regularizer_weight", "length", "variant"]
+    by = ["order", "lora_rank", "freeze_layers", "key_loss_name", "loss_weight", "length", "variant"]
     table = table.sort_values(by, kind="stable")
     pairs = zip(table["variant"], table["method"], strict=True)
     return list(dict.fromkeys((str(variant), str(method)) for variant, method in pairs))
@@ -231,7 +232,7 @@ def of_images(column: str) -> bool:
 def image_limits(images: ImageIntervals, run: Mapping[Any, Any], column: str) -> tuple[float, float]:
     """Limits over images of an accuracy (0..1) or a retention (percent) of one run; NaN where not known."""
     if column.endswith("_retention_pct"):
-        one = images.retention(run, column.removeprefix("transfer_").removesuffix("_retention_pct"))
+        one = images.retention(run, column.removeprefix("transfer_").removesuffix("_zero_shot_retention_pct"))
     else:
         one = images.accuracy(run, column)
     return (np.nan, np.nan) if one.low is None or one.high is None else (one.low, one.high)
@@ -312,7 +313,7 @@ def spread_text(counts: Any, what: str = "Bars", *, images: pd.DataFrame | None 
 
 def structure_columns(runs: pd.DataFrame, *, last: bool = False) -> list[str]:
     """Change columns of the structural metrics that have a value; ``last`` puts the last block beside the mean."""
-    columns = [f"{metric}_change_pct" for metric in STRUCTURE_METRICS]
+    columns = [f"{metric}_change_pct" for metric in structure_metrics()]
     if last:
         columns.insert(1, "entropy_last_layer_change_pct")
     return [c for c in columns if c in runs and runs[c].notna().any()]

@@ -11,18 +11,25 @@ from matplotlib.ticker import MaxNLocator
 
 from attndrift.analysis.result import Comparison
 from attndrift.figures.panels import ROW_MM, color_bar, positions, row_axis
+from attndrift.figures.registry import figure
 from attndrift.figures.source import Drawing, NoData, Source, variants_of
 from attndrift.figures.style import DIVERGING, axis_label, legend, new_figure, percent, short_label, wrap, zero_line
 
 _MOST_PAIRS = 5
 
 
+@figure(
+    "statistical_summary",
+    title="Differences between methods",
+    section="rq2",
+    alt="Forest plot: a row a comparison, dots with intervals around the line of no difference.",
+)
 def statistical_summary(source: Source) -> Drawing:
     """Forest plot: differences between methods on identical cells, with bootstrap intervals."""
     every = [
         c
         for c in source.analysis.comparisons
-        if c.model == source.model and c.protocol == source.protocol and c.cells.mean is not None
+        if c.model == source.model and c.selection == source.selection and c.cells.mean is not None
     ]
     scope = "all datasets" if any(c.scope == "all datasets" for c in every) else source.primary
     every = [c for c in every if c.scope == scope]
@@ -123,6 +130,12 @@ def _short_rho(value: float) -> str:
     return text.replace("-", "−").replace("0.", ".").replace("1.00", "1")
 
 
+@figure(
+    "metric_correlations",
+    title="Correlations between measures",
+    section="rq3",
+    alt="Square heatmap of rank correlations between measures.",
+)
 def metric_correlations(source: Source) -> Drawing:
     """Spearman correlations between all measures over configuration means."""
     columns = [

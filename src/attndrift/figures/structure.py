@@ -19,6 +19,7 @@ from attndrift.figures.panels import (
     positions,
     row_axis,
 )
+from attndrift.figures.registry import figure
 from attndrift.figures.source import (
     Drawing,
     NoData,
@@ -32,16 +33,23 @@ from attndrift.figures.source import (
     usual_variant,
 )
 from attndrift.figures.style import DIVERGING, axis_label, clip, legend, looks, mark, new_figure, wrap
-from attndrift.results.tables import STRUCTURE_METRICS
+from attndrift.metrics.registry import structure_metrics
 
 
+@figure(
+    "fig2_baseline_structure",
+    title="Attention structure of the pretrained model",
+    section="baseline",
+    alt="One panel a metric: its value in each block as a line, the spread over heads as a band.",
+    needs=("layers",),
+)
 def baseline_structure(source: Source) -> Drawing:
     """Fig. 2: the four metrics of the pretrained model, layer by layer, with the spread over heads."""
     frames = [frame for name in source.datasets[:3] if (frame := _baseline(source, name)) is not None]
     if not frames:
         raise NoData("the table `layers` holds nothing at step 0")
     data = pd.concat(frames, ignore_index=True)
-    metrics = [metric for metric in STRUCTURE_METRICS if (data["metric"] == metric).any()]
+    metrics = [metric for metric in structure_metrics() if (data["metric"] == metric).any()]
     if not metrics:
         raise NoData("the table `layers` holds none of the structural metrics at step 0")
     look = looks([(name, f"data set {place}") for place, name in enumerate(data["dataset"].unique())])
@@ -96,7 +104,7 @@ def _baseline(source: Source, dataset: str) -> pd.DataFrame | None:
     order = runs.assign(bare=runs["method"] != "none").sort_values(["bare", "run_id"], kind="stable")
     start = layers[(layers["step"] == 0) & layers["run_id"].isin(order["run_id"])]
     for run_id in order["run_id"]:
-        own = start[(start["run_id"] == run_id) & start["metric"].isin(list(STRUCTURE_METRICS))]
+        own = start[(start["run_id"] == run_id) & start["metric"].isin(list(structure_metrics()))]
         if own.empty:
             continue
         heads = own[own["head"].notna()].groupby(["metric", "layer"])["value"].agg(["mean", "std", "count"])
@@ -111,6 +119,13 @@ def _baseline(source: Source, dataset: str) -> pd.DataFrame | None:
     return None
 
 
+@figure(
+    "fig4_layer_entropy_heatmap",
+    title="Entropy change by block and time",
+    section="rq1",
+    alt="Heatmaps of entropy change: blocks upwards, training time to the right, one panel a run.",
+    needs=("layers",),
+)
 def layer_entropy_heatmap(source: Source) -> Drawing:
     """Fig. 4: entropy change by layer and time, full and LoRA on up to two data sets (or at two rates)."""
     chosen = _four(source)
@@ -196,6 +211,13 @@ def _layer_changes(source: Source, configuration: str) -> tuple[pd.DataFrame | N
     return frame, int(own["run_id"].nunique())
 
 
+@figure(
+    "layer_change_heatmap",
+    title="Entropy change of every configuration by block",
+    section="rq1",
+    alt="Heatmap of entropy change: a row a configuration, a column a block.",
+    needs=("layers",),
+)
 def layer_change_heatmap(source: Source) -> Drawing:
     """Final entropy change of every configuration, block by block."""
     table = source.analysis.tables["change_per_layer"]
@@ -264,11 +286,25 @@ def _value(value: Any) -> float:
     return float("nan") if value is None else float(value)
 
 
+@figure(
+    "fig9_head_diversity",
+    title="Head diversity during training",
+    section="rq1",
+    alt="Lines over training time: change of head diversity, a line a method.",
+    needs=("history",),
+)
 def head_diversity_evolution(source: Source) -> Drawing:
     """Fig. 9: head diversity over training."""
     return _evolution_of(source, "head_diversity_change_pct", "head diversity")
 
 
+@figure(
+    "extra_erf95_evolution",
+    title="ERF@0.95 during training",
+    section="rq1",
+    alt="Lines over training time: change of the effective receptive field, a line a method.",
+    needs=("history",),
+)
 def erf95_evolution(source: Source) -> Drawing:
     """ERF@0.95 over training."""
     return _evolution_of(source, "erf95_change_pct", "ERF@0.95 (the share of patches that hold 95% of the attention)")

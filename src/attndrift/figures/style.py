@@ -22,6 +22,9 @@ from matplotlib.lines import Line2D
 from matplotlib.textpath import TextToPath
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from attndrift.results.columns import Column
+from attndrift.results.tables import schema
+
 MM = 1 / 25.4
 WIDTH = 85 * MM
 """Width of every figure in inches: one column of a journal."""
@@ -43,47 +46,6 @@ _METHODS = {
 _OTHER = ("#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 _LINES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.2, 1.2, 1.2)))
-
-_AXIS = {
-    "best_val_accuracy": "Validation accuracy (%)",
-    "test_accuracy": "Test accuracy (%)",
-    "entropy_change_pct": "Entropy change (%)",
-    "entropy_last_layer_change_pct": "Last-block entropy\nchange (%)",
-    "erf95_change_pct": "ERF@0.95 change (%)",
-    "gini_change_pct": "Gini change (%)",
-    "head_diversity_change_pct": "Head diversity\nchange (%)",
-    "cka_mean": "CKA, mean over blocks",
-    "cka_last": "CKA, last block",
-    "cka_debiased_mean": "Debiased CKA, mean",
-    "embedding_drift": "Embedding drift\n(1 − cosine)",
-    "weight_drift": "Weight drift\n(‖ΔW‖ / ‖W₀‖)",
-    "projection_drift": "Projection drift\n(‖ΔW‖ / ‖W₀‖)",
-    "entropy": "Entropy (nats)",
-    "erf95": "ERF@0.95\n(share of patches)",
-    "gini": "Gini (0–1)",
-    "head_diversity": "Head diversity\n(1 − cosine)",
-    "train_loss": "Training loss (nats)",
-    "train_accuracy": "Training accuracy (%)",
-    "val_accuracy": "Validation accuracy (%)",
-}
-_SHORT = {
-    "best_val_accuracy": "Val. accuracy",
-    "test_accuracy": "Test accuracy",
-    "entropy_change_pct": "Entropy",
-    "entropy_last_layer_change_pct": "Entropy, last block",
-    "erf95_change_pct": "ERF@0.95",
-    "gini_change_pct": "Gini",
-    "head_diversity_change_pct": "Head diversity",
-    "cka_mean": "CKA, mean",
-    "cka_last": "CKA, last block",
-    "cka_debiased_mean": "CKA, debiased",
-    "embedding_drift": "Embedding drift",
-    "weight_drift": "Weight drift",
-    "projection_drift": "Projection drift",
-    "learning_rate": "Learning rate",
-    "transfer_track_retention": "Track retention",
-    "validation_accuracy": "Val. accuracy",
-}
 
 
 @contextmanager
@@ -147,29 +109,36 @@ def _shade(color: str, index: int, count: int) -> tuple[float, float, float]:
 
 def axis_label(column: str) -> str:
     """Label with unit of a column of the tables."""
-    if column in _AXIS:
-        return _AXIS[column]
     if column.startswith("transfer_") and column.endswith("_retention_pct"):
         return f"{wrap(transfer_name(column), 18)}\nretention (%)"
     if column.startswith("transfer_") and column.endswith("_accuracy"):
         return f"{wrap(transfer_name(column), 18)} zero-shot\naccuracy (%)"
-    return column.replace("_", " ")
+    known = _column(column)
+    label = known.label or column.replace("_", " ")
+    unit = f"({known.unit})" if known.unit else ""
+    whole = f"{label} {unit}".strip()
+    if len(whole) <= 24:
+        return whole
+    # A unit of several words stands on a line of its own.
+    return f"{label}\n{unit}" if " " in unit else wrap(whole, max(16, len(whole) // 2 + 3), 2)
 
 
 def short_label(column: str) -> str:
     """Few words for a column, for tick labels."""
-    if column in _SHORT:
-        return _SHORT[column]
     if column.startswith("transfer_"):
         return clip(f"{transfer_name(column)} retention", 24)
-    return clip(column.replace("_", " "), 24)
+    known = _column(column)
+    return clip(known.short_label or known.label or column.replace("_", " "), 24)
+
+
+def _column(name: str) -> Column:
+    """The facts of a column of the tables; of one that none knows, its name alone."""
+    known = (column for table in ("runs", "history") for column in schema(table))
+    return next((column for column in known if column.name == name), Column(name))
 
 
 def transfer_name(column: str) -> str:
-    name = column.removeprefix("transfer_")
-    for suffix in ("_retention_pct", "_accuracy", "_pretrained"):
-        name = name.removesuffix(suffix)
-    return name
+    return column.removeprefix("transfer_").rpartition("_zero_shot_")[0]
 
 
 def percent(column: str) -> bool:

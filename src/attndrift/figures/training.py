@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from attndrift.figures.panels import MOST_ROWS, ROW_MM, curve, evolution, name_groups, positions, row_axis
+from attndrift.figures.registry import figure
 from attndrift.figures.source import (
     Drawing,
     NoData,
@@ -32,6 +33,13 @@ _TRIPLE = (
 )
 
 
+@figure(
+    "fig3_triple_curve",
+    title="Accuracy and entropy during full fine-tuning",
+    section="rq1",
+    alt="Lines over training time: accuracy above, change of attention entropy below.",
+    needs=("history",),
+)
 def triple_curve(source: Source) -> Drawing:
     """Fig. 3: accuracy and entropy change of full fine-tuning over training, a column a data set."""
     chosen: list[str] = []
@@ -43,7 +51,7 @@ def triple_curve(source: Source) -> Drawing:
         rate = source.usual_rate(runs, variants_of(runs)[0][0])
         chosen.append(str(runs.loc[runs["rate_text"] == rate, "configuration"].iloc[0]))
     if not chosen:
-        raise NoData("there is no full fine-tuning run without regularizer and frozen blocks")
+        raise NoData("there is no full fine-tuning run without preservation loss and frozen blocks")
     history = source.history(chosen)
     figure, axes = new_figure(86, 2, len(chosen), sharex="col", sharey="row")
     time, time_label = time_axis(history)
@@ -78,22 +86,36 @@ def triple_curve(source: Source) -> Drawing:
     return Drawing(figure, source.caption(text), data)
 
 
+@figure(
+    "training_dynamics",
+    title="Training dynamics",
+    section="rq1",
+    alt="Lines over training time, a panel a measure, a line a method.",
+    needs=("history",),
+)
 def training_dynamics(source: Source) -> Drawing:
     """Loss, accuracy, entropy and representation of all methods over training, primary data set."""
     chosen = source.representatives(source.primary)
-    columns = ["train_loss", "val_accuracy", "entropy_change_pct", "cka_mean", "transfer_track_retention_pct"]
+    columns = ["train_loss", "val_accuracy", "entropy_change_pct", "cka_mean", "monitor_zero_shot_retention_pct"]
     figure, data = evolution(source, columns, chosen)
     for panel in figure.axes:
-        if panel.get_ylabel().startswith("track"):
-            panel.set_ylabel("Retention on the\ntrack subset (%)")
+        if panel.get_ylabel().startswith("monitor"):
+            panel.set_ylabel("Retention on the\nzero-shot monitor (%)")
     text = (
         f"Training of each method on {source.primary}: loss, validation accuracy, entropy change, representation "
-        "similarity (CKA) and, where tracked, zero-shot retention on a subset. Rates are those named in the legend and "
+        "similarity (CKA) and, where it was monitored, zero-shot retention. Rates are those named in the legend and "
         "differ between methods. " + spread_text(data["n"], "Bands")
     )
     return Drawing(figure, source.caption(text), data)
 
 
+@figure(
+    "convergence",
+    title="Convergence and onset of collapse",
+    section="rq1",
+    alt="A row a configuration: marks on a time axis for convergence and for the onset of collapse.",
+    needs=("history",),
+)
 def convergence(source: Source) -> Drawing:
     """When each run converges and when its attention begins to collapse."""
     table = source.analysis.tables["dynamics_runs"]

@@ -13,7 +13,9 @@ from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from attndrift.analysis.image_intervals import wilson
+from attndrift.analysis.measures import signals
 from attndrift.figures.panels import image_words
+from attndrift.figures.registry import figure
 from attndrift.figures.source import (
     LEVEL,
     METHOD_ORDER,
@@ -106,6 +108,12 @@ def _entries(look: dict[str, Look], datasets: list[str]) -> list[tuple[str, Any]
     return entries
 
 
+@figure(
+    "fig7_collapse_vs_zeroshot",
+    title="Attention change and zero-shot retention",
+    section="rq3",
+    alt="Scatter plots: zero-shot retention against changes of attention and representation, a mark a configuration.",
+)
 def collapse_against_zero_shot(source: Source) -> Drawing:
     """Fig. 7: zero-shot retention against the change of attention and of the embeddings."""
     y = source.retention
@@ -149,6 +157,12 @@ def _rho(x: pd.Series, y: pd.Series) -> str:
     return f"{float(stats.spearmanr(x, y).statistic):+.2f}".replace("-", "−")
 
 
+@figure(
+    "pareto_front",
+    title="Accuracy and retention",
+    section="rq3",
+    alt="Scatter plot of accuracy against retention; steps join the configurations that no other one betters.",
+)
 def pareto_front(source: Source) -> Drawing:
     """Accuracy against retention with the Pareto front, a panel a data set."""
     y = source.retention
@@ -210,6 +224,12 @@ def pareto_front(source: Source) -> Drawing:
     return Drawing(figure, source.caption(text), table)
 
 
+@figure(
+    "predictor_ranking",
+    title="Which signal goes with retention",
+    section="rq3",
+    alt="A row a signal: rank correlation with retention, with its interval.",
+)
 def predictor_ranking(source: Source) -> Drawing:
     """Which signal goes with retention: Spearman over all runs and within groups, final and early."""
     name = transfer_name(source.retention)
@@ -280,17 +300,21 @@ def predictor_ranking(source: Source) -> Drawing:
 
 
 def _signal_label(name: str) -> str:
-    absolute = name.startswith("abs_")
-    stem = name.removeprefix("abs_")
-    label = short_label(f"{stem}_pct" if stem.endswith("_change") else stem)
-    return f"|{label}|" if absolute else label
+    source = next(signal for signal in signals() if signal.name == name)
+    label = short_label(source.column)
+    return f"|{label}|" if source.absolute else label
 
 
+@figure(
+    "interpolation",
+    title="Interpolation between pretrained and adapted weights",
+    section="rq3",
+    alt="Lines over alpha from pretrained to adapted, a panel a measure.",
+    needs=("interpolation",),
+)
 def interpolation(source: Source) -> Drawing:
     """Accuracy, transfer and drift between the pretrained and the adapted weights."""
     table = source.tables.interpolation
-    if table.empty:
-        raise NoData("no interpolation sweep was made (`attndrift interpolate RUN` makes one)")
     runs = source.tables.runs.set_index("run_id")
     ids = list(dict.fromkeys(table["run_id"]))[:6]
     transfer = [c for c in table.columns if _TRANSFER.fullmatch(str(c)) and table[c].notna().any()]
@@ -341,7 +365,7 @@ def interpolation(source: Source) -> Drawing:
     return Drawing(figure, source.caption(text), table[table["run_id"].isin(ids)])
 
 
-_TRANSFER = re.compile(r"transfer_(.+)_accuracy")
+_TRANSFER = re.compile(r"transfer_(.+)_zero_shot_accuracy")
 
 
 def _chosen(source: Source, column: str, ids: Sequence[str]) -> tuple[float, dict[str, tuple[float, float | None]]]:
@@ -357,7 +381,7 @@ def _chosen(source: Source, column: str, ids: Sequence[str]) -> tuple[float, dic
         and row["wanted_pct"] == middle
         and row["alpha"] is not None
         and row["run_id"] in ids
-        and f"transfer_{row['transfer_set']}_accuracy" == column
+        and f"transfer_{row['transfer_set']}_zero_shot_accuracy" == column
     }
 
 

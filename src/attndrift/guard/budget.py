@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from attndrift.drift.drift import WATCHABLE, Drift
+from attndrift.drift.drift import Drift, watchable
 from attndrift.models.evaluation import preserve_state
 from attndrift.process_group import Processes
+from attndrift.registry import near_match
 from attndrift.retention.zero_shot import (
     DEFAULT_TEMPLATES,
     Images,
@@ -67,7 +67,7 @@ class Budget:
     :meth:`retention` makes one of zero-shot accuracy.
 
     Attributes:
-        metric: one of :data:`~attndrift.drift.WATCHABLE`, in its own unit: ``cka_mean``, ``embedding_drift``,
+        metric: one of :func:`~attndrift.drift.watchable`, in its own unit: ``cka_mean``, ``embedding_drift``,
             ``entropy_change_pct``, ``weight_drift``, ...
         at_least, at_most: the closed range that the value must stay in; give one, or both for a band.
     """
@@ -77,12 +77,10 @@ class Budget:
     at_most: float | None = None
 
     def __post_init__(self) -> None:
-        if self.metric not in WATCHABLE:
-            near = difflib.get_close_matches(self.metric, WATCHABLE, 1)
-            hint = f"; did you mean `{near[0]}`?" if near else ""
+        if self.metric not in watchable():
+            hint = near_match(self.metric, watchable()) or "; `attndrift list` shows every metric"
             raise ValueError(
-                f"budget: there is no metric `{self.metric}`{hint} Allowed: {', '.join(WATCHABLE)}; "
-                "zero-shot accuracy has Budget.retention(...)"
+                f"budget: there is no metric `{self.metric}`{hint}; zero-shot accuracy has Budget.retention(...)"
             )
         limits = [limit for limit in (self.at_least, self.at_most) if limit is not None]
         if not limits or not all(math.isfinite(limit) for limit in limits):

@@ -18,7 +18,7 @@ _SCHEMA = pa.schema(
         "run_id": pa.string(), "step": pa.int64(), "epoch": pa.float64(), "action": pa.string(), "metric": pa.string(),
         "limit": pa.float64(), "value_before": pa.float64(), "bound_before": pa.float64(), "value": pa.float64(),
         "bound": pa.float64(), "standard_error": pa.float64(), "alpha": pa.float64(), "lr_scale": pa.float64(),
-        "regularizer_weight": pa.float64(), "accuracy_before": pa.float64(), "accuracy": pa.float64(),
+        "loss_weight": pa.float64(), "accuracy_before": pa.float64(), "accuracy": pa.float64(),
         "measurements": pa.int64(),
     }
 )  # fmt: skip
@@ -36,7 +36,7 @@ class GuardEvent:
         before, after: what was measured before and after, a :class:`Reading` a budget; equal where nothing was done.
         alpha: the share of the change that was left: 1 untouched, 0 the pretrained weights.
         lr_scale: factor of the guarded parameters' learning rate from now on; 0 where they are frozen.
-        regularizer_weight: of the preservation loss from now on; None without one.
+        loss_weight: of the preservation loss from now on; None without one.
         accuracy_before, accuracy: validation accuracy before and after; None where none was measured.
         measurements: how often the budgets were measured for it.
     """
@@ -48,7 +48,7 @@ class GuardEvent:
     after: tuple[Reading, ...]
     alpha: float
     lr_scale: float
-    regularizer_weight: float | None
+    loss_weight: float | None
     accuracy_before: float | None
     accuracy: float | None
     measurements: int
@@ -64,8 +64,8 @@ class GuardEvent:
         if self.action == "infeasible":
             return f"{crossed}: out of reach, so the pretrained weights are put back and frozen"
         text = f"{crossed}: {self.alpha:.2f} of the change is left, {measured}; learning rate x {self.lr_scale:.3g}"
-        if self.regularizer_weight is not None:
-            text += f", regularizer {self.regularizer_weight:.3g}"
+        if self.loss_weight is not None:
+            text += f", loss weight {self.loss_weight:.3g}"
         if self.accuracy is not None and self.accuracy_before is not None:
             text += f"; validation accuracy {self.accuracy_before:.4f} to {self.accuracy:.4f}"
         return text
@@ -89,7 +89,7 @@ class GuardEvent:
         """Rows of the table ``guard``, one a budget."""
         shared = {
             "run_id": run_id, "step": self.step, "epoch": self.epoch, "action": self.action, "alpha": self.alpha,
-            "lr_scale": self.lr_scale, "regularizer_weight": self.regularizer_weight, "accuracy_before": self.accuracy_before,
+            "lr_scale": self.lr_scale, "loss_weight": self.loss_weight, "accuracy_before": self.accuracy_before,
             "accuracy": self.accuracy, "measurements": self.measurements,
         }  # fmt: skip
         return [

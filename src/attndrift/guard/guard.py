@@ -22,7 +22,7 @@ from attndrift.guard.budget import Budget, Reading, RetentionBudget
 from attndrift.guard.events import GuardEvent, write_events
 from attndrift.guard.head import follow
 from attndrift.guard.interpolator import State, WeightInterpolator
-from attndrift.losses.attention import PreservationLoss
+from attndrift.losses.base import PreservationLoss
 from attndrift.models.evaluation import preserve_state, unwrapped
 from attndrift.process_group import DivergedError
 
@@ -266,7 +266,7 @@ class Guard:
             "rewound": len(taken),
             "smallest_alpha": min((event.alpha for event in taken), default=None),
             "lr_scale": self.lr_scale,
-            "regularizer_weight": self._weight,
+            "loss_weight": self._weight,
             "readings": [] if last is None else [vars(reading) for reading in last.after],
             "accuracy": accuracy,
             "accuracy_outside": max(outside, default=None),
@@ -289,7 +289,7 @@ class Guard:
         lines.append(
             f"  {told['checks']} checks, {told['measurements']} measurements, {self.seconds:.1f} s; "
             f"learning rate x {self.lr_scale:.3g}"
-            + ("" if self._weight is None else f", regularizer {self._weight:.3g}")
+            + ("" if self._weight is None else f", loss weight {self._weight:.3g}")
         )
         if told["cost_points"] is not None:
             lines.append(

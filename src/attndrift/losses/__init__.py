@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
-from attndrift.losses.attention import (
-    AttentionCache,
-    AttentionPreservation,
-    EntropyFloor,
-    attention_preservation_loss,
-    entropy_floor_loss,
+from typing import TYPE_CHECKING
+
+from attndrift.lazy_imports import lazy_imports
+from attndrift.losses.names import LOSSES, canonical_losses, parse_losses, split_weight
+
+if TYPE_CHECKING:
+    from attndrift.losses.attention_cache import AttentionCache
+    from attndrift.losses.attention_preservation import AttentionPreservation, attention_preservation_loss
+    from attndrift.losses.base import PreservationLoss, PreservationLossError
+    from attndrift.losses.entropy_floor import EntropyFloor, entropy_floor_loss
+
+__getattr__, __dir__ = lazy_imports(
+    __name__,
+    {
+        "attndrift.losses.attention_cache": ("AttentionCache",),
+        "attndrift.losses.attention_preservation": ("AttentionPreservation", "attention_preservation_loss"),
+        "attndrift.losses.base": ("PreservationLoss", "PreservationLossError"),
+        "attndrift.losses.entropy_floor": ("EntropyFloor", "entropy_floor_loss"),
+    },
 )
 
 __all__ = [
+    "LOSSES",
     "AttentionCache",
     "AttentionPreservation",
     "EntropyFloor",
+    "PreservationLoss",
+    "PreservationLossError",
     "attention_preservation_loss",
+    "canonical_losses",
     "entropy_floor_loss",
+    "parse_losses",
+    "split_weight",
 ]

@@ -75,7 +75,7 @@ def save_adapted(
     Args:
         base_source: what :func:`load_clip` loads the backbone from.
         probe_pixels: a few normalised images (images, 3, height, width) for the fingerprint.
-        pretrained: the untouched backbone.
+        pretrained: the pretrained backbone.
         class_names: in the order of the classifier's outputs.
         pretrained_embeddings: :func:`fingerprint_embeddings` of ``pretrained`` and ``probe_pixels``, where somebody has
             them; computed otherwise.
@@ -169,7 +169,7 @@ def load_adapted(
         raise CheckpointError(
             f"{folder}: was trained from other weights than the backbone given ({description['base']['source']})"
         )
-    blank = dataclasses.replace(settings, head_init="default")
+    blank = dataclasses.replace(settings, head="trained")
     model = adapt(clip, blank, len(description["class_names"]), 0)
     model.settings = settings
     _place(model, folder, settings)

@@ -29,7 +29,7 @@ class AdaptationSettings:
         lora_rank, lora_alpha, lora_dropout, lora_targets: of the adapters; ``lora_alpha`` None is twice the rank.
         train_projection: None is the method's default (true for ``full`` and ``lora``).
         freeze_layers: blocks frozen from the input on, for ``full``; the embeddings stay trainable.
-        head_init: ``default``, or ``text`` to start the classifier from text features.
+        head: ``trained``, or ``text`` to start the classifier from text features.
     """
 
     method: str = "full"
@@ -39,7 +39,7 @@ class AdaptationSettings:
     lora_targets: str = "q,v"
     train_projection: bool | None = None
     freeze_layers: int = 0
-    head_init: str = "default"
+    head: str = "trained"
 
     @property
     def projects(self) -> bool:
@@ -119,7 +119,7 @@ def adapt(
     Args:
         n_classes: outputs of the classifier.
         seed: of the classifier's and the adapters' initialisation; the global generator is not touched.
-        text_features: (classes, dimensions), for ``head_init="text"``.
+        text_features: (classes, dimensions), for ``head="text"``.
 
     Raises ``ValueError`` naming the setting that is impossible.
     """
@@ -138,9 +138,9 @@ def adapt(
     adapted = METHODS[settings.method](clip, settings, seed)
     backbone = unwrap(adapted)
     backbone.visual_projection.requires_grad_(settings.projects)
-    if settings.head_init == "text":
+    if settings.head == "text":
         if text_features is None or len(text_features) != n_classes:
-            raise ValueError("head_init is 'text'; give the text features of all classes, (classes, dimensions)")
+            raise ValueError("head is 'text'; give the text features of all classes, (classes, dimensions)")
         classifier = classifier_from_text(text_features.cpu(), backbone.logit_scale.detach().cpu())
     else:
         classifier = new_classifier(backbone.config.projection_dim, n_classes, seed)
@@ -159,8 +159,8 @@ def _check(settings: AdaptationSettings, n_classes: int) -> None:
         raise ValueError(f"train_projection is true; method {settings.method} does not train the projection")
     if settings.method == "lora":
         _check_adapters(settings)
-    if settings.head_init not in ("default", "text"):
-        raise ValueError(f"head_init is {settings.head_init!r}; choose from default, text")
+    if settings.head not in ("trained", "text"):
+        raise ValueError(f"head is {settings.head!r}; choose from trained, text")
 
 
 def _check_adapters(settings: AdaptationSettings) -> None:
@@ -183,6 +183,6 @@ def count_parameters(config: CLIPConfig | str | Path, settings: AdaptationSettin
     if not isinstance(config, CLIPConfig):
         config = load_config(config)
     with torch.device("meta"):
-        model = adapt(CLIPModel(config), replace(settings, head_init="default"), n_classes, 0)
+        model = adapt(CLIPModel(config), replace(settings, head="trained"), n_classes, 0)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return trainable, sum(p.numel() for p in model.parameters())

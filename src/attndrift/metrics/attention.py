@@ -200,6 +200,11 @@ def head_diversity(mean_maps: Tensor, *, per_head: bool = False, check: bool = T
     return diversity if per_head else diversity.mean(-1)
 
 
+def diversity_of_heads(mean_maps: Tensor) -> Tensor:
+    """:func:`head_diversity` of each head, (..., H), unchecked: the mean over the heads is that of the layer."""
+    return head_diversity(mean_maps, per_head=True, check=False)
+
+
 def rollout(
     layers: Iterable[Tensor],
     *,

@@ -71,6 +71,11 @@ def linear_cka(x: Tensor, y: Tensor, *, debiased: bool = False) -> Tensor:
     return _alignment(*(_unbiased_hsic if debiased else _biased_hsic)(xc, yc, *products))
 
 
+def debiased_linear_cka(x: Tensor, y: Tensor) -> Tensor:
+    """:func:`linear_cka` in its debiased form."""
+    return linear_cka(x, y, debiased=True)
+
+
 def linear_cka_both(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """:func:`linear_cka`, plain and debiased, of the same representations, whose products are made once.
 
@@ -283,3 +288,16 @@ def embedding_drift(pretrained: Tensor, adapted: Tensor, *, check: bool = True) 
         units.append(values / norms)
     # |u - v|^2 / 2 = 1 - cos keeps its digits where the two directions are nearly equal.
     return (units[0] - units[1]).square().sum(1).mean() / 2
+
+
+def embedding_distance(pretrained: Tensor, adapted: Tensor) -> Tensor:
+    """Mean L2 distance of image embeddings over the mean norm of the pretrained ones.
+
+    Args:
+        pretrained: (n, d), adapted: (n, d), row i of both from image i.
+
+    Returns:
+        0-dimensional float64, at least 0; NaN where a value is.
+    """
+    wide = wide_dtype(pretrained)
+    return (adapted - pretrained).to(wide).norm(dim=1).mean() / pretrained.to(wide).norm(dim=1).mean()

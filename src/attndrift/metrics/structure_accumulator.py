@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,16 +14,15 @@ from attndrift.metrics.attention import (
     entropy_of_normalised,
     erf_of_sorted,
     gini_of_sorted,
-    head_diversity,
     validate,
     wide_dtype,
 )
 from attndrift.metrics.deferred import Deferred, DeferredScalars
+from attndrift.metrics.registry import METRICS, Metric
+from attndrift.registry import near_match
 
-STRUCTURE_METRICS = ("entropy", "erf95", "gini", "head_diversity")
-"""Names of the structural metrics, in the order in which they are reported."""
-
-_PER_IMAGE = ("entropy", "erf95", "gini")
+_FUSED = ("entropy", "erf95", "gini")
+"""Computed together: they share the normalisation and the sort, and on an accelerator one kernel."""
 
 
 @dataclass(frozen=True)
@@ -31,30 +30,23 @@ class StructureSummary:
     """Structure of attention per layer and head, averaged over images. float64 on the CPU.
 
     Attributes:
-        entropy: (L, H), nats.
-        erf95: (L, H), share of patches.
-        gini: (L, H).
-        head_diversity: (L, H), each head against the others; the mean over heads is the layer's value.
-        cls_mass: (L, H), the attention that renormalising dropped, or None where it was not given.
+        values: (L, H) of each structural metric by name, and of ``cls_mass`` where it was given. Of a metric on mean maps
+            each head against the others; the mean over heads is the layer's value.
         images: images that were averaged; each counts once.
     """
 
-    entropy: Tensor
-    erf95: Tensor
-    gini: Tensor
-    head_diversity: Tensor
-    cls_mass: Tensor | None
+    values: Mapping[str, Tensor]
     images: int
 
     def heads(self, metric: str) -> Tensor:
         """(L, H) of ``metric``. Raises ValueError for an unknown metric or one that was not measured."""
-        if metric not in (*STRUCTURE_METRICS, "cls_mass"):
-            known = ", ".join((*STRUCTURE_METRICS, "cls_mass"))
-            raise ValueError(f"metric: `{metric}` is not a structural metric; known are {known}")
-        values: Tensor | None = getattr(self, metric)
-        if values is None:
-            raise ValueError("metric: cls_mass was not measured; give it to StructureAccumulator.update")
-        return values
+        try:
+            return self.values[metric]
+        except KeyError:
+            hint = near_match(metric, self.values)
+            raise ValueError(
+                f"metric: `{metric}` was not measured{hint}; measured are {', '.join(self.values)}"
+            ) from None
 
     def layers(self, metric: str) -> Tensor:
         """(L,): mean of ``metric`` over heads, per layer."""
@@ -77,11 +69,10 @@ def _structure(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class StructureAccumulator:
-    """Entropy, ERF@0.95, Gini and head diversity of attention over any number of batches.
+    """Every registered metric of attention over any number of batches.
 
-    Sums over images run in float64 and the head diversity is taken from the mean maps of all images, so
-    the result is that of one single batch, however the images were split. Layers of equal shape are
-    stacked and sorted once; ERF and Gini share the sort.
+    Sums over images run in float64, and what needs mean maps is taken from those of all images, so the result is that of
+    one single batch, however the images were split. Layers of equal shape are stacked and sorted once.
 
     Args:
         check: look at the values of every batch (one fused pass, for which an accelerator waits). Observed
@@ -90,6 +81,10 @@ class StructureAccumulator:
 
     def __init__(self, *, check: bool = True) -> None:
         self._check = check
+        registered = [metric for metric in METRICS if metric.needs == "attention"]
+        self._of_rows = [metric for metric in registered if metric.name not in _FUSED]
+        self._per_image = (*_FUSED, *(metric.name for metric in self._of_rows))
+        self._of_maps = [metric for metric in METRICS if metric.needs == "mean maps"]
         self._images = 0
         self._shape: tuple[tuple[int, int], ...] | None = None
         self._sums: dict[str, list[Tensor]] = {}
@@ -123,24 +118,25 @@ class StructureAccumulator:
         for layer, (_, patches) in enumerate(shapes):
             groups.setdefault(patches, []).append(layer)
 
-        rows: dict[str, dict[int, Tensor]] = {name: {} for name in (*_PER_IMAGE, "map")}
+        rows: dict[str, dict[int, Tensor]] = {name: {} for name in (*self._per_image, "map")}
         for members in groups.values():
             stack = torch.stack([attention[layer].detach() for layer in members])
             values = validate(stack, "attention", shape="(images, heads, patches)", dims=4, check=self._check)
             wide = wide_dtype(values)
             a, per_image = _structure(values)
-            sums = dict(zip(_PER_IMAGE, per_image.sum(2, dtype=wide).unbind(0), strict=True))
+            sums = dict(zip(_FUSED, per_image.sum(2, dtype=wide).unbind(0), strict=True))
+            sums |= {metric.name: _checked(metric, a, a.shape[:-1]).sum(1, dtype=wide) for metric in self._of_rows}
             sums["map"] = a.sum(1, dtype=wide)
             for name, summed in sums.items():
                 rows[name].update(zip(members, summed.unbind(0), strict=True))
 
         order = range(len(attention))
         maps = [rows["map"][layer] for layer in order]
-        sums_now = {name: [rows[name][layer] for layer in order] for name in _PER_IMAGE}
+        sums_now = {name: [rows[name][layer] for layer in order] for name in self._per_image}
         if self._shape is None:
             self._shape, self._maps, self._sums, self._mass = shapes, maps, sums_now, masses
         else:
-            for name in _PER_IMAGE:
+            for name in self._per_image:
                 self._sums[name] = [x + y for x, y in zip(self._sums[name], sums_now[name], strict=True)]
             self._maps = [x + y for x, y in zip(self._maps, maps, strict=True)]
             if self._mass is not None and masses is not None:
@@ -215,33 +211,41 @@ class StructureAccumulator:
         if self._images == 0:
             raise ValueError("no batch was added yet: call update before compute")
         images = self._images
-        per_image = deferred.defer(torch.stack([torch.stack(self._sums[name]) for name in _PER_IMAGE]))
+        per_image = deferred.defer(torch.stack([torch.stack(self._sums[name]) for name in self._per_image]))
         same = len({summed.shape for summed in self._maps}) == 1
-        diversity = [self._diversity(maps, deferred) for maps in ([self._maps] if same else [[m] for m in self._maps])]
+        alike = [self._maps] if same else [[maps] for maps in self._maps]
+        of_maps = {metric.name: [self._on_maps(metric, maps, deferred) for maps in alike] for metric in self._of_maps}
         mass = None if self._mass is None else deferred.defer(torch.stack(self._mass))
 
         def read() -> StructureSummary:
-            means = dict(zip(_PER_IMAGE, (per_image() / images).unbind(0), strict=True))
+            means = dict(zip(self._per_image, (per_image() / images).unbind(0), strict=True))
             # Whatever is not finite makes the entropy so, and the mean map.
             for layer, finite in enumerate(torch.isfinite(means["entropy"]).all(1).tolist(), 1):
                 if not finite:
                     raise ValueError(f"attention: layer {layer} had NaN or infinite values; it has no mean")
-            return StructureSummary(
-                entropy=means["entropy"],
-                erf95=means["erf95"],
-                gini=means["gini"],
-                head_diversity=torch.cat([values() for values in diversity]),
-                cls_mass=None if mass is None else mass() / images,
-                images=images,
-            )
+            means |= {name: torch.cat([part() for part in parts]) for name, parts in of_maps.items()}
+            values = {metric.name: means[metric.name] for metric in METRICS if metric.name in means}
+            if mass is not None:
+                values["cls_mass"] = mass() / images
+            return StructureSummary(values, images)
 
         return read
 
-    def _diversity(self, maps: list[Tensor], deferred: DeferredScalars) -> Deferred:
+    def _on_maps(self, metric: Metric, maps: list[Tensor], deferred: DeferredScalars) -> Deferred:
         """Of layers whose maps are alike, (layers, heads)."""
         sums, images = torch.stack(maps), self._images
         if sums.device.type in deferred.TOGETHER:
-            wide = sums.to(torch.float64)
-            return deferred.defer(head_diversity(wide / images, per_head=True, check=self._check))
+            return deferred.defer(_checked(metric, sums.to(torch.float64) / images, sums.shape[:-1]))
         later = deferred.defer(sums)
-        return lambda: head_diversity(later() / images, per_head=True, check=self._check)
+        return lambda: _checked(metric, later() / images, sums.shape[:-1])
+
+
+def _checked(metric: Metric, values: Tensor, shape: torch.Size) -> Tensor:
+    """``metric`` of ``values``. Raises ValueError where it gives another shape than it must."""
+    found: Tensor = metric.function(values)
+    if not isinstance(found, Tensor) or found.shape != shape:
+        got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(
+            f"metric `{metric.name}`: of {metric.needs} {tuple(values.shape)} it must give {tuple(shape)}, not {got}"
+        )
+    return found

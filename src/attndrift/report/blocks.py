@@ -59,6 +59,8 @@ class FigureBlock:
     caption: str
     path: str
     data: str
+    section: str = "figures"
+    alt: str = ""
     kind: str = "figure"
 
 
@@ -114,9 +116,9 @@ class Section:
 # Columns that say which group a row belongs to: where all rows agree, one note says it for all.
 _IDENTITY = (
     "model_name",
-    "protocol_name",
+    "selection_name",
     "model",
-    "protocol",
+    "selection",
     "dataset",
     "transfer_set",
     "scope",

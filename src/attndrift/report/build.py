@@ -19,12 +19,14 @@ from PIL import Image
 
 import attndrift
 from attndrift.analysis.result import Analysis
+from attndrift.figures.registry import FIGURES
 from attndrift.files import write_text
 from attndrift.report import escaping
 from attndrift.report.blocks import Figure, FigureBlock
-from attndrift.report.content import build_sections
 from attndrift.report.explore import heatmap_data, maps_data, run_order
+from attndrift.report.page import Page
 from attndrift.report.records import read_records
+from attndrift.report.registry import build_sections
 from attndrift.results.tables import Tables
 
 MAX_PAGE = 15_000_000
@@ -54,7 +56,7 @@ def write_report(
     records = read_records(folder, run_order(tables.runs))
     drawn = [_figure(figure, target) for figure in figures if figure.left_out is None]
     left_out = [(figure.name, figure.left_out) for figure in figures if figure.left_out is not None]
-    sections = build_sections(analysis, tables, records, _within(drawn), left_out)
+    sections = build_sections(Page(analysis, tables, records, _within(drawn), left_out))
     title = "What fine-tuning changed: " + (", ".join(_studies(tables)) or "an adaptation study")
     context: dict[str, Any] = {"title": title, "sections": sections, "version": attndrift.__version__}
     markdown = target / "report.md"
@@ -125,10 +127,12 @@ def _figure(figure: Figure, target: Path) -> FigureBlock:
     shown = next((file for file in existing if file.suffix == ".png"), existing[0])
     smallest = min(existing, key=lambda file: file.stat().st_size)
     relative = quote(Path(os.path.relpath(shown.resolve(), target.resolve())).as_posix())
-    title = str(getattr(figure, "title", figure.name))
-    return FigureBlock(
-        figure.name, title, figure.caption or "", relative, _data_uri(smallest.read_bytes(), smallest.suffix)
-    )
+    data = _data_uri(smallest.read_bytes(), smallest.suffix)
+    block = FigureBlock(figure.name, figure.name, figure.caption or "", relative, data)
+    if figure.name not in FIGURES:
+        return block
+    spec = FIGURES[figure.name]
+    return replace(block, title=spec.title, section=spec.section, alt=spec.alt)
 
 
 def _data_uri(content: bytes, suffix: str) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pandas as pd
 
 from attndrift.analysis.numbers import number
-from attndrift.analysis.result import Analysis, Column, Table
+from attndrift.analysis.result import Analysis, Table
 from attndrift.report.records import Record, Records, compact
+from attndrift.results.columns import Column
 from attndrift.results.tables import Tables
 
 
@@ -14,10 +15,10 @@ def transfer_table(analysis: Analysis, tables: Tables, records: Records) -> Tabl
     """A row a run and transfer set; what no record holds is said to be missing, never guessed."""
     variants = {str(row["run_id"]): row.get("variant") for row in analysis.tables["runs"].rows}
     rows: list[dict[str, object]] = []
-    protocols: dict[str, dict[str, str]] = {}
+    evaluations: dict[str, dict[str, str]] = {}
     unknown = 0
     for name in analysis.data.transfer_sets:
-        prefix = f"transfer_{name}"
+        prefix = f"transfer_{name}_zero_shot"
         if f"{prefix}_accuracy" not in tables.runs.columns:
             continue
         frame = tables.runs[tables.runs[f"{prefix}_accuracy"].notna() | tables.runs[f"{prefix}_retention_pct"].notna()]
@@ -29,8 +30,8 @@ def transfer_table(analysis: Analysis, tables: Tables, records: Records) -> Tabl
             key = ""
             if described:
                 # Runs that were evaluated alike share a letter, and the evaluation is printed once.
-                key = next((k for k, known in protocols.items() if known == described), f"P{len(protocols) + 1}")
-                protocols[key] = described
+                key = next((k for k, known in evaluations.items() if known == described), f"P{len(evaluations) + 1}")
+                evaluations[key] = described
             moved = record.get("transfer", name, "adapted", "embeddings_moved_mean") if record else None
             why = record.get("nulls", f"{prefix}_retention_pct") if record else None
             count = run[f"{prefix}_n"]
@@ -56,7 +57,7 @@ def transfer_table(analysis: Analysis, tables: Tables, records: Records) -> Tabl
         "Embeddings moved: mean Euclidean distance between the embeddings of the transfer images before and after, "
         "over the mean norm before.",
     ]
-    notes += [f"{key}: " + "; ".join(f"{n}: {v}" for n, v in what.items()) + "." for key, what in protocols.items()]
+    notes += [f"{key}: " + "; ".join(f"{n}: {v}" for n, v in what.items()) + "." for key, what in evaluations.items()]
     if unknown:
         notes.append(
             f"For {unknown} of the accuracies no record says which prompts, class names, split and preprocessing were used; "

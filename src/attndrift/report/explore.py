@@ -15,11 +15,11 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from attndrift.analysis.measures import LABELS
 from attndrift.analysis.result import Analysis
+from attndrift.metrics.registry import METRICS, structure_metrics
 from attndrift.report.blocks import counted
 from attndrift.report.records import Record, Records
-from attndrift.results.tables import STRUCTURE_METRICS, Tables
+from attndrift.results.tables import Tables
 
 _MAX_STEPS = 100
 _MAX_VALUES = 300_000
@@ -33,12 +33,12 @@ def heatmap_data(tables: Tables, analysis: Analysis) -> dict[str, Any]:
     would outgrow the page, later runs are left out, and ``notes`` says so.
     """
     frame = tables.layers
-    frame = frame[frame["head"].isna() & frame["metric"].isin(STRUCTURE_METRICS) & frame["value"].notna()]
+    frame = frame[frame["head"].isna() & frame["metric"].isin(structure_metrics()) & frame["value"].notna()]
     variants = {str(row["run_id"]): row for row in analysis.tables["runs"].rows}
     notes: list[str] = []
     runs: dict[str, dict[str, Any]] = {}
     spent = without = too_many = 0
-    for metric in STRUCTURE_METRICS:
+    for metric in structure_metrics():
         chosen = frame[frame["metric"] == metric]
         for run_id, group in chosen.groupby("run_id", sort=False):
             grid = group.drop_duplicates(["layer", "step"]).pivot(index="layer", columns="step", values="value")
@@ -65,7 +65,7 @@ def heatmap_data(tables: Tables, analysis: Analysis) -> dict[str, Any]:
     if too_many:
         notes.append(f"Left out to keep the page small: {counted(too_many, 'run')}.")
     return {
-        "metrics": [{"name": m, "label": LABELS[m]} for m in STRUCTURE_METRICS],
+        "metrics": [{"name": m, "label": METRICS[m].label} for m in structure_metrics()],
         "runs": list(runs.values()),
         "notes": notes,
     }

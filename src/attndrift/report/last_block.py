@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
-from attndrift.analysis.measures import LABELS
 from attndrift.analysis.numbers import number
-from attndrift.analysis.result import Analysis, Column, Table
-from attndrift.results.tables import STRUCTURE_METRICS, Tables
+from attndrift.analysis.result import Analysis, Table
+from attndrift.metrics.registry import METRICS, structure_metrics
+from attndrift.results.columns import Column
+from attndrift.results.tables import Tables
 
 # The table `runs` carries the last block's entropy itself; the others are read from the layers.
-_METRICS = tuple(metric for metric in STRUCTURE_METRICS if metric != "entropy")
+_METRICS = tuple(metric for metric in structure_metrics() if metric != "entropy")
 _EPOCH_SLACK = 1e-6
 
 LastBlocks = Mapping[str, Mapping[str, float | None]]
@@ -41,7 +43,7 @@ def by_configuration(analysis: Analysis) -> dict[str, dict[str, float | None]]:
 def by_run(tables: Tables) -> dict[str, dict[str, float | None]]:
     """The last block's change of every run, percent, from step 0 to the measured checkpoint.
 
-    Protocol ``seed`` measures after the last epoch, any other one at the selected checkpoint. A run
+    Selection ``test`` measures after the last epoch, any other one at the selected checkpoint. A run
     without rows at step 0 or after it has no entry.
     """
     frame = tables.layers
@@ -64,7 +66,7 @@ def by_run(tables: Tables) -> dict[str, dict[str, float | None]]:
 
 
 def _measured_steps(tables: Tables) -> dict[str, float]:
-    runs = tables.runs[tables.runs["protocol"].astype(object) != "seed"]
+    runs = tables.runs[tables.runs["selection"].astype(object) != "test"]
     selected = pd.Series(runs["selected_epoch"].to_numpy(dtype=float), index=runs["run_id"].astype(object)).dropna()
     history = tables.history[["run_id", "step", "epoch"]].dropna()
     target = history["run_id"].astype(object).map(selected)
@@ -84,7 +86,7 @@ def with_last_blocks(table: Table, values: LastBlocks, key: str) -> Table:
         for metric in wanted:
             if column.name == f"{metric}_change_pct":
                 name = f"{metric}_last_block_pct"
-                label = f"{LABELS[metric]} change, last block"
+                label = f"{METRICS[metric].label} change, last block"
                 sd = f"{name}_sd" if column.sd else None
                 columns.append(Column(name=name, label=label, unit="%", digits=2, signed=True, sd=sd))
     rows = [{**values.get(str(row.get(key)), {}), **row} for row in table.rows]
@@ -102,7 +104,7 @@ def baseline_with_last_block(baseline: Table, layers: Table) -> Table:
     for column in baseline.columns:
         columns.append(column)
         if column.name == "mean":
-            columns.append(column.model_copy(update={"name": "last_block", "label": "Last block", "sd": None}))
+            columns.append(replace(column, name="last_block", label="Last block", sd=None))
     rows = [
         {**row, "last_block": last.get((row.get("model_name"), row.get("dataset")), {}).get(str(row["metric"]))}
         for row in baseline.rows

@@ -7,11 +7,12 @@ from typing import Any
 import pandas as pd
 
 from attndrift.analysis.measures import Measure, outcomes
-from attndrift.analysis.result import Analysis, Column, Table
+from attndrift.analysis.result import Analysis, Table
 from attndrift.analysis.statistics_tables import statistics_tables
 from attndrift.analysis.summary import records
+from attndrift.results.columns import Column
 
-_PRINTED = ("changes", "comparisons", "rate_correlations", "anova", "signals", "selections")
+_PRINTED = ("changes", "comparisons", "rate_correlations", "anova", "signals", "selection_rules")
 
 # The CSV tables hold these.
 _LEFT_OUT = {
@@ -31,13 +32,13 @@ _LABELS = {
 
 
 def printed_statistics(analysis: Analysis) -> dict[str, Table]:
-    """``changes, comparisons, rate_correlations, anova, signals, selections``, each as one table for a page."""
+    """``changes, comparisons, rate_correlations, anova, signals, selection_rules``, each as one table for a page."""
     found = statistics_tables(analysis)
     measures = {measure.name: measure for measure in outcomes(analysis.data.transfer_sets)}
     result: dict[str, Table] = {}
     for name in _PRINTED:
         table = found[name]
-        rows = _a_column_a_rule(table.rows) if name == "selections" else table.rows
+        rows = _a_column_a_rule(table.rows) if name == "selection_rules" else table.rows
         rows = [_printed_row(row, measures) for row in rows]
         names = list(dict.fromkeys(key for row in rows for key in row))
         columns = [Column(name=key, label=_label(key)) for key in names]

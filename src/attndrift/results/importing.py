@@ -1,17 +1,13 @@
 """Foreign records in: check them, say what is missing and what that costs, write the Parquet tables.
 
-Files are recognised by name (``runs``, ``history``, ``layers``, ``interpolation``) with one of the
-suffixes parquet, csv, tsv, jsonl (ndjson) or json (a list of records). Nothing is guessed about values: a
-percentage where a fraction is meant is an error that says so, ``rename`` is the only way in which
-a column changes its name, and ``scale`` the only one in which it changes its unit. A table ``layers`` with a
-column for each metric becomes long, and cells of a number's column that hold a usual word for "nothing" become
-null; the report says both.
+A file belongs to the table that its name says (``runs``, ``history``, ``layers``, ``interpolation``), or, under any
+other name, to the one that its columns tell. Nothing is guessed about values: what has two readings is an error that
+gives the option that decides it, and whatever is read in another way than it is written stands in the report.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
 import math
 import os
 import re
@@ -21,24 +17,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
+from attndrift.metrics.registry import layer_metrics, structure_metrics
+from attndrift.results.cells import CellReader, Decimal
+from attndrift.results.foreign import SUFFIXES, ForeignTable, one_row_a_run_and_step, read_foreign
 from attndrift.results.tables import (
-    SCHEMAS,
-    STRUCTURE_METRICS,
+    TABLES,
     TableError,
     Tables,
     columns_of,
-    read_parquet,
+    schema,
     transfer_sets,
     write_tables,
 )
-
-SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson", ".json")
-
-NULLS = ("", "-", "--", "–", "—", "?", "na", "n/a", "n.a.", "nan", "none", "null", "nil", "missing")
-"""Words for "nothing" in columns of numbers and truth values, in any case."""
+from attndrift.results.vocabulary import check_derived, check_keys, check_words, map_values
 
 COSTS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("runs", ("seed",), "telling seeds apart: all runs count as one seed, so everything is descriptive"),
@@ -48,7 +41,7 @@ COSTS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("runs", ("test_accuracy",), "the accuracy-retention front on test accuracy (validation is used instead)"),
     ("runs", ("selected_epoch",), "which step the final layer values belong to (the last one is used)"),
     ("runs", ("status",), "setting diverged runs aside (all count as finished)"),
-    ("runs", ("protocol",), "telling protocols apart"),
+    ("runs", ("selection",), "telling selections apart"),
     ("runs", ("entropy_last_layer_change_pct",), "the last block beside the mean"),
     ("runs", ("cka_mean",), "CKA as an outcome and as a signal"),
     ("runs", ("embedding_drift",), "embedding drift as an outcome and as a signal"),
@@ -56,7 +49,7 @@ COSTS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("runs", ("lora_rank",), "the rank table"),
     ("runs", ("weight_decay",), "the weight decay table"),
     ("runs", ("freeze_layers",), "the freezing table"),
-    ("runs", ("regularizer",), "the regularizer table"),
+    ("runs", ("loss",), "the table of preservation losses"),
     ("history", ("entropy_change_pct",), "collapse onset, entropy as a signal after the first epoch"),
     ("history", ("val_accuracy",), "convergence"),
     ("history", ("epoch",), "the first epoch (derived from steps and planned epochs where those are given)"),
@@ -120,78 +113,151 @@ class ImportReport:
         return "\n".join(self.lines())
 
 
+@dataclass(frozen=True)
+class ImportOptions:
+    """What the owner of foreign tables says of them.
+
+    Attributes:
+        rename: foreign column names to the documented ones, in whichever table has them; ``table.old`` limits one.
+        scale: factors by column (documented names, or ``table.name``).
+        values: (column, foreign value) to the documented value.
+        constants: columns, or ``table.name``, that have one value in every row; of ``runs`` where no table is given.
+        nulls: words that mean null in any column.
+        decimal: the sign that stands before decimals, where the cells do not tell.
+        number_rows: name the runs by the number of their row.
+    """
+
+    rename: Mapping[str, str] = field(default_factory=dict)
+    scale: Mapping[str, float] = field(default_factory=dict)
+    values: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    constants: Mapping[str, str] = field(default_factory=dict)
+    nulls: Sequence[str] = ()
+    decimal: Decimal | None = None
+    number_rows: bool = False
+
+
+class _Import:
+    """Brings the tables of one import into form, and keeps which options were of use."""
+
+    def __init__(self, options: ImportOptions) -> None:
+        self.options = options
+        self.renamed, self.scaled = set[str](), set[str]()
+        self.mapped, self.constants = set[tuple[str, str]](), set[str]()
+
+    def table(self, table: ForeignTable, name: str, report: TableReport, where: str) -> pd.DataFrame:
+        """The typed table ``name``. Raises :class:`TableError`."""
+        options = self.options
+        report.read_as += table.notes
+        frame = _renamed(table.frame, name, options.rename, self.renamed, report, where)
+        self._add_constants(frame, name, where)
+        if options.number_rows and name == "runs" and "run_id" not in frame.columns:
+            frame.insert(0, "run_id", [f"row {row + 1}" for row in range(len(frame))])
+        self.mapped |= map_values(frame, name, options.values)
+        frame = _long(frame, report) if name == "layers" else frame
+        reader = CellReader(where, table.separator, options.decimal, options.nulls, report.read_as)
+        frame = reader.read(frame, name)
+        check_words(frame, name, where, report.read_as)
+        _scale(frame, name, options.scale, self.scaled, report)
+        check_keys(frame, name, where)
+        _describe(frame, name, report)
+        return frame
+
+    def _add_constants(self, frame: pd.DataFrame, name: str, where: str) -> None:
+        for key, value in self.options.constants.items():
+            table, _, rest = key.partition(".")
+            column = rest if table in TABLES else key
+            if (table if table in TABLES else "runs") != name:
+                continue
+            if column in frame.columns:
+                raise TableError(f"{where}: --set {key}: the column `{column}` is there already")
+            frame[column] = value
+            if column not in {known.name for known in columns_of(name, frame)}:
+                near = difflib.get_close_matches(column, [c.name for c in schema(name)], n=1)
+                hint = f"; did you mean `{near[0]}`?" if near else ""
+                raise TableError(f"--set {key}: the table {name} has no column `{column}`{hint}")
+            self.constants.add(key)
+
+    def check_used(self) -> None:
+        """Raise :class:`TableError` for an option that fitted nothing."""
+        options = self.options
+        for what, keys, used, more in (
+            ("rename", options.rename, self.renamed, ""),
+            ("scale", options.scale, self.scaled, " (names after renaming)"),
+            ("set", options.constants, self.constants, ""),
+        ):
+            unused = [key for key in keys if key not in used]
+            if unused:
+                raise TableError(f"{what}: no table has a column `{unused[0].split('.', 1)[-1]}`{more}")
+        for column, old in options.values:
+            if (column, old) not in self.mapped:
+                raise TableError(f"map: no column `{column}` holds `{old}`")
+
+
 def import_tables(
     source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     output: str | os.PathLike[str],
+    options: ImportOptions | None = None,
     *,
-    rename: Mapping[str, str] | None = None,
-    scale: Mapping[str, float] | None = None,
-    nulls: Sequence[str] = (),
     overwrite: bool = False,
     check_only: bool = False,
 ) -> ImportReport:
     """Check foreign tables and write them as ``runs.parquet`` and the others in ``output``.
 
-    ``source`` is a folder, a file or several files; ``rename`` maps foreign column names to the
-    documented ones (in whichever table has them; ``table.old=new`` limits it to one), ``scale`` multiplies
-    columns (documented names, or ``table.name``), ``nulls`` are words that mean null in any column. The tables
-    appear all or not at all. With ``check_only`` nothing is written.
+    ``source`` is a folder, a file or several files. The tables appear all or not at all. With ``check_only`` nothing is
+    written.
 
     Raises :class:`attndrift.results.tables.TableError` for a missing file or column, a wrong type, a value out
-    of range (percent where 0..1 is meant), a rename or scale that fits nothing, and, unless ``overwrite``, for
-    tables that already exist in ``output``.
+    of range (percent where 0..1 is meant), columns that contradict each other, an option that fits nothing, and, unless
+    ``overwrite``, for tables that already exist in ``output``.
     """
     root = Path(output)
-    files = _files(source)
-    existing = [root / f"{name}.parquet" for name in SCHEMAS if (root / f"{name}.parquet").exists()]
+    work = _Import(options or ImportOptions())
+    files = _files(source, work.options.rename)
+    existing = [root / f"{name}.parquet" for name in TABLES if (root / f"{name}.parquet").exists()]
     if existing and not overwrite and not check_only:
         raise TableError(f"{existing[0]} already exists; choose another folder, or ask to overwrite")
-    renames, used = dict(rename or {}), set[str]()
-    factors, scaled = dict(scale or {}), set[str]()
     frames: dict[str, pd.DataFrame] = {}
     reports: list[TableReport] = []
-    for name in SCHEMAS:
-        report = TableReport(name, str(files[name]) if name in files else None)
+    for name in TABLES:
+        report = TableReport(name, str(files[name][0]) if name in files else None)
         reports.append(report)
         if name in files:
-            frame = _renamed(_read(files[name], nulls), name, renames, used, report, str(files[name]))
+            path, table = files[name]
             try:
-                frame = _long(frame, report) if name == "layers" else frame
-                _empty_cells(frame, name, report)
-                _scale(frame, name, factors, scaled, report)
-                _text_types(frame, name)
+                frames[name] = work.table(table, name, report, str(path))
             except TableError:
                 raise
             except (ValueError, TypeError, OverflowError) as error:
-                raise TableError(f"{files[name]}: its values cannot be read as a table's ({error})") from error
-            frames[name] = frame
-            _describe(frame, name, report)
+                raise TableError(f"{path}: its values cannot be read as a table's ({error})") from error
     result = ImportReport(root, reports)
-    unused = [key for key in renames if key not in used]
-    if unused:
-        raise TableError(f"rename: no table has a column `{unused[0].split('.', 1)[-1]}`")
-    unscaled = [key for key in factors if key not in scaled]
-    if unscaled:
-        raise TableError(f"scale: no table has a column `{unscaled[0].split('.', 1)[-1]}` (names after renaming)")
+    work.check_used()
     for report in reports:
         result.suggestions += _suggestions(report)
     if "runs" not in frames:
         raise TableError(f"{_shown(source)}: no table `runs` ({', '.join(f'runs{suffix}' for suffix in SUFFIXES)})")
     _derive_retention(frames["runs"], result)
-    try:
-        tables = Tables(**frames)
-    except TableError as error:
-        near = "; ".join(result.suggestions)
-        text = str(error) + (f". {near}" if near and "missing" in str(error) else "")
-        column = re.search(r"column `([^`]+)`", text)
-        if "percent where 0..1" in text and column:
-            text += f". If all of it is in percent: --scale {column[1]}=0.01"
-        raise TableError(text) from error
+    tables = _conformed(frames, result)
+    check_derived(tables.runs, str(files["runs"][0]))
     result.hints += _unit_hints(tables)
     result.costs = _costs(reports, tables)
     if not check_only:
         result.written = _write(tables, root, overwrite)
     return result
+
+
+def _conformed(frames: Mapping[str, pd.DataFrame], report: ImportReport) -> Tables:
+    """The tables. Raises :class:`TableError` with what may mend a column that is missing or in another unit."""
+    try:
+        return Tables(**frames)
+    except TableError as error:
+        near = "; ".join(report.suggestions)
+        text = str(error) + (f". {near}" if near and "missing" in str(error) else "")
+        if "`run_id`" in text and "missing" in text and not near:
+            text += ". Runs without names: --number-rows"
+        column = re.search(r"column `([^`]+)`", text)
+        if "percent where 0..1" in text and column:
+            text += f". If all of it is in percent: --scale {column[1]}=0.01"
+        raise TableError(text) from error
 
 
 def parse_renames(pairs: Sequence[str]) -> dict[str, str]:
@@ -220,16 +286,50 @@ def parse_scales(pairs: Sequence[str]) -> dict[str, float]:
     return result
 
 
+def parse_constants(pairs: Sequence[str]) -> dict[str, str]:
+    """``["dataset=eurosat"]`` as a mapping. Raises :class:`TableError` for what is not ``column=value``."""
+    result: dict[str, str] = {}
+    for pair in pairs:
+        column, separator, value = pair.partition("=")
+        if not separator or not column.strip() or not value.strip():
+            raise TableError(f"set `{pair}`: must be column=value, for example dataset=eurosat")
+        result[column.strip()] = value.strip()
+    return result
+
+
+def parse_values(items: Sequence[str]) -> dict[tuple[str, str], str]:
+    """``["method:Full FT=full"]`` as a mapping. Raises :class:`TableError` for what is not ``column:old=new``."""
+    result: dict[tuple[str, str], str] = {}
+    for item in items:
+        column, colon, rest = item.partition(":")
+        old, equals, new = rest.rpartition("=")
+        if not (colon and equals and column.strip() and old.strip() and new.strip()):
+            raise TableError(f"map `{item}`: must be column:old=new, for example method:Full FT=full")
+        result[column.strip(), old.strip()] = new.strip()
+    return result
+
+
+def parse_decimal(word: str | None) -> Decimal | None:
+    """``point`` or ``comma`` as the sign. Raises :class:`TableError` for another word."""
+    signs: dict[str | None, Decimal | None] = {None: None, "point": ".", "comma": ",", ".": ".", ",": ","}
+    if word not in signs:
+        raise TableError(f"decimal `{word}`: must be point or comma")
+    return signs[word]
+
+
 def _shown(source: object) -> str:
     return ", ".join(str(s) for s in source) if isinstance(source, (list, tuple)) else str(source)
 
 
-def _files(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> dict[str, Path]:
-    """The file of each table."""
+def _files(
+    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], rename: Mapping[str, str]
+) -> dict[str, tuple[Path, ForeignTable]]:
+    """The file of each table, read."""
     if isinstance(source, (str, os.PathLike)):
         root = Path(source)
         if root.is_dir():
-            paths = sorted(path for path in root.iterdir() if path.suffix.lower() in SUFFIXES and path.stem in SCHEMAS)
+            paths = sorted(path for path in root.iterdir() if path.suffix.lower() in SUFFIXES)
+            paths = [path for path in paths if path.stem in TABLES] or paths
             if not paths:
                 expected = ", ".join(f"runs{suffix}" for suffix in SUFFIXES)
                 raise TableError(f"{root}: no tables here; expected {expected} (and history, layers, interpolation)")
@@ -237,61 +337,37 @@ def _files(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) ->
             paths = [root]
     else:
         paths = [Path(item) for item in source]
-    found: dict[str, Path] = {}
+    found: dict[str, tuple[Path, ForeignTable]] = {}
     for path in paths:
         if not path.is_file():
             raise TableError(f"{path}: no such file")
-        if path.suffix.lower() not in SUFFIXES:
-            raise TableError(f"{path}: unknown form; use {', '.join(SUFFIXES)}")
-        if path.stem not in SCHEMAS:
-            near = difflib.get_close_matches(path.stem, SCHEMAS, n=1, cutoff=0.5)
-            hint = f" (did you mean {near[0]}{path.suffix}?)" if near else ""
-            raise TableError(f"{path}: the name must be one of {', '.join(SCHEMAS)}{hint}")
-        if path.stem in found:
-            raise TableError(f"two files for the table {path.stem}: {found[path.stem]} and {path}; give one")
-        found[path.stem] = path
+        table = read_foreign(path)
+        _refuse_tensorboard(path, table)
+        one_row_a_run_and_step(table)
+        name = path.stem
+        if name not in TABLES:
+            name = _table_of(table, rename)
+            table.notes.append(f"taken for the table {name}, by its columns")
+        if name in found:
+            raise TableError(f"two files for the table {name}: {found[name][0]} and {path}; give one")
+        found[name] = (path, table)
     return found
 
 
-def _read(path: Path, nulls: Sequence[str]) -> pd.DataFrame:
-    suffix = path.suffix.lower()
-    try:
-        if suffix == ".parquet":
-            frame = read_parquet(path)
-        elif suffix in (".csv", ".tsv"):
-            separator = "\t" if suffix == ".tsv" else _separator(path)
-            words = ["null", "None", *nulls]
-            frame = pd.read_csv(path, sep=separator, na_values=words, keep_default_na=True, low_memory=False)
-        else:
-            frame = pd.DataFrame(_records(path))
-        if nulls and suffix not in (".csv", ".tsv"):
-            frame = frame.mask(frame.isin(list(nulls)))
-    except (OSError, ValueError, OverflowError, RecursionError, MemoryError, pd.errors.ParserError) as error:
-        raise TableError(f"{path}: cannot be read as {suffix[1:]} ({error})") from error
-    frame.columns = [str(column).strip() for column in frame.columns]
-    twice = frame.columns[frame.columns.duplicated()]
-    if len(twice):
-        raise TableError(f"{path}: the column `{twice[0]}` appears more than once")
-    return frame
+def _table_of(table: ForeignTable, rename: Mapping[str, str]) -> str:
+    names = {rename.get(name, name) for name in table.frame.columns}
+    names |= {_SYNONYMS.get(name.lower(), name) for name in table.frame.columns}
+    tellers = (("layer", "layers"), ("alpha", "interpolation"), ("step", "history"))
+    return next((name for column, name in tellers if column in names), "runs")
 
 
-def _separator(path: Path) -> str:
-    """The one of comma, semicolon and tab that the heading holds most of."""
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        heading = file.readline()
-    return max(",;\t", key=heading.count)
-
-
-def _records(path: Path) -> list[dict[str, object]]:
-    """The records of a JSON list, or of one JSON object a line."""
-    text = path.read_text(encoding="utf-8")
-    if path.suffix.lower() == ".json":
-        records = json.loads(text)
-    else:
-        records = [json.loads(line) for line in text.splitlines() if line.strip()]
-    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-        raise ValueError("a list of objects, one a row, is expected")
-    return records
+def _refuse_tensorboard(path: Path, table: ForeignTable) -> None:
+    columns = [name.lower() for name in table.frame.columns]
+    if path.stem not in TABLES and columns == ["wall time", "step", "value"]:
+        raise TableError(
+            f"{path}: a scalar exported by TensorBoard, which names neither run nor metric. Put it into a table `history`: "
+            f"--rename Step=step --rename Value=val_accuracy --set history.run_id={path.stem}, as history{path.suffix}"
+        )
 
 
 def _renamed(
@@ -300,8 +376,8 @@ def _renamed(
     mapping: dict[str, str] = {}
     for key, new in renames.items():
         table, _, column = key.rpartition(".")
-        old = column if table in SCHEMAS else key
-        if (table in SCHEMAS and table != name) or old not in frame.columns:
+        old = column if table in TABLES else key
+        if (table in TABLES and table != name) or old not in frame.columns:
             continue
         if new in frame.columns and new != old:
             raise TableError(f"{where}: cannot rename `{old}` to `{new}`, which is there already")
@@ -318,36 +394,20 @@ def _renamed(
 def _long(frame: pd.DataFrame, report: TableReport) -> pd.DataFrame:
     """``layers`` with a row a value, where it came with a column a metric."""
     keys = [name for name in ("run_id", "step", "layer", "head") if name in frame.columns]
-    wide = [name for name in (*STRUCTURE_METRICS, "cka", "cls_mass") if name in frame.columns]
+    wide = [name for name in layer_metrics() if name in frame.columns]
     if "metric" in frame.columns or "value" in frame.columns or not wide or len(keys) < 3:
         return frame
     report.read_as.append(f"one column a metric ({', '.join(wide)}): made one row a value")
     long = frame.melt(id_vars=keys, value_vars=wide, var_name="metric", value_name="value")
-    return long[long["value"].notna()].reset_index(drop=True)
-
-
-def _empty_cells(frame: pd.DataFrame, name: str, report: TableReport) -> None:
-    """Usual words for "nothing" become null in columns of numbers and truth values, in place."""
-    for column in columns_of(name, frame):
-        if column.kind == "string" or column.name not in frame.columns:
-            continue
-        values = frame[column.name]
-        if pd.api.types.is_numeric_dtype(values.dtype) or pd.api.types.is_bool_dtype(values.dtype):
-            continue
-        words = values.map(lambda value: value.strip().lower() if isinstance(value, str) else None)
-        empty = words.isin(list(NULLS)) & values.notna()
-        if empty.any():
-            shown = ", ".join(f"`{word}`" for word in sorted({str(word) for word in values[empty]}))
-            report.read_as.append(f"{int(empty.sum())} cells of `{column.name}` ({shown}) read as null")
-            frame[column.name] = values.mask(empty)
+    return long[long["value"].notna() & (long["value"] != "")].reset_index(drop=True)
 
 
 def _scale(frame: pd.DataFrame, name: str, factors: Mapping[str, float], used: set[str], report: TableReport) -> None:
     """Multiply columns, in place."""
     for key, factor in factors.items():
         table, _, rest = key.partition(".")
-        column = rest if table in SCHEMAS else key
-        if (table in SCHEMAS and table != name) or column not in frame.columns:
+        column = rest if table in TABLES else key
+        if (table in TABLES and table != name) or column not in frame.columns:
             continue
         try:
             frame[column] = pd.to_numeric(frame[column], errors="raise") * factor
@@ -355,30 +415,6 @@ def _scale(frame: pd.DataFrame, name: str, factors: Mapping[str, float], used: s
             raise TableError(f"scale: column `{column}` of the table {name} holds no numbers ({error})") from error
         report.scaled[column] = factor
         used.add(key)
-
-
-def _text_types(frame: pd.DataFrame, name: str) -> None:
-    """Numbers in text columns (a dataset called 7, an experiment 1) and yes/no words in truth columns, in place."""
-    for column in columns_of(name, frame):
-        if column.name not in frame.columns:
-            continue
-        values = frame[column.name]
-        if column.kind == "string" and pd.api.types.is_numeric_dtype(values.dtype):
-            whole = values.dropna()
-            # Beyond that an integer type holds none, and a float no single one.
-            small = (np.abs(whole.to_numpy(dtype=float)) < 2**53).all()
-            texts = values.astype("Int64") if len(whole) and small and (whole == whole.round()).all() else values
-            frame[column.name] = texts.astype("string")
-        elif column.kind == "bool" and not pd.api.types.is_bool_dtype(values.dtype):
-            words = {"true": True, "yes": True, "1": True, "1.0": True}
-            words |= {"false": False, "no": False, "0": False, "0.0": False}
-            texts = values.astype("string").str.strip().str.lower()
-            wrong = texts.notna() & ~texts.isin(list(words))
-            if wrong.any():
-                raise TableError(
-                    f"table {name}: column `{column.name}` must be true or false, not {texts[wrong].iloc[0]!r}"
-                )
-            frame[column.name] = texts.map(words).astype("boolean")
 
 
 def _describe(frame: pd.DataFrame, name: str, report: TableReport) -> None:
@@ -406,7 +442,13 @@ _SYNONYMS = {
     "delta_entropy_pct": "entropy_change_pct",
     "delta_erf95_pct": "erf95_change_pct",
     "delta_gini_pct": "gini_change_pct",
+    "_step": "step",
+    "global_step": "step",
+    "trainer/global_step": "step",
+    "state": "status",
     "id": "run_id",
+    "runname": "run_id",
+    "mlflow.runname": "run_id",
     "name": "run_id",
     "run": "run_id",
 }
@@ -414,10 +456,12 @@ _SYNONYMS = {
 
 def _suggestions(report: TableReport) -> list[str]:
     found: list[str] = []
-    schema = [column.name for column in SCHEMAS.get(report.name, ())]
+    names = [column.name for column in schema(report.name)]
     for name in report.unknown:
         lowered = name.lower().replace(" ", "_").replace("-", "_")
-        free = [column for column in schema if column in report.missing]
+        # MLflow and W&B put the kind of a column before its name.
+        lowered = re.sub(r"^(params|metrics|tags|config|summary|eval|test|train)[./]", "", lowered)
+        free = [column for column in names if column in report.missing]
         near = [_SYNONYMS[lowered]] if _SYNONYMS.get(lowered) in free else []
         near = near or difflib.get_close_matches(lowered, free, n=1, cutoff=0.75)
         if near:
@@ -428,7 +472,9 @@ def _suggestions(report: TableReport) -> list[str]:
 def _derive_retention(runs: pd.DataFrame, report: ImportReport) -> None:
     """Fill an absent retention column from accuracies, and say that the chance level was not checked."""
     for name in transfer_sets(runs):
-        kept, accuracy, base = (f"transfer_{name}_{end}" for end in ("retention_pct", "accuracy", "pretrained"))
+        kept, accuracy, base = (
+            f"transfer_{name}_zero_shot_{end}" for end in ("retention_pct", "accuracy", "pretrained")
+        )
         if kept in runs.columns or base not in runs.columns or accuracy not in runs.columns:
             continue
         pretrained = pd.to_numeric(runs[base], errors="coerce")
@@ -443,30 +489,22 @@ def _unit_hints(tables: Tables) -> list[str]:
     """Values within range that look like the other unit: fractions in percent columns, bits for nats."""
     found: list[str] = []
     for table, frame in (("runs", tables.runs), ("history", tables.history)):
-        for column in frame.columns:
-            if not column.endswith("_retention_pct"):
+        for column in (known.name for known in columns_of(table, frame)):
+            if not column.endswith("_retention_pct") or column not in frame.columns:
                 continue
             values = frame[column].dropna()
+            small = values[(values > 0) & (values <= 1.5)]
+            if len(small) and len(small) < len(values):
+                found.append(
+                    f"table {table}: {len(small)} of {len(values)} values of `{column}` are at most 1.5; it must be in "
+                    "percent in every row (a retention of 0.86 is 86)"
+                )
             if len(values) >= 3 and values.max() <= 1.5:
                 found.append(
                     f"table {table}: `{column}` lies in {values.min():.3g} .. {values.max():.3g}; it must be in "
                     f"percent "
                     "(a retention of 0.86 is 86)"
                 )
-        for metric in STRUCTURE_METRICS:
-            column = f"{metric}_change_pct"
-            base, final = frame.get(f"{metric}_baseline"), frame.get(f"{metric}_final")
-            if base is None or final is None:
-                continue
-            derived = 100 * (final - base) / base.where(base != 0)
-            both = derived.notna() & frame[column].notna() & (derived.abs() > 0.5)
-            if both.sum() >= 3:
-                ratio = (frame.loc[both, column] / derived[both]).median()
-                if abs(ratio - 0.01) < 0.002:
-                    found.append(
-                        f"table {table}: `{column}` is a hundredth of what baseline and final give; it must be "
-                        f"in percent"
-                    )
     entropy = tables.runs["entropy_baseline"].dropna()
     if len(entropy) and entropy.median() > 6.5:
         found.append(
@@ -490,7 +528,7 @@ def _costs(reports: list[TableReport], tables: Tables) -> list[str]:
         else:
             continue
         result.append(text)
-    changes = [m for m in STRUCTURE_METRICS if tables.runs[f"{m}_change_pct"].isna().all()]
+    changes = [m for m in structure_metrics() if tables.runs[f"{m}_change_pct"].isna().all()]
     for metric in changes:
         ends = tables.runs[[f"{metric}_baseline", f"{metric}_final"]]
         if ends.isna().any(axis=1).all():
@@ -520,7 +558,7 @@ def _write(tables: Tables, root: Path, overwrite: bool) -> list[Path]:
             moved.append(target)
         for path, target in zip(written, moved, strict=True):
             os.replace(path, target)
-        for name in SCHEMAS:
+        for name in TABLES:
             stale = root / f"{name}.parquet"
             if overwrite and stale not in moved:
                 stale.unlink(missing_ok=True)

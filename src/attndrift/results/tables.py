@@ -1,8 +1,8 @@
 """The tidy Parquet tables that stand between running and analysing.
 
-Four tables hold everything that the statistics, the figures and the report read: ``runs`` (a row a
+Five tables hold everything that the statistics, the figures and the report read: ``runs`` (a row a
 run), ``history`` (a row an evaluation), ``layers`` (long: a row a run, step, layer, head and metric)
-and, where sweeps were made, ``interpolation``. Percentages are in percent, accuracies in 0..1,
+and, where there are any, ``losses`` (a row a run and preservation loss) and ``interpolation``. Percentages are in percent, accuracies in 0..1,
 entropies in nats. A column that does not apply is null; a column that is absent is read as null.
 Foreign records, brought into this form, are analysed exactly like our own.
 """
@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,164 +23,148 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from attndrift.formats import FormatError, check_table_metadata, table_metadata
-
-Kind = Literal["string", "int", "float", "bool"]
-
-STRUCTURE_METRICS = ("entropy", "erf95", "gini", "head_diversity")
-"""The structural metrics that have ``_baseline``, ``_final`` and ``_change_pct`` columns."""
+from attndrift.metrics.registry import layer_metrics
+from attndrift.results.columns import Column, Kind, metric_columns
 
 
 class TableError(ValueError):
     """A table that does not have the form that the analysis needs; the message says where and what to do."""
 
 
-@dataclass(frozen=True)
-class ColumnSpec:
-    """One column: its name, its type, the closed range of its values (None: unbounded) and its meaning."""
-
-    name: str
-    kind: Kind
-    meaning: str
-    low: float | None = None
-    high: float | None = None
-    required: bool = False
+def _text(name: str, meaning: str, *, required: bool = False) -> Column:
+    return Column(name, kind="string", meaning=meaning, required=required)
 
 
-def _fraction(name: str, meaning: str) -> ColumnSpec:
-    return ColumnSpec(name, "float", f"{meaning} (0..1)", 0.0, 1.0)
+def _count(name: str, meaning: str, low: float | None = 0.0, *, required: bool = False) -> Column:
+    return Column(name, kind="int", meaning=meaning, low=low, required=required)
 
 
-def _structure_columns() -> tuple[ColumnSpec, ...]:
-    bounds = {"entropy": (0.0, None), "erf95": (0.0, 1.0), "gini": (0.0, 1.0), "head_diversity": (0.0, 2.0)}
-    columns: list[ColumnSpec] = []
-    for metric in STRUCTURE_METRICS:
-        low, high = bounds[metric]
-        columns += [
-            ColumnSpec(f"{metric}_baseline", "float", f"{metric}, pretrained, mean over layers", low, high),
-            ColumnSpec(f"{metric}_final", "float", f"{metric}, adapted, mean over layers", low, high),
-            ColumnSpec(f"{metric}_change_pct", "float", f"change of the layer mean of {metric}, percent"),
-        ]
-    return tuple(columns)
+def _number(name: str, meaning: str, low: float | None = None, high: float | None = None, **facts: Any) -> Column:
+    return Column(name, meaning=meaning, low=low, high=high, **facts)
 
 
-RUNS = (
-    ColumnSpec("run_id", "string", "unique name of the run", required=True),
-    ColumnSpec("study", "string", "name of the study"),
-    ColumnSpec("experiment", "string", "label in the original study's matrix (E2, A1, ...)"),
-    ColumnSpec("protocol", "string", "seed | leak-free"),
-    ColumnSpec("model", "string", "backbone"),
-    ColumnSpec("model_revision", "string", "commit of the backbone, where it is from a hub"),
-    ColumnSpec("dataset", "string", "fine-tuning target"),
-    ColumnSpec("method", "string", "full | lora | linear_probe | last_block | none", required=True),
-    ColumnSpec("learning_rate", "float", "peak rate of AdamW", 0.0),
-    ColumnSpec("seed", "int", "initialisation, order and augmentation; runs without one count as one seed"),
-    ColumnSpec("data_seed", "int", "splits, subsets and probe"),
-    ColumnSpec("epochs", "float", "planned epochs", 0.0),
-    ColumnSpec("batch_size", "int", "images an optimiser step", 0),
-    ColumnSpec("weight_decay", "float", "AdamW weight decay", 0.0),
-    ColumnSpec("lora_rank", "int", "rank of the adapters", 0),
-    ColumnSpec("lora_alpha", "float", "scale numerator of the adapters", 0.0),
-    ColumnSpec("lora_targets", "string", "adapted projections, e.g. q,v"),
-    ColumnSpec("train_projection", "bool", "whether the visual projection is trained"),
-    ColumnSpec("freeze_layers", "int", "frozen blocks, counted from the input", 0),
-    ColumnSpec("regularizer", "string", "apr | entropy_floor"),
-    ColumnSpec("regularizer_weight", "float", "lambda of the regularizer", 0.0),
-    _fraction("regularizer_active_fraction", "how often the entropy floor was active"),
-    ColumnSpec("guard", "string", "what a guard kept within a budget: retention_pct, or a metric of the monitor"),
-    ColumnSpec("guard_at_least", "float", "the budget's lower limit, in the metric's unit"),
-    ColumnSpec("guard_at_most", "float", "the budget's upper limit, in the metric's unit"),
-    ColumnSpec("guard_outcome", "string", "inactive | kept | infeasible: the pretrained weights were put back"),
-    ColumnSpec("status", "string", "finished | diverged | failed"),
-    ColumnSpec("selected_epoch", "float", "epoch of the reported checkpoint", 0.0),
-    ColumnSpec("n_train", "int", "training images", 0),
-    ColumnSpec("n_validation", "int", "validation images", 0),
-    ColumnSpec("n_test", "int", "test images", 0),
-    ColumnSpec("n_probe", "int", "probe images", 0),
-    _fraction("best_val_accuracy", "best validation accuracy"),
-    _fraction("test_accuracy", "test accuracy of the selected checkpoint"),
-    ColumnSpec("trainable_parameters", "int", "trainable parameters, classifier included", 0),
-    ColumnSpec("total_parameters", "int", "all parameters, text encoder and classifier included", 0),
-    *_structure_columns(),
-    ColumnSpec("entropy_last_layer_change_pct", "float", "change of the last block's entropy, percent"),
-    _fraction("cka_mean", "linear CKA, mean over blocks"),
-    _fraction("cka_last", "linear CKA of the last block"),
-    ColumnSpec("cka_debiased_mean", "float", "debiased linear CKA, mean over blocks", -1.0, 1.0),
-    ColumnSpec("embedding_drift", "float", "1 - mean cosine of image embeddings", 0.0, 2.0),
-    ColumnSpec("weight_drift", "float", "norm(dW)/norm(W0) over the vision transformer", 0.0),
-    ColumnSpec("projection_drift", "float", "norm(dW)/norm(W0) of the visual projection", 0.0),
+def _fraction(name: str, meaning: str, label: str = "", short: str = "") -> Column:
+    return Column(
+        name, label, unit="%", digits=2, scale=100.0, meaning=f"{meaning} (0..1)", low=0.0, high=1.0, short_label=short
+    )
+
+
+_RUN_ID = _text("run_id", "run of the table `runs`", required=True)
+_SETTINGS = (
+    _text("run_id", "unique name of the run", required=True),
+    _text("study", "name of the study"),
+    _text("experiment", "label in the original study's matrix (E2, A1, ...)"),
+    _text("selection", "test | validation"),
+    _text("model", "backbone"),
+    _text("model_revision", "commit of the backbone, where it is from a hub"),
+    _text("dataset", "fine-tuning target"),
+    _text("method", "full | lora | linear_probe | last_block | none", required=True),
+    _text("head", "trained: from its default initialisation | text: starts from text features"),
+    _text("parent_run", "the run that an outcome was made from: an average, an interpolation, ..."),
+    _number("learning_rate", "peak rate of AdamW", 0.0, label="Learning rate"),
+    _count("seed", "initialisation, order and augmentation; runs without one count as one seed", None),
+    _count("data_seed", "splits, subsets and probe", None),
+    _number("epochs", "planned epochs", 0.0),
+    _count("batch_size", "images an optimiser step"),
+    _number("weight_decay", "AdamW weight decay", 0.0),
+    _count("lora_rank", "rank of the adapters"),
+    _number("lora_alpha", "scale numerator of the adapters", 0.0),
+    _text("lora_targets", "adapted projections, e.g. q,v"),
+    Column("train_projection", kind="bool", meaning="whether the visual projection is trained"),
+    _count("freeze_layers", "frozen blocks, counted from the input"),
+    _text("loss", "preservation losses with their weights, e.g. attention_preservation:0.1+entropy_floor:0.01"),
+    _fraction("loss_active_fraction", "how often the entropy floor was active"),
+    _text("guard", "what a guard kept within a budget: retention_pct, or a metric of the monitor"),
+    _number("guard_at_least", "the budget's lower limit, in the metric's unit"),
+    _number("guard_at_most", "the budget's upper limit, in the metric's unit"),
+    _text("guard_outcome", "inactive | kept | infeasible: the pretrained weights were put back"),
+    _text("status", "finished | diverged | failed"),
+    _number("selected_epoch", "epoch of the reported checkpoint", 0.0),
+    _count("n_train", "training images"),
+    _count("n_validation", "validation images"),
+    _count("n_test", "test images"),
+    _count("n_probe", "probe images"),
+    _fraction("best_val_accuracy", "best validation accuracy", "Validation accuracy", "Val. accuracy"),
+    _fraction("test_accuracy", "test accuracy of the selected checkpoint", "Test accuracy"),
+    _count("trainable_parameters", "trainable parameters, classifier included"),
+    _count("total_parameters", "all parameters, text encoder and classifier included"),
 )
-
-HISTORY = (
-    ColumnSpec("run_id", "string", "run of the table `runs`", required=True),
-    ColumnSpec("step", "int", "optimiser steps done; 0 is the pretrained model", 0, required=True),
-    ColumnSpec("epoch", "float", "epochs done", 0.0),
-    ColumnSpec("train_loss", "float", "mean training loss since the last evaluation"),
-    _fraction("train_accuracy", "training accuracy since the last evaluation"),
-    _fraction("val_accuracy", "validation accuracy, at epoch ends"),
-    ColumnSpec("entropy", "float", "nats, mean over layers", 0.0),
-    _fraction("erf95", "mean over layers"),
-    _fraction("gini", "mean over layers"),
-    ColumnSpec("head_diversity", "float", "mean over layers", 0.0, 2.0),
-    *(ColumnSpec(f"{metric}_change_pct", "float", f"change of {metric}, percent") for metric in STRUCTURE_METRICS),
-    ColumnSpec("entropy_last_layer_change_pct", "float", "change of the last block's entropy, percent"),
-    _fraction("cka_mean", "linear CKA, mean over blocks"),
-    _fraction("cka_last", "linear CKA of the last block"),
-    ColumnSpec("embedding_drift", "float", "1 - mean cosine of image embeddings", 0.0, 2.0),
-    ColumnSpec("weight_drift", "float", "norm(dW)/norm(W0) over the vision transformer", 0.0),
-    _fraction("transfer_track_accuracy", "zero-shot accuracy on the track subset"),
-    ColumnSpec("transfer_track_retention_pct", "float", "percent of the pretrained accuracy on the track", 0.0),
+_TRAINING = (
+    _RUN_ID,
+    _count("step", "optimiser steps done; 0 is the pretrained model", required=True),
+    _number("epoch", "epochs done", 0.0),
+    _number("train_loss", "mean training loss since the last evaluation", label="Training loss", unit="nats"),
+    _fraction("train_accuracy", "training accuracy since the last evaluation", "Training accuracy"),
+    _fraction("val_accuracy", "validation accuracy, at epoch ends", "Validation accuracy"),
 )
+_MONITOR = (
+    _fraction("monitor_zero_shot_accuracy", "zero-shot accuracy on the monitored images", "Zero-shot monitor"),
+    _number(
+        "monitor_zero_shot_retention_pct", "percent of the pretrained accuracy on the monitored images", 0.0,
+        label="Zero-shot retention on monitored images", short_label="Monitored retention", unit="%", digits=1,
+    ),
+)  # fmt: skip
 
-LAYERS = (
-    ColumnSpec("run_id", "string", "run of the table `runs`", required=True),
-    ColumnSpec("step", "int", "optimiser steps done", 0, required=True),
-    ColumnSpec("layer", "int", "block, counted from 1", 1, required=True),
-    ColumnSpec("head", "int", "head, counted from 1; null for the layer mean", 1),
-    ColumnSpec("metric", "string", "entropy, erf95, gini, head_diversity, cls_mass, cka, ...", required=True),
-    ColumnSpec("value", "float", "value of the metric"),
-)
+TABLES = ("runs", "history", "layers", "interpolation", "losses")
+"""Names of the tables."""
 
-INTERPOLATION = (
-    ColumnSpec("run_id", "string", "run of the table `runs`", required=True),
-    ColumnSpec("alpha", "float", "0: pretrained, 1: adapted", 0.0, 1.0, required=True),
-    _fraction("test_accuracy", "test accuracy"),
-    ColumnSpec("entropy_change_pct", "float", "change of the layer mean of entropy, percent"),
-    _fraction("cka_mean", "linear CKA, mean over blocks"),
-    ColumnSpec("embedding_drift", "float", "1 - mean cosine of image embeddings", 0.0, 2.0),
-    ColumnSpec("weight_drift", "float", "norm(dW)/norm(W0) over the vision transformer", 0.0),
-)
 
-SCHEMAS: dict[str, tuple[ColumnSpec, ...]] = {
-    "runs": RUNS,
-    "history": HISTORY,
-    "layers": LAYERS,
-    "interpolation": INTERPOLATION,
-}
+def schema(table: str) -> tuple[Column, ...]:
+    """The columns of ``table``: those of settings and training, and those of every registered metric."""
+    if table == "runs":
+        return (*_SETTINGS, *metric_columns("runs"))
+    if table == "losses":
+        return (
+            _RUN_ID,
+            _text("loss", "name of the preservation loss", required=True),
+            _number("weight", "factor of the loss", 0.0),
+            _fraction("active_fraction", "how often an entropy floor was active"),
+        )
+    if table == "history":
+        return (*_TRAINING, *metric_columns("history"), *_MONITOR)
+    if table == "layers":
+        return (
+            _RUN_ID,
+            _count("step", "optimiser steps done", required=True),
+            _count("layer", "block, counted from 1", 1.0, required=True),
+            _count("head", "head, counted from 1; null for the layer mean", 1.0),
+            _text("metric", ", ".join(layer_metrics()), required=True),
+            _number("value", "value of the metric"),
+        )
+    return (
+        _RUN_ID,
+        _number("alpha", "0: pretrained, 1: adapted", 0.0, 1.0, required=True),
+        _fraction("test_accuracy", "test accuracy", "Test accuracy"),
+        *metric_columns("history"),
+    )
 
-_TRANSFER = {
+
+_TRANSFER: dict[str, tuple[Kind, float | None, float | None, str]] = {
     "accuracy": ("float", 0.0, 1.0, "zero-shot accuracy, adapted"),
     "pretrained": ("float", 0.0, 1.0, "zero-shot accuracy, pretrained"),
     "retention_pct": ("float", 0.0, None, "100 x adapted / pretrained"),
     "n": ("int", 0.0, None, "images"),
 }
 TRANSFER_FIELDS = tuple(_TRANSFER)
-"""What the columns ``transfer_SET_...`` end in."""
-_TRANSFER_PATTERN = re.compile(r"^transfer_(?P<set>.+)_(?P<field>accuracy|pretrained|retention_pct|n)$")
+"""What the columns ``transfer_SET_zero_shot_...`` end in."""
+_TRANSFER_PATTERN = re.compile(r"^transfer_(?P<set>.+)_zero_shot_(?P<field>accuracy|pretrained|retention_pct|n)$")
 
 
-_SWEEP_PATTERN = re.compile(r"^transfer_(?P<set>.+)_(?P<field>accuracy|agreement)$")
+_SWEEP_PATTERN = re.compile(r"^transfer_(?P<set>.+)_zero_shot_(?P<field>accuracy|agreement)$")
 
 
-def agreement_column(name: str) -> ColumnSpec:
+def agreement_column(name: str) -> Column:
     """The ``interpolation`` column that says how many zero-shot predictions on the set ``name`` are still the
     pretrained model's; it needs no labels."""
-    return _fraction(f"transfer_{name}_agreement", f"share of images that keep the pretrained prediction, {name}")
+    return _fraction(
+        f"transfer_{name}_zero_shot_agreement", f"share of images that keep the pretrained prediction, {name}"
+    )
 
 
-def transfer_columns(name: str) -> tuple[ColumnSpec, ...]:
+def transfer_columns(name: str) -> tuple[Column, ...]:
     """The four ``runs`` columns of the transfer set ``name``."""
     return tuple(
-        ColumnSpec(f"transfer_{name}_{suffix}", kind, f"{meaning}, {name}", low, high)  # type: ignore[arg-type]
+        Column(f"transfer_{name}_zero_shot_{suffix}", kind=kind, meaning=f"{meaning}, {name}", low=low, high=high)
         for suffix, (kind, low, high, meaning) in _TRANSFER.items()
     )
 
@@ -195,16 +179,16 @@ def transfer_sets(runs: pd.DataFrame) -> list[str]:
     return list(names)
 
 
-def columns_of(table: str, frame: pd.DataFrame) -> tuple[ColumnSpec, ...]:
+def columns_of(table: str, frame: pd.DataFrame) -> tuple[Column, ...]:
     """Columns of ``table``: those of its schema and those of the transfer sets that ``frame`` has."""
-    extra: list[ColumnSpec] = []
+    extra: list[Column] = []
     if table in ("runs", "interpolation"):
         pattern = _TRANSFER_PATTERN if table == "runs" else _SWEEP_PATTERN
         names = dict.fromkeys(m["set"] for c in frame.columns if (m := pattern.match(str(c))))
         for name in names:
             columns = transfer_columns(name)
             extra += columns if table == "runs" else (columns[0], agreement_column(name))
-    return SCHEMAS[table] + tuple(extra)
+    return schema(table) + tuple(extra)
 
 
 _DTYPES: dict[str, str] = {"string": "string", "int": "Int64", "float": "float64", "bool": "boolean"}
@@ -261,7 +245,7 @@ def infinite_values(frame: pd.DataFrame) -> dict[str, int]:
     return dict(frame.attrs.get(_INFINITE, {}))
 
 
-def _cast(column: ColumnSpec, values: pd.Series[Any]) -> tuple[pd.Series[Any], int]:
+def _cast(column: Column, values: pd.Series[Any]) -> tuple[pd.Series[Any], int]:
     """``values`` as the column's type, infinite ones as nulls, and how many those were. Raises what says why not."""
     if column.kind == "bool":
         return values.astype("boolean"), 0
@@ -290,7 +274,7 @@ def _cast(column: ColumnSpec, values: pd.Series[Any]) -> tuple[pd.Series[Any], i
     return numbers.astype("Int64"), 0
 
 
-def _values_refused(frame: pd.DataFrame, columns: list[ColumnSpec]) -> dict[str, str]:
+def _values_refused(frame: pd.DataFrame, columns: list[Column]) -> dict[str, str]:
     """For each column with a null where none may be, or a value out of range, the first one in words (pandera)."""
     # Takes a fifth of a second to import, which only who reads tables pays.
     from pandera import pandas as pandera
@@ -323,7 +307,7 @@ def _values_refused(frame: pd.DataFrame, columns: list[ColumnSpec]) -> dict[str,
     return {}
 
 
-def _refusal(column: ColumnSpec, value: float | None, row: int) -> str:
+def _refusal(column: Column, value: float | None, row: int) -> str:
     if value is None:
         return f"column `{column.name}` is null in row {row}; it must be given in every row"
     hint = " (percent where 0..1 is meant?)" if column.high == 1.0 and value <= 100 else ""
@@ -335,7 +319,7 @@ def _refusal(column: ColumnSpec, value: float | None, row: int) -> str:
 
 @dataclass
 class Tables:
-    """The tables of one study. ``history``, ``layers`` and ``interpolation`` may be empty."""
+    """The tables of one study; all but ``runs`` may be empty."""
 
     runs: pd.DataFrame
     history: pd.DataFrame = field(default_factory=lambda: conform("history", pd.DataFrame({"run_id": [], "step": []})))
@@ -345,15 +329,16 @@ class Tables:
     interpolation: pd.DataFrame = field(
         default_factory=lambda: conform("interpolation", pd.DataFrame({"run_id": [], "alpha": []}))
     )
+    losses: pd.DataFrame = field(default_factory=lambda: conform("losses", pd.DataFrame({"run_id": [], "loss": []})))
 
     def __post_init__(self) -> None:
-        for name in SCHEMAS:
+        for name in TABLES:
             setattr(self, name, conform(name, getattr(self, name)))
         duplicated = self.runs["run_id"].duplicated()
         if duplicated.any():
             raise TableError(f"table runs: run_id `{self.runs['run_id'][duplicated].iloc[0]}` appears more than once")
         known = set(self.runs["run_id"])
-        for name in ("history", "layers", "interpolation"):
+        for name in TABLES[1:]:
             strangers = set(getattr(self, name)["run_id"].unique()) - known
             if strangers:
                 raise TableError(f"table {name}: run_id `{min(strangers)}` is not in the table runs")
@@ -381,7 +366,7 @@ def read_parquet(path: Path, *, foreign: bool = True) -> pd.DataFrame:
         raise ValueError(f"{type(error).__name__}: {reason[:300]}") from error
 
 
-def read_tables(folder: str | os.PathLike[str], *, names: Iterable[str] = tuple(SCHEMAS)) -> Tables:
+def read_tables(folder: str | os.PathLike[str], *, names: Iterable[str] = TABLES) -> Tables:
     """Read the tables of ``folder`` (a study folder, or any folder that holds ``runs.parquet``).
 
     Only ``runs.parquet`` has to exist. Raises :class:`TableError` for a file that is missing, cut
@@ -428,10 +413,10 @@ def write_tables(tables: Tables, folder: str | os.PathLike[str]) -> list[Path]:
     root = Path(folder)
     root.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
-    for name in SCHEMAS:
+    for name in TABLES:
         frame: pd.DataFrame = getattr(tables, name)
         path = root / f"{name}.parquet"
-        if name == "interpolation" and frame.empty:
+        if name in ("losses", "interpolation") and frame.empty:
             path.unlink(missing_ok=True)
             continue
         columns = columns_of(name, frame)

@@ -15,7 +15,7 @@ from attndrift.models.load import describe, load_clip, load_processor
 from attndrift.retention.zero_shot import DEFAULT_TEMPLATES, TextFeatures, evaluate_zero_shot, why_no_retention
 
 DEFAULT_SETS = ("objects", "cifar100")
-"""The drawn set, which is always there, and the one that the first report measured."""
+"""The generated set, which is always there, and the one that the first report measured."""
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how many images are done, and of how many."""
@@ -64,7 +64,7 @@ def zero_shot_baseline(
     batch_size: int = 200,
     progress: Progress = lambda what, done, total: None,
 ) -> Baseline:
-    """Zero-shot accuracy of an untouched model on the held-out splits of ``sets``.
+    """Zero-shot accuracy of a pretrained model on the held-out splits of ``sets``.
 
     Args:
         model: as :func:`attndrift.models.load_clip` takes it.

@@ -54,7 +54,7 @@ class TextFeatures:
     ) -> TextFeatures:
         """Encode every class name in every template, underscores in names as spaces.
 
-        Raises ``ValueError`` for a template without ``{class}``, two classes of one name, a prompt longer
+        Raises ``ValueError`` for a template without ``{class}``, an empty name, two classes of one name or of equal tokens, a prompt longer
         than the model takes, and a tokenizer that is not the model's.
         """
         for template in templates:
@@ -63,6 +63,8 @@ class TextFeatures:
         if not templates or not class_names:
             raise ValueError("templates and class_names must not be empty")
         names = [name.replace("_", " ") for name in class_names]
+        if not all(name.strip() for name in names):
+            raise ValueError(f"class_names: number {[bool(n.strip()) for n in names].index(False)} is empty; name it")
         twice = [name for i, name in enumerate(names) if name in names[:i]]
         if twice:
             raise ValueError(f"class_names: {twice[0]!r} is there twice; the two classes could not be told apart")
@@ -73,12 +75,25 @@ class TextFeatures:
                 texts = [template.replace("{class}", name) for name in names]
                 tokens = tokenizer(texts, padding=True, return_tensors="pt")
                 _check_tokens(model, tokens["input_ids"], texts)
+                _check_distinct(tokens["input_ids"], class_names)
                 inputs = {key: tokens[key].to(device) for key in ("input_ids", "attention_mask")}
                 output = model.get_text_features(**inputs)
                 pooled = output if isinstance(output, Tensor) else output.pooler_output
                 per_template.append(nn.functional.normalize(pooled.float(), dim=-1))
         mean = nn.functional.normalize(torch.stack(per_template).mean(0), dim=-1)
         return cls(mean.cpu(), tuple(class_names), tuple(templates))
+
+
+def _check_distinct(tokens: Tensor, class_names: Sequence[str]) -> None:
+    """Two names of one prompt, such as `Bass` and `bass`: the second class would never be predicted."""
+    first: dict[tuple[int, ...], str] = {}
+    for row, name in zip(tokens.tolist(), class_names, strict=True):
+        other = first.setdefault(tuple(row), name)
+        if other != name:
+            raise ValueError(
+                f"class_names: {other!r} and {name!r} have equal tokens; the two classes could not be told apart. "
+                "Give one of them another name"
+            )
 
 
 def _check_tokens(model: CLIPModel, tokens: Tensor, texts: Sequence[str]) -> None:
@@ -156,6 +171,34 @@ def _batches(images: Images | Tensor | Iterable[Tensor], n: int, batch_size: int
         yield images.fetch(range(start, min(start + batch_size, n)))
 
 
+def _check_request(pretrained: nn.Module | None, embeddings: Tensor | None, batch_size: int) -> None:
+    if pretrained is not None and embeddings is not None:
+        raise ValueError("give pretrained or pretrained_embeddings, not both")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+
+
+def _encoded(
+    model: nn.Module, class_names: Sequence[str] | None, tokenizer: Any, templates: Sequence[str]
+) -> TextFeatures:
+    if tokenizer is None or class_names is None:
+        raise ValueError("give text_features, or class_names and a tokenizer to make them")
+    backbone: Any = getattr(model, "backbone", model)
+    return TextFeatures.of(backbone, tokenizer, class_names, templates)
+
+
+def _checked_labels(labels: ArrayLike, classes: int) -> NDArray[np.int64]:
+    wanted = np.asarray(labels, dtype=np.int64)
+    if wanted.ndim != 1:
+        raise ValueError(f"labels: expected one label an image, (images,), got shape {wanted.shape}")
+    if len(wanted) == 0:
+        raise ValueError("labels: there are no images to evaluate")
+    if wanted.min() < 0 or wanted.max() >= classes:
+        outside = wanted.min() if wanted.min() < 0 else wanted.max()
+        raise ValueError(f"labels: {outside} is outside the {classes} class names")
+    return wanted
+
+
 def evaluate_zero_shot(
     model: nn.Module,
     images: Images | Tensor | Iterable[Tensor],
@@ -186,7 +229,7 @@ def evaluate_zero_shot(
         labels: (images,), indices into ``class_names``.
         text_features: cached features; otherwise ``class_names`` are encoded with ``tokenizer`` in ``templates``.
         batch_size: images a forward pass; an iterable's batches are taken as they come.
-        pretrained: the untouched model; embeds the first batch, to tell how far the embeddings moved.
+        pretrained: the pretrained model; embeds the first batch, to tell how far the embeddings moved.
         pretrained_embeddings: (images, dimensions) instead, made of the first images by the same
             preprocessing. They should be a first batch of the size that this evaluation makes it, on the same
             device: another size may round differently, which would hide that two models are equal.
@@ -202,26 +245,11 @@ def evaluate_zero_shot(
             of other class names or another width, or neither text features nor a tokenizer.
         FloatingPointError: an embedding is not finite.
     """
-    wanted = np.asarray(labels, dtype=np.int64)
-    text = text_features
-    if wanted.ndim != 1:
-        raise ValueError(f"labels: expected one label an image, (images,), got shape {wanted.shape}")
-    if len(wanted) == 0:
-        raise ValueError("labels: there are no images to evaluate")
-    if pretrained is not None and pretrained_embeddings is not None:
-        raise ValueError("give pretrained or pretrained_embeddings, not both")
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-    if text is None:
-        if tokenizer is None or class_names is None:
-            raise ValueError("give text_features, or class_names and a tokenizer to make them")
-        backbone: Any = getattr(model, "backbone", model)
-        text = TextFeatures.of(backbone, tokenizer, class_names, templates)
-    elif class_names is not None and tuple(class_names) != text.class_names:
+    _check_request(pretrained, pretrained_embeddings, batch_size)
+    text = text_features or _encoded(model, class_names, tokenizer, templates)
+    if class_names is not None and tuple(class_names) != text.class_names:
         raise ValueError("class_names: are not those of text_features; give one of the two")
-    if wanted.min() < 0 or wanted.max() >= len(text.class_names):
-        outside = wanted.min() if wanted.min() < 0 else wanted.max()
-        raise ValueError(f"labels: {outside} is outside the {len(text.class_names)} class names")
+    wanted = _checked_labels(labels, len(text.class_names))
     device = next(model.parameters()).device
     features = text.features.to(device, torch.float32)
     together = processes or Processes()
@@ -235,9 +263,9 @@ def evaluate_zero_shot(
             part, _ = together.share(batch, done)
             embedded = image_embeddings(model, part.to(device)).float()
             _check_embeddings(embedded, features, done)
-            best = (nn.functional.normalize(embedded, dim=-1) @ features.T).topk(min(2, len(features)), dim=-1)
-            predictions.append(best.indices[:, 0].cpu())
-            margins.append((best.values[:, 0] - best.values[:, -1]).cpu())
+            predicted_here, margin = _nearest(embedded, features)
+            predictions.append(predicted_here)
+            margins.append(margin)
             if pretrained is not None and done == 0:
                 anchors, anchored = _embed(pretrained, part), len(batch)
             if done < anchored:
@@ -246,24 +274,29 @@ def evaluate_zero_shot(
             done += len(batch)
         if anchored > done:
             raise ValueError(f"pretrained_embeddings: of {anchored} images, of {done} evaluated")
-    moved = None
-    if anchored:
-        if pretrained is not None:
-            anchors = together.join(anchors, sizes[:1])
-        now = together.join(torch.cat(compared), sizes[: len(compared)])[:anchored]
-        moved = _moved(now, anchors.float().cpu(), weight_drift)
+    if pretrained is not None:
+        anchors = together.join(anchors, sizes[:1])
+    now = together.join(torch.cat(compared), sizes[: len(compared)])[:anchored] if anchored else None
+    moved = None if now is None else _moved(now, anchors.float().cpu(), weight_drift)
     predicted = together.join(torch.cat(predictions), sizes).numpy()
     correct = predicted == wanted
-    described = {
-        "dataset": dataset,
-        "split": split,
+    described = {"dataset": dataset, "split": split, **_described(text, preprocessing), **evidence}
+    kept = together.join(torch.cat(margins), sizes).numpy()
+    return ZeroShotResult(float(correct.mean()), predicted, correct, kept, moved, described)
+
+
+def _nearest(embedded: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+    """The class of each embedding, and by how much its cosine exceeds that of the next class; on the CPU."""
+    best = (nn.functional.normalize(embedded, dim=-1) @ features.T).topk(min(2, len(features)), dim=-1)
+    return best.indices[:, 0].cpu(), (best.values[:, 0] - best.values[:, -1]).cpu()
+
+
+def _described(text: TextFeatures, preprocessing: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {
         "class_names": list(text.class_names),
         "templates": list(text.templates),
         "preprocessing": None if preprocessing is None else dict(preprocessing),
-        **evidence,
     }
-    kept = together.join(torch.cat(margins), sizes).numpy()
-    return ZeroShotResult(float(correct.mean()), predicted, correct, kept, moved, described)
 
 
 def _embed(model: nn.Module, batch: Tensor) -> Tensor:

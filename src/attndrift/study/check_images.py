@@ -108,7 +108,9 @@ def _dataset(found: Check, what: str, spec: DatasetSpec, *, full: bool) -> SetCo
     local = find_local(spec) if spec.kind == "images" else None
     if spec.kind == "images" and local is None:
         return _on_hub(found, what, spec, full=full)
-    where = f"folder {local}" if local else "drawn on demand" if spec.kind == "drawn" else "comes with scikit-learn"
+    where = (
+        f"folder {local}" if local else "generated on demand" if spec.kind == "generated" else "comes with scikit-learn"
+    )
     if full:
         contents = _opened(load_dataset(spec))
         _describe(found, what, [where], contents)
@@ -307,13 +309,16 @@ def check_prompts(found: Check, study: Study, names: Mapping[str, Sequence[str]]
     wanted: dict[tuple[str, str, tuple[str, ...]], bool] = {}
     for run in study.runs:
         settings = run.settings
-        by_text = settings.head_init == "text"
+        by_text = settings.head == "text"
         for name in (settings.dataset, *settings.transfer):
             key = (settings.model, name, settings.prompts)
             wanted[key] = wanted.get(key, False) or name in settings.transfer or by_text
     for (model, name, prompts), needed in wanted.items():
         if name in names and f"model {model}" not in bad and (full or needed):
-            if not full and not any(_may_be_long(fill(template, one)) for template in prompts for one in names[name]):
+            folded = [clean_class_name(one).casefold() for one in names[name]]
+            plain = len(set(folded)) == len(folded)
+            plain &= not any(_may_be_long(fill(template, one)) for template in prompts for one in names[name])
+            if not full and plain:
                 _names(found, f"prompts {name}", names[name], "problem")
                 continue
             _prompts(found, model, name, names[name], prompts, needed=needed)
@@ -364,7 +369,7 @@ def _prompts(
             what, state, f"longer than {PROMPT_TOKENS} tokens: {some(long, 3)}", "shorten the names or the templates"
         )
     if equal:
-        found.add(what, "warning", f"classes of equal tokens, which {model} cannot tell apart: {some(equal)}", remedy)
+        found.add(what, state, f"classes of equal tokens, which {model} cannot tell apart: {some(equal)}", remedy)
     if not (empty or twice or long or equal):
         longest = max(len(ids) for row in tokens for ids in row)
         found.add(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from attndrift.data.dataset import Content, ImageDataset
 from attndrift.data.errors import DataError, some
-from attndrift.data.readers import DrawnReader
+from attndrift.data.readers import GeneratedReader
 from attndrift.data.registry import DatasetSpec
 from attndrift.data.splits import evaluation_part
 from attndrift.study.check_findings import Check
@@ -44,7 +44,7 @@ class SetContents:
         def opener(name: str) -> Content:
             counts = self.counts[name] if most is None else np.minimum(self.counts[name], most)
             labels = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
-            reader = DrawnReader(len(labels), lambda index: np.zeros((1, 1, 3), dtype=np.uint8))
+            reader = GeneratedReader(len(labels), lambda index: np.zeros((1, 1, 3), dtype=np.uint8))
             return reader, labels, [f"{name}:{index}" for index in range(len(labels))]
 
         spec = DatasetSpec(self.name, self.name, train_split=self.train_split, test_split=self.test_split)

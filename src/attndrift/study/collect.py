@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from attndrift.files import read_json
 from attndrift.formats import check_format
+from attndrift.losses.names import parse_losses
 from attndrift.sanitize import printable
 from attndrift.study.record import read_record
 from attndrift.study.settings import NAME_PATTERN
@@ -93,6 +94,12 @@ def _layer_rows(
                 yield run_id, step, layer, head, metric, value
 
 
+def _loss_rows(run_id: str, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for loss, weight in parse_losses(row.get("loss")).items():
+        active = row.get("loss_active_fraction") if loss == "entropy_floor" else None
+        yield {"run_id": run_id, "loss": loss, "weight": weight, "active_fraction": active}
+
+
 def gather(folder: Path, run_ids: Iterable[str] | None = None) -> tuple[Tables, list[str]]:
     """The tables of the study in ``folder``, and the runs that have no record yet.
 
@@ -101,13 +108,14 @@ def gather(folder: Path, run_ids: Iterable[str] | None = None) -> tuple[Tables, 
     # Here, so that a study's runs do not wait for half a second of imports that are needed after them.
     import pandas as pd
 
-    from attndrift.results.tables import HISTORY, RUNS, Tables, conform
+    from attndrift.results.tables import Tables, conform, schema
 
     names = list(run_ids) if run_ids is not None else planned_runs(folder)
     rows: list[dict[str, Any]] = []
     history: list[dict[str, Any]] = []
     layers: list[tuple[str, int, int, int | None, str, float]] = []
     sweeps: list[dict[str, Any]] = []
+    losses: list[dict[str, Any]] = []
     missing: list[str] = []
     for name in names:
         run_folder = folder / RUNS_FOLDER / name
@@ -116,6 +124,7 @@ def gather(folder: Path, run_ids: Iterable[str] | None = None) -> tuple[Tables, 
             missing.append(name)
             continue
         rows.append({"run_id": name, **record["row"]})
+        losses += _loss_rows(name, record["row"])
         if record["status"] == "failed":
             continue
         for entry in _history(run_folder):
@@ -124,10 +133,11 @@ def gather(folder: Path, run_ids: Iterable[str] | None = None) -> tuple[Tables, 
             layers.extend(_layer_rows(name, entry["step"], detail))
         if (run_folder / SWEEP).is_file():
             sweeps += [{"run_id": name, **point} for point in read_json(run_folder / SWEEP)["points"]]
-    columns = list(dict.fromkeys([column.name for column in RUNS] + [key for row in rows for key in row]))
+    columns = list(dict.fromkeys([column.name for column in schema("runs")] + [key for row in rows for key in row]))
     tables = Tables(
         runs=conform("runs", pd.DataFrame(rows, columns=columns)),
-        history=conform("history", pd.DataFrame(history, columns=[column.name for column in HISTORY])),
+        losses=conform("losses", pd.DataFrame(losses, columns=[column.name for column in schema("losses")])),
+        history=conform("history", pd.DataFrame(history, columns=[column.name for column in schema("history")])),
         layers=conform("layers", pd.DataFrame(layers, columns=["run_id", "step", "layer", "head", "metric", "value"])),
         interpolation=conform("interpolation", pd.DataFrame(sweeps or {"run_id": [], "alpha": []})),
     )

@@ -10,7 +10,7 @@ from attndrift.data.splits import Splits, make_splits
 from attndrift.study.settings import RunSettings
 
 SPLIT_FIELDS = (
-    "protocol", "data_seed", "train_per_class", "validation_per_class", "validation_fraction", "probe_size",
+    "selection", "data_seed", "train_per_class", "validation_per_class", "validation_fraction", "probe_size",
     "probe_per_class", "test_limit", "unreadable",
 )  # fmt: skip
 """The settings that decide the splits of a dataset."""

@@ -33,7 +33,7 @@ from attndrift.models.errors import CheckpointError, FingerprintError
 from attndrift.models.evaluation import evaluation_mode
 from attndrift.models.reference import at_commit
 from attndrift.process_group import Processes
-from attndrift.results.tables import STRUCTURE_METRICS, TRANSFER_FIELDS
+from attndrift.results.tables import TRANSFER_FIELDS
 from attndrift.study import record as records
 from attndrift.study.distributed import DistributedSession, SilentReporter
 from attndrift.study.resources import Pretrained, StudyResources, Target, TransferSet, attention_maps
@@ -53,7 +53,7 @@ def adaptation(settings: RunSettings) -> AdaptationSettings:
         lora_targets=settings.lora_targets or "q,v",
         train_projection=settings.train_projection,
         freeze_layers=settings.freeze_layers,
-        head_init=settings.head_init,
+        head=settings.head,
     )
 
 
@@ -193,7 +193,7 @@ class _Run:
         self._phase("the pretrained model")
         self.baseline: Snapshot = self.resources.baseline(settings, self.target, self.pretrained)
         if settings.method == "none":
-            return self._untouched()
+            return self._pretrained_row()
         return self._adapted()
 
     def _phase(self, what: str) -> None:
@@ -208,12 +208,12 @@ class _Run:
             self.phases[what] = self.phases.get(what, 0.0) + time.monotonic() - begun
             self._in_phase = None
 
-    # -- the untouched model -------------------------------------------------------------------
+    # -- the pretrained model -------------------------------------------------------------------
 
-    def _untouched(self) -> dict[str, Any]:
+    def _pretrained_row(self) -> dict[str, Any]:
         drift = self.resources.no_drift(self.settings, self.target, self.pretrained)
         model = self.pretrained.clip
-        row = {"step": 0, "epoch": 0.0, **drift.row(), "layers": drift.layers()}
+        row = {"step": 0, "epoch": 0.0, **drift.row()}
         self._write_history([row])
         transfer: dict[str, Any] = {}
         details: dict[str, Any] = {}
@@ -229,7 +229,7 @@ class _Run:
             "total_parameters": totals,
             "n_probe": len(self.target.splits.probe),
         }
-        return self._record("finished", values | self._drift_columns(drift) | transfer, details)
+        return self._record("finished", values | drift.columns("runs") | transfer, details)
 
     # -- an adapted model ----------------------------------------------------------------------
 
@@ -251,27 +251,27 @@ class _Run:
         values = self._sizes(model) | {
             "best_val_accuracy": result.best_accuracy,
             "selected_epoch": result.selected_epoch,
-            "regularizer_active_fraction": result.active_fraction,
+            "loss_active_fraction": result.active_fraction,
             "guard_outcome": None if self.guard is None else self.guard.summary()["outcome"],
         }
         if result.status == "diverged":
             self._keep_last_good(model, result)
             self._clean_up()
-            record = self._record("diverged", values | self._baseline_columns(), {}, problem=result.problem)
+            record = self._record("diverged", values | self._baseline(), {}, problem=result.problem)
             return record | {"last_good_step": result.last_good_step}
         return self._conclude(model, result, values)
 
     def _train(self, model: CLIPClassifier, monitor: DriftMonitor) -> FitResult:
         settings, target = self.settings, self.target
-        track = self.transfer[0] if self.transfer and settings.track_size else None
+        monitored = self.transfer[0] if self.transfer and settings.monitor_zero_shot_images else None
         zero = self.resources.no_drift(settings, target, self.pretrained)
         first: dict[str, Any] = {"step": 0, "epoch": 0.0, **zero.row()}
-        if track is not None:
-            before = self.resources.pretrained_transfer(settings, track, self.pretrained, track=True)
-            first["transfer_track_accuracy"] = before.accuracy
-            first["transfer_track_retention_pct"] = track.retention(before.accuracy, before.accuracy)
+        if monitored is not None:
+            before = self.resources.pretrained_transfer(settings, monitored, self.pretrained, monitor=True)
+            first["monitor_zero_shot_accuracy"] = before.accuracy
+            first["monitor_zero_shot_retention_pct"] = monitored.retention(before.accuracy, before.accuracy)
         reference = None
-        if settings.regularizer == "apr" and settings.regularizer_weight:
+        if settings.losses.get("attention_preservation"):
             self._phase("pretrained attention of the training images")
             reference = self.resources.teacher(settings, target, self.pretrained)
         plan = TrainingPlan(
@@ -280,9 +280,11 @@ class _Run:
             labels=torch.from_numpy(target.splits.train.labels),
             monitor=monitor,
             validate=lambda: self._accuracy(model, "validation"),
-            track=(lambda: self._track(track, model)) if track else None,
-            track_retention=(lambda value: track.retention(value, before.accuracy)) if track else (lambda _: None),
-            baseline=first | {"layers": zero.layers()},
+            monitor_zero_shot=(lambda: self._monitor_zero_shot(monitored, model)) if monitored else None,
+            monitored_retention=(lambda value: monitored.retention(value, before.accuracy))
+            if monitored
+            else (lambda _: None),
+            baseline=first,
             save_weights=lambda name: self._save(model, name),
             pretrained_entropy=self.baseline.structure.layers("entropy"),
             reference=reference,
@@ -317,8 +319,10 @@ class _Run:
             head=model.classifier, validate=lambda: self._accuracy(model, "validation"), echo=self.reporter.say,
         )  # fmt: skip
 
-    def _track(self, track: TransferSet, model: CLIPClassifier) -> float:
-        return track.evaluate(model, self.pretrained, self.settings, limit=self.settings.track_size).accuracy
+    def _monitor_zero_shot(self, monitored: TransferSet, model: CLIPClassifier) -> float:
+        return monitored.evaluate(
+            model, self.pretrained, self.settings, limit=self.settings.monitor_zero_shot_images
+        ).accuracy
 
     def _conclude(self, model: CLIPClassifier, result: FitResult, values: dict[str, Any]) -> dict[str, Any]:
         settings = self.settings
@@ -326,9 +330,9 @@ class _Run:
             self._keep_final(model, result)
         selected = self._selected().to(self.device)
         self._phase("test")
-        if settings.protocol == "seed":
-            # One split selects and reports: that is the protocol, and the report warns of it. Structure,
-            # representation, weights and transfer are those of the last epoch, as in the seed report.
+        if settings.selection == "test":
+            # One split selects and reports: that is the selection, and the report warns of it. Structure,
+            # representation, weights and transfer are those of the last epoch, as in the original study.
             values["test_accuracy"] = result.best_accuracy
             measured = model
         else:
@@ -341,8 +345,8 @@ class _Run:
         transfer, details = self._transfer(measured, drift)
         self._write_maps(measured, drift)
         self._clean_up()
-        record = self._record("finished", values | self._drift_columns(drift) | transfer, details)
-        record["measured_checkpoint"] = "final" if settings.protocol == "seed" else "selected"
+        record = self._record("finished", values | drift.columns("runs") | transfer, details)
+        record["measured_checkpoint"] = "final" if settings.selection == "test" else "selected"
         record["embedding_distance"] = drift.embedding_distance
         if self.guard is not None:
             record["guard"] = self.guard.summary() | {"events": [event.to_json() for event in self.guard.events]}
@@ -379,7 +383,7 @@ class _Run:
             raise CheckpointError(f"{error}. Run the study again: this run is then trained anew") from error
 
     def _target_text_features(self) -> Tensor | None:
-        if self.settings.head_init != "text":
+        if self.settings.head != "text":
             return None
         return self.resources.text_features(self.settings, self.pretrained, self.target.class_names)
 
@@ -448,10 +452,10 @@ class _Run:
     def _transfer_columns(self, item: TransferSet, before: Any, after: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         kept = item.retention(after.accuracy, before.accuracy)
         columns = {
-            f"transfer_{item.name}_accuracy": after.accuracy,
-            f"transfer_{item.name}_pretrained": before.accuracy,
-            f"transfer_{item.name}_retention_pct": kept,
-            f"transfer_{item.name}_n": after.n,
+            f"transfer_{item.name}_zero_shot_accuracy": after.accuracy,
+            f"transfer_{item.name}_zero_shot_pretrained": before.accuracy,
+            f"transfer_{item.name}_zero_shot_retention_pct": kept,
+            f"transfer_{item.name}_zero_shot_n": after.n,
         }
         detail = {
             "adapted": after.to_json(),
@@ -480,23 +484,10 @@ class _Run:
             "total_parameters": sum(p.numel() for p in model.parameters()),
         }
 
-    def _baseline_columns(self) -> dict[str, Any]:
-        return {f"{name}_baseline": self.baseline.structure.mean(name) for name in STRUCTURE_METRICS}
-
-    def _drift_columns(self, drift: Drift) -> dict[str, Any]:
-        columns = self._baseline_columns()
-        for name in STRUCTURE_METRICS:
-            columns[f"{name}_final"] = drift.structure.mean(name)
-            columns[f"{name}_change_pct"] = drift.change_pct[name]
-        return columns | {
-            "entropy_last_layer_change_pct": float(drift.layer_change_pct["entropy"][-1]),
-            "cka_mean": float(drift.cka.mean()),
-            "cka_last": float(drift.cka[-1]),
-            "cka_debiased_mean": float(drift.cka_debiased.mean()),
-            "embedding_drift": drift.embedding_drift,
-            "weight_drift": drift.weight_drift,
-            "projection_drift": drift.projection_drift,
-        }
+    def _baseline(self) -> dict[str, Any]:
+        """What the table ``runs`` says of the pretrained model alone."""
+        columns = self.resources.no_drift(self.settings, self.target, self.pretrained).columns("runs")
+        return {name: value for name, value in columns.items() if name.endswith("_baseline")}
 
     def _record(
         self, status: str, values: dict[str, Any], transfer: dict[str, Any], problem: str | None = None
@@ -506,7 +497,7 @@ class _Run:
         trains = settings.method != "none"
         row = {
             "experiment": settings.experiment,
-            "protocol": settings.protocol,
+            "selection": settings.selection,
             "model": settings.model,
             "model_revision": self.pretrained.description.get("revision"),
             "dataset": settings.dataset,
@@ -522,14 +513,15 @@ class _Run:
             "lora_targets": settings.lora_targets,
             "train_projection": settings.train_projection if trains else None,
             "freeze_layers": settings.freeze_layers if settings.method == "full" else None,
-            "regularizer": settings.regularizer,
-            "regularizer_weight": settings.regularizer_weight,
+            "loss": settings.loss,
+            "head": settings.head if trains else None,
+            "parent_run": None,
             "guard": settings.guard,
             "guard_at_least": settings.guard_at_least,
             "guard_at_most": settings.guard_at_most,
             "status": status,
             **values,
-            **{f"transfer_{name}_{field}": None for name in self.absent for field in TRANSFER_FIELDS},
+            **{f"transfer_{name}_zero_shot_{field}": None for name in self.absent for field in TRANSFER_FIELDS},
         }
         precision = precision_of(settings, self.device)
         repeats = records.determinism(str(self.device), settings.threads, self.processes.count, precision)
@@ -562,10 +554,13 @@ class _Run:
 
     def _nulls(self, row: dict[str, Any]) -> dict[str, str]:
         """Why a value that a reader would expect is null."""
-        reasons = {f"transfer_{name}_accuracy": reason for name, reason in self.absent.items()}
+        reasons = {f"transfer_{name}_zero_shot_accuracy": reason for name, reason in self.absent.items()}
         for item in self.transfer:
-            if f"transfer_{item.name}_accuracy" in row and row[f"transfer_{item.name}_retention_pct"] is None:
-                reasons[f"transfer_{item.name}_retention_pct"] = (
+            if (
+                f"transfer_{item.name}_zero_shot_accuracy" in row
+                and row[f"transfer_{item.name}_zero_shot_retention_pct"] is None
+            ):
+                reasons[f"transfer_{item.name}_zero_shot_retention_pct"] = (
                     "the pretrained accuracy is below twice chance: there is nothing to retain"
                 )
         return reasons

@@ -39,7 +39,7 @@ def interpolate(
 ) -> list[dict[str, Any]]:
     """Measure a finished run's selected checkpoint along ``alphas`` and write ``interpolation.json``.
 
-    Every point has the columns of the table ``interpolation``. ``transfer_S_agreement`` is the share of the
+    Every point has the columns of the table ``interpolation``. ``transfer_S_zero_shot_agreement`` is the share of the
     transfer images whose zero-shot prediction is that of the pretrained model, which needs no labels. The test
     split is read once a point, so an alpha chosen by its test accuracy is chosen on the split that it is
     reported on: choose by agreement, by drift, or on validation. Raises ``ValueError`` for a run that is not finished and for an alpha outside 0..1.
@@ -48,7 +48,7 @@ def interpolate(
     if record is None or record["status"] != "finished":
         raise ValueError(f"{folder}: only a finished run can be interpolated; `attndrift show` says how it stands")
     if record["settings"]["method"] == "none":
-        raise ValueError(f"{folder}: the untouched model has nothing to interpolate to")
+        raise ValueError(f"{folder}: the pretrained model has nothing to interpolate to")
     bad = [alpha for alpha in alphas if not 0 <= alpha <= 1]
     if bad or not alphas:
         raise ValueError(f"alphas: {bad[0] if bad else 'none given'}; they lie in 0..1")
@@ -79,10 +79,7 @@ def interpolate(
         point: dict[str, Any] = {
             "alpha": float(alpha),
             "test_accuracy": split_accuracy(model, target.test, target.splits.test.labels, settings),
-            "entropy_change_pct": drift.change_pct["entropy"],
-            "cka_mean": float(drift.cka.mean()),
-            "embedding_drift": drift.embedding_drift,
-            "weight_drift": drift.weight_drift,
+            **drift.columns("history"),
         }
         for item in transfer:
             found = item.evaluate(model, pretrained, settings)
@@ -90,8 +87,8 @@ def interpolate(
                 before[item.name] = found.predictions
             elif item.name not in before:
                 before[item.name] = bench.pretrained_transfer(settings, item, pretrained).predictions
-            point[f"transfer_{item.name}_accuracy"] = found.accuracy
-            point[f"transfer_{item.name}_agreement"] = float((found.predictions == before[item.name]).mean())
+            point[f"transfer_{item.name}_zero_shot_accuracy"] = found.accuracy
+            point[f"transfer_{item.name}_zero_shot_agreement"] = float((found.predictions == before[item.name]).mean())
         points.append(point)
         if progress is not None:
             progress(float(alpha), point)

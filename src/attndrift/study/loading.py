@@ -54,18 +54,52 @@ class _StudyFile(BaseModel):
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 1e-5 is a number (YAML 1.1 wants 1.0e-5) and a repeated key is an error."""
+    """Safe YAML with the core schema of YAML 1.2: `064` is 64, `1e-5` is a number, `on` and `no` are text."""
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """Decimal, `0o17` or `0x1F`; a leading zero changes nothing."""
+        text = str(self.construct_scalar(node))
+        try:
+            return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+        except ValueError as error:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"`{text[:60]}` is no whole number ({error})", node.start_mark
+            ) from error
 
 
-_Loader.yaml_implicit_resolvers = {
-    key: [pair for pair in resolvers if pair[0] != "tag:yaml.org,2002:timestamp"]
+_OLD_NUMBERS = {
+    key: [pair for pair in resolvers if pair[0].endswith((":int", ":float"))]
     for key, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
+_Loader.yaml_implicit_resolvers = {}
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", list("-+.0123456789")),
+    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.")),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+
+
+def _check_scalar(node: yaml.ScalarNode, where: str) -> None:
+    """Refuse what YAML 1.1 takes for a number and YAML 1.2 for text, such as `1:30`, `1_000` and `0b11`."""
+    old = _OLD_NUMBERS.get(node.value[:1], [])
+    if node.style is None and node.tag.endswith(":str") and any(pattern.match(node.value) for _, pattern in old):
+        raise StudyError(
+            f"{where}:{node.start_mark.line + 1}: `{node.value}` is a number to some YAML readers and text to others; "
+            "write the number in plain digits, or put text in quotation marks"
+        )
+
+
+def _load_yaml(text: str, where: str) -> tuple[Any, yaml.Node | None]:
+    """The value and the node tree of YAML text. Raises ``yaml.YAMLError``, ``ValueError`` and :class:`StudyError`."""
+    node = yaml.compose(text, Loader=_Loader)
+    if node is not None:
+        _check_plain(node, where)
+    return yaml.load(text, Loader=_Loader), node
+
 
 Place = tuple[str | int, ...]
 MAX_FILE_BYTES = 4_000_000
@@ -104,16 +138,15 @@ def _check_plain(node: yaml.Node, where: str) -> None:
             stack += [value for _, value in current.value]
         elif isinstance(current, yaml.SequenceNode):
             stack += current.value
+        elif isinstance(current, yaml.ScalarNode):
+            _check_scalar(current, where)
 
 
 def _parse(text: str, where: str) -> tuple[dict[str, Any], dict[Place, int]]:
     if len(text) > MAX_FILE_BYTES:
         raise StudyError(f"{where}: {len(text):,} characters; a study file has at most {MAX_FILE_BYTES:,}")
     try:
-        node = yaml.compose(text, Loader=_Loader)
-        if node is not None:
-            _check_plain(node, where)
-        content = yaml.load(text, Loader=_Loader)
+        content, node = _load_yaml(text, where)
     except StudyError:
         raise
     except yaml.YAMLError as error:
@@ -258,9 +291,8 @@ _ONLY_FOR: dict[str, tuple[str, ...]] = {
     "lora_targets": ("lora",),
     "freeze_layers": ("full",),
     "train_projection": ("full", "lora", "last_block"),
-    "head_init": ("full", "lora", "linear_probe", "last_block"),
-    "regularizer": ("full", "lora", "last_block"),
-    "regularizer_weight": ("full", "lora", "last_block"),
+    "head": ("full", "lora", "linear_probe", "last_block"),
+    "loss": ("full", "lora", "last_block"),
     "guard": ("full", "lora", "last_block"),
     "guard_at_least": ("full", "lora", "last_block"),
     "guard_at_most": ("full", "lora", "last_block"),
@@ -322,7 +354,9 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
         if key not in ("name", "learning_rate_scale") and "." not in key and key not in RunSettings.model_fields:
             raise StudyError(f"--set {pair}: {_allowed(RunSettings, key)}")
         try:
-            values[key] = yaml.load(text, Loader=_Loader)
+            values[key], _ = _load_yaml(text, f"--set {key}")
+        except StudyError:
+            raise
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise StudyError(f"--set {pair[:200]}: the value is not valid YAML") from error
     return values
@@ -339,7 +373,10 @@ def parse_replacements(items: Sequence[str]) -> list[tuple[str, Any, Any]]:
         if field not in RunSettings.model_fields:
             raise StudyError(f"--replace {item}: {_allowed(RunSettings, field)}")
         try:
-            replacements.append((field, yaml.load(old, Loader=_Loader), yaml.load(new, Loader=_Loader)))
+            (before, _), (after, _) = (_load_yaml(value, f"--replace {field}") for value in (old, new))
+            replacements.append((field, before, after))
+        except StudyError:
+            raise
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise StudyError(f"--replace {item[:200]}: the values are not valid YAML") from error
     return replacements
@@ -357,7 +394,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def _repeat_over_seeds(file: _StudyFile, seeds: Sequence[int], where: str, lines: Mapping[Place, int]) -> None:
-    """Every run once a seed; the untouched model, which no seed changes, once."""
+    """Every run once a seed; the pretrained model, which no seed changes, once."""
     for index, entry in enumerate(file.runs):
         own = entry.model_extra or {}
         if "seed" in own or "seed" in entry.grid:
@@ -401,7 +438,7 @@ def parse_study(
     ``overrides``: settings for every run (``name`` renames the study, ``learning_rate_scale`` multiplies
     its rates; ``DATASET.key`` concerns the runs on one dataset). ``datasets``: targets to replace by
     others, ``{"pets": "critters"}``. ``replacements``: (field, old, new), single values of runs and grids.
-    ``seeds``: every run is repeated with each of them (the untouched model is not).
+    ``seeds``: every run is repeated with each of them (the pretrained model is not).
     """
     content, lines = _parse(text, where)
     try:

@@ -37,7 +37,7 @@ from filelock import FileLock, Timeout
 from attndrift.data.cache import cache_folder
 from attndrift.files import sha256
 from attndrift.formats import check_format
-from attndrift.results.tables import SCHEMAS
+from attndrift.results.tables import TABLES
 from attndrift.study.collect import RUNS_FOLDER, STUDY, SWEEP, collect, described_runs
 from attndrift.study.driver import MARKER, TAKE_OVER, Driver, DriverReplaced, StudyLocked
 from attndrift.study.objects import ObjectStore
@@ -197,7 +197,7 @@ class ObjectStorage(StudyStorage):
         with _scratch("tables") as folder:
             self.store.fetch({path: folder / name for path, name in paths.items()})
             collect(folder)
-            for name in SCHEMAS:
+            for name in TABLES:
                 path = folder / f"{name}.parquet"
                 if path.exists():
                     self.require_driver()

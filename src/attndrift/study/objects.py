@@ -17,15 +17,15 @@ def _open(url: str) -> tuple[AbstractFileSystem, str]:
     if urlsplit(url).password:
         raise ValueError(
             "the URL of the study holds a password, which would be in records and logs; give credentials in "
-            "the environment or in a file, as the package for the protocol describes"
+            "the environment or in a file, as the package for the scheme describes"
         )
-    protocol = url.partition("::")[0].partition("://")[0]
+    scheme = url.partition("::")[0].partition("://")[0]
     try:
         # What another process has written must be seen: no listing is kept.
         fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
     except ImportError as error:
-        hint = "pip install 'attndrift[store]'" if protocol in ("s3", "s3a") else str(error)
-        raise ValueError(f"{url}: the package for {protocol}:// is not installed ({hint})") from error
+        hint = "pip install 'attndrift[store]'" if scheme in ("s3", "s3a") else str(error)
+        raise ValueError(f"{url}: the package for {scheme}:// is not installed ({hint})") from error
     except ValueError as error:
         raise ValueError(f"{url}: {error}") from error
     return fs, str(path).rstrip("/")

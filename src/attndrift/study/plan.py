@@ -206,11 +206,13 @@ def _estimate(
     assert row.total_parameters is not None
     # Backward: once for the inputs, once for the weights that are trained; a frozen tower needs neither.
     factor = {"full": 3.0, "lora": 2.1, "last_block": 1.2, "linear_probe": 1.0, "none": 0.0}[settings.method]
-    if settings.regularizer == "apr":
+    if "attention_preservation" in settings.losses:
         factor += 2.0 / max(settings.epochs, 1)
     trained = factor * len(splits.train) * settings.epochs
     evaluations = settings.evaluations_per_epoch * settings.epochs * len(splits.probe)
-    validated = settings.epochs * (len(splits.validation) + min(settings.track_size, sizes.transfer(settings)))
+    validated = settings.epochs * (
+        len(splits.validation) + min(settings.monitor_zero_shot_images, sizes.transfer(settings))
+    )
     tested = (0 if settings.method == "none" else len(splits.test)) + sizes.transfer(settings) + 2 * len(splits.probe)
     row.seconds = None if rate is None else flops * (trained + evaluations + validated + tested) / (_EFFICIENCY * rate)
     tokens = (vision.image_size // vision.patch_size) ** 2 + 1

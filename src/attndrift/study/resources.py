@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import CLIPModel
 
@@ -29,9 +27,9 @@ from attndrift.data.device_pixels import pixels_on
 from attndrift.data.errors import DatasetUnavailable
 from attndrift.data.pixels import PixelStore
 from attndrift.data.splits import SplitPart, Splits, evaluation_part
-from attndrift.data.to_device import to_device
 from attndrift.drift.drift import Drift, Snapshot, compare_snapshots
 from attndrift.drift.snapshot import take_snapshot
+from attndrift.losses.attention_cache import AttentionCache
 from attndrift.methods.checkpoint import fingerprint_embeddings
 from attndrift.methods.parameter_drift import squared_norms
 from attndrift.models.embedding import image_embeddings
@@ -78,7 +76,7 @@ class Pretrained:
         return copy.deepcopy(self.clip).to("cpu")
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """Image embeddings of the untouched model."""
+        """Image embeddings of the pretrained model."""
         return image_embeddings(self.clip, pixels)
 
 
@@ -106,7 +104,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Normalised probe images (images, 3, height, width), and the untouched model's embeddings of them, on the CPU."""
+    """Normalised probe images (images, 3, height, width), and the pretrained model's embeddings of them, on the CPU."""
 
     pixels: Tensor
     embeddings: Tensor
@@ -250,7 +248,7 @@ class StudyResources:
                 data_seed=settings.data_seed,
                 unreadable=settings.unreadable,
             )
-            # Positions in an order that mixes the classes, so that the first thousand are a fair track.
+            # Positions in an order that mixes the classes, so that the first thousand are a fair sample of the set.
             ids = [i.encode("utf-8", "surrogatepass") for i in part.ids]
             order = np.argsort([hashlib.sha256(i).digest() for i in ids], kind="stable")
             part = SplitPart(
@@ -318,7 +316,7 @@ class StudyResources:
         return self._once(("fingerprint", *_of_probe(settings, target, pretrained)), make)
 
     def pretrained_maps(self, settings: RunSettings, target: Target, pretrained: Pretrained) -> NDArray[np.float32]:
-        """Attention of the untouched model on the run's map images: (images, layers, heads, patches)."""
+        """Attention of the pretrained model on the run's map images: (images, layers, heads, patches)."""
         count = min(settings.map_images, len(target.splits.probe))
 
         def make() -> NDArray[np.float32]:
@@ -327,10 +325,10 @@ class StudyResources:
         return self._once(("maps", *_of_probe(settings, target, pretrained), count), make)
 
     def pretrained_transfer(
-        self, settings: RunSettings, item: TransferSet, pretrained: Pretrained, *, track: bool = False
+        self, settings: RunSettings, item: TransferSet, pretrained: Pretrained, *, monitor: bool = False
     ) -> ZeroShotResult:
-        """Zero-shot result of the untouched model, on the whole set or on the track."""
-        limit = settings.track_size if track else None
+        """Zero-shot result of the pretrained model, on the whole set or on the images that the monitor uses."""
+        limit = settings.monitor_zero_shot_images if monitor else None
         key = (
             "zero-shot",
             item.name,
@@ -344,21 +342,29 @@ class StudyResources:
         )
         return self._once(key, lambda: item.evaluate(pretrained.clip, pretrained, settings, limit=limit))
 
-    def teacher(self, settings: RunSettings, target: Target, pretrained: Pretrained) -> Teacher:
-        """Pretrained log-attention of the training images, in both orientations."""
-        part = target.splits.train
+    def teacher(self, settings: RunSettings, target: Target, pretrained: Pretrained) -> AttentionCache:
+        """Pretrained log-attention of the training images, in both orientations; on disk, where it stays."""
         # Ids are unique within a dataset only: a part is known by them and by what the images are.
-        images = f"{target.splits.fingerprint}|{part.hash}"
+        part = target.splits.train
+        about = [pretrained.description, pretrained.preprocessing, target.splits.fingerprint, part.hash,
+                 settings.threads, settings.flip, str(pretrained.device)]  # fmt: skip
+        key = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
+
+        def images() -> Iterator[Tensor]:
+            for start in range(0, len(part), TEACHER_BATCH):
+                yield target.train.fetch(range(start, min(start + TEACHER_BATCH, len(part))))
+
         return self._once(
-            ("teacher", pretrained.source, str(pretrained.device), images, settings.threads, settings.flip),
-            lambda: Teacher(
-                pretrained, target.train, len(part), f"{images}|{settings.threads}", self.cache, flip=settings.flip
+            ("teacher", key),
+            lambda: AttentionCache(
+                pretrained.clip, images(), flips=settings.flip, count=len(part),
+                file=self.cache / "attention" / f"{key[:32]}.npy",
             ),
-        )
+        )  # fmt: skip
 
 
 def _of_probe(settings: RunSettings, target: Target, pretrained: Pretrained) -> tuple[Any, ...]:
-    """What a number of the untouched model on a target's probe images depends on."""
+    """What a number of the pretrained model on a target's probe images depends on."""
     return (
         pretrained.source, str(pretrained.device), target.splits.fingerprint, target.splits.probe.hash, settings.threads,
     )  # fmt: skip
@@ -394,72 +400,3 @@ def _kept_apart(part: SplitPart, per_class: int | None, classes: int) -> tuple[S
         return SplitPart(name, part.split, part.indices[where], part.labels[where], tuple(part.ids[i] for i in where))
 
     return those(rank < per_class, "guard"), those(rank >= per_class, part.name)
-
-
-class Teacher:
-    """Pretrained log-attention of every training image, in both orientations: computed once, kept on disk.
-
-    A flip moves patches, and what the model sees, so the two orientations are measured, not mirrored.
-    Called with positions and flips it returns (layers, images, heads, patches), float32, on the device of the
-    pretrained model, without waiting for that. On disk it takes
-    4 x layers x heads x patches bytes an image and orientation (EuroSAT, ViT-B/32: 0.6 GB each).
-    """
-
-    def __init__(
-        self, pretrained: Pretrained, store: PixelStore, n: int, images: str, cache: Path, *, flip: bool
-    ) -> None:
-        self._maps = []
-        self._device = pretrained.device
-        model = json.dumps([pretrained.description, pretrained.preprocessing], sort_keys=True, default=str)
-        for flipped in (False, True) if flip else (False,):
-            key = hashlib.sha256(f"{model}|{images}|{flipped}|{pretrained.device}".encode()).hexdigest()
-            path = cache / "attention" / f"{key[:32]}.npy"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{path}.lock"):
-                maps = self._stored(path, n)
-                if maps is None:
-                    self._measure(pretrained, store, n, path, flipped)
-                    maps = np.load(path, mmap_mode="r", allow_pickle=False)
-            self._maps.append(maps)
-
-    @staticmethod
-    def _stored(path: Path, n: int) -> NDArray[np.float32] | None:
-        """The maps in ``path``; None where there are none, or the file was cut short."""
-        try:
-            maps = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError):
-            return None
-        return maps if maps.ndim == 4 and len(maps) == n and maps.dtype == np.float32 else None
-
-    @staticmethod
-    def _measure(pretrained: Pretrained, store: PixelStore, n: int, path: Path, flipped: bool) -> None:
-        # The lock is held: a file of this name is what a killed process left behind.
-        temporary = path.with_suffix(".partial")
-        array: np.memmap[Any, Any] | None = None
-        try:
-            for start in range(0, n, TEACHER_BATCH):
-                positions = range(start, min(start + TEACHER_BATCH, n))
-                pixels = store.fetch(positions, flip=[flipped] * len(positions)).to(pretrained.device)
-                with evaluation_mode(pretrained.clip), observe(pretrained.clip) as seen:
-                    pretrained.embed(pixels)
-                    rows = torch.stack([layer.cpu() for layer in seen.log_attention], dim=1).numpy()
-                if array is None:
-                    array = np.lib.format.open_memmap(
-                        temporary, mode="w+", dtype=np.float32, shape=(n, *rows.shape[1:])
-                    )
-                array[start : start + len(positions)] = rows
-            assert array is not None
-            array.flush()
-            del array
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-
-    def __call__(self, positions: ArrayLike, flipped: ArrayLike) -> Tensor:
-        where, mirrored = np.asarray(positions), np.asarray(flipped, dtype=bool)
-        rows = np.empty((len(where), *self._maps[0].shape[1:]), dtype=np.float32)
-        rows[~mirrored] = self._maps[0][where[~mirrored]]
-        if mirrored.any():
-            rows[mirrored] = self._maps[1][where[mirrored]]
-        return to_device(rows, self._device).transpose(0, 1)

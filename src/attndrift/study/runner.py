@@ -229,7 +229,7 @@ def failed_record(run: NamedRun, study: str, error: BaseException) -> dict[str, 
     row = {
         "study": study,
         "experiment": settings.experiment,
-        "protocol": settings.protocol,
+        "selection": settings.selection,
         "model": settings.model,
         "model_revision": run.model_revision,
         "dataset": settings.dataset,

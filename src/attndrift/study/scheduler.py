@@ -33,7 +33,7 @@ def expected_work(settings: RunSettings) -> float:
 def _kind(settings: RunSettings) -> _Kind:
     """Runs of one kind take the same time but for chance."""
     return (
-        settings.dataset, settings.method, settings.lora_targets, settings.freeze_layers, settings.regularizer,
+        settings.dataset, settings.method, settings.lora_targets, settings.freeze_layers, tuple(settings.losses),
         settings.guard, settings.epochs, settings.batch_size,
     )  # fmt: skip
 

@@ -15,9 +15,10 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from attndrift.losses.names import canonical_losses, parse_losses
+
 Method = Literal["full", "lora", "linear_probe", "last_block", "none"]
-Protocol = Literal["seed", "leak-free"]
-Regularizer = Literal["apr", "entropy_floor"]
+Selection = Literal["test", "validation"]
 LoraTargets = Literal["q,v", "q,k,v,out"]
 
 # A name becomes a folder: it cannot climb out of the study folder, nor hide in it.
@@ -69,7 +70,7 @@ class RunSettings(BaseModel):
     )
     dataset: str = Field(pattern=NAME_PATTERN, description="fine-tuning target")
     source: DatasetSource | None = Field(None, description="where the target is, if it is not in the registry")
-    protocol: Protocol = "leak-free"
+    selection: Selection = "validation"
     method: Method = "full"
 
     learning_rate: Annotated[float, Field(gt=0, le=10)] = 1e-5
@@ -93,10 +94,11 @@ class RunSettings(BaseModel):
     lora_targets: LoraTargets | None = None
     train_projection: bool | None = Field(None, description="default: full and lora train it, last_block does not")
     freeze_layers: Annotated[int, Field(ge=0)] = 0
-    head_init: Literal["default", "text"] = "default"
+    head: Literal["trained", "text"] = Field("trained", description="text: the classifier starts from text features")
 
-    regularizer: Regularizer | None = None
-    regularizer_weight: Annotated[float, Field(ge=0)] | None = None
+    loss: str | None = Field(
+        None, description="preservation losses and their weights: attention_preservation:0.1+entropy_floor:0.01"
+    )
     entropy_floor_fraction: Annotated[float, Field(gt=0, le=1)] = 0.7
 
     guard: str | None = Field(None, description="keeps this within a budget: retention_pct, or a metric of the monitor")
@@ -123,7 +125,9 @@ class RunSettings(BaseModel):
     guard_probe_per_class: Annotated[int, Field(ge=1)] | None = Field(
         None, description="images a class of the first transfer set that guards see, and no run is evaluated on"
     )
-    track_size: Annotated[int, Field(ge=0)] = Field(1000, description="images of the first set, at epoch ends")
+    monitor_zero_shot_images: Annotated[int, Field(ge=0)] = Field(
+        1000, description="images of the first set, at epoch ends"
+    )
     prompts: tuple[str, ...] = Field(
         ("a photo of a {class}.",),
         min_length=1,
@@ -156,6 +160,13 @@ class RunSettings(BaseModel):
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
+
+    @field_validator("loss", mode="before")
+    @classmethod
+    def _canonical_losses(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            value = canonical_losses(value)
+        return canonical_losses(parse_losses(value)) if isinstance(value, str) else value
 
     @field_validator("prompts", mode="before")
     @classmethod
@@ -215,24 +226,22 @@ class RunSettings(BaseModel):
             raise ValueError(f"`train_projection` cannot be true with method: {self.method}")
         if self.train_projection is None:
             object.__setattr__(self, "train_projection", self.method in ("full", "lora"))
-        if (self.regularizer is None) != (self.regularizer_weight is None):
-            raise ValueError("`regularizer` and `regularizer_weight` belong together: give both or neither")
-        if self.regularizer is not None and self.method in ("linear_probe", "none"):
-            raise ValueError(f"`regularizer` does nothing with method: {self.method}, whose attention cannot change")
+        if self.loss is not None and self.method in ("linear_probe", "none"):
+            raise ValueError(f"`loss` does nothing with method: {self.method}, whose attention cannot change")
         self._check_guard()
         if self.precision == "float16" and self.device == "cpu":
             raise ValueError(FLOAT16_ON_CPU)
-        if self.protocol == "seed" and self.validation_per_class is not None:
+        if self.selection == "test" and self.validation_per_class is not None:
             raise ValueError(
-                "`validation_per_class` has no meaning with protocol: seed, which validates on the whole held-out "
-                "split; shorten that with `test_limit`, or use protocol: leak-free"
+                "`validation_per_class` has no meaning with selection: test, which validates on the whole held-out "
+                "split; shorten that with `test_limit`, or use selection: validation"
             )
         if self.batch_size % self.gradient_accumulation:
             raise ValueError("`batch_size` must be a multiple of `gradient_accumulation`")
         if self.method == "none":
             object.__setattr__(self, "epochs", 0)
         elif self.epochs == 0:
-            raise ValueError("`epochs` must be at least 1; the untouched model is method: none")
+            raise ValueError("`epochs` must be at least 1; the pretrained model is method: none")
         if self.dataset in self.transfer:
             raise ValueError(f"`transfer` names the target {self.dataset!r} itself: it would not be zero-shot")
         return self
@@ -260,6 +269,11 @@ class RunSettings(BaseModel):
                     "`guard: retention_pct` needs a set in `transfer`, and `guard_probe_per_class`: the images of it that "
                     "the guard measures on, which are left out of the evaluation"
                 )
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """The preservation losses and their weights."""
+        return parse_losses(self.loss)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, every field, in order."""
@@ -338,8 +352,8 @@ def run_name(settings: RunSettings, *, with_model: bool = False, with_data_seed:
             parts.append("frozen-projection")
     if settings.freeze_layers:
         parts.append(f"freeze{settings.freeze_layers}")
-    if settings.regularizer:
-        parts.append(f"{settings.regularizer.replace('_', '-')}{_number(settings.regularizer_weight or 0)}")
+    for name, weight in settings.losses.items():
+        parts.append(f"{name.replace('_', '-')}{_number(weight)}")
     if settings.guard:
         limits = [_number(limit) for limit in (settings.guard_at_least, settings.guard_at_most) if limit is not None]
         parts.append(f"guard-{settings.guard.removesuffix('_pct').replace('_', '-')}{'-'.join(limits)}")

@@ -13,7 +13,7 @@ _URL = re.compile(r"^([a-z][a-z0-9+.-]+)(?:://|::)", re.IGNORECASE)
 
 
 def is_url(where: str) -> bool:
-    """Whether ``where`` names a storage by a protocol (``s3://bucket/study``) and is no path."""
+    """Whether ``where`` names a storage by a scheme (``s3://bucket/study``) and is no path."""
     return _URL.match(where) is not None
 
 
@@ -21,7 +21,7 @@ def open_storage(where: StudyStorage | str | os.PathLike[str], token: str | None
     """The storage called ``where``: a path, ``file://`` and a path, or any URL that ``fsspec`` knows.
 
     ``token``: of the driver that this process works for. Raises ``ValueError`` for a URL that holds a password, and
-    where the package for its protocol is missing.
+    where the package for its scheme is missing.
     """
     if isinstance(where, StudyStorage):
         return where

@@ -1,4 +1,4 @@
-"""What the drawn sets share: seeded generators, noise, masks, light, and the way down to 64 x 64.
+"""What the generated sets share: seeded generators, noise, masks, light, and the way down to 64 x 64.
 
 Pictures must be equal on every machine. Arrays therefore see only what IEEE 754 defines exactly
 (sums, products, comparisons, floors); sines are taken one at a time and rounded, and uniform draws
@@ -45,7 +45,7 @@ COARSE: Final[Window] = (slice(None, None, SCALE), slice(None, None, SCALE))
 
 
 @dataclass(frozen=True)
-class DrawnSet:
+class GeneratedSet:
     """A set of pictures that a function draws.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""``critters``: 37 breeds of a drawn animal, a stand-in for Oxford-IIIT Pet.
+"""``critters``: 37 breeds of a generated animal, a stand-in for Oxford-IIIT Pet.
 
 A breed is a row of traits: ears, tail, coat, two colours, and the proportions of legs, body, head and snout.
 Neighbouring rows share most of them, so breeds must be told apart by a part, not by the whole. Nuisance:
@@ -17,7 +17,7 @@ from attndrift.data.generated.canvas import (
     COARSE,
     Array,
     Colour,
-    DrawnSet,
+    GeneratedSet,
     Point,
     Stencil,
     Window,
@@ -346,5 +346,5 @@ def _paint(rng: np.random.Generator, label: int) -> Array:
     return develop(rng, canvas, strength=0.3, grain=8)
 
 
-CRITTERS: Final = DrawnSet(name="critters", class_names=tuple(breed.name for breed in BREEDS), painter=_paint)
+CRITTERS: Final = GeneratedSet(name="critters", class_names=tuple(breed.name for breed in BREEDS), painter=_paint)
 """37 breeds."""

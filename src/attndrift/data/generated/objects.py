@@ -17,7 +17,7 @@ from attndrift.data.generated.canvas import (
     COARSE,
     Array,
     Colour,
-    DrawnSet,
+    GeneratedSet,
     Point,
     Stencil,
     Window,
@@ -260,7 +260,7 @@ def _paint(rng: np.random.Generator, label: int) -> Array:
     return develop(rng, canvas)
 
 
-OBJECTS: Final = DrawnSet(
+OBJECTS: Final = GeneratedSet(
     name="objects",
     class_names=tuple(f"{colour} {pattern} {shape}" for colour, pattern, shape in CLASSES),
     painter=_paint,

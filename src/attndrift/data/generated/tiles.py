@@ -18,7 +18,7 @@ from attndrift.data.generated.canvas import (
     WHOLE,
     Array,
     Colour,
-    DrawnSet,
+    GeneratedSet,
     Point,
     Stencil,
     blend,
@@ -308,5 +308,5 @@ def _paint(rng: np.random.Generator, label: int) -> Array:
     return develop(rng, canvas, strength=0.28, grain=8)
 
 
-TILES: Final = DrawnSet(name="tiles", class_names=tuple(_CLASSES), painter=_paint)
+TILES: Final = GeneratedSet(name="tiles", class_names=tuple(_CLASSES), painter=_paint)
 """Ten kinds of land use."""

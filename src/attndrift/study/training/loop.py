@@ -14,8 +14,8 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -46,7 +46,7 @@ from attndrift.study.training.plan import (
     spread_steps,
     steps_per_epoch,
 )
-from attndrift.study.training.tensorboard import ScalarWriter
+from attndrift.trackers import TRACKERS, Writer, scalars
 
 STATE_SHARE = 0.05
 """Of a training's time on an accelerator, at most this goes into resumable states."""
@@ -63,8 +63,8 @@ def fit(model: nn.Module, plan: TrainingPlan, folder: Path, reporter: Reporter) 
     loop = TrainingLoop(model, plan, folder, reporter)
     status, problem, last_good_step = "finished", None, None
     try:
-        with ScalarWriter(folder / "tensorboard", loop.step) if loop.processes.first else nullcontext() as board:
-            loop.run(board)
+        with _trackers(plan.trackers if loop.processes.first else (), folder, loop.step) as writers:
+            loop.run(writers)
     except DivergedError as error:
         last_good_step = resume.step_of(resume.newest(folder / "resume", reporter.say))
         status, problem = "diverged", str(error)
@@ -142,14 +142,13 @@ class TrainingLoop:
         self.metrics = MetricBuffer(self.progress, plan.device, self.processes)
         self.write_history()
 
-    def run(self, board: ScalarWriter | None) -> None:
+    def run(self, writers: Sequence[Writer]) -> None:
         """Every step of the run, from the one after the state that it goes on from."""
         accelerator, optimizer, settings, guard = self.accelerator, self.optimizer, self.settings, self.plan.guard
         if self.state is not None:
             self.load_state(self.state)
         if guard is not None:
-            if board is not None:
-                guard.on_event = lambda event: board.add(event.step, event.scalars())
+            guard.on_event = lambda event: _log(writers, event.step, event.scalars())
             guard.start()
         for epoch in range(self.step // self.steps_per_epoch, settings.epochs):
             # Once an epoch: to tell each of some hundred modules takes a millisecond, and what evaluates in between
@@ -181,14 +180,14 @@ class TrainingLoop:
                     guard.step(self.step, epochs)
                     if last:
                         guard.finish(self.step, epochs)
-                row = self.measure(board) if measured else None
+                row = self.measure() if measured else None
                 self.reporter.step(self.step, self.total)
 
                 # Validate, select, save.
                 if row is not None:
                     if self.step % self.steps_per_epoch == 0:
                         self.validate(epoch + 1, row)
-                    self.add_to_history(row, board)
+                    self.add_to_history(row, writers)
                 if self.step in self.saved_steps and self.is_worth_a_state():
                     self.save_state()
 
@@ -225,20 +224,17 @@ class TrainingLoop:
             return None
         return self.graph(inputs)
 
-    def measure(self, board: ScalarWriter | None) -> dict[str, Any]:
+    def measure(self) -> dict[str, Any]:
         """The row of the history after this step: the training since the last one, and the drift."""
         drift = self.plan.monitor.measure()
-        if board is not None:
-            board.add(self.step, drift.scalars())
-        values = drift.row()
-        for name, value in values.items():
+        for name, value in drift.values().items():
             if value is not None and not math.isfinite(value):
                 raise DivergedError(f"{name} is {value} after step {self.step}")
         if self.step == self.total:
             self.final_drift = drift
         self._line = f"step {self.step}/{self.total}: {drift.line()}"
         row: dict[str, Any] = {"step": self.step, "epoch": self.step / self.steps_per_epoch} | self.metrics.row()
-        return row | values | {"layers": drift.layers()}
+        return row | drift.row()
 
     def validate(self, epoch: int, row: dict[str, Any]) -> None:
         """Add the accuracies after ``epoch`` epochs to ``row``; keep the weights if they are the best so far."""
@@ -252,16 +248,14 @@ class TrainingLoop:
         if self.settings.keep == "all":
             plan.save_weights(f"epoch-{epoch}")
         self._line += f", validation accuracy {accuracy:.4f}"
-        if plan.track is not None:
-            row["transfer_track_accuracy"] = track = plan.track()
-            row["transfer_track_retention_pct"] = plan.track_retention(track)
-            self._line += f", zero-shot track {track:.4f}"
+        if plan.monitor_zero_shot is not None:
+            row["monitor_zero_shot_accuracy"] = monitored = plan.monitor_zero_shot()
+            row["monitor_zero_shot_retention_pct"] = plan.monitored_retention(monitored)
+            self._line += f", zero-shot {monitored:.4f}"
 
-    def add_to_history(self, row: dict[str, Any], board: ScalarWriter | None) -> None:
-        """Add a finished row to the history, its file, TensorBoard and the log."""
-        if board is not None:
-            names = ("train_loss", "train_accuracy", "val_accuracy")
-            board.add(self.step, {name: row[name] for name in names if name in row})
+    def add_to_history(self, row: dict[str, Any], writers: Sequence[Writer]) -> None:
+        """Add a finished row to the history, its file, the trackers and the log."""
+        _log(writers, self.step, scalars(row))
         self.progress.history.append(row)
         if self.processes.first:
             with (self.folder / "history.jsonl").open("a", encoding="utf-8") as file:
@@ -329,6 +323,27 @@ class TrainingLoop:
         vars(self.model).pop("_is_accelerate_prepared", None)
         if self.processes.first:
             shutil.rmtree(self.folder / SCRATCH, ignore_errors=True)
+
+
+@contextmanager
+def _trackers(names: Sequence[str], folder: Path, step: int) -> Iterator[list[Writer]]:
+    """What the trackers write to; closed in the end."""
+    writers = [TRACKERS[name].open(folder, step) for name in names]
+    try:
+        yield writers
+    except BaseException:
+        for writer in writers:
+            # What cannot be written now is not what went wrong first.
+            with suppress(OSError):
+                writer.close()
+        raise
+    for writer in writers:
+        writer.close()
+
+
+def _log(writers: Sequence[Writer], step: int, values: Mapping[str, float]) -> None:
+    for writer in writers:
+        writer.log(step, values)
 
 
 def _accelerator(precision: str, device: torch.device) -> Accelerator:

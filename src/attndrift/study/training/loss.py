@@ -1,16 +1,17 @@
-"""The loss of a batch: cross-entropy, and what holds attention back."""
+"""The loss of a batch: cross-entropy, and the preservation losses."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from attndrift.attention.observer import observe
-from attndrift.losses.attention import attention_preservation_loss, entropy_floor_loss
+from attndrift.losses.attention_preservation import AttentionPreservation
+from attndrift.losses.base import PreservationLoss
+from attndrift.losses.entropy_floor import EntropyFloor
 from attndrift.process_group import Processes
 from attndrift.study.training.plan import TrainingPlan
 
@@ -40,23 +41,17 @@ class TrainingLoss:
     """
 
     def __init__(self, model: nn.Module, wrapped: nn.Module, plan: TrainingPlan, processes: Processes) -> None:
-        settings = plan.settings
-        self._model, self._wrapped, self._processes = model, wrapped, processes
-        self._regularizer = settings.regularizer if settings.regularizer_weight else None
-        self._weight = settings.regularizer_weight or 0.0
-        self._floor_fraction = settings.entropy_floor_fraction
-        self._reference = plan.reference
-        self._pretrained_entropy = plan.pretrained_entropy.to(plan.device)
+        self._wrapped, self._processes = wrapped, processes
+        self._losses = [_made(name, weight, model, plan) for name, weight in plan.settings.losses.items() if weight]
 
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """The tensors that the losses of ``batch`` are made of."""
         inputs = {"pixel_values": batch["pixel_values"], "labels": batch["labels"]}
-        local_batch_size = batch["own"]
-        if self._regularizer == "apr" and local_batch_size:
-            assert self._reference is not None
-            inputs["reference"] = self._reference(
-                batch["positions"][:local_batch_size], batch["flipped"][:local_batch_size]
-            )
+        count = batch["own"]
+        for loss in self._losses if count else ():
+            reference = loss.reference(batch["positions"][:count], batch["flipped"][:count])
+            if reference is not None:
+                inputs[loss.name] = reference
         return inputs
 
     def __call__(self, inputs: Mapping[str, Tensor], local_batch_size: int, loss_scale: float) -> BatchLoss:
@@ -68,8 +63,10 @@ class TrainingLoss:
             loss_scale: turns the mean over these into this process's part of the batch's mean.
         """
         labels = inputs["labels"]
-        observing = observe(self._model, gradients=True, check=False) if self._regularizer else nullcontext()
-        with observing as seen:
+        with ExitStack() as stack:
+            for preserve in self._losses:
+                preserve.skip()  # a step that failed behind its forward pass, for want of memory
+                stack.enter_context(preserve.watching())
             output = self._wrapped(pixel_values=inputs["pixel_values"], labels=labels)
         if self._processes.count == 1:
             task = output.loss
@@ -79,28 +76,24 @@ class TrainingLoss:
         else:  # fewer images than processes: the copy takes part in the passes, and counts for nothing
             task = 0.0 * output.logits.float().sum()
         loss, counted, active = task, task, None
-        if seen is not None:
-            added, active = self._preservation(
-                seen.log_attention, inputs.get("reference"), local_batch_size, loss_scale
-            )
-            loss = task + added
+        for preserve in self._losses:
+            added = preserve(reference=inputs.get(preserve.name), images=local_batch_size)
+            loss = loss + loss_scale * added
+            if isinstance(preserve, EntropyFloor):
+                assert preserve.last_active is not None
+                active = loss_scale * preserve.last_active.detach()
+        if self._losses:
             # Attention that is not finite must not hide what the task's loss was.
             counted = torch.where(task.isfinite(), loss, task)
         predicted = output.logits[:local_batch_size].detach().argmax(-1)
         return BatchLoss(loss, counted.detach(), (predicted == labels[:local_batch_size]).sum(), active)
 
-    def _preservation(
-        self, log_attention: Sequence[Tensor], reference: Tensor | None, local_batch_size: int, loss_scale: float
-    ) -> tuple[Tensor, Tensor | None]:
-        """The weighted loss on the attention of the images that count, and the floor's activity, scaled alike."""
-        floor = self._regularizer == "entropy_floor"
-        if local_batch_size == 0:
-            nothing = log_attention[0].new_zeros(())
-            return nothing, nothing if floor else None
-        if self._processes.count > 1:
-            log_attention = [layer[:local_batch_size] for layer in log_attention]
-        if floor:
-            loss, active = entropy_floor_loss(log_attention, self._pretrained_entropy, self._floor_fraction)
-            return loss_scale * (self._weight * loss), loss_scale * active.detach()
-        assert reference is not None
-        return loss_scale * (self._weight * attention_preservation_loss(log_attention, reference)), None
+
+def _made(name: str, weight: float, model: nn.Module, plan: TrainingPlan) -> PreservationLoss:
+    # Neither watches the evaluations in between, nor looks at values, which an accelerator would be waited for.
+    if name == EntropyFloor.name:
+        fraction = plan.settings.entropy_floor_fraction
+        return EntropyFloor(
+            model, weight, pretrained_entropy=plan.pretrained_entropy, fraction=fraction, watch=False, check=False
+        )
+    return AttentionPreservation(model, weight, teacher=plan.reference, watch=False, check=False)

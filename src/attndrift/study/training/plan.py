@@ -7,15 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from attndrift.data.shuffle import Pixels
 from attndrift.drift.drift import Drift
 from attndrift.drift.monitor import DriftMonitor
 from attndrift.guard.guard import Guard
+from attndrift.losses.attention_preservation import CachedAttention
 from attndrift.study.settings import RunSettings
 
 
@@ -32,10 +31,6 @@ class Reporter(Protocol):
         """The resumable state of ``step`` is whole."""
 
 
-Reference = Callable[[NDArray[np.int64], NDArray[np.bool_]], Tensor]
-"""Pretrained log-attention (layers, images, heads, patches) of training images in their orientation."""
-
-
 @dataclass
 class TrainingPlan:
     """Everything that ``fit`` needs besides the model.
@@ -44,13 +39,14 @@ class TrainingPlan:
         images, labels: the training set; position i of one belongs to position i of the other.
         monitor: measures structural drift on the probe set.
         validate: returns the validation accuracy of the live model.
-        track: returns the zero-shot accuracy on the track subset, or None where there is none.
-        track_retention: turns such an accuracy into percent of the pretrained model's.
+        monitor_zero_shot: returns the zero-shot accuracy on the monitored images, or None where there is none.
+        monitored_retention: turns such an accuracy into percent of the pretrained model's.
         baseline: the history row of the pretrained model, step 0.
         save_weights: writes the live model's checkpoint under a name (``best``, ``final``, ``epoch-3``).
         pretrained_entropy: (layers,), for the entropy floor.
-        reference: pretrained attention of the training images, for attention preservation.
+        reference: pretrained attention of the training images by number, for attention preservation.
         guard: keeps the run within a budget; of the same monitor.
+        trackers: names of :data:`~attndrift.trackers.TRACKERS` that the history goes to while it grows.
     """
 
     settings: RunSettings
@@ -58,14 +54,15 @@ class TrainingPlan:
     labels: Tensor
     monitor: DriftMonitor
     validate: Callable[[], float]
-    track: Callable[[], float] | None
-    track_retention: Callable[[float], float | None]
+    monitor_zero_shot: Callable[[], float] | None
+    monitored_retention: Callable[[float], float | None]
     baseline: dict[str, Any]
     save_weights: Callable[[str], None]
     pretrained_entropy: Tensor
-    reference: Reference | None
+    reference: CachedAttention | None
     device: torch.device
     guard: Guard | None = None
+    trackers: tuple[str, ...] = ("tensorboard",)
 
 
 @dataclass

@@ -1,0 +1,48 @@
+"""``attndrift demo``: the 21 runs, small, without a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from attndrift.cli.app import app
+from attndrift.cli.console import STUDIES, OnlyOption, example, fail
+from attndrift.cli.launching import launch
+from attndrift.cli.reporting import report_on
+from attndrift.cli.study_options import PROCESSES
+
+TOP_FINDINGS = 5
+DEMO_JOBS = 4
+"""Most runs of the demo at a time: each takes about half a gigabyte."""
+
+
+@app.command(rich_help_panel=STUDIES, epilog=example("attndrift demo"))
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Study folder.")] = Path("studies/demo"),
+    only: OnlyOption = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", min=1, help="Runs at a time; default: one a core, at most 4.")
+    ] = None,
+) -> None:
+    """Run the 21 runs on the small embedded model and generated images, then report on them. No network needed."""
+    from attndrift.study.check_findings import counted
+    from attndrift.study.launchers import Options
+    from attndrift.study.launchers.processes import jobs_that_fit
+    from attndrift.study.loading import load_study
+
+    study = load_study("demo")
+    if only:
+        study = study.select(only)
+    settings = [one.settings for one in study.runs]
+    jobs = jobs or jobs_that_fit(settings, at_most=DEMO_JOBS)
+    outcome = launch(study, output, engine=PROCESSES, options=Options(jobs=jobs))
+    analysis, drawn, (_, html) = report_on(output, output, processes=jobs)
+    figures_drawn = sum(figure.left_out is None for figure in drawn)
+    typer.echo(f"\nreport:  {html}\nfigures: {output / 'figures'} ({figures_drawn})\ntables:  {output / 'tables'}")
+    typer.echo("\nWhat the numbers say first:")
+    for finding in analysis.most_important(TOP_FINDINGS):
+        typer.echo(f"  - {finding.sentence}")
+    if outcome.count("failed"):
+        fail(f"{counted(outcome.count('failed'), 'run')} failed; see log.txt in {output / 'runs'}")

@@ -1,0 +1,21 @@
+"""``attndrift report``: the report of a study."""
+
+from __future__ import annotations
+
+import typer
+
+from attndrift.cli.app import app
+from attndrift.cli.console import RESULTS, AnalysisOption, FolderArgument, JsonOption, OutputOption, example, print_json
+from attndrift.cli.reporting import report_on
+
+
+@app.command(rich_help_panel=RESULTS, epilog=example("attndrift report studies/collapse-21"))
+def report(
+    folder: FolderArgument, output: OutputOption = None, settings: AnalysisOption = None, as_json: JsonOption = False
+) -> None:
+    """Write report.md and a self-contained report.html, with the figures and every statistic."""
+    _, drawn, (markdown, html) = report_on(folder, output or folder, settings)
+    if as_json:
+        print_json({"markdown": markdown, "html": html, "figures": [figure.name for figure in drawn]})
+    else:
+        typer.echo(f"{markdown}\n{html}")

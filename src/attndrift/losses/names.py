@@ -1,0 +1,109 @@
+"""The preservation losses by name, and how a run's losses are written: ``attention_preservation:0.1+entropy_floor:0.01``.
+
+Nothing here needs torch, so that settings can be checked without it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from attndrift.registry import UnknownNameError, near_match
+
+
+@dataclass(frozen=True)
+class LossFacts:
+    """What tables, legends and messages say of a preservation loss."""
+
+    name: str
+    label: str
+    short: str
+    source: str
+
+
+LOSSES = {
+    facts.name: facts
+    for facts in (
+        LossFacts(
+            "attention_preservation",
+            "attention preservation (APR)",
+            "APR",
+            "KL(current || pretrained) of the attention, mean over images, heads and layers",
+        ),
+        LossFacts(
+            "entropy_floor",
+            "the entropy floor",
+            "entropy floor",
+            "entropy missing below a share of the pretrained layer mean, summed over layers",
+        ),
+    )
+}
+
+
+def parse_losses(text: str | None) -> dict[str, float]:
+    """The losses of a run and their weights, in the order in which they are written.
+
+    >>> parse_losses("attention_preservation:0.1+entropy_floor:0.01")
+    {'attention_preservation': 0.1, 'entropy_floor': 0.01}
+    >>> parse_losses(None)
+    {}
+
+    Raises:
+        ValueError: a text of another form, a name that no loss has, or a weight that is no number of at least 0.
+    """
+    found: dict[str, float] = {}
+    for part in [] if text is None else text.split("+"):
+        name, colon, weight = part.strip().partition(":")
+        if not colon:
+            raise ValueError(f"{part.strip()!r} has no weight; write NAME:WEIGHT, such as attention_preservation:0.1")
+        if name not in LOSSES:
+            raise UnknownNameError(f"there is no loss `{name}`{near_match(name, LOSSES) or f'; there are {_all()}'}")
+        if name in found:
+            raise ValueError(f"the loss `{name}` is named twice")
+        found[name] = _weight(name, weight)
+    return found
+
+
+def canonical_losses(losses: Mapping[str, Any]) -> str | None:
+    """One text for the same losses in any order: sorted by name, weights in their shortest form; None without a loss.
+
+    >>> canonical_losses({"entropy_floor": 1e-2, "attention_preservation": 1})
+    'attention_preservation:1+entropy_floor:0.01'
+    """
+    parts = [f"{name}:{float(_weight(name, losses[name])):.12g}" for name in sorted(losses)]
+    return "+".join(parts) or None
+
+
+def split_weight(text: str | None) -> tuple[str, float | None]:
+    """The name of a run's one loss and its weight; of several losses the whole text, and None.
+
+    >>> split_weight("attention_preservation:0.1")
+    ('attention_preservation', 0.1)
+
+    Text of another program, which has another form, is a name without a weight.
+    """
+    if not text:
+        return "", None
+    name, colon, weight = text.partition(":")
+    if colon and "+" not in text:
+        try:
+            return name.strip(), float(weight)
+        except ValueError:
+            pass
+    return text.strip(), None
+
+
+def _weight(name: str, value: Any) -> float:
+    try:
+        weight = float(value) if not isinstance(value, bool) else math.nan
+    except (TypeError, ValueError):
+        weight = math.nan
+    if not (math.isfinite(weight) and weight >= 0):
+        raise ValueError(f"the weight of `{name}` is {value!r}; it must be a number of at least 0")
+    return weight
+
+
+def _all() -> str:
+    return " and ".join(LOSSES)

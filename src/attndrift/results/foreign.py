@@ -1,0 +1,150 @@
+"""Files of other programs as tables of cells, before anything is known of their columns.
+
+The cells of a text file stay text, so that the run `1.10` is not the run `1.1`: their column's type decides what they
+are (:mod:`attndrift.results.cells`). Numbers of a JSON file keep the way they were written.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from attndrift.results.tables import TableError, read_parquet
+
+SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson", ".json")
+
+_SEPARATORS = ",;\t|"
+_BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+class WrittenFloat(float):
+    """A number of a JSON file that remembers how it was written."""
+
+    text: str
+
+    def __new__(cls, text: str) -> WrittenFloat:
+        """``text`` as JSON writes a number."""
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+
+@dataclass
+class ForeignTable:
+    """The cells of a file; ``separator`` of a text file, and in words what was done to read it."""
+
+    frame: pd.DataFrame
+    separator: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def read_foreign(path: Path) -> ForeignTable:
+    """Read a table. Raises :class:`TableError` for a file that is damaged or of no known form."""
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise TableError(f"{path}: unknown form; use {', '.join(SUFFIXES)}")
+    try:
+        if suffix == ".parquet":
+            table = ForeignTable(read_parquet(path))
+        elif suffix in (".csv", ".tsv"):
+            table = _read_text(_decoded(path), "\t" if suffix == ".tsv" else None)
+        else:
+            records = _records(_decoded(path), one=suffix == ".json")
+            table = ForeignTable(pd.DataFrame(records, dtype=object))
+    except (OSError, ValueError, OverflowError, RecursionError, MemoryError, csv.Error) as error:
+        raise TableError(f"{path}: cannot be read as {suffix[1:]} ({error})") from error
+    frame = table.frame
+    frame.columns = [str(column).strip() for column in frame.columns]
+    unnamed = [name for name in frame.columns if not name or re.fullmatch(r"Unnamed: \d+|__index_level_\d+__", name)]
+    if unnamed:
+        table.notes.append("columns without a name left out")
+        table.frame = frame = frame.loc[:, ~frame.columns.isin(unnamed)]
+    twice = frame.columns[frame.columns.duplicated()]
+    if len(twice):
+        raise TableError(f"{path}: the column `{twice[0]}` appears more than once")
+    return table
+
+
+def _decoded(path: Path) -> str:
+    content = path.read_bytes()
+    encoding = next((name for mark, name in _BYTE_ORDER_MARKS if content.startswith(mark)), None)
+    if encoding is None and b"\0" in content[:200]:
+        # Spreadsheets write UTF-16 without a mark too: every other byte of Latin text is zero.
+        encoding = "utf-16-le" if content[1:2] == b"\0" else "utf-16-be"
+    try:
+        return content.decode(encoding or "utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is no UTF-8 text: {error}; save it again as UTF-8") from error
+
+
+def _read_text(text: str, separator: str | None) -> ForeignTable:
+    table = ForeignTable(pd.DataFrame())
+    # Excel's own line, which says how the cells are separated.
+    stated = re.match(r'"?sep=(.)"?[;,\t|]*\r?\n', text)
+    if stated:
+        separator, text = stated[1], text[stated.end() :]
+    heading = re.sub(r'"[^"]*"', "", text.lstrip("\r\n").partition("\n")[0])
+    table.separator = separator or max(_SEPARATORS, key=heading.count)
+    reader = csv.reader(text.splitlines(keepends=True), delimiter=table.separator, strict=True, skipinitialspace=True)
+    rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    if not rows:
+        raise ValueError("it is empty")
+    names, width = rows[0][1], len(rows[0][1])
+    for line, row in rows[1:]:
+        if any(cell.strip() for cell in row[width:]):
+            raise ValueError(
+                f"line {line} has {len(row)} cells, and the heading has {width}; is a decimal comma or a "
+                "separator inside a cell without quotation marks?"
+            )
+    cells = [[cell.strip() for cell in row[:width]] + [""] * (width - len(row)) for _, row in rows[1:]]
+    short = sum(len(row) < width for _, row in rows[1:])
+    if short:
+        table.notes.append(f"{short} rows are shorter than the heading; their last cells are null")
+    table.frame = pd.DataFrame(cells, columns=names, dtype=object)
+    return table
+
+
+def _records(text: str, *, one: bool) -> list[dict[str, object]]:
+    """The records of a JSON list, or of one JSON object a line."""
+    if one:
+        records = json.loads(text, parse_float=WrittenFloat)
+    else:
+        records = [json.loads(line, parse_float=WrittenFloat) for line in text.splitlines() if line.strip()]
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise ValueError("a list of objects, one a row, is expected")
+    return records
+
+
+_RUN_AND_METRIC = re.compile(r"^(?P<run>.+) - (?P<metric>.+?)(?P<end>__MIN|__MAX|__STDERR)?$")
+_STEPS = ("step", "_step", "global_step", "trainer/global_step", "epoch")
+
+
+def one_row_a_run_and_step(table: ForeignTable) -> None:
+    """A chart exported by W&B, with a column `RUN - METRIC` a run, as rows of `run_id`, step and metric; in place."""
+    frame = table.frame
+    axis = [name for name in frame.columns if name.lower() in _STEPS]
+    wide = {name: match for name in frame.columns if (match := _RUN_AND_METRIC.match(name))}
+    if not wide or not axis or len(axis) + len(wide) != len(frame.columns) or "run_id" in frame.columns:
+        return
+    runs: dict[str, dict[str, str]] = {}
+    for name, match in wide.items():
+        if match["end"] is None:
+            runs.setdefault(match["run"], {})[match["metric"]] = name
+    parts = []
+    for run, columns in runs.items():
+        part = frame[[*axis, *columns.values()]].set_axis([*axis, *columns], axis=1).assign(run_id=run)
+        parts.append(part[~part[list(columns)].isin(["", None]).all(axis=1)])
+    table.frame = pd.concat(parts, ignore_index=True)
+    table.notes.append(f"one column a run ({len(runs)} runs): made one row a run and step")
