@@ -481,6 +481,12 @@ def test_losses_are_one_canonical_text() -> None:
     assert parse_losses(None) == {}
     assert split_weight("entropy_floor:0.01") == ("entropy_floor", 0.01)
     assert split_weight(text) == (text, None)
+    large = canonical_losses({"entropy_floor": 1e12, "attention_preservation": -0.0})
+    assert parse_losses(large) == {"entropy_floor": 1e12, "attention_preservation": 0.0}
+    assert parse_losses("entropy_floor:1e+2+attention_preservation:1") == {
+        "entropy_floor": 100.0,
+        "attention_preservation": 1.0,
+    }
 
 
 @pytest.mark.parametrize(
@@ -497,3 +503,14 @@ def test_losses_are_one_canonical_text() -> None:
 def test_losses_that_cannot_be_are_refused_by_name(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_losses(text)
+
+
+@pytest.mark.parametrize("left", ["weight 0", "skipped"])
+def test_a_model_can_be_copied_after_a_pass_that_did_not_count(clip: CLIPModel, images: Tensor, left: str) -> None:
+    with AttentionPreservation(clip, 0.0 if left == "weight 0" else 1.0) as preserve:
+        _embed(clip, images)
+        if left == "weight 0":
+            assert float(preserve()) == 0.0
+        else:
+            preserve.skip()
+        copy.deepcopy(clip)

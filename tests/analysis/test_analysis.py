@@ -21,6 +21,7 @@ from attndrift.analysis import (
     parse_analysis_settings,
     read_analysis,
 )
+from attndrift.analysis.configurations import prepare
 from attndrift.analysis.formats import to_markdown
 from attndrift.analysis.interpolation import largest_alpha
 from attndrift.analysis.pareto import crossings, on_front
@@ -496,3 +497,27 @@ def test_the_schema_page_is_current_and_complete(result: Analysis) -> None:
     assert page.read_text(encoding="utf-8") == tables_markdown(), (
         "write it again: python -c 'from attndrift.analysis.schema import tables_markdown as s; print(s(), end=\"\")'"
     )
+
+
+def test_runs_with_several_losses_are_a_method_of_their_own() -> None:
+    """They are neither the plain runs nor those with one of the losses."""
+    losses = [
+        None,
+        "attention_preservation:0.1",
+        "attention_preservation:0.1+entropy_floor:0.01",
+        "attention_preservation:0",
+    ]
+    rows = [
+        {
+            "run_id": f"r{n}",
+            "dataset": "d",
+            "method": "full",
+            "seed": 0,
+            "learning_rate": 1e-5,
+            "loss": loss,
+            "test_accuracy": 0.9,
+        }
+        for n, loss in enumerate(losses)
+    ]
+    variants = prepare(Tables(runs=pd.DataFrame(rows))).runs.sort_values("run_id")["variant"].tolist()
+    assert variants == ["full", "full + APR 0.1", "full + attention_preservation:0.1+entropy_floor:0.01", "full"]

@@ -137,7 +137,7 @@ def _keys(runs: pd.DataFrame) -> pd.DataFrame:
     keys["lora_alpha"] = keys["lora_alpha"].where(keys["lora_alpha"] != "", default)
     keys.loc[lora & (keys["lora_targets"] == ""), "lora_targets"] = "q,v"
     keys.loc[keys["freeze_layers"] == "0", "freeze_layers"] = ""
-    weightless = keys["loss_name"].str.lower().isin(["", "none"]) | keys["loss_weight"].isin(["", "0"])
+    weightless = keys["loss_name"].str.lower().isin(["", "none"]) | (keys["loss_weight"] == "0")
     keys.loc[weightless, ["loss_name", "loss_weight"]] = ""
     # Absent means the method's default: the projection is trained, except by these two.
     never = keys["method"].isin(["last_block", "linear_probe", "none"])

@@ -140,7 +140,7 @@ class PreservationLoss(ABC):
             )
         if len(self._waiting) > 1:
             count = len(self._waiting)
-            self._waiting.clear()
+            self.skip()
             raise PreservationLossError(
                 f"{count} forward passes with gradients since the last call, and only the last one could be protected: "
                 "call after each of them and add the losses, or call skip() after one that is not to count"
@@ -153,6 +153,7 @@ class PreservationLoss(ABC):
         self._seen._put_back(held)
         if self.weight == 0:
             self.last = None
+            self._seen.forget()
             return torch.zeros((), device=next(self._tower.parameters()).device)
         log_attention = self._seen.log_attention
         if images is not None and images < len(log_attention[0]):
@@ -199,6 +200,8 @@ class PreservationLoss(ABC):
     def skip(self) -> None:
         """Leave the forward passes since the last call unprotected."""
         self._waiting.clear()
+        if self._seen is not None:
+            self._seen.forget()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # A copy of the model (an average of its weights, say) takes its hooks along, and is not what is protected.

@@ -6,11 +6,15 @@ Nothing here needs torch, so that settings can be checked without it.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from attndrift.registry import UnknownNameError, near_match
+
+_BETWEEN = re.compile(r"\+(?=\s*[A-Za-z_])")
+"""The plus between two losses, which is none of a number's exponent."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ def parse_losses(text: str | None) -> dict[str, float]:
         ValueError: a text of another form, a name that no loss has, or a weight that is no number of at least 0.
     """
     found: dict[str, float] = {}
-    for part in [] if text is None else text.split("+"):
+    for part in [] if text is None else _BETWEEN.split(text):
         name, colon, weight = part.strip().partition(":")
         if not colon:
             raise ValueError(f"{part.strip()!r} has no weight; write NAME:WEIGHT, such as attention_preservation:0.1")
@@ -72,7 +76,7 @@ def canonical_losses(losses: Mapping[str, Any]) -> str | None:
     >>> canonical_losses({"entropy_floor": 1e-2, "attention_preservation": 1})
     'attention_preservation:1+entropy_floor:0.01'
     """
-    parts = [f"{name}:{float(_weight(name, losses[name])):.12g}" for name in sorted(losses)]
+    parts = [f"{name}:{_weight(name, losses[name]):.12g}".replace("e+", "e") for name in sorted(losses, key=str)]
     return "+".join(parts) or None
 
 
@@ -87,7 +91,7 @@ def split_weight(text: str | None) -> tuple[str, float | None]:
     if not text:
         return "", None
     name, colon, weight = text.partition(":")
-    if colon and "+" not in text:
+    if colon and len(_BETWEEN.split(text)) == 1:
         try:
             return name.strip(), float(weight)
         except ValueError:
@@ -102,7 +106,7 @@ def _weight(name: str, value: Any) -> float:
         weight = math.nan
     if not (math.isfinite(weight) and weight >= 0):
         raise ValueError(f"the weight of `{name}` is {value!r}; it must be a number of at least 0")
-    return weight
+    return weight + 0.0  # and no negative zero
 
 
 def _all() -> str:
