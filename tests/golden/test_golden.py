@@ -25,18 +25,18 @@ def _number(value: Any) -> Any:
     return float.fromhex(value) if isinstance(value, str) and value.lstrip("-").startswith("0x") else value
 
 
-def _close(expected: Any, found: Any, where: str) -> None:
+def assert_close(expected: Any, found: Any, where: str) -> None:
     expected, found = _number(expected), _number(found)
     if isinstance(expected, dict):
         for name, value in expected.items():
             today = RENAMED.get(name, name)
             if today is not None:
                 assert today in found, f"{where}: {today} is missing"
-                _close(value, found[today], f"{where} {today}")
+                assert_close(value, found[today], f"{where} {today}")
     elif isinstance(expected, list):
         assert len(found) == len(expected), where
         for place, (one, other) in enumerate(zip(expected, found, strict=True)):
-            _close(one, other, f"{where}[{place}]")
+            assert_close(one, other, f"{where}[{place}]")
     elif isinstance(expected, str):
         assert found == VALUES.get(expected, expected), where
     elif SAME_MACHINE or not isinstance(expected, float):
@@ -48,7 +48,7 @@ def _close(expected: Any, found: Any, where: str) -> None:
         assert abs(found - expected) <= allowed * max(whole, abs(expected)), where
 
 
-def _compare(folder: Path, only: tuple[str, ...]) -> None:
+def assert_repeats(folder: Path, only: tuple[str, ...]) -> None:
     found = written(run(folder, only))
     assert set(found) == set(only)
     for name in only:
@@ -58,16 +58,16 @@ def _compare(folder: Path, only: tuple[str, ...]) -> None:
         if not SAME_MACHINE and expected["row"]["status"] == "diverged":
             # Where it grows without bound, so does a difference; that and when it is found stay the same.
             del expected["history"], expected["layers"]
-        _close(expected, found[name], name)
+        assert_close(expected, found[name], name)
 
 
 def test_a_few_runs_come_to_the_recorded_numbers(tmp_path: Path) -> None:
-    _compare(tmp_path, QUICK)
+    assert_repeats(tmp_path, QUICK)
 
 
 @pytest.mark.slow
 def test_every_run_comes_to_the_recorded_numbers(tmp_path: Path) -> None:
-    _compare(tmp_path, tuple(STORED["runs"]))
+    assert_repeats(tmp_path, tuple(STORED["runs"]))
 
 
 def test_the_records_are_small_and_of_every_method() -> None:

@@ -139,7 +139,7 @@ class DriftCallback(TrainerCallback):
             self._remove_added_loss()
             self._added_loss = _AddedLoss(trainer, self.preserve)
             if args.torch_compile:
-                # Code that was compiled for an unprotected model of the same class would be used again, without the hooks.
+                # Code that was compiled for a model that is not preserved of the same class would be used again, without the hooks.
                 torch.compiler.reset()
         self.watch.watch_model(trainer.model)
         self._describe(args)
@@ -303,7 +303,7 @@ class _AddedLoss:
         self._functions = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _AddedLoss:
-        # A copy of the model (an average of its weights, say) takes its hooks along, and is not what is protected.
+        # A copy of the model (an average of its weights, say) takes its hooks along, and is not what is preservted.
         copied = object.__new__(type(self))
         copied._live = False
         return copied

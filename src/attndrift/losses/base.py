@@ -37,8 +37,8 @@ class PreservationLossError(RuntimeError):
 class PreservationLoss(ABC):
     """A loss on the attention of a model in training; see :class:`AttentionPreservation` and :class:`EntropyFloor`.
 
-    To be made before ``torch.compile`` and after ``peft``; a copy of the model is not protected. Gradient
-    checkpointing must be the non-reentrant one. In several processes each protects its own images, and the gradients
+    To be made before ``torch.compile`` and after ``peft``; a copy of the model is not preserved. Gradient
+    checkpointing must be the non-reentrant one. In several processes each preserves its own images, and the gradients
     are averaged as all others are.
 
     Args:
@@ -117,7 +117,7 @@ class PreservationLoss(ABC):
         """The weighted loss of the last forward pass: a scalar >= 0, differentiable.
 
         Args:
-            model: the protected model, or a wrapper of it, or nothing: no forward pass is run.
+            model: the preserved model, or a wrapper of it, or nothing: no forward pass is run.
             index: numbers of the batch's images, where the teacher is a cache.
             flipped: which of them were mirrored, where the teacher is a cache; by default none.
             reference: what :meth:`reference` returned for these images, instead of ``index`` and ``flipped``.
@@ -125,7 +125,7 @@ class PreservationLoss(ABC):
 
         Raises:
             PreservationLossError: no forward pass with gradients since the last call, or more than one; or one whose
-                attention does not depend on any trained parameter; or another ``model`` than the protected one.
+                attention does not depend on any trained parameter; or another ``model`` than the preserved one.
             TypeError: ``model`` is no model, such as image numbers given without their name.
         """
         if model is not None:
@@ -142,7 +142,7 @@ class PreservationLoss(ABC):
             count = len(self._waiting)
             self.skip()
             raise PreservationLossError(
-                f"{count} forward passes with gradients since the last call, and only the last one could be protected: "
+                f"{count} forward passes with gradients since the last call, and only the last one could be preserved: "
                 "call after each of them and add the losses, or call skip() after one that is not to count"
             )
         last = self._waiting.pop()
@@ -193,18 +193,18 @@ class PreservationLoss(ABC):
             raise TypeError(f"expected the model, got a {type(model).__name__}; image numbers go by name, index=...")
         if not any(part is self._tower for part in unwrapped(model).modules()):
             raise PreservationLossError(
-                f"this {type(model).__name__} does not hold the vision tower that is protected; make a preservation loss for it, "
+                f"this {type(model).__name__} does not hold the vision tower that is preserved; make a preservation loss for it, "
                 "AttentionPreservation(model, ...)"
             )
 
     def skip(self) -> None:
-        """Leave the forward passes since the last call unprotected."""
+        """Leave the forward passes since the last call out."""
         self._waiting.clear()
         if self._seen is not None:
             self._seen.forget()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        # A copy of the model (an average of its weights, say) takes its hooks along, and is not what is protected.
+        # A copy of the model (an average of its weights, say) takes its hooks along, and is not what is preserved.
         copied = object.__new__(type(self))
         memo[id(self)] = copied
         copied._closed, copied._waiting, copied._open, copied._seen = True, [], ExitStack(), None

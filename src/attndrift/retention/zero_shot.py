@@ -54,7 +54,8 @@ class TextFeatures:
     ) -> TextFeatures:
         """Encode every class name in every template, underscores in names as spaces.
 
-        Raises ``ValueError`` for a template without ``{class}``, an empty name, two classes of one name or of equal tokens, a prompt longer
+        Raises ``ValueError`` for a template without ``{class}``, an empty name, two classes of one name or of
+        equal tokens, a prompt longer
         than the model takes, and a tokenizer that is not the model's.
         """
         for template in templates:
@@ -246,14 +247,13 @@ def evaluate_zero_shot(
         FloatingPointError: an embedding is not finite.
     """
     _check_request(pretrained, pretrained_embeddings, batch_size)
-    text = text_features or _encoded(model, class_names, tokenizer, templates)
+    text = _encoded(model, class_names, tokenizer, templates) if text_features is None else text_features
     if class_names is not None and tuple(class_names) != text.class_names:
         raise ValueError("class_names: are not those of text_features; give one of the two")
     wanted = _checked_labels(labels, len(text.class_names))
-    device = next(model.parameters()).device
-    features = text.features.to(device, torch.float32)
+    features = text.features.to(next(model.parameters()).device, torch.float32)
     together = processes or Processes()
-    predictions, margins, compared = [], [], []
+    nearest, compared = [], []
     sizes: list[int] = []
     anchors = torch.empty(0) if pretrained_embeddings is None else pretrained_embeddings
     anchored = len(anchors)
@@ -261,11 +261,9 @@ def evaluate_zero_shot(
     with evaluation_mode(model), together.agreeing():
         for batch in _batches(images, len(wanted), batch_size):
             part, _ = together.share(batch, done)
-            embedded = image_embeddings(model, part.to(device)).float()
+            embedded = image_embeddings(model, part.to(features.device)).float()
             _check_embeddings(embedded, features, done)
-            predicted_here, margin = _nearest(embedded, features)
-            predictions.append(predicted_here)
-            margins.append(margin)
+            nearest.append(_nearest(embedded, features))
             if pretrained is not None and done == 0:
                 anchors, anchored = _embed(pretrained, part), len(batch)
             if done < anchored:
@@ -278,11 +276,10 @@ def evaluate_zero_shot(
         anchors = together.join(anchors, sizes[:1])
     now = together.join(torch.cat(compared), sizes[: len(compared)])[:anchored] if anchored else None
     moved = None if now is None else _moved(now, anchors.float().cpu(), weight_drift)
-    predicted = together.join(torch.cat(predictions), sizes).numpy()
+    predicted, margins = (together.join(torch.cat(parts), sizes).numpy() for parts in zip(*nearest, strict=True))
     correct = predicted == wanted
     described = {"dataset": dataset, "split": split, **_described(text, preprocessing), **evidence}
-    kept = together.join(torch.cat(margins), sizes).numpy()
-    return ZeroShotResult(float(correct.mean()), predicted, correct, kept, moved, described)
+    return ZeroShotResult(float(correct.mean()), predicted, correct, margins, moved, described)
 
 
 def _nearest(embedded: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
