@@ -16,6 +16,7 @@ import argparse
 import importlib
 import itertools
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -29,7 +30,12 @@ from typing import Any, cast
 
 HERE = Path(__file__).resolve().parents[1]
 WARM_UP = 5
-METHODS: dict[str, dict[str, Any]] = {"full": {"method": "full"}, "lora": {"method": "lora", "lora_rank": 8}}
+METHODS: dict[str, dict[str, Any]] = {
+    "full": {"method": "full"},
+    "lora": {"method": "lora", "lora_rank": 8},
+    "attention_preservation": {"method": "full", "loss": "attention_preservation:0.1"},
+    "entropy_floor": {"method": "full", "loss": "entropy_floor:0.1"},
+}
 
 
 class Clock:
@@ -76,9 +82,17 @@ def train(given: argparse.Namespace) -> list[float]:
     keep_freed_memory()
     torch.set_num_threads(given.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = dict(METHODS[given.method])
+    if "loss" in chosen and "loss" not in RunSettings.model_fields:
+        # As checkouts before version 0.2 call it.
+        name, weight = chosen.pop("loss").split(":")
+        chosen |= {
+            "regularizer": {"attention_preservation": "apr"}.get(name, name),
+            "regularizer_weight": float(weight),
+        }
     settings = RunSettings(
         model=given.model, dataset="tiles", epochs=1, batch_size=given.batch, evaluations_per_epoch=1,
-        threads=given.threads, device=cast(Any, device.type), precision=given.precision, **METHODS[given.method],
+        threads=given.threads, device=cast(Any, device.type), precision=given.precision, **chosen,
     )  # fmt: skip
     clip = load_clip(given.model)
     side, count = clip.config.vision_config.image_size, given.batch * (given.steps + WARM_UP)
@@ -88,6 +102,11 @@ def train(given: argparse.Namespace) -> list[float]:
     images = store.on(device) if hasattr(store, "on") else found("pixels_on", "data.device_pixels")(store, device)
     model = adapt(clip.to(device), adaptation(settings), 10, settings.seed).to(device)
     monitor = DriftMonitor(model, images.fetch(places[:8]), embed=model.embed)
+    vision = clip.config.vision_config
+    patches = (vision.image_size // vision.patch_size) ** 2
+    uniform = torch.full((vision.num_hidden_layers, count, vision.num_attention_heads, patches), -math.log(patches)).to(
+        device
+    )
     clock = Clock(device.type)
     # The names of both before version 0.2 were others.
     before = "track" in {field.name for field in fields(TrainingPlan)}
@@ -100,7 +119,7 @@ def train(given: argparse.Namespace) -> list[float]:
             settings=settings, images=images, labels=torch.from_numpy(store.labels), monitor=monitor,
             validate=lambda: 0.0, **unmonitored, baseline={"step": 0},
             save_weights=lambda name: None, pretrained_entropy=monitor.reference.structure.layers("entropy"),
-            reference=None, device=device,
+            reference=lambda positions, flipped: uniform[:, positions], device=device,
         )  # fmt: skip
         fit(model, plan, Path(folder), clock)
     # The last one is measured and saved too.
