@@ -34,11 +34,12 @@ demo: $(STAMP) ## Run the study of 21 runs on the small embedded model: tables, 
 	$(BIN)/attndrift demo
 
 # Beside the tests: mypy alone keeps one core of two busy for a minute.
-lint: $(STAMP) ## Check style, types and which package imports which
+lint: $(STAMP) ## Check style, types, which package imports which, and that the site can be built
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 test: $(STAMP) ## Lint, types and the tests (real images where ATTNDRIFT_DATA names their folder)
 	$(MAKE) --no-print-directory --jobs=2 lint tests
@@ -72,4 +73,4 @@ bench: $(STAMP) ## Measure costs as ratios: an hour or two alone on the machine;
 	$(BENCH).ray_workers --output $(RESULTS)/ray_workers.json
 
 clean: ## Remove the environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,4 +1,4 @@
-"""The guard's comparison: the table and the figure of docs/guard.md, from a study folder.
+"""The guard's comparison: the table and the figure of docs/guard-results.md, from a study folder.
 
     ATTNDRIFT_DATA=... attndrift run docs/studies/guard.yaml
     python scripts/guard_comparison.py studies/guard [--out docs/images/guard.png]

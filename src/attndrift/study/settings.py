@@ -44,12 +44,16 @@ class DatasetSource(BaseModel):
     hub: str | None = Field(None, description="name on the hub, e.g. tanganke/eurosat")
     config: str | None = Field(None, description="configuration of a hub dataset that has several")
     revision: str | None = Field(None, description="commit, branch or tag of a hub dataset; default: its newest commit")
-    image_column: str | None = None
-    label_column: str | None = None
-    id_column: str | None = None
-    train_split: str | None = None
-    test_split: str | None = None
-    class_names: tuple[str, ...] | None = None
+    image_column: str | None = Field(None, description="column of the images; default: the only one of images")
+    label_column: str | None = Field(
+        None, description="column of the labels; default: `label`, or the only one of classes"
+    )
+    id_column: str | None = Field(None, description="column that names each image; default: `image_id` or `id`")
+    train_split: str | None = Field(None, description="split that trains, validates and probes; default: train")
+    test_split: str | None = Field(
+        None, description="split that is reported; default: test, else validation, valid, val"
+    )
+    class_names: tuple[str, ...] | None = Field(None, description="names of the classes in the order of their labels")
     origin: str | None = Field(None, description="source of the images; a target and a transfer set must not share it")
 
     @model_validator(mode="after")
@@ -70,55 +74,73 @@ class RunSettings(BaseModel):
     )
     dataset: str = Field(pattern=NAME_PATTERN, description="fine-tuning target")
     source: DatasetSource | None = Field(None, description="where the target is, if it is not in the registry")
-    selection: Selection = "validation"
-    method: Method = "full"
+    selection: Selection = Field(
+        "validation", description="where the epoch is selected; test: on the split that is also reported"
+    )
+    method: Method = Field("full", description="what is trained; none: the pretrained model")
 
-    learning_rate: Annotated[float, Field(gt=0, le=10)] = 1e-5
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = DEFAULT_WEIGHT_DECAY
-    epochs: Annotated[int, Field(ge=0, le=10_000)] = 20
-    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 64
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = Field(1e-5, description="peak rate of AdamW")
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = Field(
+        DEFAULT_WEIGHT_DECAY, description="of AdamW, on all trained parameters"
+    )
+    epochs: Annotated[int, Field(ge=0, le=10_000)] = Field(20, description="passes over the training images")
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] = Field(64, description="images an optimiser step")
     gradient_accumulation: Annotated[int, Field(ge=1, le=4096)] = Field(
         1, description="micro-batches an optimiser step; batch_size is divided by it"
     )
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    clip_norm: Annotated[float, Field(ge=0)] = 1.0
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.05, description="share of the steps in which the rate rises; then it falls by a cosine"
+    )
+    clip_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="largest norm of the gradient; 0: any")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of the training's forward passes; auto: mixed on CUDA, float32 elsewhere"
+    )
     flip: bool = Field(True, description="random horizontal flip")
     cuda_graphs: bool = Field(
         True, description="on a CUDA device, record a step of the training once and replay it, where that can be done"
     )
 
-    lora_rank: Annotated[int, Field(ge=1, le=1024)] | None = None
+    lora_rank: Annotated[int, Field(ge=1, le=1024)] | None = Field(None, description="method lora: default 8")
     lora_alpha: Annotated[float, Field(gt=0)] | None = Field(None, description="default: twice the rank")
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
-    lora_targets: LoraTargets | None = None
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(None, description="method lora: default 0.05")
+    lora_targets: LoraTargets | None = Field(None, description="adapted projections; method lora: default q,v")
     train_projection: bool | None = Field(None, description="default: full and lora train it, last_block does not")
-    freeze_layers: Annotated[int, Field(ge=0)] = 0
+    freeze_layers: Annotated[int, Field(ge=0)] = Field(0, description="method full: frozen blocks, from the input")
     head: Literal["trained", "text"] = Field("trained", description="text: the classifier starts from text features")
 
     loss: str | None = Field(
         None, description="preservation losses and their weights: attention_preservation:0.1+entropy_floor:0.01"
     )
-    entropy_floor_fraction: Annotated[float, Field(gt=0, le=1)] = 0.7
+    entropy_floor_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.7, description="loss entropy_floor: the floor as a share of the pretrained layer mean"
+    )
 
     guard: str | None = Field(None, description="keeps this within a budget: retention_pct, or a metric of the monitor")
     guard_at_least: float | None = Field(None, description="the budget, in the metric's unit (retention: percent)")
-    guard_at_most: float | None = None
+    guard_at_most: float | None = Field(None, description="the budget's upper limit, in the metric's unit")
     guard_confidence: Annotated[float, Field(ge=0.5, lt=1)] = Field(0.9, description="of the bound on retention")
-    guard_checks_per_epoch: Annotated[int, Field(ge=1, le=1000)] = 5
+    guard_checks_per_epoch: Annotated[int, Field(ge=1, le=1000)] = Field(5, description="checks of the budget")
     guard_from: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="share of the training that goes by before the guard's first check"
     )
 
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
-    data_seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
-    train_per_class: Annotated[int, Field(ge=1)] | None = None
-    validation_per_class: Annotated[int, Field(ge=1)] | None = None
-    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    probe_size: Annotated[int, Field(ge=4, description="debiased CKA needs four")] = 200
-    probe_per_class: Annotated[int, Field(ge=1)] | None = None
-    test_limit: Annotated[int, Field(ge=1)] | None = None
-    unreadable: Literal["error", "skip"] = "error"
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(42, description="initialisation, order, flips, dropout")
+    data_seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(42, description="splits, subsets and probe")
+    train_per_class: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="training images a class; default all"
+    )
+    validation_per_class: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="validation images a class; default: `validation_fraction`"
+    )
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.1, description="share of each class of the training split that validates"
+    )
+    probe_size: Annotated[int, Field(ge=4)] = Field(
+        200, description="images that structure and drift are measured on; debiased CKA needs four"
+    )
+    probe_per_class: Annotated[int, Field(ge=1)] | None = Field(None, description="instead of `probe_size`")
+    test_limit: Annotated[int, Field(ge=1)] | None = Field(None, description="test images; default all")
+    unreadable: Literal["error", "skip"] = Field("error", description="what to do with images that cannot be decoded")
 
     transfer: tuple[str, ...] = Field((), description="zero-shot sets, evaluated after the run")
     transfer_limit: Annotated[int, Field(ge=1)] | None = Field(None, description="images a set; default all")
@@ -134,16 +156,16 @@ class RunSettings(BaseModel):
         description="templates, or the name of an ensemble: cifar, eurosat, pets",
     )
 
-    evaluations_per_epoch: Annotated[int, Field(ge=1, le=1000)] = 5
-    evaluation_batch_size: Annotated[int, Field(ge=1)] = 200
+    evaluations_per_epoch: Annotated[int, Field(ge=1, le=1000)] = Field(5, description="measurements of drift")
+    evaluation_batch_size: Annotated[int, Field(ge=1)] = Field(200, description="images a pass without gradients")
     checkpoints_per_epoch: Annotated[int, Field(ge=1, le=1000)] = Field(
         1,
         description="resumable states an epoch; fewer on an accelerator, where they would take more than 5% of the time",
     )
     map_images: Annotated[int, Field(ge=0, le=64)] = Field(8, description="probe images in maps.npz")
-    keep: Literal["best", "best+final", "all"] = "best+final"
+    keep: Literal["best", "best+final", "all"] = Field("best+final", description="checkpoints that stay")
     threads: Annotated[int, Field(ge=1, le=1024)] = Field(2, description="CPU threads; they change sums")
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where the run computes")
 
     @field_validator("*", mode="before")
     @classmethod

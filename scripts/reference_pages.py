@@ -1,0 +1,194 @@
+"""The reference pages in docs/ that are made from the code: commands, settings, metrics, tables, analysis.json.
+
+python scripts/reference_pages.py       # writes them; a test compares them
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from typer.main import get_command
+
+from attndrift.analysis.schema import schema_markdown, tables_markdown
+from attndrift.cli import console
+from attndrift.cli.main import app
+from attndrift.metrics.registry import METRICS
+from attndrift.study.settings import DatasetSource, RunSettings
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+EXIT_CODES = {
+    0: "it is done",
+    console.EXIT_PROBLEM: "a problem: the message says what was wrong, where, and what to do. `run`: also where a run failed",
+    2: "the command line itself is wrong: an unknown command or option, or one that is missing",
+    console.EXIT_CONDITION: "`compare`: a `--fail-if` condition holds",
+    console.EXIT_DEFECT: "a defect of attndrift: worth a report; `ATTNDRIFT_TRACEBACK=1` shows where it happened",
+    console.EXIT_INTERRUPTED: "`run`, `demo`: Ctrl-C; the same command goes on",
+}
+
+VARIABLES = {
+    "ATTNDRIFT_DATA": "a folder of datasets that goes before the hub",
+    "ATTNDRIFT_CACHE": "decoded pixels and pretrained attention; default: `~/.cache/attndrift`",
+    "ATTNDRIFT_TRACEBACK": "1: an error shows its traceback",
+    "HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_ENDPOINT, HF_TOKEN": "the hub's own: caches, no network, a mirror, a token",
+    "RAY_ADDRESS": "the Ray cluster of `--engine ray`",
+}
+
+
+def command_line() -> str:
+    """The page of all commands with their options, exit codes and variables."""
+    lines = [
+        "# The command line",
+        "",
+        "Made from the commands themselves. `attndrift COMMAND --help` prints the same.",
+        "",
+        "## Exit codes",
+        "",
+        "| code | meaning |",
+        "| ---: | --- |",
+        *(f"| {code} | {meaning} |" for code, meaning in EXIT_CODES.items()),
+        "",
+        "Results go to standard output, messages and progress to standard error. With `--json`, standard output holds one JSON object.",
+        "",
+        "## Environment variables",
+        "",
+        "| variable | meaning |",
+        "| --- | --- |",
+        *(f"| `{name}` | {meaning} |" for name, meaning in VARIABLES.items()),
+    ]
+    commands: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
+    for panel in (console.STUDIES, console.RESULTS, console.MODELS, console.NAMES):
+        lines += ["", f"## {panel}"]
+        for name, command in commands.items():
+            if command.rich_help_panel == panel:
+                lines += ["", f"### {name}", "", *_command(name, command)]
+    return "\n".join(lines) + "\n"
+
+
+def _command(name: str, command: Any) -> list[str]:
+    arguments = [one for one in command.params if one.param_type_name == "argument"]
+    options = [one for one in command.params if one.param_type_name == "option"]
+    called = " ".join(
+        [one.name.upper() if one.required else f"[{one.name.upper()}]" for one in arguments]
+        + [f"{one.opts[0]} {one.name.upper()}" for one in options if one.required]
+    )
+    lines = [_cell(command.help), "", "```", f"attndrift {name} {called}".rstrip(), "```", ""]
+    if command.epilog:
+        example = command.epilog.replace("[bold]", "`").replace("[/bold]", "`")
+        lines += [" ".join(example.split()), ""]
+    lines += ["| argument or option | default | meaning |", "| --- | --- | --- |"]
+    for one in arguments + options:
+        shown = one.name.upper() if one in arguments else ", ".join(one.opts)
+        default = "" if one.default in (None, False) or callable(one.default) else f"`{one.default}`"
+        lines.append(f"| `{shown}` | {'required' if one.required else default} | {_cell(one.help)} |")
+    return lines
+
+
+def settings() -> str:
+    """The page of the settings of a run, from their schema."""
+    lines = [
+        "# Settings of a run",
+        "",
+        "Made from the schema of the settings. Each may stand in a study file under `shared`, under a dataset, in a run or in its `grid`.",
+        "On the command line it is `--set NAME=VALUE`, or `--set DATASET.NAME=VALUE`. An unknown name or a value out of range is an error.",
+        "",
+        "| setting | type | default | range | meaning |",
+        "| --- | --- | --- | --- | --- |",
+        *_fields(RunSettings.model_json_schema()),
+        "",
+        "## `source`: where images are that no list knows",
+        "",
+        "| field | type | default | range | meaning |",
+        "| --- | --- | --- | --- | --- |",
+        *_fields(DatasetSource.model_json_schema()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+_TYPES = {"string": "text", "integer": "integer", "number": "number", "boolean": "true/false", "null": "null"}
+
+
+def _fields(schema: dict[str, Any]) -> list[str]:
+    required = schema.get("required", [])
+    rows = []
+    for name, field in schema["properties"].items():
+        default = "required" if name in required else f"`{_plain(field.get('default'))}`"
+        cells = [f"`{name}`", _type(field), default, _range(field), field.get("description", "")]
+        rows.append(f"| {' | '.join(_cell(cell) for cell in cells)} |")
+    return rows
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(value) or "[]"
+    return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
+
+
+def _type(field: dict[str, Any]) -> str:
+    if "$ref" in field:
+        return "a mapping"
+    if "anyOf" in field:
+        return " or ".join(_type(one) for one in field["anyOf"] if one.get("type") != "null")
+    if "enum" in field:
+        return " | ".join(f"`{value}`" for value in field["enum"])
+    if field.get("type") == "array":
+        return f"list of {_type(field['items'])}"
+    return _TYPES.get(field.get("type", ""), "any")
+
+
+def _range(field: dict[str, Any]) -> str:
+    field = next((one for one in field.get("anyOf", []) if one.get("type") != "null"), field)
+    words = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
+    return " ".join(f"{word} {field[key]:.10g}" for key, word in words.items() if key in field)
+
+
+def metrics() -> str:
+    """The page of all metrics, from their facts."""
+    lines = [
+        "# Metrics",
+        "",
+        "Made from the registry. A metric that your own package registers appears in the same places: history, tables, alerts, budgets.",
+        "",
+        "Attention is that of the class token to the N patches, renormalised without the class token. All are computed in float32 or better.",
+        "Means run over images, then heads, then layers. `damage` is the side on which an adapted model is harmed.",
+        "",
+        "| metric | name in tables | unit | range | damage | what it measures | source | cost |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for one in METRICS:
+        cells = [
+            one.label,
+            f"`{one.name}`",
+            one.unit or "none",
+            one.range,
+            one.worse,
+            one.meaning,
+            one.source,
+            one.cost,
+        ]
+        lines.append(f"| {' | '.join(_cell(cell) for cell in cells)} |")
+    lines += [
+        "",
+        "Retention is 100 x adapted / pretrained zero-shot accuracy. It is null where the pretrained accuracy is below twice chance.",
+        "A relative change is 100 (M - M0) / M0; of a mean it is the change of the mean.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str | None) -> str:
+    return " ".join((text or "").split()).replace("|", "\\|")
+
+
+PAGES = {
+    "command-line.md": command_line,
+    "settings.md": settings,
+    "metrics.md": metrics,
+    "tables.md": tables_markdown,
+    "analysis-schema.md": schema_markdown,
+}
+
+
+if __name__ == "__main__":
+    for name, made in PAGES.items():
+        (DOCS / name).write_text(made(), encoding="utf-8")
