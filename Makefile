@@ -2,7 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# What the demo needs, and all that the tests and tools need: in one environment.
+DEMO_STAMP := $(VENV)/.installed-demo
 STAMP := $(VENV)/.installed
+# Bytecode of what is imported is written at the first import; of the rest it is never needed.
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 # The tests read CLIP's vocabulary and tokenizer in the wheel of open_clip. Not beside the other packages: without torchvision
 # it cannot be imported, and would be found all the same.
 OPEN_CLIP := $(VENV)/open_clip_torch
@@ -20,17 +24,23 @@ PYTEST := $(TEST_ENVIRONMENT) $(BIN)/pytest
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-install: $(STAMP) ## Make the environment in .venv
+install: $(STAMP) ## Make the environment in .venv, with all tools
 
-$(STAMP): pyproject.toml constraints.txt
+$(BIN)/pip:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or later is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --upgrade --target $(OPEN_CLIP) open_clip_torch
+
+$(DEMO_STAMP): pyproject.toml constraints.txt | $(BIN)/pip
+	$(INSTALL) --editable '.[study,report]'
 	touch $@
 
-demo: $(STAMP) ## Run the study of 21 runs on the small embedded model: tables, figures and report
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/pip
+	$(INSTALL) --editable '.[dev]'
+	$(INSTALL) --no-deps --upgrade --target $(OPEN_CLIP) open_clip_torch
+	touch $@ $(DEMO_STAMP)
+
+demo: $(DEMO_STAMP) ## Run the study of 21 runs on the small embedded model: tables, figures and report
 	$(BIN)/attndrift demo
 
 # Beside the tests: mypy alone keeps one core of two busy for a minute.
@@ -49,7 +59,7 @@ tests: $(STAMP) ## The tests alone
 
 # What passes only when it is tried again is seen: its failure stands above, with its traceback, and its name below.
 test-ci: export ATTNDRIFT_REQUIRE = 1
-test-ci: $(STAMP) ## Of the slow tests: Ray, S3, SLURM, torchrun, a kill of each kind, the page in Chromium; none is skipped
+test-ci: $(STAMP) ## Of the slow tests: Ray, S3, SLURM, torchrun, the first study on a hub, kills, the page in Chromium; none is skipped
 	$(PYTEST) -m ci || { test $$? -eq 1 && echo "test-ci: what failed is tried once more" && \
 	  $(PYTEST) -m ci --last-failed -rfEp && echo "test-ci: the tests named PASSED above failed at first"; }
 

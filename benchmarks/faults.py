@@ -65,8 +65,8 @@ def drive(runs: str, engine: str, where: str, tally: str, address: str) -> None:
     from rich.console import Console
 
     from attndrift.cli.run_table import StudyTable
+    from attndrift.study.executor import Executor
     from attndrift.study.launchers import Options, make_engine
-    from attndrift.study.launchers.processes import LazyExecutor
     from attndrift.study.runner import run_study
 
     options = {
@@ -75,7 +75,7 @@ def drive(runs: str, engine: str, where: str, tally: str, address: str) -> None:
         "ray": Options(address=address, retries=1000),
         "slurm": Options(retries=1000, scheduler=("cluster=local", "timeout_min=60")),
     }[engine]
-    execute: Any = MadeRuns(Path(tally), pause=PAUSE, steps=STEPS) if runs == "made" else LazyExecutor()
+    execute: Any = MadeRuns(Path(tally), pause=PAUSE, steps=STEPS) if runs == "made" else Executor()
     chosen = make_engine("in-process" if engine == "processes" else engine, options)
     # Not on a terminal: the table prints a line for each run that ends.
     with StudyTable(console=Console(stderr=True, force_terminal=False)) as table:

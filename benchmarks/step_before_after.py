@@ -75,7 +75,7 @@ def train(given: argparse.Namespace) -> list[float]:
 
     keep_freed_memory = found("keep_freed_memory", "study.allocator", "allocator")
     adapt = found("adapt", "methods", "models")
-    adaptation = found("adaptation", "study.executor", "study.running")
+    adaptation = found("adaptation", "study.resolved", "study.executor", "study.running")
     fit = found("fit", "study.training", "training")
     TrainingPlan = found("TrainingPlan", "study.training", "training")
 

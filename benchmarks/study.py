@@ -168,7 +168,7 @@ def write_reference(study: Study, folder: Path, threads: int) -> Path:
             "files": files, "class_names": list(transfer.class_names), "template": first.prompts[0],
         },
         "runs": [
-            {"run_id": run.run_id} | {name: getattr(run.settings, name) for name in differing} for run in study.runs
+            {"run_id": run.run_id} | {name: getattr(run.settings, name, None) for name in differing} for run in study.runs
         ],
     }  # fmt: skip
     path = folder / "reference.json"

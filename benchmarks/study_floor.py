@@ -29,13 +29,14 @@ class Kind:
     """Runs whose training steps are the same arithmetic."""
 
     method: str
-    lora_rank: int | None
-    lora_targets: str | None
+    own: tuple[tuple[str, object], ...]
     freeze_layers: int
 
     @classmethod
     def of(cls, settings: RunSettings) -> Kind:
-        return cls(settings.method, settings.lora_rank, settings.lora_targets, settings.freeze_layers)
+        return cls(
+            settings.method, tuple(settings.settings_of(settings.facts).model_dump().items()), settings.freeze_layers
+        )
 
     @classmethod
     def all_of(cls, study: Study) -> dict[Kind, RunSettings]:
@@ -131,8 +132,9 @@ def serve(path: str) -> None:
     """
     import torch
 
-    from attndrift.methods import AdaptationSettings, adapt
+    from attndrift.methods import adapt
     from attndrift.models import load_clip, prune_last_block_to_cls
+    from attndrift.study.resolved import adaptation
     from benchmarks.train import bare_step
 
     keep_freed_memory()  # as the processes of a study do
@@ -145,11 +147,7 @@ def serve(path: str) -> None:
     labels = torch.randint(0, CLASSES, (one.batch_size,))
 
     def step(chosen: RunSettings) -> Callable[[], object]:
-        settings = AdaptationSettings(
-            method=chosen.method, lora_rank=chosen.lora_rank or 8, lora_targets=chosen.lora_targets or "q,v",
-            freeze_layers=chosen.freeze_layers,
-        )  # fmt: skip
-        model = adapt(copy.deepcopy(pretrained), settings, CLASSES, 0).train()
+        model = adapt(copy.deepcopy(pretrained), adaptation(chosen), CLASSES, 0).train()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, chosen.learning_rate, fused=True)
         return partial(bare_step, model, trained, optimizer, pixel_values=batch, labels=labels)
@@ -184,7 +182,7 @@ def floor_seconds(study: Study, step: Mapping[Kind, float], image: float) -> flo
         transfer = settings.transfer_limit or 0
         # The pretrained model sees a target's probe once, and the transfer images, which all runs share, once.
         if settings.dataset not in probed:
-            total += (settings.probe_size + (0 if probed else transfer)) * image
+            total += ((settings.probe_size or 0) + (0 if probed else transfer)) * image
             probed.add(settings.dataset)
         if settings.method == "none":
             continue
@@ -195,7 +193,7 @@ def floor_seconds(study: Study, step: Mapping[Kind, float], image: float) -> flo
             cached.add(settings.dataset)
         steps = training / settings.batch_size  # a partial last batch counts as its part
         total += settings.epochs * steps * step[Kind.of(settings)]
-        measured = min(settings.evaluations_per_epoch, -(-training // settings.batch_size)) * settings.probe_size
+        measured = min(settings.evaluations_per_epoch, -(-training // settings.batch_size)) * (settings.probe_size or 0)
         total += (settings.epochs * (measured + validation) + transfer) * image
     return total
 

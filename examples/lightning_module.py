@@ -1,4 +1,4 @@
-"""A Lightning module whose attention is protected, with the drift in its loggers (``pip install attndrift[lightning]``).
+"""A Lightning module whose attention is protected, with the drift in its loggers (``pip install "attndrift[lightning]"``).
 
 python examples/lightning_module.py --steps 60
 """

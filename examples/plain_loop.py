@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> DriftWatch:
     stop = Alert("cka_mean", below=0.7, action="stop")
     guard = Guard(monitor, Budget("cka_mean", at_least=given.budget), every=10) if given.budget else None
     with DriftWatch(monitor, every=10, alerts=[stop], folder=given.output, guard=guard) as watch:
-        watch.describe(dataset="tiles")
+        watch.record.describe(dataset="tiles")
         for step in range(1, given.steps + 1):
             numbers = torch.randint(PROBE, len(train), (BATCH,)).tolist()
             features = model.get_image_features(pixel_values=pixels(numbers)).pooler_output

@@ -13,7 +13,10 @@ from typer.main import get_command
 from attndrift.analysis.schema import schema_markdown, tables_markdown
 from attndrift.cli import console
 from attndrift.cli.main import app
+from attndrift.losses.registry import LOSSES
+from attndrift.methods.registry import HEADS, METHODS
 from attndrift.metrics.registry import METRICS
+from attndrift.study.outcomes.registry import OUTCOMES
 from attndrift.study.settings import DatasetSource, RunSettings
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -97,6 +100,36 @@ def settings() -> str:
         "| --- | --- | --- | --- | --- |",
         *_fields(RunSettings.model_json_schema()),
         "",
+        "## Settings that a method, a head or a loss brings",
+        "",
+        "They stand beside the others. A run that has another method, head or loss refuses them; shared ones are left out for it.",
+        "",
+        "| needs | setting | type | default | range | meaning |",
+        "| --- | --- | --- | --- | --- | --- |",
+        *_own_settings(),
+        "",
+        "## Methods",
+        "",
+        *_facts(METHODS, {"method": "name", "label": "label", "trains": "trains", "source": "source"}),
+        "",
+        "## Heads",
+        "",
+        *_facts(HEADS, {"head": "name", "label": "label", "starts from": "starts", "source": "source"}),
+        "",
+        "## Preservation losses",
+        "",
+        "In a study file: `loss: NAME:WEIGHT`, several joined by `+`.",
+        "",
+        *_facts(LOSSES, {"loss": "name", "label": "short_label", "adds": "meaning", "source": "source"}),
+        "",
+        "## Outcomes",
+        "",
+        "In a study file: `outcomes: [NAME:NUMBER]`. Each is a row of its own, without training anew.",
+        "",
+        *_facts(
+            OUTCOMES, {"outcome": "name", "label": "label", "number": "parameter", "is": "meaning", "source": "source"}
+        ),
+        "",
         "## `source`: where images are that no list knows",
         "",
         "| field | type | default | range | meaning |",
@@ -111,12 +144,31 @@ _TYPES = {"string": "text", "integer": "integer", "number": "number", "boolean":
 
 def _fields(schema: dict[str, Any]) -> list[str]:
     required = schema.get("required", [])
+    properties = schema.get("properties", {})
     rows = []
-    for name, field in schema["properties"].items():
+    for name, field in properties.items():
         default = "required" if name in required else f"`{_plain(field.get('default'))}`"
         cells = [f"`{name}`", _type(field), default, _range(field), field.get("description", "")]
         rows.append(f"| {' | '.join(_cell(cell) for cell in cells)} |")
     return rows
+
+
+def _own_settings() -> list[str]:
+    rows = []
+    for kind, registry in (("method", METHODS), ("head", HEADS), ("loss", LOSSES)):
+        for owner in registry:
+            rows += [f"| `{kind}: {owner.name}` {row}" for row in _fields(owner.Settings.model_json_schema())]
+    return rows
+
+
+def _facts(registry: Any, columns: dict[str, str]) -> list[str]:
+    """A table of the members of a registry: the fact that each column shows."""
+    rows = [[_cell(str(getattr(member, fact))) for fact in columns.values()] for member in registry]
+    return [
+        f"| {' | '.join(columns)} |",
+        f"| {' | '.join('---' for _ in columns)} |",
+        *(f"| `{name}` | {' | '.join(others)} |" for name, *others in rows),
+    ]
 
 
 def _plain(value: Any) -> str:
@@ -172,6 +224,20 @@ def metrics() -> str:
         "",
         "Retention is 100 x adapted / pretrained zero-shot accuracy. It is null where the pretrained accuracy is below twice chance.",
         "A relative change is 100 (M - M0) / M0; of a mean it is the change of the mean.",
+        "",
+        "## Which drift says what",
+        "",
+        "`z0` and `z` are the embeddings of one probe image, pretrained and adapted, not normalised. `W0` and `W` are weights, likewise.",
+        "",
+        "| name | formula | what it adds |",
+        "| --- | --- | --- |",
+        "| `embedding_drift` | 1 - mean cos(z0, z) | Zero-shot accuracy depends on directions alone, and this is how far they turned. Blind to length. |",
+        "| `embedding_distance` | mean norm(z - z0) / mean norm(z0) | Sees length too: 0.1 is a tenth of the usual length of an embedding. A classifier on embeddings that are not normalised sees this. |",
+        "| `weight_drift` | norm(W - W0) / norm(W0), vision transformer | Free to measure, but many changes of the weights change no output. For LoRA, W - W0 is the scaled product B A. |",
+        "| `projection_drift` | the same, `visual_projection` alone | The one matrix between the vision transformer and the space that image and text share. `weight_drift` leaves it out, so read both. Null without such a projection. |",
+        "",
+        "`embedding_drift` at 0 with `embedding_distance` above 0: the embeddings have grown or shrunk and kept their directions.",
+        "`projection_drift` above 0 with `weight_drift` at 0: only the projection was trained.",
     ]
     return "\n".join(lines) + "\n"
 

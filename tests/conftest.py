@@ -14,7 +14,7 @@ torch.set_num_threads(1)
 # What is written survives a killed process without it, and no test cuts the power: thousands of waits for the disk less.
 os.fsync = lambda descriptor: None
 
-CI_PARTS = {"chromium", "kill", "ray", "s3", "slurm", "torchrun"}
+CI_PARTS = {"chromium", "extension", "hub", "kill", "ray", "s3", "slurm", "torchrun"}
 """What the tests marked `ci` cover."""
 
 NOTHING_SKIPPED = os.environ.get("ATTNDRIFT_REQUIRE") == "1"

@@ -90,7 +90,7 @@ def test_what_a_run_says_commands_no_terminal_and_holds_no_secret(
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("spark", Options(), "there is no engine 'spark'; choose from in-process, ray, slurm"),
+        ("spark", Options(), "there is no engine `spark`; `attndrift list` shows every engine"),
         ("in-process", Options(address="auto"), "--address is not an option of --engine in-process"),
         ("ray", Options(jobs=2), "--jobs is not an option of --engine ray"),
         ("slurm", Options(address="auto"), "--address is not an option of --engine slurm"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import attndrift
 
 ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "src" / "attndrift"
 
 
 def test_every_public_name_can_be_had_in_any_order() -> None:
@@ -38,3 +40,23 @@ def test_no_file_names_a_machine_or_is_too_large() -> None:
         if path.suffix in {".py", ".md", ".toml", ".yaml", ".txt", ".cff", ""}:
             text = path.read_text(errors="ignore")
             assert not any(word in text for word in forbidden), name
+
+
+def test_an_import_inside_a_function_has_a_reason() -> None:
+    """Optional extras and start-up time: said beside the import, or once for the file."""
+    without = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        # Every command is started alone: all of them import what they need when they are called.
+        if "Imports inside functions" in text or "cli" in path.relative_to(PACKAGE).parts:
+            continue
+        lines = text.splitlines()
+        for function in ast.walk(ast.parse(text)):
+            if not isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                continue
+            for node in ast.walk(function):
+                if isinstance(node, (ast.Import, ast.ImportFrom)):
+                    near = "\n".join(lines[max(function.lineno - 1, node.lineno - 5) : node.lineno])
+                    if "#" not in near and "importing(" not in near:
+                        without.append(f"{path.relative_to(PACKAGE)}:{node.lineno}")
+    assert not without

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 from huggingface_hub.errors import OfflineModeIsEnabled
 
+# Imports inside functions: these packages take time to load, which only who needs them pays.
+
 SILENCE = 10.0
 """Seconds without an answer, or without a byte of it, after which a host counts as out of reach."""
 

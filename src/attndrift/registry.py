@@ -15,8 +15,13 @@ import difflib
 import importlib
 import importlib.metadata
 import pkgutil
+import re
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import FrameType
 from typing import Any, Generic, Protocol, TypeVar
 
 
@@ -30,6 +35,18 @@ class Named(Protocol):
 
 T = TypeVar("T", bound=Named)
 
+_LOADED_FROM: ContextVar[str] = ContextVar("loaded_from", default="")
+"""The package whose modules are being loaded: one module may add to several registries."""
+
+
+@contextmanager
+def _loading_from(origin: str) -> Iterator[None]:
+    token = _LOADED_FROM.set(origin)
+    try:
+        yield
+    finally:
+        _LOADED_FROM.reset(token)
+
 
 class UnknownNameError(ValueError):
     """A name that no member of a registry has; the message gives at most one near match."""
@@ -37,6 +54,22 @@ class UnknownNameError(ValueError):
 
 class RegistrationError(ValueError):
     """A member that cannot be registered: its name is taken, or no name."""
+
+
+REGISTRIES = {
+    "method": "attndrift.methods.registry:METHODS",
+    "head": "attndrift.methods.registry:HEADS",
+    "loss": "attndrift.losses.registry:LOSSES",
+    "outcome": "attndrift.study.outcomes.registry:OUTCOMES",
+}
+"""The registries whose members bring settings of their own, by kind. Import paths as text: the code of tables must not
+import these higher packages."""
+
+
+def members_of(kind: str) -> list[Any]:
+    """All members of a registry of :data:`REGISTRIES`."""
+    module, _, name = REGISTRIES[kind].partition(":")
+    return list(getattr(importlib.import_module(module), name))
 
 
 def near_match(name: str, known: Iterable[str]) -> str:
@@ -70,24 +103,37 @@ class Registry(Generic[T]):
         self._members: dict[str, T] = {}
         self._origins: dict[str, str] = {}
         self._loaded = self._loading = False
-        self._origin = ""
 
     def register(self, member: T) -> T:
         """Add ``member`` under its name, and return it, so that this serves as a decorator too.
 
         Raises:
-            RegistrationError: the name is taken, or is no identifier.
+            RegistrationError: the name is taken, or is none.
         """
         name = member.name
-        if not (isinstance(name, str) and name.isidentifier() and name == name.lower()):
-            raise RegistrationError(f"{self.kind}: {name!r} is no name; use lower-case letters, digits and underscores")
+        if not (isinstance(name, str) and re.fullmatch(r"[a-z][a-z0-9_-]*", name)):
+            raise RegistrationError(
+                f"{self.kind}: {name!r} is no valid name; start with a lower-case letter, then use lower-case letters, digits, _ and -"
+            )
         if self._members.get(name, member) is not member:
             raise RegistrationError(
                 f"{self.kind} `{name}` is registered already, by {self.origin(name)}; choose another name"
             )
         self._members[name] = member
-        self._origins[name] = self._origin or "this process"
+        self._origins[name] = _LOADED_FROM.get() or ("attndrift" if self._is_imported_early() else "this process")
         return member
+
+    def _is_imported_early(self) -> bool:
+        """Whether a module of the package registers while somebody else imports it, before the registry was asked."""
+        frame: FrameType | None = sys._getframe(2)
+        while frame is not None:
+            if (
+                str(frame.f_globals.get("__name__")).startswith(f"{self.package}.")
+                and frame.f_code.co_name == "<module>"
+            ):
+                return True
+            frame = frame.f_back
+        return False
 
     def names(self) -> list[str]:
         """All names, in the order of registration."""
@@ -96,6 +142,7 @@ class Registry(Generic[T]):
 
     def origin(self, name: str) -> str:
         """Where a member comes from: ``attndrift``, the name of an installed package, or ``this process``."""
+        self._load()
         return self._origins[name]
 
     def __getitem__(self, name: str) -> T:
@@ -111,7 +158,7 @@ class Registry(Generic[T]):
 
     def __contains__(self, name: object) -> bool:
         self._load()
-        return name in self._members
+        return isinstance(name, str) and name in self._members
 
     def __iter__(self) -> Iterator[T]:
         self._load()
@@ -127,26 +174,28 @@ class Registry(Generic[T]):
             return
         self._loading = True
         try:
-            self._origin = "attndrift"
-            package = importlib.import_module(self.package)
-            for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda found: found.name):
-                if not module.name.startswith("_"):
-                    importlib.import_module(f"{self.package}.{module.name}")
+            with _loading_from("attndrift"):
+                package = importlib.import_module(self.package)
+                for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda found: found.name):
+                    if not module.name.startswith("_"):
+                        importlib.import_module(f"{self.package}.{module.name}")
             for point in importlib.metadata.entry_points(group=self.group):
                 self._load_entry_point(point)
             self._loaded = True
         finally:
-            self._loading, self._origin = False, ""
+            self._loading = False
 
     def _load_entry_point(self, point: importlib.metadata.EntryPoint) -> None:
-        self._origin = point.dist.name if point.dist is not None else point.value
+        origin = point.dist.name if point.dist is not None else point.value
         try:
-            found: Any = point.load()
-            if hasattr(found, "name"):
-                self.register(found)
+            with _loading_from(origin):
+                found: Any = point.load()
+                # A class whose object has registered itself when the module was imported is there already.
+                if hasattr(found, "name") and not any(found in (one, type(one)) for one in self._members.values()):
+                    self.register(found)
         except Exception as error:  # whatever a package of somebody else raises
             warnings.warn(
-                f"{self.kind} `{point.name}` of the package {self._origin} is left out: {type(error).__name__}: {error}",
+                f"{self.kind} `{point.name}` of the package {origin} is left out: {type(error).__name__}: {error}",
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import json
 import os
 import re
+import unicodedata
 from typing import Any
 from urllib.parse import quote
 
@@ -13,20 +16,57 @@ HIDDEN = "***"
 _SECRET_NAME = re.compile(
     r"TOKEN(?!IZ)|SECRET|PASSW|PASSPHRASE|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|CREDENTIAL|WEBHOOK|CONNECTION_STRING", re.I
 )
+_SECRET_KEY = re.compile(
+    r"TOKEN$|SECRET|PASSW|PASSPHRASE|API[_-]?KEY|ACCESS[_-]?KEY|PRIVATE[_-]?KEY|CREDENTIAL|WEBHOOK|CONNECTION_STRING",
+    re.I,
+)
+"""Keys of a dictionary. Not `tokens`, under which records keep what a tokenizer made."""
 _SHORTEST_SECRET = 8
 """A shorter value (``false``, ``1``) is no secret, and hiding it would hide half of every text."""
 
+_TOKENS = (
+    # Forms of tokens, by whoever gives them out; most are those of detect-secrets 1.5 (Apache-2.0).
+    r"hf_[A-Za-z0-9]{16,}", r"api_org_[A-Za-z0-9]{16,}",  # Hugging Face
+    r"(?:A3T[A-Z0-9]|ABIA|ACCA|AKIA|ASIA)[0-9A-Z]{16}",  # AWS
+    r"gh[pousr]_[A-Za-z0-9_]{20,}", r"github_pat_[A-Za-z0-9_]{20,}",
+    r"gl(?:pat|dt|ft|soat|rt|imt|ptt|agent|oas|cbt)-[A-Za-z0-9_-]{20,}", r"GR1348941[A-Za-z0-9_-]{20,}",  # GitLab
+    r"xox[abeoprs]-[A-Za-z0-9-]{10,}", r"xapp-[A-Za-z0-9-]{10,}",  # Slack
+    r"[rs]k_(?:live|test)_[0-9a-zA-Z]{16,}",  # Stripe
+    r"sk-(?=[A-Za-z_-]{0,40}[0-9])[A-Za-z0-9_-]{20,}",  # OpenAI, Anthropic
+    r"pypi-AgE[A-Za-z0-9_-]{50,}", r"npm_[A-Za-z0-9]{30,}",
+    r"AIza[0-9A-Za-z_-]{35}", r"ya29\.[0-9A-Za-z_-]{20,}", r"GOCSPX-[0-9A-Za-z_-]{20,}",  # Google
+    r"eyJ[A-Za-z0-9_=-]{8,2000}\.eyJ[A-Za-z0-9_=-]{8,}(?:\.[A-Za-z0-9_.+/=-]*)?",  # JSON web tokens
+    r"SG\.[A-Za-z0-9_-]{22}\.[A-Za-z0-9_-]{43}", r"sq0csp-[0-9A-Za-z_-]{43}", r"dop_v1_[0-9a-f]{64}", r"dckr_pat_[A-Za-z0-9_-]{20,}",
+    r"dapi[0-9a-f]{32}", r"hvs\.[A-Za-z0-9_-]{20,}", r"r8_[A-Za-z0-9]{30,}", r"wandb_v1_[A-Za-z0-9_-]{20,}",
+    r"[MNO][A-Za-z\d_-]{23,25}\.[A-Za-z\d_-]{6}\.[A-Za-z\d_-]{27,}",  # Discord
+    r"\d{8,10}:[0-9A-Za-z_-]{35}",  # Telegram
+)  # fmt: skip
 _SHAPES = (
-    # user:password@ in an address
-    (re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s/@'\"]+@", re.I), rf"\1{HIDDEN}@"),
+    # user:password@ in an address, up to the last @ of it: passwords may hold @, / and quotation marks. A number
+    # between the colon and a slash is a port.
+    (re.compile(r"(?<=[a-z0-9]://)[^\s/:?#]{0,200}:(?!\d{1,5}(?:[/?#\s]|$))\S{0,500}@", re.I), f"{HIDDEN}@"),
+    (re.compile(r"(?<=[a-z0-9]://)[^\s/@'\"]{1,500}@", re.I), f"{HIDDEN}@"),
     # ?X-Amz-Signature=... in an address
     (
-        re.compile(r"([?&][\w.-]*(?:token|secret|signature|password|api_?key|access_?key|credential|sig)=)[^\s&'\"]+", re.I),
+        re.compile(r"([?&;][\w.-]{0,60}(?:token|secret|signature|password|api_?key|access_?key|credential|sig)=)[^\s&'\"]+", re.I),
         rf"\1{HIDDEN}",
     ),
+    (re.compile(r"(\bhooks\.slack\.com/services/|\bdiscord(?:app)?\.com/api/webhooks/)[\w/-]+", re.I), rf"\1{HIDDEN}"),
     (re.compile(r"\b((?:bearer|basic)\s+)[\w.~+/=-]{8,}", re.I), rf"\1{HIDDEN}"),
-    # the forms of tokens of the hub, of AWS and of GitHub, wherever they came from
-    (re.compile(r"\b(?:hf_[A-Za-z0-9]{16,}|A(?:KIA|SIA)[A-Z0-9]{16}|gh[pousr]_[A-Za-z0-9]{20,})\b"), HIDDEN),
+    # password = "...", and AccountKey=... of Azure
+    (
+        re.compile(
+            r"((?:passw(?:or)?d|passphrase|secret|api[_-]?key|access[_-]?key|private[_-]?key|account[_-]?key"
+            r"|(?:auth|access|refresh)[_-]?token)[\w.-]{0,20}[\"']?\s{0,3}[=:]\s{0,3}[\"']?)[^\s\"',;&]{6,}",
+            re.I,
+        ),
+        rf"\1{HIDDEN}",
+    ),
+    (
+        re.compile(r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----.*?(?:-----END [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----|\Z)", re.S),
+        HIDDEN,
+    ),
+    (re.compile(rf"(?<![A-Za-z0-9])(?:{'|'.join(_TOKENS)})"), HIDDEN),
 )  # fmt: skip
 
 
@@ -43,15 +83,64 @@ def printable(text: object, *, lines: bool = False) -> str:
     return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode("ascii") for c in whole)
 
 
+_UNSEEN = re.compile(r"^[\s\u0000-\u0020\u007f-\u00a0\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]+")
+
+
 def sheet_text(text: str) -> str:
     """A text for a cell of a CSV file: one that a spreadsheet would run as a formula is marked as text there (``'``)."""
-    if text[:1] not in ("=", "+", "-", "@", "\t", "\r"):
+    # Spreadsheets skip what is invisible at the start, and take full-width signs for the usual ones.
+    seen = _UNSEEN.sub("", unicodedata.normalize("NFKC", text))
+    if seen[:1] not in ("=", "+", "-", "@") and text[:1] not in ("\t", "\r", "\n"):
         return text
     try:
         float(text)
     except ValueError:
         return f"'{text}"
     return text
+
+
+DIRECTION_MARKS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Marks that turn the direction of writing: text around one reads as something else than it is."""
+
+
+def spell_direction_marks(text: str) -> str:
+    """``text`` with each of :data:`DIRECTION_MARKS` as an escape that everybody sees."""
+    for mark in DIRECTION_MARKS:
+        if mark in text:
+            text = text.replace(mark, f"\\u{ord(mark):04x}")
+    return text
+
+
+_CODE = re.compile(r"(?<!`)`([^`<>&|\\]+)`(?!`)")
+_SPECIAL = re.compile(r"([\\`*_\[\]{}|~$!])")
+_BLOCK_START = re.compile(r"^(\s*)([#+\-=]|\d+(?=[.)]))")
+
+
+def markdown_text(text: object) -> str:
+    """``text`` on one line as Markdown that prints it literally; names between backticks stay code."""
+    line = spell_direction_marks(" ".join(str(text).split()))
+    parts: list[str] = []
+    end = 0
+    for match in _CODE.finditer(line):
+        parts += [_literal(line[end : match.start()]), match.group()]
+        end = match.end()
+    return "".join([*parts, _literal(line[end:])])
+
+
+def _literal(text: str) -> str:
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _SPECIAL.sub(r"\\\1", text)
+
+
+def markdown_line(text: object) -> str:
+    """As :func:`markdown_text`, at the start of a line, where `#` or `1.` would begin a heading or a list."""
+    return _BLOCK_START.sub(_escape_start, markdown_text(text))
+
+
+def _escape_start(match: re.Match[str]) -> str:
+    mark = match.group(2)
+    # A backslash before a digit is printed; an entity is not.
+    return match.group(1) + (f"&#{ord(mark[0])};{mark[1:]}" if mark.isdigit() else f"\\{mark}")
 
 
 def without_secrets(text: str) -> str:
@@ -67,20 +156,28 @@ def without_secrets(text: str) -> str:
 
 
 def _secrets() -> list[str]:
-    """Values of secret variables, also as they stand in an address, the longest first."""
+    """Values of secret variables, also as they stand in an address, in JSON and in base64, the longest first."""
     found = set()
     for name, value in os.environ.items():
         if _SECRET_NAME.search(name) and len(value) >= _SHORTEST_SECRET:
             found |= {value, quote(value, safe=""), quote(value, safe="="), quote(value)}
+            found |= {json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1], repr(value)[1:-1]}
+            found.add(base64.b64encode(os.fsencode(value)).decode("ascii"))
     return sorted(found, key=len, reverse=True)
 
 
 def redact(value: Any) -> Any:
-    """``value`` (dicts, lists, texts, numbers) with every text :func:`without_secrets`."""
+    """``value`` (dicts, lists, texts, numbers) with every text :func:`without_secrets`, keys too.
+
+    A text under a key whose name says secret (``{"hf_token": ...}``) is hidden whole.
+    """
     if isinstance(value, str):
         return without_secrets(value)
     if isinstance(value, dict):
-        return {key: redact(item) for key, item in value.items()}
+        return {
+            redact(key): HIDDEN if isinstance(item, str) and item and _SECRET_KEY.search(str(key)) else redact(item)
+            for key, item in value.items()
+        }
     if isinstance(value, (list, tuple)):
         return [redact(item) for item in value]
     return value

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from attndrift.results.importing import (
+from attndrift.importing.importer import (
     ImportOptions,
     import_tables,
     parse_constants,

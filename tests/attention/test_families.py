@@ -327,7 +327,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 def needs(library: str) -> None:
     if importlib.util.find_spec(library) is None:
-        pytest.skip(f"{library} is not installed (pip install 'attndrift[{library}]'), so its towers are not tested")
+        pytest.skip(f'{library} is not installed (pip install "attndrift[{library}]"), so its towers are not tested')
 
 
 def make(case: Case) -> nn.Module:
@@ -691,7 +691,7 @@ def test_models_that_cannot_be_observed_say_why() -> None:
     swin = transformers.SwinModel(
         transformers.SwinConfig(image_size=16, patch_size=2, embed_dim=12, depths=[1], num_heads=[2], window_size=2)
     )
-    with pytest.raises(ObservationError, match=r"SwinModel holds no vision .*DINOv3.*timm.*open_clip.*inside windows"):
+    with pytest.raises(ObservationError, match=r"SwinModel holds no vision .*DINOv3.*timm.*inside windows"):
         observe(swin)
 
 
@@ -748,9 +748,8 @@ def test_what_a_model_puts_out_is_not_taken_for_its_embedding() -> None:
 
     pixels = torch.randn(2, 3, 12, 12)
     for model in (Logits(), OfOtherArguments(), hf("ViTForMaskedImageModeling", encoder_stride=4)()):
-        with pytest.raises(TypeError, match="yields no image embedding") as raised:
-            image_embeddings(model, pixels)
-        assert "watch the part that does, DriftMonitor(model.vit, ...)" in str(raised.value)
+        model.eval()
+        torch.testing.assert_close(image_embeddings(model, pixels), image_embeddings(model.vit, pixels))
 
 
 def test_both_classifiers_of_a_distilled_model_are_looked_at() -> None:

@@ -299,7 +299,7 @@ class FusedAttention(nn.Module):
         return nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
-def test_a_family_is_one_entry(monkeypatch) -> None:
+def test_a_family_is_one_entry() -> None:
     def read(attention, args, output):
         q, k, _ = output.unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
         return {"query": q, "key": k}
@@ -314,7 +314,7 @@ def test_a_family_is_one_entry(monkeypatch) -> None:
         prefix_tokens=lambda tower: 3,
         queries={"cls": 0, "register": 1},
     )
-    monkeypatch.setitem(FAMILIES, "fused", family)
+    FAMILIES.register(family)
     torch.manual_seed(0)
     tower, states = TinyTower(), torch.randn(3, 10, 8)
     for query, token in (("cls", 0), ("register", 1)):

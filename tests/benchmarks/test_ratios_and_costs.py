@@ -81,7 +81,7 @@ def _operators(work: Callable[[], object]) -> set[str]:
 def test_only_the_references_attention_is_eager() -> None:
     """`from_config` writes into the config it is given: a model that shares it would be eager too, and no alternative."""
     forwards = Forwards(TINY, 2).works
-    steps = Steps(TINY, 2).works
+    steps = Steps(TINY, 4).works
     assert set(forwards) == {"bare", "observed", "reference"}
     for name, work in [*forwards.items(), *steps.items()]:
         assert (FUSED in _operators(work)) == (not name.startswith("reference")), name
@@ -173,12 +173,12 @@ def test_the_operations_of_a_forward_pass() -> None:
 
 
 def test_the_operations_and_bytes_of_a_step() -> None:
-    operations, moved = Steps(TINY, 3, ("plain",)).least()
+    operations, moved = Steps(TINY, 4, ("plain",)).least()
     clip = load_clip(TINY)
     out = clip.config.projection_dim
     heads = 2 * 32 * out + 2 * out * CLASSES
     # The images need no gradient; all else runs once forwards and twice backwards.
-    assert operations == pytest.approx(3 * (2 * PATCHES + 3 * (3 * (17 * TOKEN + SCORES) + heads)))
+    assert operations == pytest.approx(4 * (2 * PATCHES + 3 * (3 * (17 * TOKEN + SCORES) + heads)))
     trained = [*clip.vision_model.parameters(), *clip.visual_projection.parameters()]
     assert moved == 40 * (sum(parameter.numel() for parameter in trained) + out * CLASSES + CLASSES)
 
@@ -203,7 +203,7 @@ def test_hooks_are_left_as_they_were_after_they_were_timed() -> None:
 
 def test_every_method_and_loss_has_a_step() -> None:
     assert {"lora", "last_block"} <= set(ADAPTED)
-    for work in Steps(TINY, 3, ("entropy_floor", *ADAPTED)).works.values():
+    for work in Steps(TINY, 4, ("entropy_floor", *ADAPTED)).works.values():
         work()
 
 

@@ -87,11 +87,11 @@ def test_the_means_are_those_of_a_snapshot_whatever_the_batches(photos: Path, em
         assert one.keys() == two.keys()
         for name, value in one.items():
             assert value == (None if value is None else pytest.approx(two[name], rel=1e-5, abs=1e-7)), name
-    from attndrift.compare.image_folder import batches, open_images
+    from attndrift.compare.image_folder import open_images
 
     _, processor = load_processor("embedded")
     opened = open_images(photos)
-    snapshot = take_snapshot(embedded, batches(opened.store(processor, photos.parent / "pixels"), 64))
+    snapshot = take_snapshot(embedded, opened.batches(processor, 64))
     for name in metrics.structure_metrics():
         layers = [row[name] for row in found[1].layers]
         np.testing.assert_allclose(layers, snapshot.structure.layers(name).numpy(), rtol=1e-6)

@@ -30,7 +30,9 @@ def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
         return stream.getvalue()
 
 
-def in_memory(counts: dict[str, list[int]], *, shuffle: int = 0, name: str = "made") -> ImageDataset:
+def in_memory(
+    counts: dict[str, list[int]], *, shuffle: int = 0, name: str = "made", train_split: str = "train"
+) -> ImageDataset:
     """``counts[split][class]`` images of random pixels, rows shuffled, ids ``split/class/i``."""
 
     def opener(split: str):  # type: ignore[no-untyped-def]
@@ -44,7 +46,7 @@ def in_memory(counts: dict[str, list[int]], *, shuffle: int = 0, name: str = "ma
 
         return open_split
 
-    spec = DatasetSpec(name=name, origin=name)
+    spec = DatasetSpec(name=name, origin=name, train_split=train_split)
     classes = [f"class {c}" for c in range(len(counts["train"]))]
     return ImageDataset(spec, classes, {split: opener(split) for split in counts}, {})
 

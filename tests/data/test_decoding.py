@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -139,3 +141,37 @@ def test_few_bits_in_a_sixteen_bit_image_are_refused_and_not_black(bits: int) ->
     with pytest.raises(UnreadableImageError, match=f"largest value is {2**bits - 1} of 65535"):
         decode(encoded(Image.fromarray(values)))
     assert decode(encoded(Image.fromarray(np.zeros((6, 8), dtype=np.uint16)))).max() == 0
+
+
+def _deep_png(values: np.ndarray) -> bytes:
+    """A PNG of 16 bits a channel, of which Pillow writes only greys: ``values`` (height, width, channels), uint16."""
+    height, width, channels = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(name + content))
+        return struct.pack(">I", len(content)) + name + content + checksum
+
+    header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4], ids=["grey", "grey and alpha", "colours", "colours and alpha"])
+@pytest.mark.parametrize("bits", [8, 10, 12, 16])
+def test_few_bits_in_sixteen_bit_colours_are_refused_and_not_black(channels: int, bits: int) -> None:
+    values = np.linspace(0, 2**bits - 1, 48 * channels).astype(np.uint16).reshape(6, 8, channels)
+    if channels in (2, 4):
+        values[..., -1] = 65_535
+    if bits == 16:
+        assert decode(_deep_png(values)).max() > 245
+        return
+    with pytest.raises(UnreadableImageError, match="12 bits or fewer in a 16-bit image come out nearly black"):
+        decode(_deep_png(values))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+def test_eight_bit_colours_may_be_dark(mode: str) -> None:
+    dark = Image.new(mode, (4, 4), {"RGB": (3, 2, 1), "RGBA": (3, 2, 1, 255), "LA": (3, 255)}[mode])
+    assert decode(encoded(dark)).max() == 3

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import types
 from pathlib import Path
 
 import datasets
@@ -21,6 +19,7 @@ from attndrift.data import (
     load_dataset,
     refuse_same_origin,
 )
+from attndrift.data.generated import GENERATED
 from attndrift.data.readers import TableReader
 from attndrift.data.registry import DATASETS
 from attndrift.data.sources import describe, find_local, spec_of
@@ -240,17 +239,19 @@ def test_images_as_plain_bytes(table_folder: Table) -> None:
     assert len(split.fingerprint) == 64
 
 
-@pytest.mark.parametrize("place", [0, 50_000, 99_999])
-def test_the_digest_of_a_table_sees_both_ends_of_a_large_image_and_its_length(place: int) -> None:
+@pytest.mark.parametrize("begin", [b"\xff\xd8\xff\xe0", b"BM", b"P6\n1 1"])
+@pytest.mark.parametrize("place", [10, 50_000, 99_999])
+def test_the_digest_of_a_table_sees_all_but_the_middle_of_a_large_compressed_image(place: int, begin: bytes) -> None:
     def digest(content: bytes) -> str:
         spec = datasets.Features({"image": datasets.Value("binary")})
         return TableReader(datasets.Dataset.from_dict({"image": [content]}, features=spec), "image").digest()
 
-    content = bytearray(100_000)
+    content = bytearray(begin.ljust(100_000, b"\0"))
     before = digest(bytes(content))
+    assert digest(bytes(content[:-1])) != before
     content[place] = 1
-    assert (digest(bytes(content)) != before) == (place != 50_000)  # the middle of a large image is not read
-    assert digest(bytes(99_999)) != before
+    seen = place != 50_000 or begin[0] != 0xFF  # of a compressed image, another middle has another length or end
+    assert (digest(bytes(content)) != before) == seen
 
 
 def test_an_address_is_not_fetched() -> None:
@@ -441,9 +442,7 @@ def fake_drawings(monkeypatch: pytest.MonkeyPatch) -> None:
         def draw(self, seed: int, index: int) -> np.ndarray:
             return np.full((64, 64, 3), 10 * seed + index % 100, dtype=np.uint8)
 
-    module = types.ModuleType("attndrift.data.generated")
-    module.GENERATED = {"tiles": Fake()}  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "attndrift.data.generated", module)
+    monkeypatch.setitem(GENERATED, "tiles", Fake())  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("fake_drawings")
@@ -549,17 +548,53 @@ def test_a_link_out_of_the_dataset_is_followed_but_not_in_a_circle(image_folder:
         _ = load_dataset({"name": "zoo", "path": str(image_folder)}).train
 
 
-@pytest.mark.parametrize("odd", ["stray", "unlabeled", "logs", "readme"])
+@pytest.mark.parametrize("place", ["one class", "two classes", "two splits", "two files", "two classes that are links"])
+def test_an_image_that_is_reached_through_two_links_is_refused(place: str, image_folder: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    picture(9).save(elsewhere / "9.png")
+    links = {
+        "one class": ("train/cat/a", "train/cat/b"),
+        "two classes": ("train/cat/a", "train/owl/a"),
+        "two splits": ("train/cat/a", "test/owl/b"),
+        "two files": ("train/cat/a.png", "train/owl/b.png"),
+        "two classes that are links": ("train/lynx", "train/puma"),
+    }[place]
+    for link in links:
+        (image_folder / link).symlink_to(elsewhere / "9.png" if place == "two files" else elsewhere)
+    dataset = load_dataset({"name": "zoo", "path": str(image_folder)})
+    with pytest.raises(DataError, match=r"are links to one image, .*9\.png: it would count twice"):
+        _ = dataset.train, dataset.test
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_links_outside_the_dataset_that_lead_in_a_circle_are_refused(
+    length: int, image_folder: Path, tmp_path: Path
+) -> None:
+    folders = [tmp_path / f"outside-{number}" for number in range(length)]
+    for number, folder in enumerate(folders):
+        folder.mkdir()
+        picture(number).save(folder / f"{number}.png")
+    for folder, following in zip(folders, [*folders[1:], folders[0]], strict=True):
+        (folder / "next").symlink_to(following)
+    (image_folder / "train" / "cat" / "more").symlink_to(folders[0])
+    with pytest.raises(DataError, match="is a link to"):
+        _ = load_dataset({"name": "zoo", "path": str(image_folder)}).train
+
+
+@pytest.mark.parametrize("odd", ["stray", "top", "unlabeled", "logs", "readme"])
 def test_splits_are_no_classes_whatever_stands_beside_them(odd: str, image_folder: Path) -> None:
     if odd == "stray":
         picture(9).save(image_folder / "train" / "9.png")
+    elif odd == "top":
+        picture(9).save(image_folder / "9.png")
     elif odd == "readme":
         (image_folder / "readme.txt").write_text("x")
     else:
         (image_folder / odd).mkdir()
         if odd == "unlabeled":
             picture(9).save(image_folder / odd / "9.png")
-    if odd in ("stray", "unlabeled"):
+    if odd in ("stray", "top", "unlabeled"):
         with pytest.warns(UserWarning, match="1 images of .* are left out, as they are in no class folder: 9.png"):
             dataset = load_dataset({"name": "zoo", "path": str(image_folder)})
     else:
@@ -573,6 +608,28 @@ def test_a_class_beside_splits_is_named(image_folder: Path) -> None:
     picture(9).save(image_folder / "lynx" / "9.png")
     with pytest.raises(DataError, match="lynx holds images and stands beside test, train"):
         load_dataset({"name": "zoo", "path": str(image_folder)})
+
+
+@pytest.mark.parametrize("split", ["fold_A", "TRAIN", "My-Images"])
+def test_splits_with_names_of_their_own_may_hold_a_stray_image(split: str, image_folder: Path) -> None:
+    (image_folder / "train").rename(image_folder / split)
+    picture(9).save(image_folder / split / "9.png")
+    with pytest.warns(UserWarning, match="1 images of .* are left out"):
+        dataset = load_dataset({"name": "zoo", "path": str(image_folder), "train_split": split})
+    assert dataset.class_names == ("big dog", "cat", "owl")
+
+
+def test_images_beside_classes_are_counted(image_folder: Path) -> None:
+    picture(9).save(image_folder / "train" / "9.png")
+    with pytest.warns(UserWarning, match="1 images of .*train are left out, as they are in no class folder: 9.png"):
+        load_dataset({"name": "zoo", "path": str(image_folder / "train")})
+
+
+def test_a_folder_that_is_no_class_is_named(image_folder: Path) -> None:
+    (image_folder / "train" / "logs").mkdir()
+    (image_folder / "train" / "logs" / "a.csv").write_text("x")
+    with pytest.raises(DataError, match=r"classes without images in .*: logs.* 1 \.csv .*Move what is no class out"):
+        _ = load_dataset({"name": "zoo", "path": str(image_folder)}).train
 
 
 def test_an_empty_folder_is_no_class(image_folder: Path) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from made_data import in_memory, picture
 
 from attndrift.data import DataError, evaluation_part, load_dataset, make_splits
+from attndrift.data.splits import monitor_part, refuse_overlap
 
 COUNTS = {"train": [20, 14, 17], "test": [9, 5, 7]}
 COUNTS_STRATEGY = st.lists(st.integers(6, 25), min_size=1, max_size=6)
@@ -61,6 +62,45 @@ def test_probe_counts_differ_by_at_most_one(size: int, seed: int) -> None:
         splits = make_splits(dataset, selection=selection, data_seed=seed, probe_size=size)
         assert len(splits.probe) == size
         assert spread(splits.probe.class_counts(3)) <= 1
+
+
+@pytest.mark.parametrize(
+    "counts", [[150, 150], [10] * 37, [6, 6], [3] * 10, [200, 5, 5], [5] * 100, [30, 30, 30], [1990, 4, 4], [2] * 6]
+)
+@pytest.mark.parametrize("asked", [{}, {"train_per_class": 1}, {"validation_fraction": 0.5}])
+def test_a_probe_whose_size_is_not_given_leaves_a_small_set_its_images(
+    counts: list[int], asked: dict[str, float]
+) -> None:
+    dataset = in_memory({"train": counts, "test": [2] * len(counts)})
+    if counts == [2] * 6 or (counts == [3] * 10 and "validation_fraction" in asked):
+        with pytest.raises(DataError, match="probe"):  # nothing is left for it
+            make_splits(dataset, selection="validation", data_seed=3, **asked)
+        return
+    splits = make_splits(dataset, selection="validation", data_seed=3, **asked)
+    probe = splits.probe.class_counts(len(counts))
+    assert 4 <= len(splits.probe) <= max(4, min(200, sum(counts) // 10))
+    tiny = sum(min(n // 10, 1) for n in counts) == 0 and len(counts) < 4
+    assert all(number <= max(1 if not tiny else 2, n // 10) for number, n in zip(probe, counts, strict=True))
+    if not asked:
+        assert len(splits.train) >= 0.5 * sum(counts)
+        assert len(splits.train) + len(splits.validation) + len(splits.probe) == sum(counts)
+
+
+@pytest.mark.parametrize("counts", [[200] * 10, [120] * 37, [1000, 1100]])
+def test_a_large_set_has_a_probe_of_200_spread_evenly(counts: list[int]) -> None:
+    dataset = in_memory({"train": counts, "test": [2] * len(counts)})
+    splits = [make_splits(dataset, selection="validation", data_seed=3, probe_size=size) for size in (None, 200)]
+    assert len(splits[0].probe) == 200
+    assert splits[0].hash == splits[1].hash
+
+
+def test_a_probe_that_shares_the_test_takes_what_there_is() -> None:
+    dataset = in_memory({"train": [20, 20], "test": [9, 30]})
+    splits = make_splits(dataset, selection="test", data_seed=3)
+    assert splits.probe.class_counts(2) == [9, 30]
+    assert (
+        splits.who_gets_what == "made: 40 images train, 39 validate and test, 39 are the probe (shared with the test)"
+    )
 
 
 def test_without_numbers_everything_is_used() -> None:
@@ -268,3 +308,61 @@ def test_eurosat_with_both_selections(data_folder: Path, tmp_path: Path) -> None
     assert len(free.probe) == 200
     assert free.probe.class_counts(10) == [20] * 10
     assert len(free.train) + len(free.validation) + len(free.probe) == 21_600
+
+
+# Images that a run watches while it trains
+
+
+@given(
+    train=COUNTS_STRATEGY,
+    count=st.integers(1, 200),
+    limit=st.none() | st.integers(1, 40),
+    seed=st.integers(0, 100),
+    one_split=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_no_image_is_watched_and_evaluated(
+    train: list[int], count: int, limit: int | None, seed: int, one_split: bool
+) -> None:
+    counts = {"train": train, "test": [n // 2 + 1 for n in train]}
+    dataset = in_memory(counts, train_split="test" if one_split else "train")
+    evaluated, _ = evaluation_part(dataset, limit=limit, data_seed=seed)
+    watched, _ = monitor_part(dataset, count, data_seed=seed, taken=evaluated)
+    left = sum(counts["test"]) - len(evaluated) if one_split else sum(train)
+    if watched is None:
+        assert left == 0
+        return
+    assert len(watched) == min(count, left)
+    refuse_overlap([evaluated, watched])
+    images = [(part.split, i) for part in (evaluated, watched) for i in part.indices.tolist()]
+    assert len(set(images)) == len(images)
+    assert np.array_equal(watched.labels, dataset.split(watched.split).labels[watched.indices])
+    if not one_split:
+        numbers = watched.class_counts(len(train))
+        assert all(n == all_ or n >= max(numbers) - 1 for n, all_ in zip(numbers, train, strict=True))
+
+
+def test_parts_that_share_an_image_are_refused() -> None:
+    dataset = in_memory(COUNTS)
+    evaluated, _ = evaluation_part(dataset, limit=10)
+    again, _ = evaluation_part(dataset, limit=4, name="monitor")
+    with pytest.raises(
+        ValueError, match=r"image 'test/\d/\d' of split `test` is in the parts `transfer` and `monitor`"
+    ):
+        refuse_overlap([evaluated, again])
+
+
+def test_images_that_cannot_be_read_are_not_watched(tmp_path: Path) -> None:
+    for split, number in (("train", 6), ("test", 2)):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for index in range(number):
+                picture(index).save(tmp_path / split / name / f"{index}.png")
+    for index in (0, 3):
+        (tmp_path / "train" / "a" / f"{index}.png").write_bytes(b"no picture")
+    dataset = load_dataset({"name": "t", "path": str(tmp_path)})
+    evaluated, _ = evaluation_part(dataset)
+    watched, skipped = monitor_part(dataset, 50, unreadable="skip", taken=evaluated)
+    assert watched is not None
+    assert watched.class_counts(2) == [4, 6]
+    assert set(skipped) == {"a/0.png", "a/3.png"}

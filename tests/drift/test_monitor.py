@@ -28,6 +28,7 @@ from attndrift import metrics
 from attndrift.cli.main import app
 from attndrift.drift import Alert, AlertEvent, Drift, DriftMonitor, DriftWatch, Snapshot, take_snapshot, watchable
 from attndrift.drift.alerts import AlertBook
+from attndrift.drift.measured_model import MeasuredModel
 from attndrift.drift.snapshot import begin_snapshot
 from attndrift.metrics.deferred import DeferredScalars
 from attndrift.models import load_clip
@@ -85,7 +86,7 @@ def test_a_measurement_waits_for_nothing_before_it_is_read(monkeypatch: pytest.M
     model, pixels = load_clip("config:tiny"), torch.randn(6, 3, 28, 28)
     before = take_snapshot(model, [pixels])
     reference = Snapshot(before.structure, before.hidden.to("meta"), before.embeddings.to("meta"))
-    under_way = begin_snapshot(model.to("meta"), pixels.to("meta").split(4))
+    under_way = begin_snapshot(MeasuredModel.of(model.to("meta")), pixels.to("meta").split(4))
     assert under_way.images == 6
     looked_at = []
 
@@ -603,7 +604,7 @@ def _watched(clip: CLIPModel, images: Tensor, folder: Path, steps: Iterator[int]
         for step in steps:
             _worsen(clip)
             watch.step(step, epoch=step / 4, train_loss=1.0 / step)
-            watch.note(step, val_accuracy=0.5 + step / 100)
+            watch.record.note(step, val_accuracy=0.5 + step / 100)
     return watch
 
 
@@ -692,7 +693,7 @@ def test_a_training_that_fails_says_so_in_its_tables(clip: CLIPModel, images: Te
 def test_long_trainings_are_written_seldom_and_completely(clip: CLIPModel, images: Tensor, tmp_path: Path) -> None:
     watch = DriftWatch(DriftMonitor(clip, images[:4]), 1, folder=tmp_path, run={"run_id": "r"}, echo=None)
     writes = []
-    tables = watch.tables
+    tables = watch.record.tables
     assert tables is not None
     original = tables.write
     tables.write = lambda *args: (writes.append(len(tables.history)), original(*args))  # type: ignore[method-assign, assignment, func-returns-value]

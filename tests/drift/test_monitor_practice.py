@@ -386,7 +386,7 @@ def test_protect_takes_the_model_for_the_readers_sake(clip: CLIPModel, images: T
             values.append(float((preserve() if named is None else preserve(named)).detach()))
         assert values == [values[0]] * 4
         assert values[0] > 0
-        with pytest.raises(PreservationLossError, match="does not hold the vision tower"):
+        with pytest.raises(PreservationLossError, match="does not hold the model that is preserved"):
             preserve(other)
         with pytest.raises(TypeError, match="image numbers go by name"):
             preserve([1, 2])  # type: ignore[arg-type]

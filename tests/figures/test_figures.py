@@ -20,7 +20,6 @@ from PIL import Image
 
 from attndrift.analysis.core import analyze
 from attndrift.figures.draw import draw_figures
-from attndrift.figures.maps import MapError, read_maps
 from attndrift.figures.registry import FIGURES, figure
 from attndrift.figures.source import Drawing, NoData, Source
 from attndrift.figures.style import SMALLEST, WIDTH, new_figure, styled, wrap
@@ -30,6 +29,7 @@ from attndrift.report.blocks import Text as Paragraph
 from attndrift.report.build import write_report
 from attndrift.report.page import Page
 from attndrift.report.registry import SECTIONS, section
+from attndrift.results.attention_maps import MapError, read_maps
 from attndrift.results.tables import Tables
 from benchmarks.synthetic import synthetic_tables
 
@@ -331,7 +331,7 @@ def test_maps_are_checked(tmp_path: Path) -> None:
         ({"grid": np.array([7, 6])}, "does not hold the 49 patches"),
         ({"after": good["after"][:1]}, "must both be"),
         ({"images": good["images"].astype(np.float32)}, "must be uint8"),
-        ({"ids": good["ids"][:1]}, "one entry for each"),
+        ({"ids": good["ids"][:1]}, "one for each"),
     ):
         with pytest.raises(MapError, match=words):
             read_maps(good | change)

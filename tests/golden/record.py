@@ -4,7 +4,8 @@
 file: all columns of the history and of the run's row, the layer means after the last step, the guard's checks, and a
 checksum of the trained weights. Floats are hexadecimal, so that no bit is lost.
 
-The records in git were made at commit 17cd197, before the training loop was rewritten. They are made anew only where
+The records in git were made at commit 17cd197, before the training loop was rewritten; the values of the zero-shot
+monitor are later, as it watches images that no run is evaluated on. They are made anew only where
 numbers are meant to change; the commit that does so says why. Where a setting or a column gets another name, the study
 below takes the new name, and ``RENAMED`` says what the old one, in the records, is called now.
 """

@@ -284,7 +284,7 @@ def test_the_standard_error_is_that_of_the_paired_ratio(images: Tensor, labels: 
     assert (untouched.value, untouched.standard_error, untouched.bound) == (pytest.approx(100.0), 0.0, 100.0)
     _train(model, images, labels, 30)
     reading = meter.read(model)
-    now = meter._probe.correct(model)
+    now = meter.budget.probe.correct(model, meter.text)
     generator = np.random.default_rng(0)
     drawn = generator.integers(0, len(now), (4000, len(now)))
     resampled = 100 * now[drawn].mean(1) / before[drawn].mean(1)
@@ -376,6 +376,40 @@ def test_every_action_is_a_line_a_row_and_part_of_the_report(tmp_path: Path, ima
     assert "a cost of 10.0 points" in guard.report()
 
 
+@pytest.mark.parametrize(
+    ("accuracies", "step", "cost"),
+    [
+        # Before and after each of three rewinds, five steps apart.
+        ((0.70, 0.65, 0.75, 0.74, 0.84, 0.83), 5, 5.0),
+        ((0.30, 0.29, 0.60, 0.52, 0.84, 0.83), 10, 8.0),
+        ((0.50, 0.50, 0.60, 0.61, 0.70, 0.72), 5, 0.0),
+        ((0.20, 0.25, 0.30, 0.34, 0.40, 0.49), 10, -4.0),
+        ((0.00, 0.10, 0.10, 0.05, 0.90, 0.90), 10, 5.0),
+        ((0.90, 0.80, 0.00, 0.00, 0.00, 0.00), 5, 10.0),
+    ],
+)
+def test_the_cost_compares_one_step_before_and_after(
+    accuracies: tuple[float, ...], step: int, cost: float, images: Tensor
+) -> None:
+    model, given = _model(), iter(accuracies)
+    guard = Guard(
+        DriftMonitor(model, images[:16]), Budget("embedding_drift", at_most=0.01), every=5,
+        validate=lambda: next(given), echo=None,
+    )  # fmt: skip
+    for checked in (5, 10, 15):
+        with torch.no_grad():
+            for parameter in model.backbone.vision_model.parameters():
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(checked)))
+        guard.check(checked)
+    assert [event.action for event in guard.events] == ["rewound"] * 3
+    told = guard.summary()
+    assert (told["cost_step"], told["cost_points"]) == (step, pytest.approx(cost))
+    assert (told["accuracy_outside"], told["accuracy_inside"]) == accuracies[step // 5 * 2 - 2 : step // 5 * 2]
+    assert told["accuracy"] == accuracies[-1]
+    assert f"at step {step}: " in guard.report()
+    assert f"a {'cost' if cost >= 0 else 'gain'} of {abs(cost):.1f} points" in guard.report()
+
+
 def test_no_check_comes_before_the_first(images: Tensor, labels: Tensor) -> None:
     model = _model()
     guard = Guard(DriftMonitor(model, images[:8]), Budget("cka_mean", at_least=0.0), every=2, first=5, echo=None)
@@ -422,7 +456,7 @@ def test_a_protection_counts_more_while_the_budget_is_crossed(images: Tensor, la
         )  # fmt: skip
         _train(model, images, labels, 5, guard.step, preserve)
         assert preserve.weight == 1.0
-        assert guard.lr_scale < 1
+        assert guard.limits.lr_scale < 1
 
 
 def test_a_lower_rate_is_that_of_the_optimizer(images: Tensor, labels: Tensor) -> None:

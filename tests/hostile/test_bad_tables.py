@@ -20,7 +20,7 @@ import pytest
 from made_bad import mutated, surroundings, within
 
 from attndrift.formats import FormatError, table_metadata
-from attndrift.results.importing import import_tables
+from attndrift.importing.importer import import_tables
 from attndrift.results.tables import TABLES, TableError, read_tables, write_tables
 from benchmarks.synthetic import synthetic_tables
 

@@ -100,7 +100,7 @@ def test_a_disk_that_fills_in_the_middle_leaves_a_whole_state(
 
     assert "No space left on device" in _problem(study, folder, at_step=(3, fill))
     states = run_folder(study, folder) / "resume"
-    assert resume.newest(states, pytest.fail) == states / "step-2", "the state before is whole"
+    assert resume.newest(states, study.runs[0].settings, pytest.fail) == states / "step-2", "the state before is whole"
     ballast.unlink()
     assert run(study, folder)["status"] == "finished"
     assert "goes on from step-2" in (run_folder(study, folder) / "log.txt").read_text()

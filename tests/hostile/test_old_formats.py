@@ -191,7 +191,7 @@ def test_a_state_of_version_01_is_refused_and_not_taken_for_damage(tiny_clip: Pa
     _as_version_01(states, "manifest.json")
     told: list[str] = []
     with pytest.raises(FormatError, match=r"step-4: a resumable state without a format number: version 0\.1 wrote it"):
-        resume.newest(states, told.append)
+        resume.newest(states, study.runs[0].settings, told.append)
     assert told == []
 
 
@@ -214,7 +214,7 @@ def test_tables_of_a_watched_training_of_version_01_are_not_continued(tiny_clip:
         first.step(1)
     with watch("continue") as second:
         second.step(2)
-    assert read_tables(tmp_path / "drift").history["step"].tolist() == [0, 2]
+    assert read_tables(tmp_path / "drift").history["step"].tolist() == [0, 1, 2]
     _as_version_01(tmp_path / "drift", "*.parquet")
     before = _content(tmp_path / "drift")
     with pytest.raises(FormatError, match=r"runs\.parquet: tables without a format number: version 0\.1 wrote it"):

@@ -6,7 +6,9 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,21 +22,30 @@ from small_study import STUDY, interrupt, run, run_folder, small_study
 from attndrift.analysis import analyze
 from attndrift.analysis.storing import write_analysis
 from attndrift.cli import main as cli
+from attndrift.cli.reporting import report_on
 from attndrift.cli.run_table import StudyTable
+from attndrift.cli.show_run import describe_run
 from attndrift.compare.errors import CompareError
 from attndrift.compare.sources import resolve
 from attndrift.data import DataError, load_dataset
-from attndrift.files import read_json, sha256, write_json
+from attndrift.files import LinkError, read_json, sha256, write_json
 from attndrift.formats import numbered
+from attndrift.importing.importer import import_tables
 from attndrift.methods import load_adapted
 from attndrift.models import CheckpointError, ModelError, load_clip, load_config, load_processor
-from attndrift.results.tables import Tables
+from attndrift.report.build import write_report
+from attndrift.results.tables import Tables, write_tables
+from attndrift.sanitize import DIRECTION_MARKS
 from attndrift.study.collect import StudyFolderError, collect, planned_runs
+from attndrift.study.interpolation import interpolate
 from attndrift.study.loading import StudyError, parse_overrides, parse_study
 from attndrift.study.object_storage import ObjectStorage
+from attndrift.study.record import write_settings
 from attndrift.study.resources import StudyResources
 from attndrift.study.runner import run_study
+from attndrift.study.storage import StudyFolderConflict, prepare_folder
 from attndrift.study.training import states as resume
+from attndrift.trackers.tensorboard import ScalarWriter
 from benchmarks.synthetic import synthetic_tables
 
 
@@ -145,8 +156,10 @@ def test_a_state_is_never_unpickled(
         write_json(state / resume.MANIFEST, manifest | {"files": manifest["files"] | {name: sha256(state / name)}})
     record = run(study, folder)
     assert not marker.exists()
-    if name in ("optimizer.pt", "scaler.pt"):
-        assert record["status"] == "finished", "a file that is not read changes nothing"
+    if name in ("optimizer.pt", "scaler.pt", "progress.json"):
+        assert record["status"] == "finished", (
+            "a file that is not read changes nothing; without progress it is no state"
+        )
     else:
         assert record["status"] == "failed"
         if name == "training.pt":
@@ -271,11 +284,89 @@ def test_a_link_out_of_the_study_is_not_written_through(tiny_clip: Path, tmp_pat
     link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(outside / "kept.txt" if link.suffix else outside)
     before = surroundings(outside)
-    with pytest.raises(StudyFolderError, match="leads out of the study folder"):
+    with pytest.raises(LinkError, match="leads out of its folder"):
         run(study, folder)
-    with pytest.raises(StudyFolderError, match="leads out of the study folder"):
+    with pytest.raises(LinkError, match="leads out of its folder"):
         collect(folder)
     assert surroundings(outside) == before
+
+
+LINKED = ["figures", "tables", "runs", "runs.parquet", "layers.parquet", "analysis.json", "report.html"]
+
+
+@pytest.mark.parametrize("what", LINKED)
+@pytest.mark.parametrize("command", ["report", "analyze", "figures"])
+def test_a_link_out_of_a_folder_of_tables_is_neither_read_nor_written_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], what: str, command: str
+) -> None:
+    folder, outside = tmp_path / "tables", tmp_path / "outside"
+    write_tables(synthetic_tables(seeds=1, datasets=("eurosat",), rates=2, layers=2, heads=2), folder)
+    outside.mkdir()
+    (outside / "kept.txt").write_text("mine")
+    target = outside / what if "." in what else outside
+    if (folder / what).exists():
+        (folder / what).rename(target)
+    elif "." in what:
+        target.write_text("mine")
+    (folder / what).symlink_to(target)
+    before = surroundings(outside)
+    for words in ([command, folder], [command, folder, "--output", folder]):
+        if command == "figures" and "--output" in words:
+            continue  # there the folder itself is that of the figures
+        monkeypatch.setattr(sys, "argv", ["attndrift", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 1
+        assert "leads out of its folder" in capsys.readouterr().err
+    assert surroundings(outside) == before
+
+
+@pytest.mark.parametrize("what", ["figures", "tables", "analysis.json", "report.md"])
+def test_a_link_out_of_the_folder_that_a_report_goes_to_is_not_written_through(tmp_path: Path, what: str) -> None:
+    folder, outside, output = tmp_path / "tables", tmp_path / "outside", tmp_path / "output"
+    write_tables(synthetic_tables(seeds=1, datasets=("eurosat",), rates=2, layers=2, heads=2), folder)
+    outside.mkdir()
+    output.mkdir()
+    (output / what).symlink_to(outside / "file" if "." in what else outside)
+    with pytest.raises(LinkError, match="leads out of its folder"):
+        report_on(folder, output)
+    assert not list(outside.iterdir())
+
+
+@pytest.mark.parametrize("what", ["record.json", "settings.json", "resume", "checkpoints", "maps.npz"])
+def test_a_link_out_of_a_run_is_not_read_through(tmp_path: Path, what: str) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret.json").write_text('{"status": "finished"}')
+    run_folder = tmp_path / "run"
+    run_folder.mkdir()
+    (run_folder / what).symlink_to(outside / "secret.json" if "." in what else outside)
+    with pytest.raises(LinkError, match="leads out of its folder"):
+        interpolate(run_folder)
+    if what not in ("checkpoints", "maps.npz"):  # which `show` does not read
+        with pytest.raises(LinkError, match="leads out of its folder"):
+            describe_run(run_folder)
+
+
+@pytest.mark.parametrize("what", ["runs.csv", "history.jsonl", "layers.parquet", "losses.json", "runs.tsv"])
+def test_a_link_out_of_imported_records_is_not_read_through(tmp_path: Path, what: str) -> None:
+    (tmp_path / "secret").write_text("run_id,method\nsecret,full\n")
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    (folder / what).symlink_to(tmp_path / "secret")
+    with pytest.raises(LinkError, match="leads out of its folder"):
+        import_tables(folder, tmp_path / "out")
+
+
+def test_links_within_a_folder_and_beside_its_results_stay(tmp_path: Path) -> None:
+    folder = tmp_path / "tables"
+    write_tables(synthetic_tables(seeds=1, datasets=("eurosat",), rates=2, layers=2, heads=2), folder)
+    (folder / "kept").mkdir()
+    (folder / "runs.parquet").rename(folder / "kept" / "runs.parquet")
+    (folder / "runs.parquet").symlink_to(folder / "kept" / "runs.parquet")
+    (folder / "python").symlink_to(sys.executable)
+    (tmp_path / "link").symlink_to(folder)
+    assert report_on(tmp_path / "link", tmp_path / "link")[0].findings
 
 
 def test_a_study_folder_may_itself_be_a_link(tiny_clip: Path, tmp_path: Path) -> None:
@@ -287,7 +378,7 @@ def test_a_study_folder_may_itself_be_a_link(tiny_clip: Path, tmp_path: Path) ->
 
 # -- markup ----------------------------------------------------------------------------------------
 
-MARKUP = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&\\input{/etc/passwd} $x$ %"
+MARKUP = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&\\input{/etc/passwd} $x$ % [a](javascript:b) ![c](http://d)"
 
 
 def test_tables_in_markdown_and_latex_hold_no_foreign_markup(tmp_path: Path) -> None:
@@ -304,8 +395,30 @@ def test_tables_in_markdown_and_latex_hold_no_foreign_markup(tmp_path: Path) -> 
     assert "script" in markdown
     assert "<script" not in markdown
     assert "<img" not in markdown
+    assert "[a](" not in markdown
+    assert "![c" not in markdown
     assert "textbackslash" in latex
     assert "\\input" not in latex
+
+
+def test_marks_that_turn_the_direction_of_writing_are_spelled_out_in_pages(tmp_path: Path) -> None:
+    tables = synthetic_tables(seeds=1, datasets=("eurosat",), rates=2, layers=2, heads=2)
+    frames = {name: getattr(tables, name).copy() for name in ("runs", "history", "layers", "interpolation")}
+    old = frames["runs"]["run_id"].iloc[0]
+    for frame in frames.values():
+        frame["run_id"] = frame["run_id"].astype(object).replace({old: f"run{DIRECTION_MARKS}gnp.exe"})
+    for column in ("dataset", "model", "study"):
+        frames["runs"][column] = f"a{DIRECTION_MARKS}b"
+    whole = Tables(**frames)
+    analysis = analyze(whole)
+    write_analysis(analysis, tmp_path)
+    write_report(tmp_path, analysis=analysis, tables=whole)
+    for path in (*tmp_path.rglob("*.md"), tmp_path / "report.html"):
+        assert not set(DIRECTION_MARKS) & set(path.read_text(encoding="utf-8")), path.name
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "".join(f"\\u{ord(mark):04x}" for mark in DIRECTION_MARKS) + "gnp.exe" in page
+    for text in re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', page, re.DOTALL):
+        assert not set(DIRECTION_MARKS) & set(json.dumps(json.loads(text), ensure_ascii=False))
 
 
 # -- secrets ---------------------------------------------------------------------------------------
@@ -351,6 +464,45 @@ def test_secrets_of_the_environment_reach_no_log_and_no_record(
     for where, text in texts.items():
         for value in (*SECRETS.values(), "pa55-w0rd", "deadbeefcafe"):
             assert value not in text, where
+
+
+ADDRESSES = {
+    "slash": "https://me:pa55/w0rd@hub.example/x", "at": "https://me:pa55@w0rd@hub.example/x",
+    "quote": "https://me:pa55'w0rd@hub.example/x", "user only": "https://ghp_pa55w0rdpa55w0rdpa55w0rd@hub.example/x",
+    "query": "https://hub.example/x?token=pa55w0rd", "token": "github_pat_11ABCDEFGpa55w0rdpa55w0rd",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ADDRESSES)
+def test_a_study_is_stored_without_the_secrets_of_its_settings(tmp_path: Path, form: str) -> None:
+    """What is written is clean, and the study is still taken for the same one."""
+    text = json.dumps(
+        {"name": "x", "description": ADDRESSES[form],
+         "runs": [{"dataset": "own", "source": {"path": ADDRESSES[form], "origin": f"see {ADDRESSES[form]}"}}]}
+    )  # fmt: skip
+    study = parse_study(text, where="study.yaml")
+    for _ in range(2):
+        prepare_folder(study, tmp_path)
+        write_settings(tmp_path / "runs" / study.runs[0].run_id, study.runs[0], study.name)
+    written = list(tmp_path.rglob("*.json"))
+    assert {path.name for path in written} == {"study.json", "settings.json"}
+    for path in written:
+        content = path.read_text()
+        assert "pa55" not in content
+        assert "w0rd" not in content
+        assert "***" in content
+    other = parse_study(text.replace("see ", "read "), where="study.yaml")
+    with pytest.raises(StudyFolderConflict, match="was started with other settings"):
+        prepare_folder(other, tmp_path)
+
+
+def test_event_files_name_no_machine(tmp_path: Path) -> None:
+    writer = ScalarWriter(tmp_path, 0)
+    writer.log(1, {"loss": 0.5})
+    writer.close()
+    for path in tmp_path.rglob("*"):
+        assert socket.gethostname() not in path.name
+        assert socket.gethostname().encode() not in path.read_bytes()
 
 
 def test_secrets_and_commands_reach_no_object_of_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

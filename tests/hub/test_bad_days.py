@@ -19,6 +19,8 @@ from hub_models import B32, B32_CONVERSION
 from hub_server import Fault, Hub
 
 ONE_RUN = ("--limit", "1")
+slow_in_ci = [pytest.mark.slow, pytest.mark.ci("hub")]
+"""Of the tests that train, or begin with what the first study left."""
 A_FEW = 60
 """Requests of a study that gives up: it holds one model and three datasets, and one try each has room in this."""
 
@@ -100,7 +102,7 @@ PASSING = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n == "429 for a second" else pytest.mark.slow) for n in PASSING]
+    "name", [pytest.param(n, marks=slow_in_ci if n == "429 for a second" else pytest.mark.slow) for n in PASSING]
 )
 def test_what_passes_ends_in_a_run(computer: Computer, hub: Hub, name: str) -> None:
     """A download that broke once is completed, or a second command completes it; never is a broken file read."""
@@ -185,6 +187,8 @@ def test_offline_after_a_check_alone(computer: Computer) -> None:
     assert nothing_was_run(computer)
 
 
+@pytest.mark.slow
+@pytest.mark.ci("hub")
 def test_offline_without_one_of_the_splits(warm_computer: Computer) -> None:
     for file in warm_computer.hub_cache.glob("datasets--tanganke--eurosat/snapshots/*/data/test-*"):
         file.unlink()
@@ -193,6 +197,8 @@ def test_offline_without_one_of_the_splits(warm_computer: Computer) -> None:
     assert "dataset pets" not in done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.ci("hub")
 def test_offline_with_a_warm_cache(warm_computer: Computer, hub: Hub) -> None:
     done = run_study(warm_computer, *ONE_RUN, HF_HUB_OFFLINE="1")
     assert done.returncode == 0, done.stderr
@@ -230,6 +236,8 @@ def as_older_versions_wrote(cache: Path) -> None:
     (flat / ("a" * 64 + "." + "b" * 64 + ".json")).write_text('{"url": "https://hub/config.json", "etag": "b"}')
 
 
+@pytest.mark.slow
+@pytest.mark.ci("hub")
 def test_a_cache_that_another_version_wrote(warm_computer: Computer, hub: Hub) -> None:
     as_older_versions_wrote(warm_computer.hub_cache)
     done = run_study(warm_computer, *ONE_RUN, HF_HUB_OFFLINE="1")

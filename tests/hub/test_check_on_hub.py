@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import pytest
 from computer import TINY_BUDGET, Computer
 from hub_datasets import CIFAR10_MAIN, CORRUPTIONS, EUROSAT, EUROSAT_MAIN
 from hub_models import B32, B32_CONVERSION
@@ -50,6 +51,8 @@ def test_the_table_of_a_terminal_of_80_columns(computer: Computer) -> None:
         assert any(name in line for line in lines), f"{name} is broken"
 
 
+@pytest.mark.slow
+@pytest.mark.ci("hub")
 def test_a_run_says_what_it_downloads_and_where(computer: Computer) -> None:
     done = computer.attndrift("run", "collapse-21", "--only", "E1", *TINY_BUDGET)
     assert done.returncode == 0, done.stderr

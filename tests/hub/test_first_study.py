@@ -21,6 +21,8 @@ from transformers import CLIPConfig, CLIPModel
 from attndrift.files import read_json
 from attndrift.models.load import state_hash
 
+pytestmark = [pytest.mark.slow, pytest.mark.ci("hub")]  # 22 runs, and commands on what they left
+
 UNTOUCHED, ADAPTED = "none", 21
 
 

@@ -31,7 +31,7 @@ from attndrift.models import load_processor
 model, long_texts = sys.argv[1], json.loads(sys.argv[2])
 tokenizer, _ = load_processor(model)
 found = {}
-for name in DATASETS:
+for name in DATASETS.names():
     names = load_dataset(name).class_names
     for ensemble in TEMPLATES:
         found[f"{name}, {ensemble}"] = [text for texts in prompts_for(names, ensemble) for text in texts]
@@ -70,7 +70,7 @@ def test_tokens_of_all_class_prompts_are_those_of_open_clip(
 ) -> None:
     found = json.loads(Computer(tmp_path, hub.endpoint).python(TOKENIZE, B32, json.dumps(LONG)))
     reference = open_clip_tokenizer.SimpleTokenizer()
-    assert {key.partition(",")[0] for key in found["texts"]} == set(DATASETS) | {"long"}
+    assert {key.partition(",")[0] for key in found["texts"]} == set(DATASETS.names()) | {"long"}
     for key, texts in found["texts"].items():
         expected = reference(texts, context_length=CONTEXT).tolist()
         for text, whole, cut, theirs in zip(texts, found["whole"][key], found["cut"][key], expected, strict=True):

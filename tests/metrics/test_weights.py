@@ -128,3 +128,16 @@ def test_errors() -> None:
         weight_drift({"w": torch.zeros(3)}, {"w": torch.ones(3)})
     with pytest.raises(ValueError, match="LowRankUpdate: expected a of shape"):
         LowRankUpdate(torch.ones(3, 4), torch.ones(5, 2), 1.0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "parametrizations.weight.original0", "blocks.0.fc1.parametrizations.weight.0.b", "q_proj.lora_A.default.weight",
+        "q_proj.lora_B.default.weight", "fc1.weight_g",
+    ],
+)  # fmt: skip
+def test_parts_of_a_weight_are_refused(name: str) -> None:
+    parts = {name: torch.ones(2, 3), "fc1.weight_v": torch.ones(2, 3)}
+    with pytest.raises(ValueError, match=r"is a part of a weight.*live_parameters"):
+        weight_drift(parts, parts)

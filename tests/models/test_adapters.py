@@ -16,7 +16,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPVisionModel
 
-from attndrift.methods import AdaptationSettings, adapt, check_adapters_loaded, state_for_drift, weight_drift
+from attndrift.methods import (
+    AdaptationSettings,
+    adapt,
+    check_adapter_places,
+    check_adapters_loaded,
+    load_adapter,
+    state_for_drift,
+    weight_drift,
+)
 from attndrift.models import CheckpointError, load_clip
 
 WEIGHTS = "adapter_model.safetensors"
@@ -110,6 +118,45 @@ def test_a_plain_model_is_told_from_an_adapted_one(clip: CLIPModel, pixels: Tens
         assert torch.equal(_features(plain, pixels), _features(clip, pixels))
         with pytest.raises(CheckpointError, match="carries no adapter 'default': it is the pretrained one"):
             check_adapters_loaded(plain, tmp_path)
+
+
+IMAGE_HALF = {
+    "all-linear": {"target_modules": "all-linear", "exclude_modules": r".*text.*"},
+    "a pattern": {"target_modules": r"(vision_model\..*\.(q|v)_proj|visual_projection)"},
+    "the projection alone": {"target_modules": ["visual_projection"]},
+    "the projection by rank-stabilised LoRA": {"target_modules": ["visual_projection"], "use_rslora": True},
+    "names that the text tower lacks": {"target_modules": ["visual_projection", "patch_embedding"]},
+}
+
+
+@pytest.mark.parametrize("kind", IMAGE_HALF)
+def test_adapters_of_the_image_half_reach_the_projection(
+    kind: str, clip: CLIPModel, pixels: Tensor, tmp_path: Path
+) -> None:
+    saved = _moved_lora(copy.deepcopy(clip), **IMAGE_HALF[kind])
+    assert any("visual_projection" in name for name, _ in saved.named_parameters() if "lora_" in name)
+    check_adapter_places(saved)
+    saved.save_pretrained(tmp_path)
+    check_adapters_loaded(_from_pretrained(copy.deepcopy(clip), tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "visual_projection", "text_projection"], ["fc1"]])
+def test_adapters_of_both_halves_are_loaded_where_both_may_change(
+    targets: str | list[str], clip: CLIPModel, pixels: Tensor, tmp_path: Path
+) -> None:
+    saved = _moved_lora(copy.deepcopy(clip), target_modules=targets)
+    saved.save_pretrained(tmp_path)
+    fresh = get_peft_model(copy.deepcopy(clip), LoraConfig.from_pretrained(str(tmp_path))).eval()
+    load_adapter(fresh, tmp_path, text_tower=True)
+    assert torch.equal(_features(fresh, pixels), _features(saved, pixels))
+    with pytest.raises(ValueError, match=r"outside the vision tower and its projection, for instance .*text"):
+        check_adapter_places(fresh)
+
+
+@pytest.mark.parametrize("targets", [["text_projection"], r"text_model\..*\.q_proj"])
+def test_adapters_of_the_text_half_alone_change_no_image(targets: str | list[str], clip: CLIPModel) -> None:
+    with pytest.raises(ValueError, match="no adapter was placed in the vision tower"):
+        check_adapter_places(_moved_lora(clip, target_modules=targets), text_tower=True)
 
 
 def test_names_of_modules_reach_into_the_text_tower(clip: CLIPModel, tmp_path: Path) -> None:

@@ -20,7 +20,9 @@ def _pixels(images: int = 5) -> Tensor:
 
 
 def _classifier(clip: nn.Module, method: str) -> CLIPClassifier:
-    return adapt(copy.deepcopy(clip), AdaptationSettings(method=method, lora_rank=4), 10, seed=3)  # type: ignore[arg-type]
+    return adapt(
+        copy.deepcopy(clip), AdaptationSettings(method, **({"lora_rank": 4} if method == "lora" else {})), 10, seed=3
+    )
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

@@ -31,7 +31,12 @@ class _Images(Dataset[dict[str, torch.Tensor]]):
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_trainer_trains_and_evaluates_it(method: str, tmp_path: Path) -> None:
-    model = adapt(load_clip("config:tiny"), AdaptationSettings(method, lora_dropout=0.0), 2, 0)
+    model = adapt(
+        load_clip("config:tiny"),
+        AdaptationSettings(method, **({"lora_dropout": 0.0} if method == "lora" else {})),
+        2,
+        0,
+    )
     arguments = TrainingArguments(
         output_dir=str(tmp_path), max_steps=15, per_device_train_batch_size=8, learning_rate=3e-3, report_to="none",
         save_strategy="no", use_cpu=True, disable_tqdm=True, dataloader_pin_memory=False, logging_strategy="no",

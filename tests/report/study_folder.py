@@ -76,7 +76,9 @@ def record(row: dict[str, Any]) -> dict[str, Any]:
         "split": "test",
     }
     return {
+        "format": 2,
         "status": "finished",
+        "row": {},
         "run_id": row["run_id"],
         "settings": {"method": row["method"], "learning_rate": row["learning_rate"], "clip_norm": 1.0},
         "settings_hash": "ab" * 32,

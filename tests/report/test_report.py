@@ -19,11 +19,11 @@ from attndrift.metrics.registry import structure_metrics
 from attndrift.report import page as reports
 from attndrift.report.blocks import TableBlock
 from attndrift.report.build import MAX_PAGE, write_report
-from attndrift.report.escaping import markdown, markdown_line
 from attndrift.report.explore import heatmap_data, maps_data
 from attndrift.report.records import Records, read_records
 from attndrift.report.registry import build_sections
 from attndrift.results.tables import Tables
+from attndrift.sanitize import markdown_line, markdown_text
 
 
 class Page(HTMLParser):
@@ -89,7 +89,7 @@ def test_every_finding_is_printed_in_both(analysis: Analysis, page: Page, text: 
     for finding in analysis.findings:
         sentence = " ".join(finding.sentence.split())
         assert sentence.replace("`", "") in page.text
-        assert f"**{finding.strength}**: {markdown(sentence)}" in text
+        assert f"**{finding.strength}**: {markdown_text(sentence)}" in text
 
 
 def test_questions_and_sections_stand_in_order(text: str) -> None:
@@ -175,7 +175,7 @@ def test_hostile_names_stay_text_in_html(page: Page) -> None:
 def test_hostile_names_stay_text_in_markdown(text: str) -> None:
     assert "<" not in text
     assert "![The" not in text
-    assert markdown(HOSTILE) in text
+    assert markdown_text(HOSTILE) in text
     table: list[int] = []
     for line in text.splitlines():
         if line.startswith("| "):
@@ -198,7 +198,7 @@ def test_hostile_names_stay_text_in_markdown(text: str) -> None:
     ],
 )
 def test_markdown_escapes(given: str, wanted: str) -> None:
-    assert markdown(given) == wanted
+    assert markdown_text(given) == wanted
 
 
 @pytest.mark.parametrize(("given", "wanted"), [("# a", "\\# a"), ("1. a", "&#49;. a"), ("- a", "\\- a"), ("12", "12")])
@@ -280,7 +280,8 @@ def test_damaged_record_is_named_and_a_foreign_name_leads_nowhere(tmp_path: Path
     records = read_records(tmp_path, ["cut", "", "..", "../..", "a/b", "x" * 300, "with\0null"])
     assert not records.found
     assert len(records.missing) == 6
-    assert records.problems == ["cut: ValueError: record.json cannot be read"]
+    assert len(records.problems) == 1
+    assert records.problems[0].startswith("cut: record.json: not valid JSON")
 
 
 def test_limits_follow_the_data() -> None:

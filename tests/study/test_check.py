@@ -71,6 +71,24 @@ def test_a_study_that_can_run(study: Path, tiny_clip: Path) -> None:
     assert not (study.parent / "studies").exists(), "a check writes nothing"
 
 
+def test_it_is_said_who_gets_how_many_images(study: Path) -> None:
+    """Of a folder of 300 images, in the check and in the dry run."""
+    from PIL import Image
+
+    images = study.parent / "images"
+    for split, number in (("train", 100), ("test", 20)):
+        for shade, name in enumerate(("red", "green", "blue")):
+            (images / split / name).mkdir(parents=True)
+            for index in range(number):
+                Image.new("RGB", (8, 8), (80 * shade, index, 90)).save(images / split / name / f"{index}.bmp")
+    text = _on_images(study, images).read_text().replace("  validation_per_class: 2\n  probe_size: 10\n", "")
+    study.write_text(text.replace("  train_per_class: 3\n", "").replace("transfer: [objects]", "transfer: []"))
+    _, found = check(study)
+    assert found["images of mine"]["detail"] == "240 images train, 30 validate, 30 are the probe, 20 test"
+    result = runner.invoke(app, ["run", str(study), "--dry-run"])
+    assert "mine: 240 images train, 30 validate, 30 are the probe, 20 test" in result.stdout
+
+
 def test_the_table_breaks_no_name_at_80_columns(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     folder = study.parent / ("long-" * 30 + "name")
@@ -104,7 +122,7 @@ def _on_images(study: Path, folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--engine", "slrum"], "there is no engine 'slrum'"),
+        (["--engine", "slrum"], "there is no engine `slrum`; did you mean `slurm`"),
         (["--time-limit", "30x"], "write it as 90s, 30m or 2h"),
         (["--jobs", "2", "--engine", "ray"], "--jobs is not an option of --engine ray"),
         (["--set", "transfer=[nowhere]"], "no dataset is called 'nowhere'"),
@@ -230,10 +248,10 @@ def test_what_is_told_of_splits_is_what_making_them_says() -> None:
         classes = int(draw.integers(2, 6))
         counts = {split: draw.integers(1, 200, classes) for split in ("train", "test")}
         contents = SetContents("made", tuple("abcdef"[:classes]), "train", "test", counts)
-        maybe = lambda high: int(draw.integers(1, high)) if draw.random() < 0.5 else None  # noqa: E731
+        maybe = lambda high, low=1: int(draw.integers(low, high)) if draw.random() < 0.5 else None  # noqa: E731
         selection = str(draw.choice(["test", "validation"]))
         settings = RunSettings(
-            dataset="made", selection=selection, probe_size=int(draw.integers(4, 150)), probe_per_class=maybe(30),
+            dataset="made", selection=selection, probe_size=maybe(150, 4), probe_per_class=maybe(30),
             train_per_class=maybe(80), validation_per_class=maybe(30) if selection == "validation" else None,
             validation_fraction=float(draw.uniform(0.05, 0.9)), data_seed=int(draw.integers(0, 9)),
         )  # fmt: skip
@@ -250,19 +268,69 @@ def test_what_is_told_of_splits_is_what_making_them_says() -> None:
     assert 50 < refused < 250
 
 
-@pytest.mark.parametrize(
-    ("names", "said"),
-    [("[same, same]", "classes of one name: same"), (f"[a, {'long ' * 99}]", "longer than 77 tokens")],
-)
-def test_names_that_a_head_from_text_cannot_take(study: Path, names: str, said: str) -> None:
+NAMES = {
+    "one name": (["same", "same"], "classes of one name: same"),
+    "too long": (["a", "long " * 99], "longer than 77 tokens"),
+    "too many digits": (["a", "7" * 80], "longer than 77 tokens"),
+    "empty": (["a", "_"], "classes without a name: number 1"),
+    "blank": (["\u3000", "b"], "classes without a name: number 0"),
+    "case": (["Bass", "bass"], "equal tokens"),
+    "decomposed": (["caf\u00e9", "cafe\u0301"], "equal tokens"),
+    "digits": (["route 66", "route 6 6"], "equal tokens"),
+    "hyphen": (["co-op", "co - op"], "equal tokens"),
+    "end token": (["cat<|endoftext|>dog", "cat<|endoftext|>bird"], "equal tokens"),
+}
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_names_that_a_head_from_text_cannot_take(study: Path, kind: str) -> None:
+    names, said = NAMES[kind]
     images = _image_folder(study.parent / "images", ["a", "b"])
     _on_images(study, images)
     study.write_text(
         study.read_text()
-        .replace(f"{{path: {images}}}", f"{{path: {images}, class_names: {names}}}\n  head: text")
+        .replace(f"{{path: {images}}}", f"{{path: {images}, class_names: {json.dumps(names)}}}\n  head: text")
         .replace("method: none", "method: linear_probe")
     )
-    assert said in once(study)
+    assert said in once(study, "--set", "model=embedded")
+
+
+@pytest.mark.parametrize("name", ["word " * 20, "abc " * 9, "7" * 30])
+def test_a_prompt_is_as_long_as_the_model_takes(study: Path, tiny_clip: Path, name: str) -> None:
+    folder = Path(shutil.copytree(tiny_clip, study.parent / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = 40
+    write_json(folder / "config.json", config)
+    images = _image_folder(study.parent / "images", ["a", "b"])
+    _on_images(study, images)
+    names = f'{{path: {images}, class_names: [a, "{name}"]}}\n  head: text'
+    text = study.read_text().replace(f"{{path: {images}}}", names).replace("method: none", "method: linear_probe")
+    study.write_text(text.replace("transfer: [objects]", "transfer: []"))
+    assert "longer than 40 tokens" in once(study, "--set", f"model={folder}")
+
+
+@pytest.mark.parametrize("kind", ["folders", "a column of labels", "another column", "arrow"])
+def test_names_are_found_wherever_a_set_keeps_them(study: Path, kind: str) -> None:
+    import datasets
+    from PIL import Image
+
+    root = study.parent / "mine"
+    if kind == "folders":
+        _image_folder(root, ["Bass", "bass"])
+    else:
+        column = "kind" if kind == "another column" else "label"
+        features = datasets.Features({"img": datasets.Image(), column: datasets.ClassLabel(names=["Bass", "bass"])})
+        rows = {"img": [Image.new("RGB", (8, 8))] * 40, column: [0, 1] * 20}
+        table = datasets.Dataset.from_dict(rows, features=features)
+        if kind == "arrow":
+            datasets.DatasetDict(train=table, test=table).save_to_disk(root)
+        else:
+            for split in ("train", "test"):
+                table.to_parquet(root / f"{split}-00000-of-00001.parquet")
+    _on_images(study, root)
+    text = study.read_text().replace("transfer: [objects]", "transfer: []\n  head: text")
+    study.write_text(text.replace("method: none", "method: linear_probe"))
+    assert "equal tokens" in once(study)
 
 
 def test_one_run_is_one_run(study: Path) -> None:
@@ -412,13 +480,32 @@ def test_a_shard_that_is_no_safetensors_file(study: Path, tiny_clip: Path, conte
     assert ("is missing" in problem.detail) == (content is None)
 
 
-def test_a_tower_alone_is_no_model_for_a_study(study: Path, tiny_clip: Path) -> None:
-    folder = study.parent / "tower"
+@pytest.mark.parametrize(
+    ("config", "detail", "remedy"),
+    [
+        ({"model_type": "clip_vision_model"}, "CLIP with both towers", "DriftMonitor(model, pixels)"),
+        ({"model_type": "siglip"}, "of a 'siglip' model", "DriftMonitor(model, pixels)"),
+        ({"model_type": "vit"}, "of a 'vit' model", "DriftMonitor(model, pixels)"),
+        ({"model_type": "dinov2"}, "of a 'dinov2' model", "DriftMonitor(model, pixels)"),
+        (
+            {"model_type": "clip", "architectures": ["CLIPForImageClassification"]},
+            "an export of CLIPForImageClassification",
+            "put its vision_model into the CLIPModel",
+        ),
+    ],
+)
+def test_what_is_no_whole_clip_is_told_what_can_be_done(
+    study: Path, tiny_clip: Path, config: dict[str, object], detail: str, remedy: str
+) -> None:
+    folder = study.parent / "other"
     shutil.copytree(tiny_clip, folder)
-    write_json(folder / "config.json", {"model_type": "clip_vision_model"})
+    write_json(folder / "config.json", config)
     code, found = check(study, "--set", f"model={folder}")
     assert code == 1
-    assert "CLIP with both towers" in found[f"model {folder}"]["detail"]
+    finding = found[f"model {folder}"]
+    assert detail in finding["detail"]
+    assert remedy in finding["remedy"]
+    assert "CLIPModel.from_pretrained" not in str(finding)
 
 
 def test_a_run_that_its_settings_forbid(study: Path) -> None:
@@ -544,7 +631,7 @@ def test_a_package_that_is_not_installed(study: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "submitit" else find(name))
     code, found = check(study, "--engine", "slurm")
     assert code == 1
-    assert found["package submitit"]["remedy"] == "pip install 'attndrift[slurm]'"
+    assert found["package submitit"]["remedy"] == 'pip install "attndrift[slurm]"'
 
 
 def test_device_and_memory_are_those_of_a_worker_on_slurm(study: Path) -> None:

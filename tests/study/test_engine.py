@@ -11,7 +11,7 @@ from filelock import FileLock
 from rich.console import Console
 
 from attndrift.cli.progress import StudyConsole
-from attndrift.files import read_json
+from attndrift.files import LeftOutWarning, read_json
 from attndrift.results.tables import read_tables
 from attndrift.study.collect import StudyFolderError, collect, gather
 from attndrift.study.loading import parse_overrides, parse_study
@@ -139,8 +139,10 @@ def test_a_history_that_was_damaged_is_named(tmp_path: Path) -> None:
     run_study(_study(), folder, Executor(), _console())
     path = next((folder / "runs").iterdir()) / "history.jsonl"
     path.write_text('{"step": 0}\n{"step"')
-    with pytest.raises(StudyFolderError, match=r"history.jsonl:2"):
-        collect(folder)
+    with pytest.warns(LeftOutWarning, match=r"history.jsonl:2.*is left out of the tables"):
+        tables, missing = collect(folder)
+    assert path.parent.name not in set(tables.runs["run_id"])
+    assert missing == []
 
 
 def test_collect_needs_a_study_folder(tmp_path: Path) -> None:

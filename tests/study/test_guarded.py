@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from attndrift.results.tables import Tables, read_tables
 from attndrift.study.executor import Executor
 from attndrift.study.loading import parse_study
 from attndrift.study.resources import StudyResources
+from attndrift.study.run_images import PartImages
 from attndrift.study.runner import run_study
 from attndrift.study.settings import RunSettings
 
@@ -104,12 +106,38 @@ def test_no_run_is_evaluated_on_what_the_guards_see(study: tuple[Path, Tables]) 
     bench = StudyResources(folder.parent / "cache")
     pretrained = bench.pretrained("embedded", torch.device("cpu"))
     (item,), _ = bench.transfer_sets(settings, bench.target(settings, pretrained), pretrained)
-    assert item.guard_part is not None
+    assert item.guard is not None
     classes = len(item.dataset.class_names)
-    assert item.guard_part.class_counts(classes) == [2] * classes
-    assert not set(item.guard_part.ids) & set(item.part.ids)
-    assert len(item.part) == 300 - 2 * classes
+    assert item.guard.part.class_counts(classes) == [2] * classes
+    assert not set(item.guard.part.ids) & set(item.evaluation.part.ids)
+    assert len(item.evaluation.part) == 300 - 2 * classes
     assert set(tables.runs["transfer_objects_zero_shot_n"]) == {300 - 2 * classes}
+
+
+def test_no_run_is_evaluated_on_what_it_watches(study: tuple[Path, Tables]) -> None:
+    """Nor does the number of watched images change the retention's images, or those of the guards."""
+    folder, _ = study
+    recorded = RunSettings.model_validate(_record(study, "R")["settings"])
+    bench = StudyResources(folder.parent / "cache")
+    pretrained = bench.pretrained("embedded", torch.device("cpu"))
+    found = []
+    for count in (0, 40, 5000):
+        settings = recorded.model_copy(update={"monitor_zero_shot_images": count})
+        (item,), _ = bench.transfer_sets(settings, bench.target(settings, pretrained), pretrained)
+        found.append(item)
+    plain, few, many = found
+    assert plain.monitor is None
+    assert few.guard is not None
+    assert few.monitor is not None
+    assert many.monitor is not None
+    assert (len(few.monitor.part), len(many.monitor.part)) == (40, len(few.dataset.train))
+    assert {few.monitor.part.split, many.monitor.part.split} == {few.dataset.train_split}
+    assert len({item.evaluation.part.hash for item in found}) == 1
+    assert len({item.guard.part.hash for item in found if item.guard is not None}) == 1
+    for other in (few.evaluation, few.guard):
+        shared = PartImages(replace(other.part, name="monitor"), other.store)
+        with pytest.raises(ValueError, match="is in the parts"):
+            replace(few, monitor=shared)
 
 
 def test_guarded_runs_are_configurations_of_their_own(study: tuple[Path, Tables]) -> None:

@@ -97,7 +97,13 @@ MISTAKES = [
     ("name: x\nruns:\n  - {dataset: tiles, lr: 3}", r"f:3: unknown key `lr`.*Allowed: .*learning_rate"),
     ("name: x\nruns:\n  - {dataset: tiles, learning_rat: 3}", r"did you mean `learning_rate`"),
     ("name: x\nshared:\n  epochs: two\nruns:\n  - {dataset: tiles}", r"f:3: `epochs` is 'two'"),
-    ("name: x\nruns:\n  - {dataset: tiles, method: fulll}", r"f:3: `method` is 'fulll'.*'lora'"),
+    ("name: x\nruns:\n  - {dataset: tiles, method: fulll}", r"f:3: `method` is 'fulll'.*did you mean `full`\?"),
+    ("name: x\nruns:\n  - {dataset: tiles, head: txt}", r"f:3: `head` is 'txt'.*did you mean `text`\?"),
+    ("name: x\nruns:\n  - {dataset: tiles, method: lora,\n     lora_rank: 0}", r"f:4: `lora_rank` is 0"),
+    ("name: x\nruns:\n  - {dataset: tiles, entropy_floor_fraction: 1.0}", r"needs loss: entropy_floor"),
+    ("name: x\nruns:\n  - {dataset: tiles, outcomes: [wise_fit]}", r"f:3: `outcomes`.*did you mean `wise_ft`\?"),
+    ("name: x\nruns:\n  - {dataset: tiles, outcomes: wise_ft:2}", r"alpha of `wise_ft` is '2'; .* from 0 to 1"),
+    ("name: x\nruns:\n  - {dataset: tiles, method: none, outcomes: [ema]}", r"`outcomes` does nothing"),
     ("name: x\nruns:\n  - {dataset: tiles, lora_rank: 3}", r"f:3: `lora_rank` needs method: lora"),
     ("name: x\nruns:\n  - {dataset: tiles, method: lora, freeze_layers: 3}", r"f:3: `freeze_layers` needs"),
     ("name: x\nruns:\n  - {dataset: tiles, loss: attention_preservation}", r"has no weight"),
@@ -105,7 +111,7 @@ MISTAKES = [
     ("name: x\nruns:\n  - {dataset: tiles, loss: {entropy_floor: much}}", r"`loss`.*must be a number"),
     (
         "name: x\nruns:\n  - {dataset: tiles, method: linear_probe, loss: attention_preservation:1}",
-        r"cannot change",
+        r"leaves the encoder as it is",
     ),
     ("name: x\nruns:\n  - {dataset: tiles, transfer: [tiles]}", r"names the target"),
     ("name: x\nruns:\n  - {dataset: tiles, prompts: [a photo]}", r"\{class\} exactly once"),
@@ -389,3 +395,15 @@ def test_losses_in_any_form_are_one_setting(tmp_path: Path) -> None:
     )
     losses = [run.settings.loss for run in load_study(str(path)).runs]
     assert losses == ["attention_preservation:1+entropy_floor:0.1"] * 2
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["!!float 1:30", "!!float 1_0", "!!int 0b11", "!!int 1:30", "!!timestamp 2026-01-01", "!!binary aGk=", "!!set {a}", "!!omap [a: 1]",
+     "!own 5", "!!float high"],
+)  # fmt: skip
+def test_tags_change_no_number_into_another(written: str) -> None:
+    with pytest.raises(StudyError, match="not valid YAML"):
+        parse_overrides([f"epochs={written}"])
+    with pytest.raises(StudyError, match="not valid YAML"):
+        parse_study(f"name: x\nruns:\n  - dataset: tiles\n    epochs: {written}\n", where="f")

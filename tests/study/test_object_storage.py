@@ -160,11 +160,11 @@ DRIVER = """
 import sys
 from pathlib import Path
 from attndrift.cli import main as cli
-from attndrift.study.launchers import processes
+from attndrift.study import executor
 from made_runs import MadeRuns
 
 runs = MadeRuns(Path(sys.argv.pop(1)), pause=float(sys.argv.pop(1)))
-processes.LazyExecutor = lambda: runs
+executor.Executor = lambda: runs
 cli.main()
 """
 """The command line, with counting for training."""
@@ -323,7 +323,9 @@ def test_a_worker_that_was_given_up_or_whose_driver_was_replaced_sends_nothing(b
     driver = ObjectStorage(f"{bucket}/lost")
 
     def end(workspace: Any, who: str) -> None:
-        (workspace.folder / "record.json").write_text(json.dumps({"format": 2, "status": "finished", "by": who}))
+        (workspace.folder / "record.json").write_text(
+            json.dumps({"format": 2, "status": "finished", "row": {}, "by": who})
+        )
         workspace.finish()
 
     with driver.driver(print):

@@ -18,13 +18,12 @@ from attndrift.study.launchers.processes import (
     ProcessLauncher,
     jobs_that_fit,
     no_accelerator,
-    parse_time,
-    spoken,
     usable_cores,
 )
 from attndrift.study.loading import parse_study
 from attndrift.study.runner import run_study
 from attndrift.study.settings import NamedRun, Study
+from attndrift.study.time_limit import parse_time, spoken
 
 TEXT = "name: four\nruns:\n  - {dataset: tiles, threads: 1, device: cpu, grid: {seed: [1, 2, 3, 4]}}\n"
 

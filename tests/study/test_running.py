@@ -29,6 +29,7 @@ from attndrift.study.interpolation import interpolate
 from attndrift.study.loading import parse_study
 from attndrift.study.resources import StudyResources
 from attndrift.study.runner import StudyOutcome, run_study
+from attndrift.study.settings import own_fields
 
 SHARED = """
 name: {name}
@@ -98,8 +99,8 @@ def _row(runs: pd.DataFrame, **wanted: Any) -> pd.Series[Any]:
 
 
 # Null where a setting has no meaning for a method; everything else is filled.
-NOT_FOR_ALL = {"model_revision",
-    "experiment", "lora_rank", "lora_alpha", "lora_targets", "freeze_layers", "loss", "parent_run",
+NOT_FOR_ALL = {"model_revision", "outcome", *own_fields(),
+    "experiment", "freeze_layers", "loss", "parent_run",
     "loss_active_fraction", "transfer_objects_zero_shot_retention_pct", "guard", "guard_at_least", "guard_at_most",
     "guard_outcome",
 }  # fmt: skip
@@ -195,7 +196,7 @@ def test_layers_hold_every_layer_and_head(study: Path) -> None:
 def test_the_record_has_what_repeats_the_run(study: Path) -> None:
     record = read_json(study / "runs" / "E2_digits_full_lr0.001_s42" / "record.json")
     assert {"settings", "versions", "hardware", "hashes", "time", "data", "preprocessing", "transfer"} <= set(record)
-    evidence = record["transfer"]["objects"]["adapted"]
+    evidence = record["transfer"]["objects"]["zero_shot"]["adapted"]
     assert evidence["templates"] == ["a photo of a {class}."]
     assert len(evidence["class_names"]) == 100
     assert {"split", "dataset", "preprocessing", "embeddings_moved_mean"} <= set(evidence)
@@ -211,13 +212,18 @@ def test_the_record_has_what_repeats_the_run(study: Path) -> None:
     assert not ids[1] & ids[2]
 
 
+def test_the_log_says_who_gets_how_many_images(study: Path) -> None:
+    log = (study / "runs" / "E2_digits_full_lr0.001_s42" / "log.txt").read_text()
+    assert "digits: 80 images train, 20 validate, 20 are the probe, 30 test" in log
+
+
 def test_checkpoints_are_kept_to_the_budget(study: Path) -> None:
     def kept(run: str) -> set[str]:
         return {p.name for p in (study / "runs" / run / "checkpoints").iterdir()}
 
     assert kept("E2_digits_full_lr0.001_s42") == {"best", "final"}
     assert kept("digits_last-block_projection_lr0.001_s42") == {"best", "final", "epoch-1", "epoch-2"}
-    names = [p.name for p in (study / "runs").iterdir() if p.name.startswith("digits_full_lr0.001_s42")]
+    names = [p.name for p in (study / "runs").iterdir() if p.name.startswith("digits_full_text-head_lr0.001_s42")]
     assert kept(names[0]) == {"best"}
     assert not list(study.glob("runs/*/resume"))
 
@@ -288,9 +294,9 @@ def test_what_the_untouched_model_makes_of_a_probe_is_kept_for_that_probe_alone(
     found = []
     for run in runs:
         target = bench.target(run.settings, pretrained)
-        fingerprint = bench.fingerprint(run.settings, target, pretrained)
-        maps = bench.pretrained_maps(run.settings, target, pretrained)
-        assert bench.fingerprint(run.settings, target, pretrained) is fingerprint
+        results = bench.results(run.settings, target, pretrained)
+        fingerprint, maps = results.fingerprint(), results.maps()
+        assert bench.results(run.settings, target, pretrained).fingerprint() is fingerprint
         assert torch.equal(fingerprint.pixels, target.probe.fetch(range(8)))
         assert torch.equal(fingerprint.embeddings, fingerprint_embeddings(pretrained.clip, fingerprint.pixels))
         with observe(pretrained.clip) as seen, torch.no_grad():
@@ -526,7 +532,7 @@ def test_tensorboard_of_a_resumed_run_has_every_step_once(
     """Stopped while validating, when the epoch's drift is logged and its state is not saved yet."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from attndrift.study import executor as running
+    from attndrift.study import evaluation as running
 
     text = _text(tiny_clip, "  - {method: full}\n", name="stopped")
     real, calls = running.split_accuracy, []
@@ -551,7 +557,7 @@ def test_a_damaged_checkpoint_of_an_interrupted_run_is_trained_again(
     removed: bool, tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The test's accuracy is the third that is measured: training is over then, and the run is not."""
-    from attndrift.study import executor as running
+    from attndrift.study import evaluation as running
 
     text = _text(tiny_clip, "  - {method: full, learning_rate: 3e-3}\n", name="damaged")
     _, undisturbed = _run(text, tmp_path / "undisturbed", tmp_path / "cache")

@@ -21,7 +21,9 @@ from attndrift.analysis.image_intervals import ImageIntervals
 from attndrift.analysis.measures import LAST_LAYER, signals
 from attndrift.analysis.result import Interval, Signal
 from attndrift.analysis.wording import Evidence, capital, interval_text, judge, number_text, test_text
-from attndrift.losses.names import LOSSES
+from attndrift.losses.registry import LOSSES
+from attndrift.methods.registry import METHODS
+from attndrift.own_settings import fields_of
 
 _MOST_RATES = 5
 ENTROPY, LAST = "entropy_change_pct", LAST_LAYER
@@ -43,7 +45,11 @@ class _Ground:
 
     @property
     def plain(self) -> pd.DataFrame:
-        return self.runs[(self.runs["key_loss_name"] == "") & (self.runs["key_freeze_layers"] == "")]
+        return self.runs[
+            (self.runs["key_loss_name"] == "")
+            & (self.runs["key_freeze_layers"] == "")
+            & (self.runs["key_outcome"] == "")
+        ]
 
 
 def headline_claims(e: Evidence, runs: pd.DataFrame, images: ImageIntervals) -> None:
@@ -375,7 +381,8 @@ def _datasets(e: Evidence) -> set[str]:
 
 
 def _losses(e: Evidence, ground: _Ground) -> None:
-    runs = ground.runs[ground.runs[ground.retention].notna()]
+    runs = ground.runs[ground.runs[ground.retention].notna() & (ground.runs["key_outcome"] == "")]
+    adaptation = ["key_head", *(f"key_{name}" for name in fields_of(METHODS))]
     for kind in sorted(set(runs["key_loss_name"]) - {""}):
         mine = runs[runs["key_loss_name"] == kind]
         # The rate and method at which it was tried most, against the same without it.
@@ -387,8 +394,7 @@ def _losses(e: Evidence, ground: _Ground) -> None:
             & (runs["method"] == first["method"])
             & (runs["rate_text"] == first["rate_text"])
             & (runs["key_freeze_layers"] == first["key_freeze_layers"])
-            & (runs["key_lora_rank"] == first["key_lora_rank"])
-            & (runs["key_lora_targets"] == first["key_lora_targets"])
+            & (runs[adaptation] == first[adaptation]).all(axis=1)
         ]
         weights = sorted(set(mine["key_loss_weight"]), key=lambda w: float(w or 0))
         level = 1 - (1 - ground.level) / max(len(weights), 1)

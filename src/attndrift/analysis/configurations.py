@@ -7,9 +7,8 @@ rate; its runs differ in nothing but their seeds. A *cell* is one (conditions, r
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,28 +16,35 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from attndrift.analysis.measures import Measure, outcomes
+from attndrift.analysis.measures import Measure, outcomes, transfer_measures
 from attndrift.analysis.numbers import format_rate
 from attndrift.analysis.result import Excluded
-from attndrift.losses.names import LOSSES, split_weight
+from attndrift.losses.names import split_weight
+from attndrift.losses.registry import LOSSES, short_label_of
+from attndrift.methods.registry import DEFAULT_HEAD, HEADS, METHODS, PRETRAINED
 from attndrift.metrics.registry import structure_metrics
+from attndrift.own_settings import Owner, as_text, fields_of, words_of
+from attndrift.results.columns import own_setting_columns
+from attndrift.results.measures import MEASURES
 from attndrift.results.tables import TABLES, Tables, infinite_values, transfer_sets
+from attndrift.study.outcomes.registry import outcome_label
 
-METHOD_COLUMNS = (
-    "method",
-    "lora_rank",
-    "lora_alpha",
-    "lora_targets",
-    "train_projection",
-    "freeze_layers",
-    "loss_name",
-    "loss_weight",
-    "guard",
-    "guard_at_least",
-    "guard_at_most",
-)
 CONDITION_COLUMNS = ("model", "selection", "dataset", "epochs", "batch_size", "weight_decay", "n_train")
-CONFIGURATION_COLUMNS = (*METHOD_COLUMNS, *CONDITION_COLUMNS, "learning_rate")
+
+
+def method_columns() -> tuple[str, ...]:
+    """The columns that tell methods apart: what every run has, and what registered methods, heads and losses bring."""
+    own = (column.name for column in own_setting_columns())
+    return (
+        "method", *own, "train_projection", "freeze_layers", "head", "outcome", "loss_name", "loss_weight",
+        "guard", "guard_at_least", "guard_at_most",
+    )  # fmt: skip
+
+
+def configuration_columns() -> tuple[str, ...]:
+    """The columns that are equal in all runs of a configuration."""
+    return (*method_columns(), *CONDITION_COLUMNS, "learning_rate")
+
 
 NOT_GIVEN = "not given"
 _FINISHED = {"finished", "done", "complete", "completed", "ok", "success"}
@@ -58,7 +64,7 @@ class Prepared:
     @property
     def adapted(self) -> pd.DataFrame:
         """The analysed runs without the pretrained rows (method ``none``)."""
-        return self.runs[self.runs["method"] != "none"]
+        return self.runs[self.runs["method"] != PRETRAINED]
 
 
 def _text(values: pd.Series) -> pd.Series:
@@ -67,53 +73,60 @@ def _text(values: pd.Series) -> pd.Series:
     def one(value: Any) -> str:
         if pd.isna(value):
             return ""
-        if isinstance(value, (float, np.floating)):
-            return f"{value:.6g}"
-        return str(value)
+        return as_text(float(value) if isinstance(value, np.floating) else value)
 
     names = {value: one(value) for value in pd.unique(values) if not pd.isna(value)}
     return values.map(names).astype(object).fillna("").astype(object)
 
 
-def _targets(value: Any) -> str:
-    """`q,v` for any usual spelling of the adapted projections."""
-    if pd.isna(value):
-        return ""
-    found = [re.sub(r"_?proj$", "", part) for part in re.findall(r"[A-Za-z_0-9]+", str(value))]
-    order = {name: place for place, name in enumerate(("q", "k", "v", "out"))}
-    found = ["out" if part == "o" else part for part in found]
-    return ",".join(sorted(set(found), key=lambda part: (order.get(part, 9), part)))
-
-
 def method_label(keys: Mapping[str, str]) -> str:
-    """The method in words; ``keys`` holds the columns of METHOD_COLUMNS as text, blank where they do not apply."""
+    """The method in words; ``keys`` holds the columns of :func:`method_columns` as text, blank where they do not apply."""
     method = keys["method"]
-    rank, alpha, targets = keys["lora_rank"], keys["lora_alpha"], keys["lora_targets"]
-    words = {"linear_probe": "linear probe", "last_block": "last block", "none": "pretrained"}
-    label = words.get(method, "LoRA" if method == "lora" else method)
-    if rank:
-        label += f" r={rank}"
-    if alpha and (not rank or float(alpha) != 2 * float(rank)):
-        label += f" alpha={alpha}"
-    if targets not in ("", "q,v"):
-        label += f" on {targets}"
-    if method in ("full", "lora") and keys["train_projection"] == "False":
-        label += ", frozen projection"
-    if method in ("last_block", "linear_probe") and keys["train_projection"] == "True":
-        label += " + projection"
+    if method in METHODS:
+        facts = METHODS[method]
+        label = facts.describe(keys)
+        if facts.projection and keys["train_projection"] == "False":
+            label += ", frozen projection"
+        if facts.adapts and not facts.projection and keys["train_projection"] == "True":
+            label += " + projection"
+    else:
+        given = (name for name in fields_of(METHODS) if keys[name])
+        label = ", ".join([method, *(f"{name.replace('_', ' ')} {keys[name]}" for name in given)])
     if keys["freeze_layers"]:
         label += f", {keys['freeze_layers']} block{'' if keys['freeze_layers'] == '1' else 's'} frozen"
+    if keys["head"]:
+        known = HEADS[keys["head"]].label if keys["head"] in HEADS else f"head {keys['head']}"
+        label += ", ".join(["", known, *_departed(HEADS, [keys["head"]], keys)])
     if keys["loss_name"]:
-        known = LOSSES.get(keys["loss_name"])
-        label += f" + {known.short if known else keys['loss_name']}" + (
-            f" {keys['loss_weight']}" if keys["loss_weight"] else ""
-        )
+        label += f" + {short_label_of(keys['loss_name'])}" + (f" {keys['loss_weight']}" if keys["loss_weight"] else "")
+        label += loss_settings(keys["loss_name"], {f"key_{name}": value for name, value in keys.items()})
     if keys["guard"]:
         limits = [
             f"{sign} {keys[name]}" for name, sign in (("guard_at_least", "≥"), ("guard_at_most", "≤")) if keys[name]
         ]
         label += f", guarded: {keys['guard'].removesuffix('_pct')} {', '.join(limits)}"
-    return label
+    return label + (f", {outcome_label(keys['outcome'])}" if keys["outcome"] else "")
+
+
+def loss_settings(text: str, row: Mapping[Any, Any]) -> str:
+    """Own settings of a run's losses in words, where they are not the defaults; ``row`` has them as ``key_NAME``."""
+    keys = {str(name).removeprefix("key_"): value for name, value in row.items()}
+    return "".join(f" ({words})" for words in _departed(LOSSES, _loss_names(text), keys))
+
+
+def _departed(registry: Any, names: Iterable[str], keys: Mapping[str, str]) -> list[str]:
+    """Own settings of heads or losses in words, where they are not the defaults."""
+    fields = fields_of(registry[name] for name in names if name in registry)
+    return [
+        f"{words_of(name, field)['label']}{keys[name]}"
+        for name, field in fields.items()
+        if keys[name] not in ("", as_text(field.default))
+    ]
+
+
+def _loss_names(text: str) -> list[str]:
+    """The losses of one run, where it has several too."""
+    return [part.partition(":")[0].strip() for part in text.split("+")]
 
 
 def _reason(status: Any) -> str | None:
@@ -125,29 +138,42 @@ def _reason(status: Any) -> str | None:
 
 def _keys(runs: pd.DataFrame) -> pd.DataFrame:
     """The settings as text, with the spellings that mean the same made the same."""
-    keys = pd.DataFrame({column: _text(runs[column]) for column in CONFIGURATION_COLUMNS}, index=runs.index)
-    lora = keys["method"] == "lora"
-    targets = {value: _targets(value) for value in pd.unique(keys["lora_targets"])}
-    keys["lora_targets"] = keys["lora_targets"].map(targets)
-    for column in ("lora_rank", "lora_alpha", "lora_targets"):
-        keys.loc[~lora, column] = ""
-    # r given and alpha not means the project's default alpha = 2r; targets not given means q,v.
-    rank = pd.to_numeric(keys["lora_rank"], errors="coerce")
-    default = (2 * rank).map(lambda value: "" if pd.isna(value) else f"{value:.6g}")
-    keys["lora_alpha"] = keys["lora_alpha"].where(keys["lora_alpha"] != "", default)
-    keys.loc[lora & (keys["lora_targets"] == ""), "lora_targets"] = "q,v"
+    keys = pd.DataFrame({column: _text(runs[column]) for column in configuration_columns()}, index=runs.index)
+    keys.loc[keys["head"] == DEFAULT_HEAD, "head"] = ""
     keys.loc[keys["freeze_layers"] == "0", "freeze_layers"] = ""
     weightless = keys["loss_name"].str.lower().isin(["", "none"]) | (keys["loss_weight"] == "0")
     keys.loc[weightless, ["loss_name", "loss_weight"]] = ""
-    # Absent means the method's default: the projection is trained, except by these two.
-    never = keys["method"].isin(["last_block", "linear_probe", "none"])
+    # Absent means the method's default.
+    never = keys["method"].isin([method.name for method in METHODS if not method.projection])
     absent = keys["train_projection"] == ""
     keys.loc[absent, "train_projection"] = np.where(never[absent], "False", "True")
+    _canonical_own_settings(keys)
     keys.loc[
-        keys["method"] == "none",
-        [c for c in CONFIGURATION_COLUMNS if c not in ("method", "model", "dataset")],
+        keys["method"] == PRETRAINED,
+        [c for c in keys.columns if c not in ("method", "model", "dataset")],
     ] = ""
     return keys
+
+
+def _canonical_own_settings(keys: pd.DataFrame) -> None:
+    """Own settings by their owners, in place: in one spelling, the defaults where not given, blank where no owner is."""
+    own = [column.name for column in own_setting_columns()]
+    given = keys[["method", "head", "loss_name", *own]]
+    distinct = given.drop_duplicates()
+    canonical: dict[tuple[str, ...], list[str]] = {}
+    for row in distinct.itertuples(index=False, name=None):
+        method, head, loss = row[:3]
+        values = dict(zip(own, row[3:], strict=True))
+        # Of a method that is not known nobody can say which settings are its own.
+        found = METHODS[method].canonical(values) if method in METHODS else {n: values[n] for n in fields_of(METHODS)}
+        others: list[Owner] = [HEADS[head]] if head in HEADS else []
+        others += [LOSSES[name] for name in _loss_names(loss) if name in LOSSES]
+        for name, info in fields_of(others).items():
+            found.setdefault(name, values[name] or as_text(info.default))
+        canonical[row] = [found.get(name, "") for name in own]
+    rows = [canonical[row] for row in given.itertuples(index=False, name=None)]
+    for place, name in enumerate(own):
+        keys[name] = pd.Series([row[place] for row in rows], index=keys.index, dtype=object)
 
 
 def _ignore_near_constant(runs: pd.DataFrame, keys: pd.DataFrame, notes: list[str]) -> None:
@@ -204,7 +230,7 @@ def _name_what_is_missing(tables: Tables, runs: pd.DataFrame, notes: list[str]) 
     if nameless.any():
         runs.loc[nameless, "dataset"] = NOT_GIVEN
         notes.append(f"{int(nameless.sum())} of {len(runs)} runs name no data set: they are taken to share one.")
-    unseeded = int((runs["seed"].isna() & (runs["method"] != "none")).sum())
+    unseeded = int((runs["seed"].isna() & (runs["method"] != PRETRAINED)).sum())
     if unseeded:
         notes.append(
             f"{unseeded} of {len(runs)} runs name no seed: they count as one seed, so nothing that needs several is "
@@ -219,6 +245,24 @@ def _split_losses(runs: pd.DataFrame) -> None:
     runs["loss_weight"] = pd.Series([weight for _, weight in losses], index=runs.index, dtype="float64")
 
 
+def _excluded(runs: pd.DataFrame, sets: list[str], pretrained: pd.Series[bool]) -> list[Excluded]:
+    """The runs that are listed and not analysed, with the reason."""
+    excluded = [
+        Excluded(run_id=str(run_id), status=str(status), reason=reason)
+        for run_id, status in zip(runs["run_id"].tolist(), runs["status"].tolist(), strict=True)
+        if (reason := _reason(status)) is not None
+    ]
+    outcome_columns = [m.name for m in outcomes(sets) if m.name in runs.columns]
+    outcome_columns += [f"{metric}_final" for metric in structure_metrics()]
+    bare = runs[outcome_columns].isna().all(axis=1) & ~pretrained
+    listed = {item.run_id for item in excluded}
+    return excluded + [
+        Excluded(run_id=str(name), status="finished", reason="no outcome is given")
+        for name in runs.loc[bare, "run_id"]
+        if name not in listed
+    ]
+
+
 def prepare(tables: Tables) -> Prepared:
     """Order the runs, name their methods and configurations, set aside those that cannot be analysed."""
     notes: list[str] = []
@@ -231,25 +275,25 @@ def prepare(tables: Tables) -> Prepared:
     _ignore_near_constant(runs, keys, notes)
 
     runs["variant"] = ""
-    method_keys = keys[list(METHOD_COLUMNS)]
+    columns = method_columns()
+    method_keys = keys[list(columns)]
     distinct = method_keys.drop_duplicates()
     labels = {
-        row: method_label(dict(zip(METHOD_COLUMNS, row, strict=True)))
-        for row in distinct.itertuples(index=False, name=None)
+        row: method_label(dict(zip(columns, row, strict=True))) for row in distinct.itertuples(index=False, name=None)
     }
     runs["variant"] = pd.Series(
         [labels[row] for row in method_keys.itertuples(index=False, name=None)],
         index=runs.index,
         dtype=object,
     )
-    for column in (*CONDITION_COLUMNS, *METHOD_COLUMNS, "learning_rate"):
+    for column in (*CONDITION_COLUMNS, *columns, "learning_rate"):
         runs[f"key_{column}"] = keys[column]
     runs["key_rest"] = _conditions(keys)
     runs["model_name"] = runs["key_model"].where(runs["key_model"] != "", NOT_GIVEN)
     runs["selection_name"] = runs["key_selection"].where(runs["key_selection"] != "", NOT_GIVEN)
     runs["rate_text"] = runs["learning_rate"].map({v: format_rate(v) for v in runs["learning_rate"].dropna().unique()})
     runs["rate_text"] = runs["rate_text"].astype(object).where(runs["learning_rate"].notna(), "rate not given")
-    pretrained = runs["method"] == "none"
+    pretrained = runs["method"] == PRETRAINED
     name = runs["dataset"].astype(object) + " · " + runs["variant"]
     name = name.where(pretrained, name + " · " + runs["rate_text"])
     runs["configuration"] = name.where(runs["key_rest"] == "", name + " · " + runs["key_rest"])
@@ -257,20 +301,7 @@ def prepare(tables: Tables) -> Prepared:
     parts = [keys[column].tolist() for column in (*CONDITION_COLUMNS, "learning_rate")]
     runs["conditions"] = pd.Series(["|".join(row) for row in zip(*parts, strict=True)], index=runs.index, dtype=object)
 
-    excluded = [
-        Excluded(run_id=str(run_id), status=str(status), reason=reason)
-        for run_id, status in zip(runs["run_id"].tolist(), runs["status"].tolist(), strict=True)
-        if (reason := _reason(status)) is not None
-    ]
-    outcome_columns = [m.name for m in outcomes(sets) if m.name in runs.columns]
-    outcome_columns += [f"{metric}_final" for metric in structure_metrics()]
-    bare = runs[outcome_columns].isna().all(axis=1) & ~pretrained
-    listed = {item.run_id for item in excluded}
-    excluded += [
-        Excluded(run_id=str(name), status="finished", reason="no outcome is given")
-        for name in runs.loc[bare, "run_id"]
-        if name not in listed
-    ]
+    excluded = _excluded(runs, sets, pretrained)
     order = runs.assign(rate=runs["learning_rate"].fillna(-1.0)).sort_values(
         ["model_name", "dataset", "variant", "key_rest", "rate", "seed", "data_seed", "run_id"], kind="stable"
     )
@@ -283,7 +314,10 @@ def prepare(tables: Tables) -> Prepared:
         notes.append(f"{len(excluded)} of {len(runs)} runs are listed but not analysed ({shown}).")
     _count_duplicates(kept, notes)
     measures = [m for m in outcomes(sets) if m.name in kept.columns and kept[m.name].notna().any()]
-    absent = [f"`{m.name}`" for m in outcomes(sets) if m not in measures]
+    # Of retention measures that nobody asked for nothing is missing.
+    unasked = {m.name for name in sets for one in MEASURES.names() for m in transfer_measures(name, one)}
+    unasked -= {str(column) for column in runs.columns}
+    absent = [f"`{m.name}`" for m in outcomes(sets) if m not in measures and m.name not in unasked]
     if absent:
         notes.append(f"Not measured in any analysed run: {', '.join(absent)}.")
     for transfer_set in sets:
@@ -310,7 +344,7 @@ def _conditions(keys: pd.DataFrame) -> pd.Series:
         "n_train": "{} training images",
     }
     parts: list[NDArray[Any]] = []
-    adapted = keys["method"] != "none"
+    adapted = keys["method"] != PRETRAINED
     for column, template in words.items():
         if column == "model":
             varies = pd.Series(keys[column].nunique() > 1, index=keys.index)
@@ -333,7 +367,7 @@ def _conditions(keys: pd.DataFrame) -> pd.Series:
 
 
 def _count_duplicates(runs: pd.DataFrame, notes: list[str]) -> None:
-    adapted = runs[runs["method"] != "none"]
+    adapted = runs[runs["method"] != PRETRAINED]
     twice = adapted.duplicated(["configuration", "replicate"], keep=False)
     if twice.any():
         first = adapted.loc[twice, "run_id"].iloc[0]

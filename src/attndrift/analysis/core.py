@@ -17,6 +17,7 @@ from attndrift.analysis.result import Analysis, Summary, Table
 from attndrift.analysis.settings import AnalysisSettings
 from attndrift.analysis.signals import selection_rules, signal_scores
 from attndrift.analysis.summary import aggregate_table, all_runs_table, sweep_tables
+from attndrift.methods.registry import PRETRAINED
 from attndrift.results.tables import Tables
 
 
@@ -106,7 +107,7 @@ def _summary(prepared: Prepared, tables: Tables, settings: AnalysisSettings) -> 
         label=evidence_label(n_configurations, n_seeds, settings.min_configurations),
         datasets=_names(prepared.every["dataset"]),
         models=_names(prepared.every["model_name"]),
-        selections=_names(prepared.every.loc[prepared.every["method"] != "none", "selection_name"]),
+        selections=_names(prepared.every.loc[prepared.every["method"] != PRETRAINED, "selection_name"]),
         methods=_names(prepared.every["variant"]),
         transfer_sets=prepared.transfer,
         n_history_rows=len(tables.history),

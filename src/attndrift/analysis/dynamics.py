@@ -13,6 +13,7 @@ from attndrift.analysis.numbers import Floats
 from attndrift.analysis.result import Table
 from attndrift.analysis.settings import AnalysisSettings
 from attndrift.analysis.summary import plain_columns, records, seed_note
+from attndrift.methods.registry import PRETRAINED
 
 EPOCH_SLACK = 1e-6
 
@@ -162,7 +163,7 @@ def dynamics_tables(
 ) -> list[Table]:
     """Onset of collapse and convergence: ``dynamics`` (a row a configuration) and ``dynamics_runs`` (a row a run)."""
     found = _find_dynamics(history, settings)
-    adapted = (prepared.runs["method"] != "none").to_numpy()
+    adapted = (prepared.runs["method"] != PRETRAINED).to_numpy()
     frame = _dynamics_frame(prepared, history, epoch, found, settings)[adapted]
     table_notes: list[str] = []
     if not (found.tracked[adapted] >= 0).any():

@@ -16,7 +16,7 @@ from attndrift.analysis.numbers import format_rate
 from attndrift.analysis.result import Table
 from attndrift.files import write_text
 from attndrift.results.columns import Column
-from attndrift.sanitize import sheet_text
+from attndrift.sanitize import markdown_text, sheet_text
 
 SUFFIXES = (".csv", ".md", ".tex")
 _NULL = "–"
@@ -85,25 +85,16 @@ def _raw(value: Any) -> Any:
 
 def to_markdown(table: Table) -> str:
     """A pipe table under its title, its notes below it."""
-    lines = [f"**{_no_markup(table.title)}**", ""]
+    lines = [f"**{markdown_text(table.title)}**", ""]
     if table.rows:
-        lines.append("| " + " | ".join(_pipe(heading(c)) for c in table.columns) + " |")
+        lines.append("| " + " | ".join(markdown_text(heading(c)) for c in table.columns) + " |")
         lines.append("|" + "|".join(" ---: " if _numeric(table, c) else " --- " for c in table.columns) + "|")
-        lines += ["| " + " | ".join(_pipe(cell(c, row)) for c in table.columns) + " |" for row in table.rows]
+        lines += ["| " + " | ".join(markdown_text(cell(c, row)) for c in table.columns) + " |" for row in table.rows]
         lines.append("")
     else:
         lines += ["No rows.", ""]
-    lines += [f"- {_no_markup(note)}" for note in table.notes]
+    lines += [f"- {markdown_text(note)}" for note in table.notes]
     return "\n".join(lines).rstrip("\n") + "\n"
-
-
-def _pipe(text: str) -> str:
-    return _no_markup(text).replace("|", "\\|").replace("\n", " ")
-
-
-def _no_markup(text: str) -> str:
-    """``text`` without what Markdown takes for HTML."""
-    return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def _numeric(table: Table, column: Column) -> bool:

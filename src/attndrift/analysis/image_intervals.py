@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import os
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,10 @@ from scipy import stats
 
 from attndrift.analysis.numbers import number
 from attndrift.analysis.result import Interval
+from attndrift.files import is_inside, warn_left_out
+from attndrift.results.arrays import ArrayFileError, read_arrays
+
+# Imports inside functions: these packages take time to load, which only who needs them pays.
 
 Bits = NDArray[np.bool_]
 UNIT = "image"
@@ -39,26 +42,29 @@ Outcomes = Mapping[tuple[str, str], ImageOutcomes]
 """(run_id, transfer set) -> which of its images were right."""
 
 
-class ImageOutcomesError(ValueError):
-    """A ``transfer_<set>.npz`` that is not of its form; the message names the file."""
-
-
 def read_image_outcomes(folder: str | os.PathLike[str]) -> dict[tuple[str, str], ImageOutcomes]:
     """What the run folders of a study hold about single images; empty where there are none.
 
-    Raises :class:`ImageOutcomesError` for a file that cannot be read.
+    A file that cannot be read is left out, with a :class:`~attndrift.files.LeftOutWarning`.
     """
     found: dict[tuple[str, str], ImageOutcomes] = {}
     for path in sorted(Path(folder).glob("runs/*/transfer_*.npz")):
+        if not is_inside(path, Path(folder)):
+            continue
         try:
-            # Opened here, because numpy leaves a file open that turns out to be no archive.
-            with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
-                n = int(file["n"])
-                bits = [np.unpackbits(file[name], count=n).astype(bool) for name in ("adapted", "pretrained")]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise ImageOutcomesError(
-                f"{path}: not a file of packed outcomes ({error}); delete it to do without, or run the run again"
-            ) from error
+            arrays = read_arrays(path, ("n", "adapted", "pretrained"))
+            n, packed = arrays["n"], [arrays[name] for name in ("adapted", "pretrained")]
+            if n.dtype.kind not in "iu" or n.shape != () or any(bits.dtype != np.uint8 for bits in packed):
+                raise ArrayFileError("`n` must be one whole number, and the outcomes packed bits")
+            if any(bits.shape != (-(-int(n) // 8),) for bits in packed):
+                raise ArrayFileError(f"its {int(n)} images do not fit the outcomes")
+        except (OSError, ArrayFileError) as error:
+            warn_left_out(
+                f"{path}: not a file of packed outcomes ({error}). Intervals over its images are left out; run the run "
+                "again to rewrite it"
+            )
+            continue
+        bits = [np.unpackbits(one, count=int(n)).astype(bool) for one in packed]
         found[path.parent.name, path.stem.removeprefix("transfer_")] = ImageOutcomes(bits[0], bits[1])
     return found
 

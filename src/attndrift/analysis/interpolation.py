@@ -19,6 +19,8 @@ from attndrift.analysis.summary import plain_columns, records
 from attndrift.results.columns import Column
 from attndrift.results.tables import transfer_sets
 
+# Imports inside functions: these packages take time to load, which only who needs them pays.
+
 _CALIBRATION = 4
 
 

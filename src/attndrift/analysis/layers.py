@@ -17,6 +17,7 @@ from attndrift.analysis.pairs import ALL_DATASETS, MOST_DATASETS
 from attndrift.analysis.result import Anova, Table
 from attndrift.analysis.settings import AnalysisSettings
 from attndrift.analysis.summary import plain_columns, records
+from attndrift.methods.registry import PRETRAINED
 from attndrift.metrics.registry import METRICS, structure_metrics
 from attndrift.results.columns import Column
 
@@ -104,7 +105,7 @@ def layer_values(prepared: Prepared, layers: pd.DataFrame, steps: Floats, notes:
 def change_per_layer(prepared: Prepared, values: LayerValues, notes: list[str]) -> Table:
     """Mean and sample sd over seeds of the change in each layer, a row a configuration and metric."""
     runs = prepared.runs
-    adapted = np.flatnonzero((runs["method"] != "none").to_numpy())
+    adapted = np.flatnonzero((runs["method"] != PRETRAINED).to_numpy())
     parts: list[pd.DataFrame] = []
     layer_names = [f"layer_{place}" for place in range(1, values.layers + 1)]
     for metric in structure_metrics():
@@ -162,7 +163,7 @@ def layer_anova(prepared: Prepared, values: LayerValues, settings: AnalysisSetti
             notes.append(f"{values.layers} layers: no early, middle and late blocks, so no ANOVA over them.")
         return result
     runs = prepared.runs
-    adapted = runs["method"] != "none"
+    adapted = runs["method"] != PRETRAINED
     depth_of_run = np.isfinite(values.first["entropy"]).sum(axis=1)
     groups: list[tuple[str, str, str, str, NDArray[np.intp]]] = []
     for (model, selection, variant), part in runs[adapted].groupby(
@@ -239,7 +240,7 @@ def baseline_tables(prepared: Prepared, values: LayerValues, layers: pd.DataFram
         layers["head"].notna().to_numpy() & layers["metric"].isin((*structure_metrics(), "cls_mass")).to_numpy()
     ]
     for (model, dataset), group in prepared.runs.groupby(["model_name", "dataset"], sort=True):
-        pretrained = group[group["method"] == "none"]
+        pretrained = group[group["method"] == PRETRAINED]
         used = pretrained if len(pretrained) else group
         identity = {"model_name": str(model), "dataset": str(dataset)}
         source = "method none" if len(pretrained) else "first step of the adapted runs"

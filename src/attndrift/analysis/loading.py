@@ -21,9 +21,11 @@ from attndrift.analysis.configurations import Prepared, prepare
 from attndrift.analysis.dynamics import epochs_from_steps, order_history
 from attndrift.analysis.layers import measured_steps
 from attndrift.analysis.numbers import Floats
-from attndrift.formats import check_table_metadata
+from attndrift.files import refuse_links
+from attndrift.formats import FormatError, check_table_metadata
+from attndrift.methods.registry import PRETRAINED
 from attndrift.metrics.registry import layer_metrics
-from attndrift.results.tables import TableError, Tables, conform, read_tables
+from attndrift.results.tables import TableError, Tables, check_size, conform, read_tables
 
 
 def load_tables(folder: str | os.PathLike[str]) -> Tables:
@@ -36,18 +38,22 @@ def load_tables(folder: str | os.PathLike[str]) -> Tables:
     root = Path(folder)
     tables = read_tables(root, names=("runs", "history", "interpolation"))
     pa.default_memory_pool().release_unused()
+    refuse_links(root, ["layers.parquet"])
     path = root / "layers.parquet"
     if not path.is_file():
         return tables
     try:
         with pq.ParquetFile(path) as file:
+            check_size(file)
             check_table_metadata(file.schema_arrow.metadata, path)
             names = set(file.schema_arrow.names)
             if not {"run_id", "step", "layer", "metric", "value"} <= names:
                 # The common reader says which column is missing.
                 return read_tables(root)
             frame = _needed(file, tables, "head" in names)
-    except (pa.ArrowInvalid, OSError) as error:
+    except FormatError:
+        raise
+    except (pa.ArrowException, ValueError, OSError) as error:
         raise TableError(
             f"{path}: not a readable Parquet file ({error}); write it again with `attndrift collect`"
         ) from error
@@ -82,7 +88,7 @@ def _baseline_runs(prepared: Prepared) -> tuple[NDArray[np.intp], NDArray[np.int
     """For each run the number of its (model, dataset) and its rank as a source of the baseline; -1: none."""
     runs = prepared.runs
     group = runs.groupby(["model_name", "dataset"], sort=True).ngroup().to_numpy(dtype=np.intp)
-    pretrained = (runs["method"] == "none").to_numpy()
+    pretrained = (runs["method"] == PRETRAINED).to_numpy()
     has = np.zeros(int(group.max(initial=-1)) + 1, dtype=bool)
     has[group[pretrained]] = True
     rank = np.arange(len(runs), dtype=np.intp)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from attndrift.metrics.registry import METRICS
 from attndrift.results.columns import Column, metric_columns
+from attndrift.results.measures import MEASURES
 
 
 @dataclass(frozen=True)
@@ -53,24 +54,35 @@ def changes() -> list[Measure]:
     return [measure for measure, _ in _measured(structural=True)]
 
 
-def retention(transfer_set: str) -> Measure:
-    return Measure(f"transfer_{transfer_set}_zero_shot_retention_pct", f"{transfer_set} retention", "%", 1)
+def headlines(*, last_block: bool = False) -> list[str]:
+    """Columns of ``runs`` and ``history`` of the metrics that a short figure shows; ``last_block``: their last block too."""
+    wanted = ("change_pct", "mean", "value", *(["last_layer_change_pct"] if last_block else []))
+    return [one.name for one in metric_columns("runs") if METRICS[one.metric].headline and one.statistic in wanted]
 
 
-def transfer_measures(transfer_set: str) -> tuple[Measure, ...]:
-    return (
-        Measure(
-            f"transfer_{transfer_set}_zero_shot_accuracy", f"{transfer_set} zero-shot accuracy", "fraction", 2, 100.0
-        ),
-        retention(transfer_set),
-    )
+def measured_columns() -> list[str]:
+    """Columns of ``runs`` of every analysed metric, one a metric: its change, or the mean over blocks."""
+    means = [*_measured(structural=True), *_measured(structural=False)]
+    return [measure.name for measure, column in means if column.statistic in ("change_pct", "mean", "value")]
+
+
+def retention(transfer_set: str, measure: str = "zero_shot") -> Measure:
+    label = f"{transfer_set} retention" if measure == "zero_shot" else f"{transfer_set} {measure} retention"
+    return Measure(f"transfer_{transfer_set}_{measure}_retention_pct", label, "%", 1)
+
+
+def transfer_measures(transfer_set: str, measure: str = "zero_shot") -> tuple[Measure, ...]:
+    label = f"{transfer_set} {MEASURES[measure].label}"
+    accuracy = Measure(f"transfer_{transfer_set}_{measure}_accuracy", label, "fraction", 2, 100.0)
+    return accuracy, retention(transfer_set, measure)
 
 
 def outcomes(transfer_sets: list[str]) -> list[Measure]:
     """All outcome measures, in the order of the tables: the last block stands beside the mean."""
     result = [*ACCURACIES, *changes(), *(measure for measure, _ in _measured(structural=False))]
     for name in transfer_sets:
-        result += transfer_measures(name)
+        for measure in MEASURES.names():
+            result += transfer_measures(name, measure)
     return result
 
 

@@ -16,14 +16,14 @@ from attndrift.analysis.hypothesis_tests import correct_family, correlate
 from attndrift.analysis.numbers import Floats
 from attndrift.analysis.result import Correlation, Interval, RateCorrelation
 from attndrift.analysis.settings import AnalysisSettings
-from attndrift.analysis.summary import SWEEPS, sweep_groups
+from attndrift.analysis.summary import sweep_groups, sweeps
 
 
 def rate_correlations(prepared: Prepared, settings: AnalysisSettings, notes: list[str]) -> list[RateCorrelation]:
     """Pearson and Spearman of every measure, on cells and on configuration means."""
     runs = prepared.adapted
     usable = runs[runs["learning_rate"] > 0]
-    groups, existing = sweep_groups(usable, SWEEPS[0], settings.max_rate_groups)
+    groups, existing = sweep_groups(usable, sweeps()[0], settings.max_rate_groups)
     groups = [g for g in groups if g[0]["key_learning_rate"].nunique() >= 3]
     if not groups:
         notes.append("No method was run at three or more learning rates with all else equal: no rate correlation.")

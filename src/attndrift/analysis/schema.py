@@ -7,32 +7,30 @@ from typing import Any
 
 from attndrift.analysis import result
 from attndrift.analysis.measures import signals
+from attndrift.analysis.summary import sweeps
+from attndrift.importing.foreign import SUFFIXES
 from attndrift.results import tables as stored
-from attndrift.results.foreign import SUFFIXES
 from attndrift.results.tables import agreement_column, transfer_columns
 
-TABLES = {
-    "runs": "the grand comparison table, a row a run; excluded runs too, their `status` says so",
-    "configurations": "mean and sample standard deviation (`<measure>_sd`) over the seeds of each configuration",
-    "sweep_rate": "runs that differ in the learning rate alone; `sweep` names what they share, `setting` the value",
-    "sweep_rank": "LoRA runs that differ in the rank alone (alpha follows it)",
-    "sweep_freezing": "runs that differ in the number of frozen blocks alone",
-    "sweep_targets": "LoRA runs that differ in the adapted projections alone",
-    "sweep_loss": "runs that differ in the preservation loss and its weight alone; `none` is the row without",
-    "sweep_weight_decay": "runs that differ in the weight decay alone",
-    "sweep_projection": "runs that differ in whether the visual projection is trained",
-    "baseline": "the pretrained model: mean, standard deviation and range over layers, for each metric",
-    "baseline_layers": "the pretrained model layer by layer, with the standard deviation over heads where given",
-    "baseline_heads": "the pretrained model head by head",
-    "change_per_layer": "change of each layer in percent, mean and standard deviation over seeds",
-    "dynamics": "onset of collapse and convergence, a row a configuration (medians)",
-    "dynamics_runs": "onset of collapse and convergence, a row a run",
-    "best_validation": "for each method and dataset the configuration with the best mean validation accuracy",
-    "iso_accuracy": "methods at equal validation accuracy, interpolated in log10 rate, never beyond measured rates",
-    "pareto": "configurations by accuracy and retention; `pareto` marks those that no other one dominates",
-    "interpolation": "accuracy, retention and drift along alpha",
-    "interpolation_choice": "the alpha that each label-free rule chooses for a wanted retention, and the retention there",
-}
+
+def table_meanings() -> dict[str, str]:
+    """What each table of the analysis holds."""
+    return {
+        "runs": "the grand comparison table, a row a run; excluded runs too, their `status` says so",
+        "configurations": "mean and sample standard deviation (`<measure>_sd`) over the seeds of each configuration",
+        **{f"sweep_{sweep.name}": sweep.meaning for sweep in sweeps()},
+        "baseline": "the pretrained model: mean, standard deviation and range over layers, for each metric",
+        "baseline_layers": "the pretrained model layer by layer, with the standard deviation over heads where given",
+        "baseline_heads": "the pretrained model head by head",
+        "change_per_layer": "change of each layer in percent, mean and standard deviation over seeds",
+        "dynamics": "onset of collapse and convergence, a row a configuration (medians)",
+        "dynamics_runs": "onset of collapse and convergence, a row a run",
+        "best_validation": "for each method and dataset the configuration with the best mean validation accuracy",
+        "iso_accuracy": "methods at equal validation accuracy, interpolated in log10 rate, never beyond measured rates",
+        "pareto": "configurations by accuracy and retention; `pareto` marks those that no other one dominates",
+        "interpolation": "accuracy, retention and drift along alpha",
+        "interpolation_choice": "the alpha that each label-free rule chooses for a wanted retention, and the retention there",
+    }
 
 
 def schema_markdown() -> str:
@@ -57,7 +55,7 @@ def schema_markdown() -> str:
         lines.append("")
     lines += ["## Tables", "", "Written to `tables/` as CSV (stored values), Markdown and LaTeX (rounded).", ""]
     lines += ["| table | content |", "| --- | --- |"]
-    lines += [f"| `{name}` | {meaning} |" for name, meaning in TABLES.items()]
+    lines += [f"| `{name}` | {meaning} |" for name, meaning in table_meanings().items()]
     lines += ["", "## Signals", "", "| signal | column | expected sign |", "| --- | --- | --- |"]
     for source in signals():
         column = f"absolute value of `{source.column}`" if source.absolute else f"`{source.column}`"
@@ -95,6 +93,10 @@ def tables_markdown() -> str:
         'attndrift import theirs.csv -o imported --number-rows --map "method:Full FT=full" --set dataset=eurosat --decimal comma',
         "attndrift report imported",
         "```",
+        "",
+        "The words of `method`, `head`, `loss`, `metric` and `guard` are compared with what is registered: other "
+        "spellings are read and said, near ones are asked for. A number in `loss` is refused. The table `losses` is made "
+        "from the column `loss`, and compared with it where both are given.",
         "",
         "Nothing is guessed about names and units: a likely misnomer and a likely other unit are pointed out, a value out "
         "of range is an error.",

@@ -24,6 +24,7 @@ from attndrift.analysis.measures import SignalSource, retention, signals
 from attndrift.analysis.numbers import Floats, number
 from attndrift.analysis.result import Choice, GroupCorrelation, Interval, SelectionRules, Signal
 from attndrift.analysis.settings import AnalysisSettings
+from attndrift.methods.registry import PRETRAINED
 
 ALL_RUNS = "all runs"
 _LISTED = 20
@@ -42,7 +43,7 @@ def signal_scores(
     """Spearman, within-group Spearman and ROC area of every signal, transfer set, scope and moment."""
     result: list[Signal] = []
     runs = prepared.runs
-    adapted = (runs["method"] != "none").to_numpy()
+    adapted = (runs["method"] != PRETRAINED).to_numpy()
     early_rows = first_epoch_rows(history, epoch)
     if not (early_rows[adapted] >= 0).any():
         notes.append("The history has no evaluation within the first epoch: nothing is predicted from it.")

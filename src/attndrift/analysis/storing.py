@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+
+from pydantic import ValidationError
 
 from attndrift.analysis.formats import SUFFIXES, write_table
 from attndrift.analysis.result import SCHEMA_VERSION, SINGLE_SEED, Analysis, Table
 from attndrift.analysis.statistics_tables import STATISTICS_TABLES, statistics_tables
-from attndrift.files import write_text
+from attndrift.files import read_json, refuse_links, write_text
+
+MAX_ANALYSIS_BYTES = 1 << 30
+"""An analysis of thousands of runs has some hundred megabytes."""
 
 
 def all_tables(analysis: Analysis) -> dict[str, Table]:
@@ -22,9 +26,11 @@ def all_tables(analysis: Analysis) -> dict[str, Table]:
 def write_analysis(analysis: Analysis, folder: str | Path) -> list[Path]:
     """Write ``analysis.json`` and every table as CSV, Markdown and LaTeX in ``tables/``; returns the paths.
 
-    Equal results give equal bytes. Tables of an earlier analysis that no longer exist are removed.
+    Equal results give equal bytes. Tables of an earlier analysis that no longer exist are removed. Raises
+    :class:`~attndrift.files.LinkError` where `tables` leads out of the folder.
     """
     root = Path(folder)
+    refuse_links(root, ("analysis.json", "tables"))
     path = root / "analysis.json"
     tables = all_tables(analysis)
     for stale in _table_names(path) - set(tables):
@@ -40,11 +46,13 @@ def write_analysis(analysis: Analysis, folder: str | Path) -> list[Path]:
 def _table_names(path: Path) -> set[str]:
     """Names of the tables that the analysis at ``path`` wrote; none where there is no readable one."""
     try:
-        names = set(json.loads(path.read_text(encoding="utf-8"))["tables"])
+        names = set(read_json(path, MAX_ANALYSIS_BYTES)["tables"])
     except (OSError, ValueError, KeyError, TypeError):
         return set()
     # The names become paths that are deleted, so only plain ones count.
-    return {name for name in names if name.replace("_", "").isalnum()} | set(STATISTICS_TABLES)
+    return {name for name in names if isinstance(name, str) and name.replace("_", "").isalnum()} | set(
+        STATISTICS_TABLES
+    )
 
 
 def read_analysis(path: str | Path) -> Analysis:
@@ -57,10 +65,17 @@ def read_analysis(path: str | Path) -> Analysis:
         file = file / "analysis.json"
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no analysis here; make one with `attndrift analyze`")
-    content = json.loads(file.read_text(encoding="utf-8"))
+    content = read_json(file, MAX_ANALYSIS_BYTES)
     found = content.get("schema_version") if isinstance(content, dict) else None
     if found != SCHEMA_VERSION:
         raise ValueError(
             f"{file}: schema_version is {found!r}, this version reads {SCHEMA_VERSION!r}; run `attndrift analyze` again"
         )
-    return Analysis.model_validate(content)
+    try:
+        return Analysis.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        field = ".".join(str(part) for part in first["loc"])[:200]
+        raise ValueError(
+            f"{file}: not an analysis: `{field}`: {first['msg']}; run `attndrift analyze` again"
+        ) from error

@@ -12,12 +12,21 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from attndrift.analysis.configurations import CONFIGURATION_COLUMNS, METHOD_COLUMNS, Prepared, method_label
+from attndrift.analysis.configurations import (
+    Prepared,
+    configuration_columns,
+    loss_settings,
+    method_columns,
+    method_label,
+)
 from attndrift.analysis.measures import Measure
 from attndrift.analysis.numbers import number
 from attndrift.analysis.result import Table
 from attndrift.analysis.settings import AnalysisSettings
+from attndrift.losses.registry import LOSSES
+from attndrift.methods.registry import HEADS, METHODS
 from attndrift.metrics.registry import structure_metrics
+from attndrift.own_settings import as_text, fields_of, owners_of, plain_kinds, words_of
 from attndrift.results.columns import Column
 
 ONE_SEED = "one seed"
@@ -25,7 +34,10 @@ ONE_SEED = "one seed"
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep: ``setting`` varies, ``tied`` columns follow it, ``methods`` limits which runs take part."""
+    """A sweep: ``setting`` varies, ``tied`` columns follow it, ``methods`` limits which runs take part.
+
+    ``meaning`` is what its table holds, in one phrase.
+    """
 
     name: str
     title: str
@@ -34,25 +46,36 @@ class Sweep:
     methods: tuple[str, ...] | None = None
     default: str = ""
     numeric: bool = True
+    meaning: str = ""
 
 
-SWEEPS = (
-    Sweep("rate", "Learning rate", "learning_rate"),
-    Sweep("rank", "LoRA rank", "lora_rank", ("lora_alpha",), ("lora",)),
-    Sweep("freezing", "Frozen blocks", "freeze_layers", (), ("full", "lora"), "0"),
-    Sweep("targets", "LoRA target modules", "lora_targets", (), ("lora",), "q,v", numeric=False),
-    Sweep("loss", "Preservation loss", "loss_name", ("loss_weight",), None, "none", numeric=False),
-    Sweep("weight_decay", "Weight decay", "weight_decay"),
-    Sweep(
-        "projection",
-        "Visual projection",
-        "train_projection",
-        (),
-        ("full", "lora", "last_block"),
-        "",
-        numeric=False,
-    ),
-)
+def sweeps() -> list[Sweep]:
+    """The sweeps of settings that every run has, and of own settings that ask for one."""
+    own = []
+    for name, field in fields_of([*METHODS, *HEADS, *LOSSES]).items():
+        words, numeric = words_of(name, field), bool(plain_kinds(field.annotation) & {int, float})
+        if words["sweep"]:
+            methods = tuple(owners_of(name, METHODS)) or None
+            default = "" if numeric else as_text(field.default)
+            tied = f" ({', '.join(words['tied'])} follows it)" if words["tied"] else ""
+            meaning = f"runs that differ in `{name}` alone{tied}"
+            own.append(
+                Sweep(words["sweep_name"], words["sweep"], name, words["tied"], methods, default, numeric, meaning)
+            )
+    projecting = tuple(method.name for method in METHODS if method.projection is not None)
+    return [
+        Sweep("rate", "Learning rate", "learning_rate", meaning="runs that differ in the learning rate alone; `sweep` "
+              "names what they share, `setting` the value"),
+        *own,
+        Sweep("freezing", "Frozen blocks", "freeze_layers", default="0",
+              meaning="runs that differ in the number of frozen blocks alone"),
+        Sweep("loss", "Preservation loss", "loss_name", ("loss_weight", *fields_of(LOSSES)), None, "none", numeric=False,
+              meaning="runs that differ in the preservation loss and its weight alone; `none` is the row without"),
+        Sweep("weight_decay", "Weight decay", "weight_decay",
+              meaning="runs that differ in the weight decay alone"),
+        Sweep("projection", "Visual projection", "train_projection", (), projecting, numeric=False,
+              meaning="runs that differ in whether the visual projection is trained"),
+    ]  # fmt: skip
 
 
 def plain_columns(*names: tuple[str, str]) -> list[Column]:
@@ -190,7 +213,7 @@ def single_seed_notes(frame: pd.DataFrame) -> list[str]:
 
 def sweep_tables(prepared: Prepared, settings: AnalysisSettings) -> list[Table]:
     """One table a kind of sweep; the column ``sweep`` names the runs that share all other settings."""
-    return [_sweep_table(prepared, sweep, settings) for sweep in SWEEPS]
+    return [_sweep_table(prepared, sweep, settings) for sweep in sweeps()]
 
 
 def sweep_groups(runs: pd.DataFrame, sweep: Sweep, limit: int) -> tuple[list[tuple[pd.DataFrame, str]], int]:
@@ -203,7 +226,7 @@ def sweep_groups(runs: pd.DataFrame, sweep: Sweep, limit: int) -> tuple[list[tup
     if runs.empty:
         return [], 0
     varying = {sweep.setting, *sweep.tied}
-    fixed = [f"key_{c}" for c in CONFIGURATION_COLUMNS if c not in varying]
+    fixed = [f"key_{c}" for c in configuration_columns() if c not in varying]
     keys = [f"key_{c}" for c in (sweep.setting, *sweep.tied)]
     code = runs.groupby(fixed, sort=False).ngroup().to_numpy()
     setting = runs.groupby(keys, sort=False).ngroup().to_numpy()
@@ -218,7 +241,7 @@ def sweep_groups(runs: pd.DataFrame, sweep: Sweep, limit: int) -> tuple[list[tup
 
 def _shared_label(group: pd.DataFrame, sweep: Sweep) -> str:
     first = group.iloc[0]
-    shared = {c: "" if c in (sweep.setting, *sweep.tied) else str(first[f"key_{c}"]) for c in METHOD_COLUMNS}
+    shared = {c: "" if c in (sweep.setting, *sweep.tied) else str(first[f"key_{c}"]) for c in method_columns()}
     parts = [str(first["dataset"]), method_label(shared)]
     if sweep.name != "rate":
         parts.append(str(first["rate_text"]))
@@ -235,8 +258,10 @@ def setting_values(group: pd.DataFrame, sweep: Sweep) -> pd.Series:
         return text.map({"True": "trained", "False": "frozen"})
     text = text.where(text != "", sweep.default or "not given")
     if sweep.name == "loss":
+        own = [f"key_{name}" for name in fields_of(LOSSES)]
+        words = [loss_settings(name, row) for name, row in zip(text, group[own].to_dict("records"), strict=True)]
         weight = group["key_loss_weight"].astype(object)
-        return (text + " " + weight).str.strip()
+        return (text + " " + weight).str.strip() + pd.Series(words, index=group.index, dtype=object)
     if sweep.name == "rate":
         return group["rate_text"].astype(object)
     return text

@@ -6,11 +6,9 @@ import torch
 from torch import Tensor
 
 from attndrift.attention.errors import ObservationError
+from attndrift.attention.query_rows import QueryRows
 from attndrift.attention.rows import FullMaps
-from attndrift.metrics import kernels
 from attndrift.metrics.attention import rollout
-
-_ROW_SUM_TOLERANCE = 1e-4
 
 
 class Observation:
@@ -51,48 +49,42 @@ class Observation:
         self.forwards = 0
         self._hidden_asked = hidden
         self._maps_asked = full_maps
-        self._gradients = False
         self._state = (
             "nothing was observed yet: no forward pass has gone through the vision tower since observing "
             "began (a model compiled before that does not see the observation: observe, then compile)"
         )
-        self._ready = False
-        self._logits: list[Tensor] = []
+        self._rows: QueryRows | None = None
         self._hidden: list[Tensor] = []
         self._maps: FullMaps | None = None
-        self._derived: dict[str, list[Tensor]] = {}
-        self._layers: dict[str, list[Tensor]] = {}
         self._check = check
-        self._looked_at = False
 
     def _clear(self, state: str) -> None:
-        self._ready, self._state = False, state
-        self._logits, self._hidden, self._maps = [], [], None
-        self._derived, self._layers, self._looked_at = {}, {}, False
+        self._state = state
+        self._rows, self._hidden, self._maps = None, [], None
 
     def _fill(self, logits: list[Tensor], hidden: list[Tensor], maps: FullMaps | None, *, gradients: bool) -> None:
-        self._logits, self._hidden, self._maps = logits, hidden, maps
-        self._gradients = gradients
-        self._ready = True
+        self._rows = QueryRows(logits, self.layers, self.prefix_tokens, gradients=gradients, check=self._check)
+        self._hidden, self._maps = hidden, maps
         self.forwards += 1
 
-    def _read(self) -> None:
-        if not self._ready:
+    def _read(self) -> QueryRows:
+        if self._rows is None:
             raise ObservationError(self._state)
+        return self._rows
 
     def forget(self) -> None:
         """Let go of what was seen in the last forward pass, with its part of the graph; the next one is seen as ever."""
         self._clear("what was seen has been let go of; no forward pass has gone through the vision tower since")
 
-    def _held(self) -> list[Tensor]:
+    def _held(self) -> QueryRows:
         """What was seen, for :meth:`_put_back`."""
-        return self._logits
+        return self._read()
 
-    def _put_back(self, held: list[Tensor]) -> None:
-        """Look at an earlier forward pass with gradients again, where another one has come since."""
-        if self._logits is not held:
+    def _put_back(self, held: QueryRows) -> None:
+        """Look at an earlier forward pass again, where another one has come since."""
+        if self._rows is not held:
             self._clear("")
-            self._logits, self._gradients, self._ready = held, True, True
+            self._rows = held
 
     @property
     def attention(self) -> list[Tensor]:
@@ -104,7 +96,7 @@ class Observation:
         Raises ObservationError before the first forward, after one that did not finish, or for rows that
         do not sum to 1 (NaN or infinite queries or keys); the message names the layer.
         """
-        return self._rows("attention")
+        return self._read().read("attention")
 
     @property
     def log_attention(self) -> list[Tensor]:
@@ -112,7 +104,7 @@ class Observation:
 
         Finite where the attention itself is rounded to 0, also where a mask hides a token (-1e30). Raises as :attr:`attention` does.
         """
-        return self._rows("log_attention")
+        return self._read().read("log_attention")
 
     @property
     def cls_mass(self) -> list[Tensor]:
@@ -121,77 +113,7 @@ class Observation:
         That is the attention of the class token to itself (and to registers); 0 for a family without tokens
         before its patches, where nothing is dropped. Raises as :attr:`attention` does.
         """
-        return self._rows("cls_mass")
-
-    def _rows(self, name: str) -> list[Tensor]:
-        self._read()
-        if self._check and not self._looked_at:
-            self._look()
-        if name not in self._layers:
-            self._layers[name] = [layer for stack in self._stacks(name) for layer in stack.unbind(0)]
-        return list(self._layers[name])
-
-    def _stacks(self, name: str) -> list[Tensor]:
-        """Layers of one shape in one tensor (layers, images, ...): a few operations for all instead of for each."""
-        if name not in self._derived:
-            # Where it is read must not decide whether it carries gradients: reading inside no_grad to log a
-            # number would otherwise leave a loss read later without its graph.
-            with torch.inference_mode(False), torch.set_grad_enabled(self._gradients):
-                self._derived[name] = self._derive(name)
-        return self._derived[name]
-
-    def _derive(self, name: str) -> list[Tensor]:
-        prefix = self.prefix_tokens
-        if name != "logits" and not self._gradients and self._read_at_once():
-            return self._derived[name]
-        if name == "log_attention":
-            return [torch.log_softmax(logits[..., prefix:], -1) for logits in self._stacks("logits")]
-        if name == "attention":
-            return [logs.exp() for logs in self._stacks("log_attention")]
-        if name == "cls_mass":
-            return [
-                torch.exp(logits[..., :prefix].logsumexp(-1) - logits.logsumexp(-1))
-                if prefix
-                else logits.new_zeros(logits.shape[:-1])
-                for logits in self._stacks("logits")
-            ]
-        layers, self._logits = self._logits, []
-        kinds = {(layer.shape, layer.device, layer.dtype, layer.requires_grad) for layer in layers}
-        return [torch.stack(layers)] if len(kinds) == 1 else [layer.unsqueeze(0) for layer in layers]
-
-    def _read_at_once(self) -> bool:
-        """Attention, its logarithm and what was dropped from one look at the rows, where there is a kernel for it."""
-        stacks = self._stacks("logits")
-        rows = all(stack.dtype == torch.float32 and stack.shape[-1] <= kernels.LONGEST for stack in stacks)
-        if not rows or not kernels.usable(*stacks):
-            return False
-        from attndrift.metrics.kernels.rows import read_rows
-
-        found = zip(*(read_rows(stack, self.prefix_tokens) for stack in stacks), strict=True)
-        for name, values in zip(("log_attention", "attention", "cls_mass"), found, strict=True):
-            self._derived[name] = list(values)
-        return True
-
-    def _look(self) -> None:
-        """Check that every row sums to 1."""
-        with torch.no_grad():
-            # Attention itself would become part of the graph where only its logarithm is asked for.
-            stacks = (
-                [a.detach().exp() for a in self._stacks("log_attention")]
-                if self._gradients
-                else self._stacks("attention")
-            )
-            deviations = [
-                value for a in stacks for value in (a.sum(-1) - 1).abs().flatten(1).amax(1).tolist()
-            ]  # fmt: skip
-        for layer, deviation in zip(self.layers, deviations, strict=True):
-            # Also true for NaN.
-            if not deviation <= _ROW_SUM_TOLERANCE:
-                raise ObservationError(
-                    f"{layer}: attention rows do not sum to 1 (they are off by {deviation:g}); "
-                    "its queries or keys are NaN or infinite, so the model has diverged or overflowed"
-                )
-        self._looked_at = True
+        return self._read().read("cls_mass")
 
     @property
     def cls_hidden(self) -> list[Tensor]:

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from attndrift.attention.errors import ObservationError
 from attndrift.attention.families import VisionTower, find_tower
 from attndrift.attention.families.family import Found, MeanOfPatches, Pool, Query, Tap
 from attndrift.attention.observation import Observation
 from attndrift.attention.rows import FullMaps, Mask, masked_row, mean_logits, pick, row_logits, without_checkpoint
+from attndrift.models.hooks import TemporaryHooks
 
 
 def observe(
@@ -188,7 +188,7 @@ class Recorder:
             full_maps=full_maps,
             check=check,
         )
-        self._handles: list[RemovableHandle] = []
+        self._hooks = TemporaryHooks()
         self._tapped: list[tuple[str, nn.Module, str, nn.Module]] = []
         self._recording = False
         self._grad_enabled = False
@@ -206,7 +206,7 @@ class Recorder:
 
     def attach(self) -> None:
         tower = self._tower
-        add = self._handles.append
+        add = self._hooks.add
         if isinstance(self._query, Found) or self._family.valid is not None:
             add(tower.register_forward_pre_hook(self._start, with_kwargs=True))
         else:
@@ -233,14 +233,13 @@ class Recorder:
         add(tower.register_forward_hook(self._end, always_call=True))
 
     def detach(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles, self._tapped = [], []
+        self._hooks.remove()
+        self._tapped = []
         self._recording = False
         self._reset()
 
     def _start(self, tower: nn.Module, args: Any, kwargs: Any = None) -> None:
-        if not self._handles or _in_backward():
+        if not self._hooks or _in_backward():
             return
         if tower is not self._tower:
             raise ObservationError(

@@ -13,6 +13,8 @@ from torch.autograd.function import once_differentiable
 
 from attndrift.metrics import kernels
 
+# Imports inside functions: these packages take time to load, which only who needs them pays.
+
 _TRANSIENT = 2**22
 """Most elements that maps made on the way to a mean may take at once."""
 

@@ -1,4 +1,4 @@
-"""The callback of Lightning (``pip install attndrift[lightning]``)."""
+"""The callback of Lightning (``pip install "attndrift[lightning]"``)."""
 
 from __future__ import annotations
 
@@ -6,29 +6,34 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from attndrift.extras import install_line
+
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.callbacks import Checkpoint
 except ImportError:
     try:
         from pytorch_lightning import Callback, LightningModule, Trainer
+        from pytorch_lightning.callbacks import Checkpoint
     except ImportError as error:
         raise ImportError(
-            "LightningDriftCallback needs Lightning, which is not installed: pip install attndrift[lightning]"
+            f"LightningDriftCallback needs Lightning, which is not installed: {install_line('lightning')}"
         ) from error
 from tqdm.auto import tqdm
 
 from attndrift.drift.alerts import Alert, AlertEvent
 from attndrift.drift.drift import Drift
 from attndrift.drift.monitor import DriftMonitor
-from attndrift.drift.recording import Existing
 from attndrift.drift.watch import DriftWatch
+from attndrift.models.pickling import Picklable
 from attndrift.trackers import scalars
 
 if TYPE_CHECKING:
+    from attndrift.drift.recording import Existing
     from attndrift.guard.guard import Guard
 
 
-class LightningDriftCallback(Callback):
+class LightningDriftCallback(Picklable, Callback):
     """Measures drift during ``lightning.Trainer.fit`` and passes it to the trainer's loggers.
 
     ::
@@ -36,9 +41,13 @@ class LightningDriftCallback(Callback):
         monitor = DriftMonitor(module.clip, probe_images)
         Trainer(callbacks=[LightningDriftCallback(monitor, every=50)]).fit(module, loader)
 
-    Measures at the start, every ``every`` optimiser steps and at the end. The means are also among the trainer's
-    ``callback_metrics`` (``drift/cka_mean``, ...), for ``ModelCheckpoint`` and ``EarlyStopping``. A preservation loss needs no
-    argument here: ``return loss + self.preserve()`` in ``training_step`` is all.
+    Measures at the start, every ``every`` optimiser steps and at the end; what other callbacks put into the model at the
+    end, as an average of its weights, is measured too. The means are also among the trainer's ``callback_metrics``
+    (``drift/cka_mean``, ...), for ``ModelCheckpoint`` and ``EarlyStopping``. A preservation loss needs no argument here:
+    ``return loss + self.preserve()`` in ``training_step`` is all.
+
+    The loggers get a measurement under the step that Lightning logs the same batch under, which counts batches from 0.
+    ``drift/optimizer_step`` beside it is the step of the tables, which counts optimizer steps that are done.
 
     Args:
         monitor, every, alerts, folder, run, existing, guard, echo: as for :class:`~attndrift.drift.DriftWatch`.
@@ -47,6 +56,8 @@ class LightningDriftCallback(Callback):
         watch: the :class:`~attndrift.drift.DriftWatch` underneath.
         drift, alerts: (step, drift) of every measurement, and every alert that has fired.
     """
+
+    _left_out = ("_trainer",)
 
     def __init__(
         self,
@@ -61,11 +72,13 @@ class LightningDriftCallback(Callback):
         echo: Callable[[str], Any] | None = tqdm.write,
     ) -> None:
         self.watch = DriftWatch(
-            monitor, every, alerts=alerts, folder=folder, run=run, existing=existing, guard=guard, echo=echo
-        )
+            monitor, every, alerts=alerts, folder=folder, run=run, existing=existing, guard=guard,
+            on_drift=self._log, echo=echo,
+        )  # fmt: skip
         self.guard = guard
         self._stored: dict[str, Any] | None = None
-        self._measured = self._stepped = -1
+        self._trainer: Trainer | None = None
+        self._stepped, self._counted = -1, 1
 
     @property
     def drift(self) -> list[tuple[int, Drift]]:
@@ -79,33 +92,43 @@ class LightningDriftCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure where training starts from."""
+        self._trainer, self._stepped = trainer, trainer.global_step
+        _move_last(trainer, self)
         self.watch.watch_model(pl_module)
-        if self.guard is not None:
-            if self._stored is not None:
-                self.guard.load_state_dict(self._stored)
-            self.guard.start()
-            self._stepped = trainer.global_step
-        self.watch.describe(epochs=None if trainer.max_epochs in (None, -1) else float(trainer.max_epochs))
-        self._measure(trainer, pl_module)
+        if self.guard is not None and self._stored is not None:
+            self.guard.load_state_dict(self._stored)
+        self.watch.record.describe(epochs=None if trainer.max_epochs in (None, -1) else float(trainer.max_epochs))
+        self.watch.start(trainer.global_step, _epochs(trainer))
+        self._stop(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Measure where a measurement is due; with gradient accumulation, once a step."""
-        if self.guard is not None and trainer.global_step != self._stepped:
-            self._stepped = trainer.global_step
-            self.watch.guard_step(self._stepped, _epochs(trainer))
-            trainer.should_stop = trainer.should_stop or self.guard.should_stop
-        if self.watch.due(trainer.global_step) and trainer.global_step != self._measured:
-            means = self._measure(trainer, pl_module)
-            pl_module.log_dict(means, logger=False, on_step=True, on_epoch=False, batch_size=1)
+        if trainer.global_step == self._stepped:
+            return
+        self._stepped = trainer.global_step
+        # Lightning counts a batch after its callbacks were called.
+        self._counted = 0
+        drift = self.watch.step(trainer.global_step, _epochs(trainer))
+        self._counted = 1
+        if drift is not None:
+            pl_module.log_dict(scalars(drift.values()), logger=False, on_step=True, on_epoch=False, batch_size=1)
+        self._stop(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the last state and complete the tables."""
-        self.watch.guard_finish(trainer.global_step, _epochs(trainer))
-        if trainer.global_step != self._measured and not self.watch.should_stop:
-            self._measure(trainer, pl_module)
-        self.watch.finish()
+        self.watch.finish(trainer.global_step, _epochs(trainer))
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Measure the state that remains, where the module itself has replaced the weights since."""
+        if self._trainer is not None and self.watch.record.status == "finished":
+            self.watch.finish(trainer.global_step, _epochs(trainer))
+        self._trainer = None
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Write the tables, so that a training that is resumed from this checkpoint finds all its rows."""
+        self.watch.record.write()
 
     def state_dict(self) -> dict[str, Any]:
         """The guard's state, for Lightning's checkpoints."""
@@ -119,17 +142,25 @@ class LightningDriftCallback(Callback):
         """Complete the tables of a training that ended with an error."""
         self.watch.finish(status="failed")
 
-    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        step = self._measured = trainer.global_step
-        drift = self.watch.measure(step, _epochs(trainer))
-        if self.watch.should_stop:
-            trainer.should_stop = True
-        if drift is None:
-            return {}
-        logged = scalars(drift.row())
-        for logger in trainer.loggers:
-            logger.log_metrics(logged, step=step)
-        return {name: value for name, value in logged.items() if name.startswith("drift/")}
+    def _stop(self, trainer: Trainer) -> None:
+        stopped = self.watch.should_stop or (self.guard is not None and self.guard.should_stop)
+        trainer.should_stop = trainer.should_stop or stopped
+
+    def _log(self, step: int, epoch: float | None, drift: Drift) -> None:
+        if self._trainer is None:
+            return
+        batches = self._trainer.fit_loop.epoch_loop._batches_that_stepped
+        logged = scalars(drift.row()) | {"drift/optimizer_step": float(step)}
+        for logger in self._trainer.loggers:
+            logger.log_metrics(logged, step=max(0, batches - self._counted))
+
+
+def _move_last(trainer: Trainer, callback: Callback) -> None:
+    """Call ``callback`` after the others, and before those that save checkpoints, which may ask for what it has measured."""
+    others = [one for one in trainer.callbacks if one is not callback]
+    count = sum(not isinstance(one, Checkpoint) for one in others)
+    # A new list: the trainer is going through the present one.
+    trainer.callbacks = [*others[:count], callback, *others[count:]]
 
 
 def _epochs(trainer: Trainer) -> float:

@@ -1,13 +1,30 @@
-"""What is known by name: models, datasets, metrics, methods and presets."""
+"""What is known by name: models, datasets, metrics, methods, presets and all else that a package may add to.
+
+The facts of figures and report sections stand beside what draws them, and importing that takes seconds: the whole
+catalogue is kept in the cache folder until a package changes.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
+import importlib.resources
+import json
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-MODELS = {
+from attndrift.files import read_json, write_json
+from attndrift.registry import Registry
+from attndrift.version import __version__
+
+Row = dict[str, Any]
+
+_MODELS = {
     "embedded": "a small CLIP inside the package (56 px, patch 8): no network needed",
     "config:vit-base-patch32": "ViT-B/32 with random weights, made from its config: for size and speed",
     "NAME, NAME@REVISION or a folder": "any CLIP model of the hub, or on this machine",
@@ -19,66 +36,210 @@ _USES = {
 }
 
 
-def catalogue() -> dict[str, list[dict[str, Any]]]:
-    """Everything that has a name, by kind, as plain values."""
-    from attndrift.data.registry import DATASETS
-    from attndrift.methods.registry import METHODS
-    from attndrift.metrics.registry import METRICS
+def _models() -> list[Row]:
     from attndrift.models.known import KNOWN
+
+    nothing = {"revision": None, "licence": None, "bytes": None, "gated": False}
+    return [{"name": name, "what": what, "for": _USES["train"], **nothing} for name, what in _MODELS.items()] + [
+        {
+            "name": known.name,
+            "what": known.what,
+            "for": _USES[known.use],
+            "revision": known.revision,
+            "licence": known.licence,
+            "bytes": known.size,
+            "gated": known.gated,
+        }
+        for known in KNOWN.values()
+    ]
+
+
+def _rows(registry: Registry[Any], *facts: str, what: str) -> list[Row]:
+    """A row a member: its name, what it is, further facts, and the package that it comes from."""
+    return [
+        {"name": one.name, "what": getattr(one, what), **{fact: getattr(one, fact) for fact in facts}}
+        | {"from": registry.origin(one.name)}
+        for one in registry
+    ]
+
+
+def _with_settings(registry: Registry[Any], *facts: str, what: str) -> list[Row]:
+    """The same, with the names of each member's own settings."""
+    return [
+        row | {"settings": ", ".join(registry[row["name"]].Settings.model_fields)}
+        for row in _rows(registry, *facts, what=what)
+    ]
+
+
+def _datasets() -> list[Row]:
+    from attndrift.data.registry import DATASETS
+
+    return _rows(DATASETS, "hub", "licence", what="title")
+
+
+def _suites() -> list[Row]:
+    from attndrift.data.registry import SUITES
+
+    return _rows(SUITES, "source", what="title")
+
+
+def _metrics() -> list[Row]:
+    from attndrift.metrics.registry import METRICS
+
+    return _rows(METRICS, "unit", "range", what="meaning")
+
+
+def _methods() -> list[Row]:
+    from attndrift.methods.registry import METHODS
+
+    return _with_settings(METHODS, "source", what="trains")
+
+
+def _heads() -> list[Row]:
+    from attndrift.methods.registry import HEADS
+
+    return _with_settings(HEADS, "source", what="starts")
+
+
+def _losses() -> list[Row]:
+    from attndrift.losses.registry import LOSSES
+
+    return _with_settings(LOSSES, "source", what="meaning")
+
+
+def _outcomes() -> list[Row]:
+    from attndrift.study.outcomes.registry import OUTCOMES
+
+    return _rows(OUTCOMES, "parameter", "default", "source", what="meaning")
+
+
+def _backbones() -> list[Row]:
+    from attndrift.models.backbone import BACKBONES
+
+    return _rows(BACKBONES, "source", what="label")
+
+
+def _measures() -> list[Row]:
+    from attndrift.results.measures import MEASURES
+
+    return _rows(MEASURES, "source", "cost", what="meaning")
+
+
+def _trackers() -> list[Row]:
+    from attndrift.trackers import TRACKERS
+
+    return _rows(TRACKERS, what="label")
+
+
+def _launchers() -> list[Row]:
+    from attndrift.study.launchers import LAUNCHERS
+
+    return _rows(LAUNCHERS, "extra", what="meaning")
+
+
+def _families() -> list[Row]:
+    from attndrift.attention.families import FAMILIES
+
+    return _rows(FAMILIES, what="models")
+
+
+def _figures() -> list[Row]:
+    from attndrift.figures.registry import FIGURES
+
+    return _rows(FIGURES, "section", what="title")
+
+
+def _sections() -> list[Row]:
+    from attndrift.report.registry import SECTIONS
+
+    return _rows(SECTIONS, what="title")
+
+
+def _settings() -> list[Row]:
+    from attndrift.study.settings import RunSettings, own_fields
+
+    fields = {**RunSettings.model_fields, **own_fields()}
+    return [
+        {"name": name, "what": one.description or "", "default": str(one.get_default())} for name, one in fields.items()
+    ]
+
+
+def _presets() -> list[Row]:
     from attndrift.study.loading import load_study, preset_names
 
-    presets = {name: load_study(name) for name in preset_names()}
-    return {
-        "models": [
-            {
-                "name": name,
-                "what": what,
-                "for": _USES["train"],
-                "revision": None,
-                "licence": None,
-                "bytes": None,
-                "gated": False,
-            }
-            for name, what in MODELS.items()
-        ]
-        + [
-            {
-                "name": known.name,
-                "what": known.what,
-                "for": _USES[known.use],
-                "revision": known.revision,
-                "licence": known.licence,
-                "bytes": known.size,
-                "gated": known.gated,
-            }
-            for known in KNOWN.values()
-        ],
-        "datasets": [
-            {"name": spec.name, "what": spec.title or spec.name, "hub": spec.hub, "licence": spec.licence}
-            for spec in DATASETS.values()
-        ],
-        "metrics": [
-            {"name": metric.name, "what": metric.meaning, "unit": metric.unit, "range": metric.range}
-            for metric in METRICS
-        ],
-        "methods": [
-            {"name": name, "what": (getattr(method, "__doc__", "") or "").strip().splitlines()[0]}
-            for name, method in METHODS.items()
-        ],
-        "presets": [
-            {"name": name, "runs": len(study.runs), "what": study.description} for name, study in presets.items()
-        ],
-    }
+    studies = {name: load_study(name) for name in preset_names()}
+    return [{"name": name, "runs": len(study.runs), "what": study.description} for name, study in studies.items()]
 
 
-def print_catalogue(found: dict[str, list[dict[str, Any]]], console: Console | None = None) -> None:
+KINDS: dict[str, Callable[[], list[Row]]] = {
+    "models": _models,
+    "backbones": _backbones,
+    "datasets": _datasets,
+    "suites": _suites,
+    "metrics": _metrics,
+    "methods": _methods,
+    "heads": _heads,
+    "losses": _losses,
+    "outcomes": _outcomes,
+    "measures": _measures,
+    "trackers": _trackers,
+    "launchers": _launchers,
+    "families": _families,
+    "figures": _figures,
+    "sections": _sections,
+    "settings": _settings,
+    "presets": _presets,
+}
+"""What is listed, by kind."""
+
+
+def _package_files() -> Iterable[tuple[str, int]]:
+    root = Path(str(importlib.resources.files("attndrift")))
+    return ((str(path.relative_to(root)), path.stat().st_mtime_ns) for path in sorted(root.rglob("*.[py][ya]*")))
+
+
+def _key() -> str:
+    """Changes with this package, and with the packages whose entry points add to it."""
+    added = sorted(
+        f"{package.name} {package.version} {point.group} {point.name} {point.value}"
+        for package in importlib.metadata.distributions()
+        for point in package.entry_points
+        if point.group.startswith("attndrift.")
+    )
+    return hashlib.sha256(json.dumps([__version__, *_package_files(), *added]).encode()).hexdigest()
+
+
+def catalogue(kinds: Iterable[str] = KINDS) -> dict[str, list[Row]]:
+    """Everything that has a name, by kind, as plain values."""
+    # Imported here: a list of one kind that is in the cache needs nothing else.
+    from attndrift.data.cache import cache_folder
+
+    path, key = cache_folder() / "catalogue.json", _key()
+    held: dict[str, list[Row]] = {}
+    with suppress(OSError, ValueError, AttributeError):
+        content = read_json(path)
+        held = content["kinds"] if content.get("key") == key else {}
+    kinds = list(kinds)
+    missing = [kind for kind in kinds if kind not in held]
+    if missing:
+        held = held | {kind: KINDS[kind]() for kind in missing}
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, {"key": key, "kinds": held})
+    return {kind: held[kind] for kind in kinds}
+
+
+def print_catalogue(found: dict[str, list[Row]], console: Console | None = None) -> None:
     """Print a table a kind."""
     console = console or Console()
     for kind, rows in found.items():
         table = Table(title=kind, title_justify="left", show_edge=False, pad_edge=False)
-        for column in rows[0]:
+        # That everything comes from this package need not be said.
+        others = any(row.get("from", "attndrift") != "attndrift" for row in rows)
+        columns = [column for column in rows[0] if others or column != "from"]
+        for column in columns:
             table.add_column(column, overflow="fold", no_wrap=column == "name")
         for row in rows:
-            table.add_row(*("" if value is None else str(value) for value in row.values()))
+            table.add_row(*("" if row[column] is None else str(row[column]) for column in columns))
         console.print(table)
         console.print()

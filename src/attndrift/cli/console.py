@@ -56,6 +56,13 @@ def fail(message: str) -> NoReturn:
     raise typer.Exit(EXIT_PROBLEM)
 
 
+def need(*extras: str) -> None:
+    """End the command with the one line that installs what is missing of ``extras``, if anything is."""
+    from attndrift.extras import require
+
+    require(*extras, what="this command")
+
+
 def say(message: str) -> None:
     """Print a line of progress on stderr, so that stdout holds results alone."""
     typer.echo(message, err=True)

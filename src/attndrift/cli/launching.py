@@ -19,8 +19,8 @@ def launch(
     from attndrift.cli.progress import StudyConsole
     from attndrift.cli.run_table import StudyTable
     from attndrift.study.driver import DriverReplaced
+    from attndrift.study.executor import Executor
     from attndrift.study.launchers import make_engine
-    from attndrift.study.launchers.processes import LazyExecutor
     from attndrift.study.runner import run_study
 
     chosen = make_engine(engine, options)
@@ -34,7 +34,7 @@ def launch(
                 fail("a launcher's processes train each run together, one run after the other: no --engine, no --jobs")
             return _run_distributed(study, where, lines, take_over=take_over)
         with live:
-            return run_study(study, where, LazyExecutor(), reporter, engine=chosen, take_over=take_over)
+            return run_study(study, where, Executor(), reporter, engine=chosen, take_over=take_over)
     except DriverReplaced as error:
         fail(str(error))
     except KeyboardInterrupt:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
+from typing import TextIO
 
 from attndrift.cli.app import app
 from attndrift.cli.commands import (  # noqa: F401 -- each registers its command, in this order
@@ -24,8 +26,28 @@ from attndrift.cli.commands import (  # noqa: F401 -- each registers its command
     show,
 )  # isort: skip
 from attndrift.cli.console import EXIT_DEFECT, EXIT_PROBLEM, complain, remedy
+from attndrift.extras import MissingExtraError
+from attndrift.files import LeftOutWarning
 
 __all__ = ["app", "main"]
+
+
+_show_usual_warning = warnings.showwarning
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """What was left out is a line for the user; other warnings are for programmers."""
+    if issubclass(category, LeftOutWarning):
+        complain(f"warning: {message}")
+    else:
+        _show_usual_warning(message, category, filename, lineno, file, line)
 
 
 def main() -> None:
@@ -33,9 +55,10 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Transformers reports its own progress and advice; a study has its own.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.showwarning = _show_warning
     try:
         app()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MissingExtraError) as error:
         if os.environ.get("ATTNDRIFT_TRACEBACK"):
             raise
         complain(f"{error}{remedy(error)}")

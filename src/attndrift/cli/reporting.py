@@ -5,6 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from attndrift.files import refuse_links
+
+WRITTEN = ("analysis.json", "figures", "report.html", "report.md", "runs", "tables")
+"""What commands read and write in a folder of results, beside the tables."""
+
 
 def analysed(folder: Path, settings: list[str] | None = None) -> Any:
     """The analysis of the tables in ``folder``, which a study's runs are collected into first."""
@@ -14,6 +19,7 @@ def analysed(folder: Path, settings: list[str] | None = None) -> Any:
     from attndrift.analysis.settings import parse_analysis_settings
 
     chosen = parse_analysis_settings(settings or [])
+    refuse_links(folder, WRITTEN)
     collect_if_study(folder)
     return analyze_tables(load_tables(folder), settings=chosen, outcomes=read_image_outcomes(folder))
 
@@ -27,6 +33,7 @@ def report_on(
     from attndrift.report.build import write_report
     from attndrift.results.tables import read_tables
 
+    refuse_links(output, WRITTEN)
     analysis = analysed(folder, settings)
     write_analysis(analysis, output)
     tables = read_tables(folder)

@@ -8,15 +8,21 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from attndrift.files import refuse_links
+from attndrift.results.columns import metric_columns
 from attndrift.study.record import RECORD, SETTINGS, read_record, read_settings
+from attndrift.study.settings import own_fields
 
-_SHOWN = (
-    "status", "model", "model_revision", "dataset", "method", "learning_rate", "seed", "selected_epoch", "best_val_accuracy", "test_accuracy",
-    "trainable_parameters", "entropy_baseline", "entropy_final", "entropy_change_pct",
-    "entropy_last_layer_change_pct", "erf95_change_pct", "gini_change_pct", "head_diversity_change_pct", "cka_mean",
-    "cka_last", "cka_debiased_mean", "embedding_drift", "weight_drift", "projection_drift",
-    "loss_active_fraction", "guard", "guard_at_least", "guard_at_most", "guard_outcome",
-)  # fmt: skip
+
+def _shown() -> list[str]:
+    """The columns of a run that are printed: its settings, and what was measured."""
+    settings = ["model", "model_revision", "dataset", "method", *own_fields(), "loss", "learning_rate", "seed"]
+    measured = [one.name for one in metric_columns("runs") if one.statistic not in ("baseline", "final")]
+    return [
+        "status", *settings, "parent_run", "outcome", "selected_epoch", "best_val_accuracy", "test_accuracy",
+        "trainable_parameters", *measured, "loss_active_fraction", "guard", "guard_at_least", "guard_at_most",
+        "guard_outcome",
+    ]  # fmt: skip
 
 
 def describe_run(folder: Path) -> dict[str, Any]:
@@ -24,6 +30,7 @@ def describe_run(folder: Path) -> dict[str, Any]:
 
     Raises ``ValueError`` for a folder that is not a run's, or one of another version.
     """
+    refuse_links(folder, (RECORD, SETTINGS, "resume"))
     record = read_record(folder)
     if record is not None:
         return record
@@ -41,7 +48,7 @@ def print_run(described: dict[str, Any], console: Console | None = None) -> None
     if not row:
         table.add_row("status", str(described.get("status")))
         table.add_row("resumable states", ", ".join(described.get("resumable_states", [])) or "none yet")
-    for name in _SHOWN:
+    for name in _shown():
         if row.get(name) is not None:
             value = row[name]
             table.add_row(name, f"{value:.6g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int)

@@ -21,6 +21,11 @@ PROCESSES = "in-process"
 """The launcher that is used where no other is asked for: this machine."""
 
 
+def is_s3(place: str) -> bool:
+    """Whether a place for a study is the URL of an S3 store."""
+    return place.startswith(("s3://", "s3a://"))
+
+
 @dataclass(frozen=True, kw_only=True)
 class StudyOptions:
     """A study as it is asked for on the command line, and how it is to be run. A field is an option."""
@@ -50,7 +55,9 @@ class StudyOptions:
     time_limit: Annotated[
         str | None, typer.Option("--time-limit", help="End a run that takes longer, e.g. 30m or 2h; others go on.")
     ] = None
-    engine: Annotated[str, typer.Option("--engine", help="Where runs are run: in-process, ray or slurm.")] = PROCESSES
+    engine: Annotated[str, typer.Option("--engine", help="Where runs are run (see `attndrift list launchers`).")] = (
+        PROCESSES
+    )
     address: Annotated[
         str | None,
         typer.Option("--address", help="ray: of the cluster; default: $RAY_ADDRESS, or one is started here."),
@@ -87,6 +94,13 @@ class StudyOptions:
             chosen = chosen.select(self.only)
         return chosen if self.limit is None else chosen.model_copy(update={"runs": chosen.runs[: self.limit]})
 
+    def extras(self) -> list[str]:
+        """The extras of the package that running it needs, ``study`` first."""
+        from attndrift.study.launchers.registry import LAUNCHERS
+
+        extra = LAUNCHERS[self.engine].extra
+        return ["study", *([extra] if extra else []), *(["s3"] if is_s3(self.output or "") else [])]
+
     def folder(self, study: Study) -> str:
         """Where ``study`` is kept: a folder or a URL."""
         return self.output or str(Path("studies") / study.name)
@@ -94,7 +108,7 @@ class StudyOptions:
     def launching(self) -> Options:
         """What was asked of the launcher."""
         from attndrift.study.launchers import Options
-        from attndrift.study.launchers.processes import parse_time
+        from attndrift.study.time_limit import parse_time
 
         return Options(
             jobs=self.jobs,

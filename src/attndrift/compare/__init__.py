@@ -6,14 +6,16 @@ from attndrift.compare.attention_structure import (
     print_structure,
     write_structure,
 )
-from attndrift.compare.compare import SUMMARY, Comparison, compare_models
+from attndrift.compare.compare import compare_models
+from attndrift.compare.comparison import Comparison
 from attndrift.compare.conditions import Condition, parse_condition, parse_conditions
 from attndrift.compare.errors import CompareError
-from attndrift.compare.sources import ResolvedModel, resolve
+from attndrift.compare.resolved import ResolvedModel
+from attndrift.compare.sources import resolve
+from attndrift.compare.summary import summary_names
 from attndrift.compare.writing import print_comparison, write_comparison
 
 __all__ = [
-    "SUMMARY",
     "CompareError",
     "Comparison",
     "Condition",
@@ -26,6 +28,7 @@ __all__ = [
     "print_comparison",
     "print_structure",
     "resolve",
+    "summary_names",
     "write_comparison",
     "write_structure",
 ]

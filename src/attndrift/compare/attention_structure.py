@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,22 +13,21 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
-from torch import Tensor
-from transformers import CLIPModel
+from torch import Tensor, nn
 
 from attndrift.attention.errors import ObservationError
 from attndrift.attention.observer import observe
+from attndrift.compare.attention_maps import attention_maps
 from attndrift.compare.errors import CompareError
-from attndrift.compare.image_folder import batches, open_images, pictures, some_pictures
+from attndrift.compare.image_folder import ImageFolder, open_images
 from attndrift.compare.pages import Panel, draw_panels, labels, number, numbered, print_images, print_tables, render
-from attndrift.compare.sources import resolve
-from attndrift.data.pixels import PixelStore
+from attndrift.compare.resolved import ResolvedModel
+from attndrift.compare.sources import named, resolve
 from attndrift.files import write_bytes, write_json, write_text
 from attndrift.metrics.registry import METRICS
 from attndrift.metrics.structure_accumulator import StructureAccumulator, StructureSummary
 from attndrift.models.embedding import image_embeddings
 from attndrift.models.evaluation import evaluation_mode
-from attndrift.sanitize import printable
 from attndrift.version import __version__
 
 PAGE, PICTURE, RECORD = "structure.html", "attention.png", "structure.json"
@@ -97,7 +94,7 @@ class ModelStructure:
 
 
 def measure_structure(
-    model: str | Path,
+    model: str | Path | nn.Module,
     images: str | Path,
     *,
     skip_unreadable: bool = False,
@@ -117,20 +114,18 @@ def measure_structure(
     cannot be read.
     """
     say = progress or (lambda message: None)
-    opened = open_images(Path(images), skip_unreadable=skip_unreadable)
-    say(f"loading {printable(model)}")
+    opened = open_images(images, skip_unreadable=skip_unreadable)
+    say(f"loading {named(model)}")
     side = resolve(model)
     try:
-        with tempfile.TemporaryDirectory(prefix="attndrift-structure-") as temporary:
-            store = opened.store(side.image_processor, Path(temporary))
-            say(f"measuring {len(store)} images")
-            summary, single = _measure(side.clip, store, batch_size)
-            maps = _maps(side.clip, store, opened.names)
+        say(f"measuring {len(opened)} images")
+        summary, single = _measure(side, opened, batch_size)
+        maps = _maps(side, opened)
     except (ObservationError, FloatingPointError) as error:
         raise CompareError(str(error)) from error
     return ModelStructure(
         model=side.to_json(),
-        images=opened.to_json(maps.names),
+        images=opened.to_json(),
         summary={
             name: {
                 "mean": float(summary.heads(name).mean(1).mean()),
@@ -146,15 +141,15 @@ def measure_structure(
     )
 
 
-def _measure(clip: CLIPModel, store: PixelStore, batch_size: int) -> tuple[StructureSummary, dict[str, Tensor]]:
+def _measure(side: ResolvedModel, images: ImageFolder, batch_size: int) -> tuple[StructureSummary, dict[str, Tensor]]:
     """Means over all images, and per metric the value of every image: (images, layers, heads), float64."""
     accumulator = StructureAccumulator()
     of_an_image = [metric for metric in METRICS if metric.needs == "attention"]
     found: dict[str, list[Tensor]] = {name: [] for name in (*(metric.name for metric in of_an_image), "cls_mass")}
-    with evaluation_mode(clip):
-        for pixels in batches(store, batch_size):
-            with observe(clip) as seen:
-                embeddings = image_embeddings(clip, pixels)
+    with evaluation_mode(side.clip):
+        for pixels in images.batches(side.image_processor, batch_size):
+            with observe(side.clip) as seen:
+                embeddings = image_embeddings(side.clip, pixels)
                 if not torch.isfinite(embeddings).all():
                     raise CompareError("the model's image embeddings are not finite; its weights are damaged")
                 attention, mass = seen.attention, seen.cls_mass
@@ -195,19 +190,14 @@ def _heads(summary: StructureSummary, single: dict[str, Tensor]) -> list[dict[st
     return rows
 
 
-def _maps(clip: CLIPModel, store: PixelStore, names: Sequence[str]) -> BlockMaps:
-    chosen = some_pictures(len(store))
-    with evaluation_mode(clip), observe(clip) as seen:
-        image_embeddings(clip, store.fetch(chosen))
-        attention = seen.attention
-    shown = np.unique(np.linspace(0, len(attention) - 1, min(SHOWN_BLOCKS, len(attention))).round().astype(np.int64))
-    side = math.isqrt(attention[0].shape[-1])
-    maps = torch.stack([attention[int(block)].double().mean(1) for block in shown]).cpu().numpy()
+def _maps(side: ResolvedModel, images: ImageFolder) -> BlockMaps:
+    maps = attention_maps(side.clip, images.pixels(side.image_processor, images.in_maps))
+    shown = np.unique(np.linspace(0, len(maps) - 1, min(SHOWN_BLOCKS, len(maps))).round().astype(np.int64))
     return BlockMaps(
-        images=pictures(store, chosen),
+        images=images.pictures(side.image_processor),
         blocks=[int(block) + 1 for block in shown],
-        maps=maps.reshape(len(shown), len(chosen), side, side),
-        names=[names[int(index)] for index in chosen],
+        maps=maps[shown],
+        names=[images.names[place] for place in images.in_maps],
     )
 
 

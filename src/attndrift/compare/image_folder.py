@@ -1,22 +1,22 @@
-"""The images of a comparison: every image file of a folder, at any depth, as each model's processor makes it."""
+"""The images of a comparison: every image file of a folder, at any depth, as a model's image processor makes it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from attndrift.compare.errors import CompareError
-from attndrift.data.dataset import ImageSplit
-from attndrift.data.errors import some
-from attndrift.data.pixels import PixelStore
-from attndrift.data.readers import IMAGE_SUFFIXES, FileReader
+from attndrift.data.decoding import decode_image, quiet_decoding
+from attndrift.data.errors import UnreadableImageError, some
+from attndrift.data.readers import IMAGE_SUFFIXES
 from attndrift.sanitize import printable
 
 MAP_IMAGES = 4
@@ -24,70 +24,92 @@ MAP_IMAGES = 4
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """Readable images of a folder.
+    """Readable images of a folder, decoded when they are asked for.
 
     Attributes:
-        split: all of its image files; ids are paths below the folder, in printable characters.
-        indices: those that can be read.
-        skipped: name and reason of those that cannot.
+        folder: its path, in printable characters.
+        paths, names: of the images, in order; names are paths below the folder, in printable characters.
+        skipped: name and reason of those that cannot be read.
     """
 
-    split: ImageSplit
-    indices: list[int]
-    skipped: dict[str, str]
+    folder: str
+    paths: list[Path]
+    names: list[str]
+    skipped: list[tuple[str, str]]
+
+    def __len__(self) -> int:
+        return len(self.paths)
 
     @property
-    def names(self) -> list[str]:
-        """Names of the readable images, in order."""
-        return [self.split.ids[i] for i in self.indices]
+    def in_maps(self) -> list[int]:
+        """Positions of the few images of which maps are shown, spread over all of them."""
+        last, count = len(self) - 1, min(MAP_IMAGES, len(self))
+        return sorted({round(place * last / (count - 1)) for place in range(count)})
 
-    def to_json(self, shown: list[str]) -> dict[str, Any]:
-        """Plain values for a record; ``shown`` are the names of the images in the maps."""
-        return {
-            "folder": self.split.dataset,
-            "n": len(self.indices),
-            "skipped": [{"name": name, "reason": reason} for name, reason in self.skipped.items()],
-            "in_maps": shown,
-        }
+    def pixels(self, processor: Any, positions: Sequence[int]) -> Tensor:
+        """Some of the images, normalised: float32 (images, 3, height, width)."""
+        return torch.from_numpy(self._processed(processor, positions)).float()
 
-    def store(self, processor: Any, cache: Path) -> PixelStore:
-        """Pixels of the readable images as ``processor`` makes them; ``cache`` is a folder of the caller's."""
-        return PixelStore.open(self.split, processor, indices=self.indices, cache_dir=cache)
+    def batches(self, processor: Any, size: int) -> Iterator[Tensor]:
+        """All of the images, normalised, ``size`` at a time: float32 (images, 3, height, width)."""
+        for start in range(0, len(self), size):
+            yield self.pixels(processor, range(start, min(start + size, len(self))))
+
+    def pictures(self, processor: Any) -> NDArray[np.uint8]:
+        """The images of the maps as the model sees them, before normalising: (images, height, width, 3)."""
+        found = self._processed(processor, self.in_maps, do_rescale=False, do_normalize=False)
+        return found.astype(np.uint8).transpose(0, 2, 3, 1)
+
+    def _processed(self, processor: Any, positions: Sequence[int], **options: Any) -> NDArray[Any]:
+        with quiet_decoding():
+            images = [decode_image(self.paths[place], f"{self.folder}/{self.names[place]}") for place in positions]
+        return np.stack([np.asarray(processor(image, **options)["pixel_values"][0]) for image in images])
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a record."""
+        skipped = [{"name": name, "reason": reason} for name, reason in self.skipped]
+        in_maps = [self.names[place] for place in self.in_maps]
+        return {"folder": self.folder, "n": len(self), "skipped": skipped, "in_maps": in_maps}
 
 
-def open_images(
-    folder: Path, *, skip_unreadable: bool = False, progress: Callable[[int, int], None] | None = None
-) -> ImageFolder:
+def open_images(folder: str | Path, *, skip_unreadable: bool = False) -> ImageFolder:
     """The images of ``folder`` and of the folders below; hidden ones, and links to folders, are left out.
 
     Raises :class:`CompareError` for a folder that is not there, for unreadable images unless
     ``skip_unreadable``, naming them, and for fewer than two readable ones.
     """
-    if not folder.is_dir():
-        raise CompareError(f"--images {printable(folder)}: not a folder")
-    paths = list(_files(folder))
-    names = [printable(path.relative_to(folder).as_posix()) for path in paths]
-    if len(paths) < 2:
+    root, where = Path(folder), f"--images {printable(folder)}"
+    if not root.is_dir():
+        raise CompareError(f"{where}: not a folder")
+    found = [(path, printable(path.relative_to(root).as_posix())) for path in _files(root)]
+    if len(found) < 2:
         raise CompareError(
-            f"--images {printable(folder)}: holds {len(paths)} image file(s); a comparison needs at least 2 "
-            f"({', '.join(sorted(IMAGE_SUFFIXES))})"
+            f"{where}: holds {len(found)} image file(s); a comparison needs at least 2 ({', '.join(sorted(IMAGE_SUFFIXES))})"
         )
-    labels = np.zeros(len(paths), dtype=np.int64)
-    split = ImageSplit(printable(folder), "images", FileReader(paths), labels, names, ("image",))
-    unreadable = split.unreadable(progress)
-    skipped = {names[index]: printable(reason) for index, reason in unreadable.items()}
+    reasons = [_why_unreadable(path) for path, _ in found]
+    skipped = [(name, reason) for (_, name), reason in zip(found, reasons, strict=True) if reason is not None]
     if skipped and not skip_unreadable:
         raise CompareError(
-            f"--images {printable(folder)}: {len(skipped)} of {len(paths)} images cannot be read: "
-            f"{some(f'{name} ({reason})' for name, reason in skipped.items())}. Remove them, or pass --skip-unreadable"
+            f"{where}: {len(skipped)} of {len(found)} images cannot be read: "
+            f"{some(f'{name} ({reason})' for name, reason in skipped)}. Remove them, or pass --skip-unreadable"
         )
-    indices = [index for index in range(len(paths)) if index not in unreadable]
-    if len(indices) < 2:
+    readable = [one for one, reason in zip(found, reasons, strict=True) if reason is None]
+    if len(readable) < 2:
         raise CompareError(
-            f"--images {printable(folder)}: {len(indices)} readable image(s) and {len(skipped)} unreadable; a comparison "
-            "needs at least 2 readable ones"
+            f"{where}: {len(readable)} readable image(s) and {len(skipped)} unreadable; a comparison needs at least 2 "
+            "readable ones"
         )
-    return ImageFolder(split, indices, skipped)
+    paths, names = zip(*readable, strict=True)
+    return ImageFolder(printable(folder), list(paths), list(names), skipped)
+
+
+def _why_unreadable(path: Path) -> str | None:
+    try:
+        with quiet_decoding():
+            decode_image(path, path.name)
+    except UnreadableImageError as error:
+        return printable(error.reason)
+    return None
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -97,19 +119,3 @@ def _files(folder: Path) -> Iterator[Path]:
             path = Path(where) / name
             if not name.startswith(".") and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
                 yield path
-
-
-def some_pictures(images: int) -> NDArray[np.int64]:
-    """Positions of the few images of which maps are shown, spread over all of them."""
-    return np.unique(np.linspace(0, images - 1, min(MAP_IMAGES, images)).round().astype(np.int64))
-
-
-def pictures(store: PixelStore, chosen: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Images of a store as the model sees them, before normalising: (images, height, width, 3)."""
-    return store.fetch_uint8(chosen).numpy().transpose(0, 2, 3, 1)
-
-
-def batches(store: PixelStore, size: int) -> Iterator[Tensor]:
-    """Normalised images (images, 3, height, width) of a store, ``size`` at a time."""
-    for start in range(0, len(store), size):
-        yield store.fetch(range(start, min(start + size, len(store))))

@@ -21,6 +21,7 @@ from rich.table import Table
 
 from attndrift.figures.style import DIVERGING, MM, WIDTH, new_figure, styled
 from attndrift.metrics.registry import METRICS
+from attndrift.report.escaping import harmless
 
 _NONE = "–"
 
@@ -97,6 +98,7 @@ def render(template: str, picture: bytes, **values: Any) -> str:
         loader=PackageLoader("attndrift.compare"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=harmless,
         trim_blocks=True,
         lstrip_blocks=True,
     )

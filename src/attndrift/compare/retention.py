@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from attndrift.compare.differences import same_pixels
 from attndrift.compare.errors import CompareError
-from attndrift.compare.sources import ResolvedModel, same_pixels
+from attndrift.compare.resolved import ResolvedModel
 from attndrift.data.pixels import PixelStore
 from attndrift.data.registry import DATASETS, find_spec
 from attndrift.data.sources import load_dataset
@@ -31,9 +32,8 @@ def check_zero_shot(base: ResolvedModel, adapted: ResolvedModel, name: str) -> N
     """Raise ``ValueError`` for an unknown dataset, one that a side was trained on, and a side without tokenizer."""
     origin = find_spec(name).origin
     for role, side in (("BASE", base), ("ADAPTED", adapted)):
-        known = None if side.trained_on is None else DATASETS.get(side.trained_on)
-        if known is not None:
-            refuse_same_source(known.origin, origin)
+        if side.trained_on is not None and side.trained_on in DATASETS:
+            refuse_same_source(find_spec(side.trained_on).origin, origin)
         if side.tokenizer is None:
             raise CompareError(f"--zero-shot: {role} ({side.source}) has no tokenizer; save the model's own beside it")
 

@@ -10,10 +10,11 @@ import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 
-from attndrift.compare.compare import SUMMARY, Comparison, MapPictures
+from attndrift.compare.comparison import Comparison, MapPictures
 from attndrift.compare.pages import Panel, draw_panels, labels, number, numbered, print_images, print_tables, render
+from attndrift.compare.summary import summary_names
 from attndrift.files import write_bytes, write_json, write_text
-from attndrift.metrics.registry import structure_metrics
+from attndrift.metrics.registry import METRICS, structure_metrics
 
 PAGE, PICTURE, RECORD = "compare.html", "attention.png", "compare.json"
 
@@ -62,14 +63,21 @@ def page(comparison: Comparison, picture: bytes) -> str:
 
 def tables(comparison: Comparison) -> list[dict[str, Any]]:
     """The tables of a comparison as text: ``title``, ``headings``, ``rows`` and ``note`` each."""
-    return [_summary(comparison), *_layers(comparison), _heads(comparison), _weights(comparison)]
+    beside = [_differences(comparison)] if comparison.differences else []
+    return [_summary(comparison), *beside, *_layers(comparison), _heads(comparison), _weights(comparison)]
+
+
+def _differences(comparison: Comparison) -> dict[str, Any]:
+    rows = [[row["setting"], row["base"], row["adapted"], row["effect"]] for row in comparison.differences]
+    headings = ["setting", "base", "adapted", "what it decides"]
+    return {"title": "What differs beside the weights", "headings": headings, "rows": rows, "note": ""}
 
 
 def _summary(comparison: Comparison) -> dict[str, Any]:
     rows = []
-    for name in SUMMARY:
-        value, reason = comparison.summary[name], comparison.reasons.get(name, "")
-        rows.append([name, number(value), reason if value is None else SUMMARY[name]])
+    for name, meaning in summary_names().items():
+        value = comparison.summary[name]
+        rows.append([name, number(value), comparison.reasons[name] if value is None else meaning])
     return {
         "title": "Summary",
         "headings": ["name", "value", "what it is, or why there is none"],
@@ -82,23 +90,23 @@ def _layers(comparison: Comparison) -> list[dict[str, Any]]:
     found = []
     for metric in structure_metrics():
         rows = [
-            [str(row["layer"]), number(row[f"{metric}_base"]), number(row[f"{metric}_adapted"]),
+            [str(row["layer"]), number(row[f"{metric}_baseline"]), number(row[f"{metric}_final"]),
              number(row[f"{metric}_change_pct"], "+.2f")]
             for row in comparison.layers
         ]  # fmt: skip
         headings = ["block", "base", "adapted", "change %"]
         found.append({"title": f"{labels()[metric]} by block", "headings": headings, "rows": rows, "note": ""})
-    rows = [
-        [str(row["layer"]), number(row["cka"], ".4f"), number(row["cka_debiased"], ".4f")] for row in comparison.layers
-    ]
+    compared = {metric.name: metric.label for metric in METRICS if metric.needs == "hidden states"}
+    rows = [[str(row["layer"]), *(number(row[name], ".4f") for name in compared)] for row in comparison.layers]
     note = (
-        f"Chance level with {comparison.images['n']} images: plain at most {comparison.cka_chance:.3f} (unrelated isotropic "
-        "features; real ones lie lower), debiased 0."
+        f"Chance level of CKA with {comparison.images['n']} images: plain at most {comparison.cka_chance:.3f} (unrelated "
+        "isotropic features; real ones lie lower), debiased 0."
     )
     reason = comparison.reasons.get("cka_debiased_mean")
     if reason:
         note += f" No debiased CKA: {reason}."
-    found.append({"title": "CKA by block", "headings": ["block", "CKA", "debiased CKA"], "rows": rows, "note": note})
+    headings = ["block", *compared.values()]
+    found.append({"title": "Hidden states by block", "headings": headings, "rows": rows, "note": note})
     return found
 
 

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from attndrift.data.errors import DataError, some
 from attndrift.data.registry import DatasetSpec
 
+# Imports inside functions: these packages take time to load, which only who needs them pays.
+
 _ID_COLUMNS = ("image_id", "id")
 
 

@@ -86,17 +86,23 @@ class ImageSplit:
         ``progress`` is told how many images of how many are done.
         """
         if self._unreadable is None:
-            found: dict[int, str] = {}
-            with quiet_decoding():
-                for index in range(len(self)):
-                    try:
-                        self.decode(index)
-                    except UnreadableImageError as error:
-                        found[index] = error.reason
-                    if progress is not None:
-                        progress(index + 1, len(self))
-            self._unreadable = found
+            self._unreadable = self.unreadable_among(range(len(self)), progress)
         return dict(self._unreadable)
+
+    def unreadable_among(
+        self, indices: Sequence[int], progress: Callable[[int, int], None] | None = None
+    ) -> dict[int, str]:
+        """As :meth:`unreadable`, of some images."""
+        found: dict[int, str] = {}
+        with quiet_decoding():
+            for done, index in enumerate(indices, 1):
+                try:
+                    self.decode(index)
+                except UnreadableImageError as error:
+                    found[index] = error.reason
+                if progress is not None:
+                    progress(done, len(indices))
+        return found
 
 
 class ImageDataset:

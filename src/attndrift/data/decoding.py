@@ -60,6 +60,21 @@ def _grey(values: NDArray[np.float64], full: float) -> Image.Image:
     return Image.fromarray(np.round(values * (255.0 / full)).astype(np.uint8))
 
 
+def _nearly_black(largest: str) -> ValueError:
+    return ValueError(
+        f"its largest value {largest} of 65535: values of 12 bits or fewer in a 16-bit image come out nearly black. "
+        "Scale them to 16 bits, or save 8 bits"
+    )
+
+
+def _refuse_dark_colours(image: Image.Image) -> None:
+    """Of 16-bit colours Pillow keeps the upper 8 bits, which hold next to nothing of smaller values."""
+    bands = np.asarray(image).reshape(-1, len(image.getbands()))
+    colours = bands[:, [name not in ("A", "X") for name in image.getbands()]]
+    if colours.max() < 16:
+        raise _nearly_black("is below 4096")
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB. Integer greys of more than 8 bits are read as 16-bit, floating-point ones as 0..1.
 
@@ -68,10 +83,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in _SIXTEEN_BIT_GREY or image.mode == "I":
         values = np.asarray(image).astype(np.float64)
         if 0 < values.max() < 4096:
-            raise ValueError(
-                f"its largest value is {values.max():g} of 65535: values of 12 bits or fewer in a 16-bit image come out "
-                "nearly black. Scale them to 16 bits, or save 8 bits"
-            )
+            raise _nearly_black(f"is {values.max():g}")
         image = _grey(values, 65535.0)
     elif image.mode == "F":
         image = _grey(np.asarray(image).astype(np.float64), 1.0)
@@ -88,7 +100,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _decode_stream(stream: IO[bytes]) -> Image.Image:
     with Image.open(stream) as image:
         _refuse_size(image)
+        # Read before loading, which forgets how the file stores its values.
+        sixteen = any(";16" in str(tile[3]) for tile in image.tile) and image.mode in ("RGB", "RGBA", "RGBX", "LA")
         image.load()
+        if sixteen:
+            _refuse_dark_colours(image)
         turned: Image.Image = image
         if image.getexif().get(_ORIENTATION) is not None:
             turned = ImageOps.exif_transpose(image)

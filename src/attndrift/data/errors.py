@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -24,12 +23,6 @@ class UnreadableImageError(DataError):
 
     def __reduce__(self) -> tuple[type[UnreadableImageError], tuple[str, str]]:
         return type(self), (self.image_id, self.reason)
-
-
-def near(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: a name that is near, if there is one."""
-    matches = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
-    return f"; did you mean `{matches[0]}`?" if matches else "."
 
 
 def some(names: Iterable[str], limit: int = 8) -> str:

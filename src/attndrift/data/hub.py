@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from attndrift.data.errors import DataError, DatasetUnavailable, some
 from attndrift.files import sha256
 
+# Imports inside functions: these packages take time to load, which only who needs them pays.
+
 README = "README.md"
 
 _SHARD = re.compile(r"(?:^|/)([A-Za-z][\w.]*?)(?:-\d+-of-\d+(?:-[0-9a-f]+)?)?\.parquet$")

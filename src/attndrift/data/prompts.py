@@ -10,7 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from attndrift.data.errors import DataError, near
+from attndrift.data.errors import DataError
+from attndrift.registry import near_match
 
 DEFAULT_TEMPLATE: Final = "a photo of a {class}."
 
@@ -71,7 +72,7 @@ def templates(name: str | Sequence[str]) -> tuple[str, ...]:
             return TEMPLATES[name]
         if "{class}" not in name:
             raise DataError(
-                f"no prompt ensemble is called {name!r}{near(name, TEMPLATES)} "
+                f"no prompt ensemble is called {name!r}{near_match(name, TEMPLATES)}. "
                 f"There are {', '.join(TEMPLATES)}; or give a template with {{class}} in it"
             )
         name = (name,)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,12 +19,18 @@ from numpy.typing import NDArray
 from attndrift.data.decoding import RawImage
 from attndrift.data.errors import DataError, UnreadableImageError, some
 
+# Imports inside functions: these packages take time to load, which only who needs them pays.
+
 _HASHED_END = 32_768
 
 
+_COMPRESSED = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF")
+"""How JPEG, PNG, GIF and WebP begin. Another picture in them has another length or another end."""
+
+
 def _ends(content: bytes | memoryview) -> Iterable[bytes | memoryview]:
-    """The whole of a small image, both ends of a large one: what a fingerprint reads of it."""
-    if len(content) <= 2 * _HASHED_END:
+    """What a fingerprint reads of an image: all of it, or both ends where it is large and compressed."""
+    if len(content) <= 2 * _HASHED_END or not bytes(content[:4]).startswith(_COMPRESSED):
         return (content,)
     return (content[:_HASHED_END], content[-_HASHED_END:])
 
@@ -39,7 +45,7 @@ class Reader(Protocol):
         """The image at ``index`` as it is stored; ``image_id`` is for errors."""
 
     def digest(self) -> str:
-        """SHA-256 over all images: all of a small one, length and both ends (32 KB each) of a large one."""
+        """SHA-256 over all images: all of each, of a large compressed one its length and both ends (32 KB each)."""
 
 
 class TableReader:
@@ -104,8 +110,9 @@ def _file_ends(path: Path) -> bytes:
         size = path.stat().st_size
         with path.open("rb") as file:
             head = file.read(_HASHED_END)
-            file.seek(max(_HASHED_END, size - _HASHED_END))
-            return size.to_bytes(8, "little") + head + file.read(_HASHED_END)
+            if head.startswith(_COMPRESSED):
+                file.seek(max(_HASHED_END, size - _HASHED_END))
+            return size.to_bytes(8, "little") + head + file.read()
     except OSError:
         return b"missing"
 
@@ -161,33 +168,53 @@ IMAGE_SUFFIXES = frozenset(
 )
 
 
-def _visible(folder: Path, root: Path) -> list[Path]:
-    """What is in ``folder``, in order. Raises :class:`DataError` for a link to images that count elsewhere."""
+def _counts_twice(entry: Path, where: str) -> DataError:
+    return DataError(
+        f"{entry} is a link to {entry.resolve()}, whose images are in {where} already: they would count twice. "
+        "Remove the link"
+    )
+
+
+def _visible(folder: Path, root: Path, above: Collection[Path] = ()) -> list[Path]:
+    """What is in ``folder``, in order. Raises :class:`DataError` for a link to images that count elsewhere.
+
+    ``above``: real folders that were walked through to reach it.
+    """
     found = sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=lambda p: p.name)
     for entry in found:
         if entry.is_symlink() and entry.exists():
             target, top = entry.resolve(), root.resolve()
-            climbs = target in (top, *top.parents) or target in folder.resolve().parents
+            climbs = target in (top, *top.parents, *above) or target in folder.resolve().parents
             if climbs or target.is_relative_to(top):
-                raise DataError(
-                    f"{entry} is a link to {target}, whose images are in {root} already: they would count twice. "
-                    "Remove the link"
-                )
+                raise _counts_twice(entry, str(root))
     return found
 
 
-def image_files(folder: Path, root: Path, *, deep: bool = True, left_out: list[Path] | None = None) -> list[Path]:
+def image_files(
+    folder: Path,
+    root: Path,
+    *,
+    deep: bool = True,
+    left_out: list[Path] | None = None,
+    linked: list[Path] | None = None,
+    above: tuple[Path, ...] = (),
+) -> list[Path]:
     """Image files in ``folder`` (and below, if ``deep``), by their suffix, hidden ones left out, in order.
 
-    ``root``: the dataset's folder, into which no link may lead. ``left_out`` takes the other files. Raises
+    ``root``: the dataset's folder, into which no link may lead. ``left_out`` takes the other files, ``linked`` those that
+    are reached through a link. ``above``: real folders that led here, once a link was followed. Raises
     :class:`DataError` for a link that climbs.
     """
+    if above or folder.is_symlink():
+        above = (*above, folder.resolve())
     found: list[Path] = []
-    for entry in _visible(folder, root):
+    for entry in _visible(folder, root, above):
         if entry.is_dir():
-            found += image_files(entry, root, left_out=left_out) if deep else []
+            found += image_files(entry, root, left_out=left_out, linked=linked, above=above) if deep else []
         elif entry.suffix.lower() in IMAGE_SUFFIXES and entry.is_file():
             found.append(entry)
+            if linked is not None and (above or entry.is_symlink()):
+                linked.append(entry)
         elif left_out is not None:
             left_out.append(entry)
     return found
@@ -206,11 +233,13 @@ def describe_left_out(paths: Sequence[Path]) -> str:
 
 
 def read_class_folders(
-    folder: Path, classes: Sequence[str], where: str, root: Path
+    folder: Path, classes: Sequence[str], where: str, root: Path, reached: dict[Path, Path]
 ) -> tuple[FileReader, NDArray[np.int64], list[str]]:
     """Reader, labels and ids (``class/file.jpg``) of a folder with one folder a class.
 
-    Raises :class:`DataError` for a folder that is no class, and for a class without images.
+    ``reached``: by its real path, every image that the dataset has through a link; those of this folder are added.
+    Raises :class:`DataError` for a folder that is no class, for a class without images, and for an image that is reached
+    through two links.
     """
     names = [entry.name for entry in class_folders(folder, root)]
     strange = sorted(set(names) - set(classes))
@@ -220,15 +249,26 @@ def read_class_folders(
     labels: list[int] = []
     empty: list[str] = []
     left_out: list[Path] = []
+    linked: list[Path] = []
+    above = (folder.resolve(),) if folder.is_symlink() else ()
     for label, name in enumerate(classes):
-        files = image_files(folder / name, root, left_out=left_out) if name in names else []
+        files = []
+        if name in names:
+            files = image_files(folder / name, root, left_out=left_out, linked=linked, above=above)
         if not files:
             empty.append(name)
         paths += files
         labels += [label] * len(files)
     if empty:
         why = f". {describe_left_out(left_out)}" if left_out else ""
-        raise DataError(f"{where}: classes without images in {folder}: {some(empty)}{why}")
+        remedy = "Move what is no class out of the dataset"
+        raise DataError(f"{where}: classes without images in {folder}: {some(empty)}{why}. {remedy}")
+    for path in linked:
+        other = reached.setdefault(path.resolve(), path)
+        if other != path:
+            raise DataError(
+                f"{where}: {path} and {other} are links to one image, {path.resolve()}: it would count twice. Remove one"
+            )
     if left_out:
         warnings.warn(f"{where}: {describe_left_out(left_out)}. Convert images among them to PNG", stacklevel=2)
     ids = [path.relative_to(folder).as_posix() for path in paths]

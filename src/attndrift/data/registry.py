@@ -1,20 +1,20 @@
-"""The datasets that are known by name, a row each.
+"""The registry of datasets: one :class:`DatasetSpec` a set, in :mod:`attndrift.data.known`.
 
-To add one, add a row. Everything that a loader needs to know stands in the row: the hub name, the
-folder names under which a local copy is found, columns, splits, licence, and the origin of the
-images, by which a transfer set drawn from the target's own source is refused.
+To add one, register a row. Everything that a loader needs to know stands in the row: the hub name, the folder names
+under which a local copy is found, columns, splits, licence, and the origin of the images, by which a transfer set drawn
+from the target's own source is refused. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any
 
-from attndrift.data.errors import DataError, near
-
-Kind = Literal["images", "generated", "digits"]
+from attndrift.data.errors import DataError
+from attndrift.registry import Registry, near_match
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class DatasetSpec:
     Attributes:
         name: short name, as in a study file.
         origin: source of the images. Two datasets of one origin may hold the same photographs.
-        kind: ``images`` are files or table rows, ``generated`` are made on demand, ``digits`` come
-            with scikit-learn.
+        load: makes the set, where its images are neither files nor table rows: a function of this row, or ``module:name``
+            of one. ``made`` then says where they come from.
         hub: name on the hub; ``config`` and ``revision`` choose within it. A ``revision`` stands here only where
             that commit was seen to hold the splits; without one the newest is taken, and recorded.
         mirrors: other hub names of the same images, in lower case.
@@ -43,7 +43,6 @@ class DatasetSpec:
 
     name: str
     origin: str
-    kind: Kind = "images"
     title: str = ""
     hub: str | None = None
     config: str | None = None
@@ -63,128 +62,54 @@ class DatasetSpec:
     prompts: str = "default"
     train_size: int = 2000
     test_size: int = 1000
+    load: Callable[[DatasetSpec], Any] | str | None = None
+    made: str = ""
+
+    def make(self) -> Any:
+        """The :class:`~attndrift.data.ImageDataset` that ``load`` makes."""
+        load = self.load
+        if isinstance(load, str):
+            module, _, name = load.partition(":")
+            load = getattr(importlib.import_module(module), name)
+        assert load is not None
+        return load(self)
 
 
-# Helber et al. name the classes for programs (`timm/eurosat-rgb` has these names); these are the words CLIP's authors
-# used for them. `tanganke/eurosat` has the words already, which stay as they are.
-_EUROSAT_SPOKEN = {
-    "AnnualCrop": "annual crop land",
-    "Forest": "forest",
-    "HerbaceousVegetation": "brushland or shrubland",
-    "Highway": "highway or road",
-    "Industrial": "industrial buildings or commercial buildings",
-    "Pasture": "pasture land",
-    "PermanentCrop": "permanent crop land",
-    "Residential": "residential buildings or homes or apartments",
-    "River": "river",
-    "SeaLake": "lake or sea",
-}
+DATASETS: Registry[DatasetSpec] = Registry("dataset", "attndrift.data.known", group="attndrift.datasets")
+"""Every dataset known by name: those of :mod:`attndrift.data.known`, of installed packages, and of this process."""
 
-# The hub's copy has lost a letter of class 26, which is `crab` in Krizhevsky's own files.
-_CIFAR100_SPOKEN = {"cra": "crab"}
 
-_ROWS = (
-    DatasetSpec(
-        name="eurosat",
-        title="EuroSAT RGB: Sentinel-2 tiles, 10 kinds of land use (Helber et al. 2019)",
-        origin="eurosat",
-        hub="tanganke/eurosat",
-        revision="43750fc422c7fbd4289e2df3f7473617a5937acc",
-        mirrors=("timm/eurosat-rgb",),
-        folders=("eurosat-rgb", "eurosat"),
-        image_column="image",
-        label_column="label",
-        id_column="image_id",
-        train_split="train",
-        test_split="test",
-        spoken=_EUROSAT_SPOKEN,
-        # Of the images (Helber et al.); the card of the hub's copy states none.
-        licence="MIT",
-        prompts="eurosat",
-    ),
-    DatasetSpec(
-        name="pets",
-        title="Oxford-IIIT Pet: 37 breeds of cats and dogs (Parkhi et al. 2012)",
-        origin="oxford-iiit-pet",
-        hub="timm/oxford-iiit-pet",
-        folders=("pets", "oxford-iiit-pet"),
-        image_column="image",
-        label_column="label",
-        id_column="image_id",
-        train_split="train",
-        test_split="test",
-        licence="CC-BY-SA-4.0",
-        prompts="pets",
-    ),
-    DatasetSpec(
-        name="cifar10",
-        title="CIFAR-10: 32x32 photographs, 10 classes (Krizhevsky 2009)",
-        origin="cifar-10",
-        hub="uoft-cs/cifar10",
-        config="plain_text",
-        revision="0b2714987fa478483af9968de7c934580d0bb9a2",
-        mirrors=("cifar10",),
-        folders=("cifar10",),
-        image_column="img",
-        label_column="label",
-        id_column="image_id",
-        train_split="train",
-        test_split="test",
-        licence="unknown",
-        prompts="cifar",
-    ),
-    DatasetSpec(
-        name="cifar100",
-        title="CIFAR-100: 32x32 photographs, 100 classes (Krizhevsky 2009)",
-        origin="cifar-100",
-        hub="uoft-cs/cifar100",
-        config="cifar100",
-        revision="aadb3af77e9048adbea6b47c21a81e47dd092ae5",
-        mirrors=("cifar100",),
-        folders=("cifar100",),
-        image_column="img",
-        label_column="fine_label",
-        id_column="image_id",
-        train_split="train",
-        test_split="test",
-        spoken=_CIFAR100_SPOKEN,
-        licence="unknown",
-        prompts="cifar",
-    ),
-    DatasetSpec(
-        name="objects",
-        title="generated objects, for zero-shot transfer without a download",
-        origin="generated-objects",
-        kind="generated",
-        licence="Apache-2.0",
-    ),
-    DatasetSpec(
-        name="tiles",
-        title="generated land-use tiles, a stand-in for EuroSAT",
-        origin="generated-tiles",
-        kind="generated",
-        licence="Apache-2.0",
-    ),
-    DatasetSpec(
-        name="critters",
-        title="generated critters of many breeds, a stand-in for Oxford-IIIT Pet",
-        origin="generated-critters",
-        kind="generated",
-        licence="Apache-2.0",
-        train_size=7400,
-        test_size=1480,
-    ),
-    DatasetSpec(
-        name="digits",
-        title="8x8 handwritten digits that come with scikit-learn (Alpaydin and Kaynak 1998)",
-        origin="optdigits",
-        kind="digits",
-        licence="CC-BY-4.0",
-    ),
-)
+@dataclass(frozen=True)
+class Suite:
+    """Transfer sets that are evaluated together.
 
-DATASETS: Final[dict[str, DatasetSpec]] = {row.name: row for row in _ROWS}
-"""Every dataset known by name."""
+    Attributes:
+        name: in ``transfer`` of a study file, where it stands for its sets.
+        title: what it is; ``source`` says who put it together.
+        sets: names of datasets.
+    """
+
+    name: str
+    title: str
+    sets: tuple[str, ...]
+    source: str
+
+
+SUITES: Registry[Suite] = Registry("suite", "attndrift.data.suites", group="attndrift.suites")
+"""Every suite known by name: those of :mod:`attndrift.data.suites`, of installed packages, and of this process."""
+
+
+def expand_suites(names: tuple[str, ...], target: str) -> tuple[str, ...]:
+    """The sets that ``names`` stand for: a suite for its sets but the ``target``, a set for itself; each once.
+
+    >>> expand_suites(("offline", "cifar100"), "tiles")
+    ('objects', 'critters', 'digits', 'cifar100')
+    """
+    found: dict[str, None] = {}
+    for name in names:
+        members = [one for one in SUITES[name].sets if one != target] if name in SUITES else [name]
+        found.update(dict.fromkeys(members))
+    return tuple(found)
 
 
 def find_spec(name: str) -> DatasetSpec:
@@ -192,7 +117,7 @@ def find_spec(name: str) -> DatasetSpec:
     if name in DATASETS:
         return DATASETS[name]
     raise DataError(
-        f"no dataset is called {name!r}{near(name, DATASETS)} There are {', '.join(DATASETS)}; "
+        f"no dataset is called {name!r}{near_match(name, DATASETS.names())}. `attndrift list datasets` shows all; "
         "a dataset of your own needs `path` (a local folder) or `hub` (a hub name)"
     )
 
@@ -200,7 +125,7 @@ def find_spec(name: str) -> DatasetSpec:
 def row_of_hub(hub: str) -> DatasetSpec | None:
     """The registered dataset that the hub dataset ``hub`` is a copy of, as it is read there; None for another one."""
     wanted = hub.lower()
-    for row in _ROWS:
+    for row in DATASETS:
         if row.hub is not None and row.hub.lower() == wanted:
             return row
         if wanted in row.mirrors:

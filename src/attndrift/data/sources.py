@@ -6,26 +6,25 @@ Nothing is decoded before it is asked for. A registered dataset is taken from th
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import importlib
+import hashlib
 import os
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from attndrift.data import columns
 from attndrift.data.dataset import TEST_NAMES, Content, ImageDataset
-from attndrift.data.errors import DataError, near, some
+from attndrift.data.errors import DataError, some
 from attndrift.data.hub import load_folder, load_hub
-from attndrift.data.readers import GeneratedReader, TableReader, class_folders, image_files, read_class_folders
+from attndrift.data.readers import TableReader, class_folders, image_files, read_class_folders
 from attndrift.data.registry import DATASETS, DatasetSpec, find_spec, row_of_hub
+from attndrift.extras import importing
+from attndrift.registry import near_match
 
 _TABLE_SUFFIXES = (".parquet", ".arrow")
-_TRAIN_SEED, _TEST_SEED = 1, 2
 
 
 _MAPPING_KEYS = (
@@ -49,7 +48,7 @@ def spec_of(source: str | DatasetSpec | Mapping[str, Any]) -> DatasetSpec:
     for key in given:
         if key not in _MAPPING_KEYS:
             raise DataError(
-                f"unknown dataset key `{key}`{near(str(key), _MAPPING_KEYS)} Allowed: {', '.join(_MAPPING_KEYS)}"
+                f"unknown dataset key `{key}`{near_match(str(key), _MAPPING_KEYS)}. Allowed: {', '.join(_MAPPING_KEYS)}"
             )
     if "path" in given and "hub" in given:
         raise DataError("give `path` (a local folder) or `hub` (a hub name), not both")
@@ -70,7 +69,7 @@ def spec_of(source: str | DatasetSpec | Mapping[str, Any]) -> DatasetSpec:
 
 def _elsewhere(name: str, given: Mapping[str, Any]) -> DatasetSpec:
     if name in DATASETS:
-        return dataclasses.replace(DATASETS[name], kind="images", hub=None, config=None, revision=None)
+        return dataclasses.replace(DATASETS[name], load=None, made="", hub=None, config=None, revision=None)
     if "hub" in given:
         row = row_of_hub(str(given["hub"]))
         return DatasetSpec(name, f"hub:{str(given['hub']).lower()}") if row is None else row
@@ -93,7 +92,7 @@ def find_local(spec: DatasetSpec, data_dir: str | Path | None = None) -> Path | 
             raise DataError(f"{spec.name}: the folder {spec.path} does not exist (`path`)")
         return spec.path
     named = data_dir if data_dir is not None else os.environ.get("ATTNDRIFT_DATA")
-    if not named or spec.kind != "images":
+    if not named or spec.load is not None:
         return None
     root = Path(named).expanduser()
     if not root.is_dir():
@@ -115,10 +114,13 @@ def load_dataset(
     :class:`DatasetUnavailable` for a hub dataset that is out of reach.
     """
     spec = spec_of(source)
-    if spec.kind == "generated":
-        return _generated(spec)
-    if spec.kind == "digits":
-        return _digits(spec)
+    if spec.load is not None:
+        return spec.make()
+    with importing("study", f"the dataset `{spec.name}`"):
+        return _read(spec, data_dir, cache_dir)
+
+
+def _read(spec: DatasetSpec, data_dir: str | Path | None, cache_dir: str | Path | None) -> ImageDataset:
     cache = Path(cache_dir).expanduser() if cache_dir is not None else None
     local = find_local(spec, data_dir)
     if local is not None and is_image_folder(local):
@@ -185,6 +187,7 @@ def is_image_folder(path: Path) -> bool:
 def _image_folder(spec: DatasetSpec, path: Path) -> ImageDataset:
     """``path/SPLIT/CLASS/*.jpg``, or ``path/CLASS/*.jpg`` with one split, ``train``."""
     folders = _split_folders(spec, path) or {"train": path}
+    _warn_of_stray(spec, path, image_files(path, path, deep=False))
     train = spec.train_split or "train"
     if train not in folders:
         raise DataError(f"{spec.name}: no split `{train}` (train_split) in {path}. The splits are {', '.join(folders)}")
@@ -192,8 +195,10 @@ def _image_folder(spec: DatasetSpec, path: Path) -> ImageDataset:
     if not found:
         raise DataError(f"{spec.name}: {folders[train]} holds no class folders")
 
+    reached: dict[Path, Path] = {}
+
     def opener(name: str) -> Callable[[], Content]:
-        return lambda: read_class_folders(folders[name], found, f"{spec.name}, split `{name}`", path)
+        return lambda: read_class_folders(folders[name], found, f"{spec.name}, split `{name}`", path, reached)
 
     return ImageDataset(
         spec, found, {name: opener(name) for name in folders}, {"kind": "image folder", "path": str(path)}
@@ -216,70 +221,53 @@ def _split_folders(spec: DatasetSpec, path: Path) -> dict[str, Path]:
         return {} if flat else {top.name: top for top in nested}
     for top in tops:
         stray = image_files(top, path, deep=False)
-        if stray and top.name.lower() not in named:
+        if stray and not {top.name, top.name.lower()} & set(named):
             raise DataError(
                 f"{spec.name}: {top} holds images and stands beside {some(one.name for one in nested)}, which are splits: "
                 "is it a class? Move it into a split, or out of the dataset"
             )
-        if stray:
-            warnings.warn(
-                f"{spec.name}: {len(stray)} images of {top} are left out, as they are in no class folder: "
-                f"{some((file.name for file in stray), 3)}",
-                stacklevel=2,
-            )
+        _warn_of_stray(spec, top, stray)
     return {top.name: top for top in nested}
 
 
-def _generated(spec: DatasetSpec) -> ImageDataset:
-    generated = importlib.import_module("attndrift.data.generated").GENERATED[spec.name]
-    for key, size in (("train_size", spec.train_size), ("test_size", spec.test_size)):
-        if size < len(generated.class_names):
-            raise DataError(
-                f"{spec.name}: `{key}` is {size}; its {len(generated.class_names)} classes need at least as many"
-            )
-
-    def opener(name: str, seed: int, size: int) -> Callable[[], Content]:
-        def open_split() -> Content:
-            labels = np.asarray([generated.label(seed, index) for index in range(size)], dtype=np.int64)
-            reader = GeneratedReader(size, lambda index: generated.draw(seed, index))
-            return reader, labels, [f"{name}:{index}" for index in range(size)]
-
-        return open_split
-
-    splits = {
-        "train": opener("train", _TRAIN_SEED, spec.train_size),
-        "test": opener("test", _TEST_SEED, spec.test_size),
-    }
-    return ImageDataset(spec, generated.class_names, splits, {"kind": "generated", "seeds": [_TRAIN_SEED, _TEST_SEED]})
+def _warn_of_stray(spec: DatasetSpec, folder: Path, images: Sequence[Path]) -> None:
+    if images:
+        warnings.warn(
+            f"{spec.name}: {len(images)} images of {folder} are left out, as they are in no class folder: "
+            f"{some((file.name for file in images), 3)}",
+            stacklevel=2,
+        )
 
 
-def _digits(spec: DatasetSpec) -> ImageDataset:
-    """Every fifth image of each class is held out."""
-    from sklearn.datasets import load_digits
+def local_state(source: str | DatasetSpec | Mapping[str, Any], data_dir: str | Path | None = None) -> str | None:
+    """A hash of the names, sizes and times of a dataset's local files: another one where they have changed.
 
-    loaded = load_digits()
-    labels = np.asarray(loaded.target, dtype=np.int64)
-    grey = np.round(np.asarray(loaded.images) * (255.0 / 16.0)).astype(np.uint8)
-    rank = np.zeros(len(labels), dtype=np.int64)
-    for label in range(10):
-        rank[labels == label] = np.arange((labels == label).sum())
-    held_out = rank % 5 == 4
-
-    def opener(rows: NDArray[np.int64]) -> Callable[[], Content]:
-        reader = GeneratedReader(len(rows), lambda index: np.repeat(grey[rows[index], :, :, None], 3, axis=2))
-        return lambda: (reader, labels[rows], [f"digit:{row}" for row in rows])
-
-    splits = {"train": opener(np.flatnonzero(~held_out)), "test": opener(np.flatnonzero(held_out))}
-    names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-    return ImageDataset(spec, names, splits, {"kind": "scikit-learn"})
+    None for a dataset that is not in a local folder. Raises as :func:`load_dataset` does for what is missing.
+    """
+    spec = spec_of(source)
+    folder = find_local(spec, data_dir)
+    if folder is None:
+        return None
+    total, walked = hashlib.sha256(str(folder.resolve()).encode("utf-8", "surrogatepass")), set()
+    for where, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(where)
+        if real in walked:  # a link that climbs; reading the dataset says so
+            folders.clear()
+            continue
+        walked.add(real)
+        folders.sort()
+        for name in sorted(files):
+            with contextlib.suppress(OSError):
+                found = os.stat(os.path.join(where, name))
+                line = f"{where}\0{name}\0{found.st_size}\0{found.st_mtime_ns}\n"
+                total.update(line.encode("utf-8", "surrogatepass"))
+    return total.hexdigest()
 
 
 def describe(source: str | DatasetSpec | Mapping[str, Any]) -> str:
     """Where the images of a dataset would come from, in words, without opening it."""
     spec = spec_of(source)
-    if spec.kind == "generated":
-        return "generated on demand"
-    if spec.kind == "digits":
-        return "scikit-learn"
+    if spec.load is not None:
+        return spec.made
     local = find_local(spec)
     return str(local) if local else f"hub: {spec.hub}"

@@ -10,7 +10,7 @@ that probe and validation do not change with the number of training images.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -20,6 +20,15 @@ from numpy.typing import NDArray
 
 from attndrift.data.dataset import ImageDataset, ImageSplit
 from attndrift.data.errors import DataError, some
+
+PROBE_SIZE = 200
+"""Images of a probe whose size is not given."""
+
+PROBE_SHARE = 10
+"""A probe whose size is not given takes at most one of so many images of a split that trains, and of each class."""
+
+LEAST_PROBE = 4
+"""Images that debiased CKA needs."""
 
 Selection = Literal["test", "validation"]
 Progress = Callable[[int, int], None]
@@ -95,6 +104,18 @@ class Splits:
         """The parts by name."""
         return {"train": self.train, "validation": self.validation, "test": self.test, "probe": self.probe}
 
+    @property
+    def who_gets_what(self) -> str:
+        """The numbers of images in words."""
+        numbers = {name: len(part) for name, part in self.parts.items()}
+        shared = self.selection == "test"
+        return (
+            f"{self.dataset}: {numbers['train']:,} images train, "
+            + (f"{numbers['test']:,} validate and test" if shared else f"{numbers['validation']:,} validate")
+            + f", {numbers['probe']:,} are the probe"
+            + (" (shared with the test)" if shared else f", {numbers['test']:,} test")
+        )
+
     @cached_property
     def hash(self) -> str:
         """SHA-256 over the dataset's fingerprint, the selection and all parts."""
@@ -117,7 +138,9 @@ class Splits:
 class _Ranked:
     """A split's usable images, ranked within each class."""
 
-    def __init__(self, split: ImageSplit, data_seed: int, unreadable: Mapping[int, str], where: str) -> None:
+    def __init__(
+        self, split: ImageSplit, data_seed: int, unreadable: Mapping[int, str], where: str, *, all_classes: bool = True
+    ) -> None:
         self.split, self.where, self.data_seed = split, where, data_seed
         self.classes = len(split.class_names)
         self.kind = "readable " if unreadable else ""
@@ -126,7 +149,7 @@ class _Ranked:
             if index not in unreadable:
                 by_class[label].append(index)
         empty = [split.class_names[c] for c in range(self.classes) if not by_class[c]]
-        if empty:
+        if empty and all_classes:
             raise DataError(f"{where}: classes without {self.kind}images: {some(empty)}")
         self.ranked = [np.asarray(sorted(members, key=self._key), dtype=np.int64) for members in by_class]
 
@@ -170,9 +193,9 @@ class _Ranked:
         spread[self._order(purpose)[:rest]] += 1
         return spread
 
-    def fill(self, total: int, purpose: str) -> Indices:
-        """``total`` spread as evenly as the sizes of the classes allow; all images if ``total`` is larger."""
-        counts = self.counts
+    def fill(self, total: int, purpose: str, most: Indices | None = None) -> Indices:
+        """``total`` spread as evenly as ``most`` images a class allow (default: all); ``most`` if ``total`` is larger."""
+        counts = self.counts if most is None else most
         if total >= counts.sum():
             return counts
         level, high = 0, int(counts.max())
@@ -206,10 +229,19 @@ def _ranked(
     return ranked, {split.ids[index]: reason for index, reason in left_out.items()}
 
 
-def _probe_counts(ranked: _Ranked, size: int, per_class: int | None) -> Indices:
+def _probe_counts(ranked: _Ranked, size: int | None, per_class: int | None, others: Indices | None) -> Indices:
+    """Images of the probe, by class. ``others``: those that others need of a class; None where images are shared."""
     if per_class is not None:
         return np.full(ranked.classes, per_class, dtype=np.int64)
-    return ranked.even(size, "probe")
+    if size is not None:
+        return ranked.even(size, "probe")
+    most, total = ranked.counts, PROBE_SIZE
+    if others is not None:
+        room = np.maximum(most - others, 0)
+        total = min(PROBE_SIZE, max(LEAST_PROBE, int(most.sum()) // PROBE_SHARE))
+        most = np.minimum(np.maximum(most // PROBE_SHARE, 1), room)
+        most = room if most.sum() < LEAST_PROBE else most
+    return ranked.fill(total, "probe", most) if most.sum() >= LEAST_PROBE else ranked.even(LEAST_PROBE, "probe")
 
 
 def _check_settings(
@@ -236,7 +268,7 @@ def make_splits(
     train_per_class: int | None = None,
     validation_per_class: int | None = None,
     validation_fraction: float = 0.1,
-    probe_size: int = 200,
+    probe_size: int | None = None,
     probe_per_class: int | None = None,
     test_limit: int | None = None,
     unreadable: Literal["error", "skip"] = "error",
@@ -252,8 +284,9 @@ def make_splits(
         train_per_class: training images of every class; None takes all that are left.
         validation_per_class: validation images of every class (``validation`` only); None takes
             ``validation_fraction`` of each class, at least one.
-        probe_size: images of the probe, class counts differing by at most one; ``probe_per_class``
-            replaces it by a number a class.
+        probe_size: images of the probe, class counts differing by at most one. None takes 200; where it is a part of
+            the split that trains, at most a tenth of that split and of each class. ``probe_per_class`` replaces it by a
+            number a class.
         test_limit: at most as many test images, spread evenly over the classes; None takes all.
         unreadable: ``skip`` decodes every image of the splits that are used and leaves out those that
             cannot be decoded; ``error`` leaves finding them to :class:`~attndrift.data.PixelStore`.
@@ -275,23 +308,24 @@ def make_splits(
     zero = np.zeros(train.classes, dtype=np.int64)
     test_counts = test.counts if test_limit is None else test.fill(test_limit, "test")
     test_part = test.part("test", zero, test_counts)
-    probe_counts = _probe_counts(test if selection == "test" else train, probe_size, probe_per_class)
+    train_counts = np.full(train.classes, train_per_class or 1, dtype=np.int64)
     if selection == "test":
+        probe_counts = _probe_counts(test, probe_size, probe_per_class, None)
         test.need(probe_counts, "the probe")
         probe = test.part("probe", zero, probe_counts)
         validation, held_out = test_part, zero
     else:
-        train.need(probe_counts, "the probe")
-        probe = train.part("probe", zero, probe_counts)
         if validation_per_class is None:
             wanted = np.floor(train.counts * validation_fraction + 0.5).astype(np.int64)
             validation_counts = np.maximum(1, wanted)
         else:
             validation_counts = np.full(train.classes, validation_per_class, dtype=np.int64)
+        probe_counts = _probe_counts(train, probe_size, probe_per_class, validation_counts + 1)
+        train.need(probe_counts, "the probe")
+        probe = train.part("probe", zero, probe_counts)
         held_out = probe_counts + validation_counts
         train.need(held_out, "the probe and validation")
         validation = train.part("validation", probe_counts, held_out)
-    train_counts = np.full(train.classes, train_per_class or 1, dtype=np.int64)
     train.need(held_out + train_counts, "training" if selection == "test" else "probe, validation and training")
     start = held_out if train_per_class is None else train.counts - train_counts
     return Splits(
@@ -314,14 +348,57 @@ def evaluation_part(
     data_seed: int = 0,
     unreadable: Literal["error", "skip"] = "error",
     name: str = "transfer",
+    split: Literal["train", "test"] = "test",
     progress: Progress | None = None,
 ) -> tuple[SplitPart, dict[str, str]]:
-    """Held-out images of a transfer set, at most ``limit``, spread evenly over its classes.
+    """Images of a transfer set's ``split``, at most ``limit``, spread evenly over its classes.
 
     Returns the part and the unreadable images that were left out (id and reason). A smaller limit takes
     a part of a larger one's images. Raises :class:`DataError` as :func:`make_splits` does.
     """
     _positive(limit=limit)
-    ranked, skipped = _ranked(dataset, dataset.test, data_seed, unreadable, progress)
+    ranked, skipped = _ranked(dataset, getattr(dataset, split), data_seed, unreadable, progress)
     counts = ranked.counts if limit is None else ranked.fill(limit, "test")
     return ranked.part(name, np.zeros_like(counts), counts), skipped
+
+
+def monitor_part(
+    dataset: ImageDataset,
+    count: int,
+    *,
+    data_seed: int = 0,
+    unreadable: Literal["error", "skip"] = "error",
+    taken: SplitPart,
+) -> tuple[SplitPart | None, dict[str, str]]:
+    """Images of a transfer set that a run may watch while it trains, at most ``count``, spread evenly over the classes.
+
+    They are of the set's own training split, which no run trains on, and none of them is in ``taken``. Returns the part,
+    None where nothing is left for it, and the unreadable images that were left out (id and reason).
+    """
+    _positive(count=count)
+    split = dataset.train
+    where = f"{dataset.name}, split `{split.name}`"
+    left_out = dict.fromkeys(taken.indices.tolist(), "taken") if taken.split == split.name else {}
+    skipped: dict[str, str] = {}
+    while True:
+        ranked = _Ranked(split, data_seed, left_out, where, all_classes=False)
+        counts = ranked.fill(count, "monitor")
+        if not counts.any():
+            return None, skipped
+        part = ranked.part("monitor", np.zeros_like(counts), counts)
+        # Only these are decoded: the split may be large.
+        bad = split.unreadable_among(part.indices.tolist()) if unreadable == "skip" else {}
+        if not bad:
+            return part, skipped
+        left_out |= bad
+        skipped |= {split.ids[index]: reason for index, reason in bad.items()}
+
+
+def refuse_overlap(parts: Sequence[SplitPart]) -> None:
+    """Raise ``ValueError`` where two parts of a dataset share an image."""
+    seen: dict[tuple[str, int], str] = {}
+    for part in parts:
+        for index, image in zip(part.indices.tolist(), part.ids, strict=True):
+            other = seen.setdefault((part.split, index), part.name)
+            if other != part.name:
+                raise ValueError(f"image {image!r} of split `{part.split}` is in the parts `{other}` and `{part.name}`")

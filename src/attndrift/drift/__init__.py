@@ -10,8 +10,10 @@ from attndrift.drift.alerts import Alert, AlertEvent
 from attndrift.drift.drift import Drift, Snapshot, compare_snapshots, relative_change_pct, watchable
 from attndrift.drift.monitor import DriftMonitor, measure_drift
 from attndrift.drift.probe import Batches
-from attndrift.drift.snapshot import WeightDrift, take_snapshot
+from attndrift.drift.record import TrainingRecord
+from attndrift.drift.snapshot import take_snapshot
 from attndrift.drift.watch import DriftWatch
+from attndrift.drift.weight_drift import WeightDrift
 
 __all__ = [
     "Alert",
@@ -21,6 +23,7 @@ __all__ = [
     "DriftMonitor",
     "DriftWatch",
     "Snapshot",
+    "TrainingRecord",
     "WeightDrift",
     "compare_snapshots",
     "measure_drift",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from attndrift.drift.drift import Drift, watchable
+from attndrift.models.pickling import Picklable
 from attndrift.registry import near_match
 
 logger = logging.getLogger("attndrift.drift")
@@ -43,7 +44,7 @@ Action = Literal["log", "stop"] | Callable[[AlertEvent], Any]
 
 
 @dataclass(frozen=True)
-class Alert:
+class Alert(Picklable):
     """What must not happen: ``Alert("entropy_change_pct", below=-5, action="stop")``.
 
     Attributes:
@@ -112,6 +113,11 @@ class AlertBook:
     def quiet(self) -> bool:
         """Whether no alert was on at the last check."""
         return not any(self._on)
+
+    def begin(self, step: int) -> None:
+        """A training begins, or goes on, after ``step``: what fired there or later may fire again."""
+        self.events[:] = [event for event in self.events if event.step < step]
+        self._on = [False] * len(self._alerts)
 
     def check(self, step: int, epoch: float | None, drift: Drift) -> list[tuple[Alert, AlertEvent]]:
         """The alerts that fire at this measurement. Raises ValueError for a quantity that is not measured."""

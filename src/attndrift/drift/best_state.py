@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from attndrift.files import sync_folder
+from attndrift.files import replacing
 from attndrift.process_group import Processes
 
 BEST = "best.safetensors"
@@ -46,17 +44,8 @@ class BestState:
         elif self._processes().rank == 0:
             # Clones: buffers may share memory, which the format refuses.
             values = {name: value.cpu().clone().contiguous() for name, value in self._state().items()}
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self._path.parent, prefix=".best-", suffix=".safetensors")
-            os.close(handle)
-            try:
+            with replacing(self._path) as temporary:
                 save_file(values, temporary, metadata={"step": str(step)})
-                os.chmod(temporary, 0o644)
-                os.replace(temporary, self._path)
-            except BaseException:
-                Path(temporary).unlink(missing_ok=True)
-                raise
-            sync_folder(self._path.parent)
 
     @torch.no_grad()
     def restore(self) -> int:

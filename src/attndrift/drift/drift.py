@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor
 
-from attndrift.metrics.compared import compare_embeddings, compare_hidden_states
+from attndrift.metrics.compared import compare_embeddings, compare_hidden_states, finite
 from attndrift.metrics.deferred import DeferredScalars
+from attndrift.metrics.registry import METRICS
 from attndrift.metrics.structure_accumulator import StructureSummary
 from attndrift.process_group import DivergedError
 from attndrift.registry import near_match
@@ -43,30 +44,37 @@ class Drift:
     """What has changed between two snapshots, and how far the weights have moved.
 
     Every number of :func:`watchable` is an attribute too: ``drift.cka_mean``, ``drift.entropy_change_pct``,
-    ``drift.embedding_drift``; None where it was not measured (a change of what was 0; weights without a reference).
+    ``drift.embedding_drift``; None where it has no value (a change of what was 0; weights without a reference), and
+    :meth:`reason` says why.
 
     Attributes:
         reference, structure: structural metrics of the reference and of the current state.
-        compared: (layers,) of each metric that compares hidden states: ``cka`` and ``cka_debiased`` (1 is the reference).
+        compared: (layers,) of each metric that compares hidden states: ``cka`` and ``cka_debiased`` (1 is the reference);
+            NaN where a layer has no value.
         numbers: each metric that is one number: ``embedding_drift``, ``weight_drift``, ...
+        missing: why a metric has no value, by the metric's name.
     """
 
     reference: StructureSummary
     structure: StructureSummary
     compared: Mapping[str, Tensor]
     numbers: Mapping[str, float | None]
+    missing: Mapping[str, str] = field(default_factory=dict)
 
     def __getattr__(self, name: str) -> float | None:
         if not name.startswith("_") and "numbers" in vars(self):
             for column in metric_columns("history"):
                 if column.name == name:
-                    return self._number(column)
+                    return self.number(column)
         hint = near_match(name, watchable())
         raise AttributeError(f"a drift has no `{name}`{hint}")
 
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *watchable()]
+
     def columns(self, table: Literal["history", "runs"]) -> dict[str, float | None]:
         """The measured columns of a table. Whatever writes a row of a drift takes them from here."""
-        return {column.name: self._number(column) for column in metric_columns(table)}
+        return {column.name: self.number(column) for column in metric_columns(table)}
 
     def row(self) -> dict[str, Any]:
         """What a drift adds to a row of the history: its columns, and ``layers``."""
@@ -76,19 +84,29 @@ class Drift:
         """Everything that an alert or a budget may name (:func:`watchable`); None where it was not measured."""
         return self.columns("history")
 
-    def _number(self, column: Column) -> float | None:
+    def number(self, column: Column) -> float | None:
+        """What a measured column holds (:func:`~attndrift.results.columns.metric_columns`); None without a value."""
         name, statistic = column.metric, column.statistic
         if statistic == "baseline":
             return self.reference.mean(name)
         if statistic == "change_pct":
             return relative_change_pct(self.structure.mean(name), self.reference.mean(name))
         if statistic == "last_layer_change_pct":
-            return float(self.layer_change_pct(name)[-1])
+            return finite(float(self.layer_change_pct(name)[-1]))
         if statistic == "mean":
-            return float(self.compared[name].mean())
+            return finite(float(self.compared[name].mean()))
         if statistic == "last":
-            return float(self.compared[name][-1])
+            return finite(float(self.compared[name][-1]))
         return self.structure.mean(name) if name in self.structure.values else self.numbers.get(name)
+
+    def reason(self, column: Column) -> str:
+        """Why a measured column has no number."""
+        if column.metric in self.missing:
+            return self.missing[column.metric]
+        if column.statistic in ("change_pct", "last_layer_change_pct"):
+            return "the pretrained value is 0"
+        measured = METRICS[column.metric].needs in ("hidden states", "embeddings")
+        return "what was measured is no finite number" if measured else "it was not measured"
 
     def layer_change_pct(self, metric: str) -> Tensor:
         """(layers,): relative change of ``metric`` per layer, percent."""
@@ -101,18 +119,20 @@ class Drift:
             name: {"layer": per_head.mean(1).tolist(), "head": per_head.tolist()}
             for name, per_head in self.structure.values.items()
         }
-        return found | {name: {"layer": values.tolist()} for name, values in self.compared.items()}
+        return found | {
+            name: {"layer": [finite(value) for value in values.tolist()]} for name, values in self.compared.items()
+        }
 
     def line(self) -> str:
         """One readable line."""
         parts = [f"entropy {self.structure.mean('entropy'):.3f} nats"]
         if self.entropy_change_pct is not None:
             parts[0] += f" ({self.entropy_change_pct:+.2f}%)"
-        parts.append(f"last block {self.entropy_last_layer_change_pct:+.2f}%")
-        parts += [f"CKA {self.cka_mean:.3f}", f"embeddings {self.embedding_drift:.4f}"]
-        if self.weight_drift is not None:
-            parts.append(f"weights {self.weight_drift:.5f}")
-        return ", ".join(parts)
+        shown = (
+            ("last block {:+.2f}%", self.entropy_last_layer_change_pct), ("CKA {:.3f}", self.cka_mean),
+            ("embeddings {:.4f}", self.embedding_drift), ("weights {:.5f}", self.weight_drift),
+        )  # fmt: skip
+        return ", ".join([*parts, *(words.format(value) for words, value in shown if value is not None)])
 
 
 def relative_change_pct(value: float, baseline: float) -> float | None:
@@ -120,24 +140,23 @@ def relative_change_pct(value: float, baseline: float) -> float | None:
     return None if baseline == 0 else 100.0 * (value - baseline) / baseline
 
 
-def compare_snapshots(
-    reference: Snapshot,
-    current: Snapshot,
-    *,
-    weight_drift: float | None = None,
-    projection_drift: float | None = None,
-) -> Drift:
+def compare_snapshots(reference: Snapshot, current: Snapshot, *, strict: bool = True, **weights: float | None) -> Drift:
     """The drift from ``reference`` to ``current``. Both must have been taken on the same images.
 
+    Args:
+        strict: raise where the representation has collapsed, or a metric has no value; otherwise what has none is None,
+            with its reason.
+        weights: metrics of the weights, by name, such as ``weight_drift``.
+
     Raises:
-        ValueError: the snapshots do not belong together, or something of ``reference`` has no value.
+        ValueError: the snapshots do not belong together, or something has no value.
         DivergedError: the representation of ``current`` has collapsed.
     """
-    comparison = Comparison(reference, current.hidden, current.embeddings, DeferredScalars())
-    return comparison.drift(current.structure, weight_drift=weight_drift, projection_drift=projection_drift)
+    comparison = DeferredComparison(reference, current.hidden, current.embeddings, DeferredScalars())
+    return comparison.drift(current.structure, strict=strict, **weights)
 
 
-class Comparison:
+class DeferredComparison:
     """:func:`compare_snapshots` in two parts: an accelerator is asked for everything, and then waited for.
 
     Args:
@@ -157,17 +176,16 @@ class Comparison:
         self._compared = compare_hidden_states(reference.hidden.to(hidden.device), hidden, deferred)
         self._moved = compare_embeddings(reference.embeddings.to(embeddings.device), embeddings, deferred)
 
-    def drift(
-        self,
-        structure: StructureSummary,
-        *,
-        weight_drift: float | None = None,
-        projection_drift: float | None = None,
-    ) -> Drift:
-        """Wait for it; ``structure`` is that of the current state. Raises as :func:`compare_snapshots` does."""
-        self._refuse_collapsed()
-        numbers = self._moved() | {"weight_drift": weight_drift, "projection_drift": projection_drift}
-        return Drift(self._reference.structure, structure, self._compared(), numbers)
+    def drift(self, structure: StructureSummary, *, strict: bool = True, **weights: float | None) -> Drift:
+        """Wait for it; ``structure`` is that of the current state. Args and Raises: as :func:`compare_snapshots`."""
+        if strict:
+            self._refuse_collapsed()
+        (numbers, why), (compared, reasons) = self._moved(), self._compared()
+        missing = reasons | why
+        if strict and missing:
+            raise ValueError(next(iter(missing.values())))
+        numbers |= weights
+        return Drift(self._reference.structure, structure, compared, numbers, missing)
 
     def _refuse_collapsed(self) -> None:
         """Raise where every image is represented alike, so that nothing can be compared with it."""

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from attndrift.attention.families import find_vision_tower
+from attndrift.drift.coverage import describe_unmeasured, unmeasured_parts
 from attndrift.drift.drift import Drift, Snapshot
-from attndrift.drift.probe import Batches, Probe, batches_of
-from attndrift.drift.snapshot import WeightDrift, begin_snapshot
-from attndrift.metrics.deferred import DeferredScalars
-from attndrift.metrics.weights import squared_norm_deferred, weight_drift_deferred
-from attndrift.models.embedding import image_embeddings
-from attndrift.models.evaluation import preserve_state, unwrapped
-from attndrift.models.module_utils import named_modules
-from attndrift.models.parameters import bare, bare_parameters, has_adapters, live_parameters
+from attndrift.drift.measured_model import MeasuredModel
+from attndrift.drift.probe import Probe, checked, logger, read_probe, refuse_few
+from attndrift.drift.snapshot import begin_snapshot
+from attndrift.drift.weight_drift import ParameterDrift, WeightDrift, computed_parameters
+from attndrift.models.evaluation import same_random_state
+from attndrift.models.parameters import bare, bare_parameters
+from attndrift.models.pickling import Picklable
 from attndrift.process_group import Processes
 
 
-class DriftMonitor:
+class DriftMonitor(Picklable):
     """Measures a model against a reference state on a fixed probe set, whenever it is called.
 
     ::
@@ -32,7 +30,8 @@ class DriftMonitor:
 
     Nothing of the model or of the training is touched: parameters, gradients, training flags and the random
     states stay as they are. Works with ``peft`` adapters, frozen parts, gradient checkpointing, ``torch.compile``
-    and ``autocast``, whose precision is left aside: a measurement runs in that of the weights.
+    and ``autocast``, whose precision is left aside: a measurement runs in that of the weights. What is trained and not
+    measured, as a text tower, is warned of. A monitor can be pickled, with its model and its probe images.
 
     Where ``torch.distributed`` is initialised by the time of a measurement, every process must measure; each takes
     its share of the images and all get the same result, that of one process alone.
@@ -41,20 +40,23 @@ class DriftMonitor:
         model: any module with one vision transformer inside that :func:`attndrift.observe` can see into.
         probe: the probe images, normalised as the model takes them: one tensor (images, 3, height, width); what an
             image processor returns; a list, dataset or ``DataLoader``, whose images are read once and kept; or a
-            callable that yields batches, the same ones at each call. In each process the same ones.
+            callable that yields batches, the same ones at each call. In each process the same ones. At least 4
+            different images.
         reference: the state to measure against: a :class:`Snapshot` of the same images, or a model. By default
             the model as it is now, without its ``peft`` adapters: the bare model.
         embed: images to embeddings, of the live model; by default as the model's family has it.
-        weight_drift: returns (vision transformer, projection) drift; by default the parameters of the vision
-            tower, and of a module called ``visual_projection`` if there is one, against the reference model's
-            (the present bare ones where ``reference`` is a snapshot). Takes a copy of them.
+        weight_drift: function that returns (tower drift, projection drift). By default the vision tower, and
+            ``visual_projection`` if present, are compared with a copy of the reference's weights; if ``reference`` is a
+            snapshot, with the current bare weights. With a function of your own there are no warnings about parts that
+            are not measured.
         batch_size: images a forward pass, where ``probe`` is one tensor.
         distributed: False measures in this process alone whatever process group there is.
 
     Raises:
         ObservationError: a model that cannot be observed.
         TypeError: a probe of something else than normalised images.
-        ValueError: merged adapters, sharded parameters, an empty probe set, or a reference of another shape.
+        ValueError: merged adapters, sharded parameters, fewer than 4 different probe images, or a reference of another
+            shape.
         DivergedError: a reference whose hidden states or embeddings are not finite.
     """
 
@@ -71,29 +73,40 @@ class DriftMonitor:
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-        self.model = unwrapped(model)
-        self._distributed = distributed
+        measured = MeasuredModel.of(model)
+        _refuse_sharded(measured.modules)
+        self.model = self.trained = measured.model
+        self._batch_size, self._distributed = batch_size, distributed
         self._embed = embed
-        modules = named_modules(self.model)
-        _refuse_sharded(modules)
-        # As many images at a time in each process, and they may become more than one after this.
-        self._batches: Batches = batches_of(probe, lambda: batch_size * self.processes.count, self.model)
-        origin, values = self.model, bare_parameters
+        with same_random_state(self.model):
+            self._probe = read_probe(probe)
+        self._warns, self._warned_of = weight_drift is None, frozenset[nn.Parameter]()
+        origin, values = measured, bare_parameters
         if isinstance(reference, Snapshot):
+            if isinstance(self._probe, Tensor):
+                list(checked([self._probe]))
             self.reference = reference
-            self._weight_drift = weight_drift or _ParameterDrift(self.model, origin, values)
+            self._weight_drift = weight_drift or ParameterDrift(measured, origin, values, known=False)
+            refuse_few(self.reference.hidden)
             return
         if reference is None:
-            with bare(self.model, modules):
-                under_way = begin_snapshot(self.model, self._batches(), embed, processes=self.processes)
+            with bare(measured.model, measured.modules):
+                under_way = begin_snapshot(measured, checked(self._batches()), embed, processes=self.processes)
         else:
             if embed is not None:
                 raise ValueError("embed belongs to the live model: with it, give the reference as a Snapshot")
-            origin, values = unwrapped(reference), _computed_parameters
-            under_way = begin_snapshot(origin, self._batches(), processes=self.processes)
+            origin, values = MeasuredModel.of(reference), computed_parameters
+            under_way = begin_snapshot(origin, checked(self._batches()), processes=self.processes)
         with under_way.meanwhile():
-            self._weight_drift = weight_drift or _ParameterDrift(self.model, origin, values)
+            self._weight_drift = weight_drift or ParameterDrift(measured, origin, values)
         self.reference = under_way.read()
+        refuse_few(self.reference.hidden)
+
+    def _batches(self) -> Iterable[Tensor]:
+        if isinstance(self._probe, Tensor):
+            # As many images at a time in each process, however many there are by now.
+            return self._probe.split(self._batch_size * self.processes.count)
+        return self._probe()
 
     @property
     def processes(self) -> Processes:
@@ -102,19 +115,37 @@ class DriftMonitor:
 
     def measure(self) -> Drift:
         """Measure now. Raises :class:`DivergedError` where the model has left the finite numbers."""
-        return measure_drift(
+        drift = measure_drift(
             self.reference, self.model, self._batches(), self._weight_drift, self._embed, processes=self.processes
         )
+        if self._warns and self.processes.first:
+            self._warn_of_unmeasured()
+        return drift
+
+    def _warn_of_unmeasured(self) -> None:
+        """Warn once about trained parts that no measurement covers; again if more parts are unfrozen later."""
+        weighed = {parameter for part in MeasuredModel.of(self.model).parts for parameter in part.parameters()}
+        candidates = [one for part in unmeasured_parts(self.trained, weighed) for one in part.parameters]
+        if self._warned_of.issuperset(candidates):
+            return
+        try:
+            reaching = self._reach_embedding(candidates)
+        except RuntimeError:
+            # An `embed` of one's own need not be differentiable.
+            reaching = set()
+        parts = list(unmeasured_parts(self.trained, weighed | reaching))
+        if parts:
+            logger.warning(describe_unmeasured(parts))
+        self._warned_of |= frozenset(candidates)
 
     def embeddings(self) -> Tensor:
         """What the model makes of the probe images now: (images, dimensions), float32, on the CPU; all in every process."""
-        weight = next(p for p in find_vision_tower(self.model).module.parameters() if p.is_floating_point())
-        embed = self._embed or partial(image_embeddings, self.model)
-        processes, rows, sizes = self.processes, list[Tensor](), list[int]()
-        with preserve_state(self.model), processes.agreeing():
+        measured, processes = MeasuredModel.of(self.model), self.processes
+        rows, sizes = list[Tensor](), list[int]()
+        with measured.preserved(), processes.agreeing():
             for batch in self._batches():
                 part, _ = processes.share(batch, sum(sizes))
-                rows.append(embed(part.to(weight.device, weight.dtype)).float().cpu())
+                rows.append(measured.embed(part, self._embed).float().cpu())
                 sizes.append(len(batch))
         return processes.join(torch.cat(rows), sizes)
 
@@ -124,17 +155,27 @@ class DriftMonitor:
         Asked of the graph of one probe image: a classifier behind the embedding is not among them, nor a text tower.
         """
         trained = {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-        if not trained:
-            return {}
-        weight = next(p for p in find_vision_tower(self.model).module.parameters() if p.is_floating_point())
-        with preserve_state(self.model):
-            pixels = next(iter(self._batches()))[:1].to(weight.device, weight.dtype)
-            with torch.enable_grad():
-                embedded = (self._embed or partial(image_embeddings, self.model))(pixels)
-                if not embedded.requires_grad:
-                    return {}
-                gradients = torch.autograd.grad(embedded.sum(), list(trained.values()), allow_unused=True)
-        return {name: trained[name] for name, found in zip(trained, gradients, strict=True) if found is not None}
+        reaching = self._reach_embedding(list(trained.values()))
+        return {name: parameter for name, parameter in trained.items() if parameter in reaching}
+
+    def _reach_embedding(self, parameters: Sequence[nn.Parameter]) -> set[nn.Parameter]:
+        """Those of ``parameters``, all of them trained, that the embedding of an image depends on."""
+        if not parameters:
+            return set()
+        measured = MeasuredModel.of(self.model)
+        with measured.preserved(), torch.enable_grad():
+            embedded = measured.embed(next(iter(self._batches()))[:1], self._embed)
+            if not embedded.requires_grad:
+                return set()
+            gradients = torch.autograd.grad(embedded.sum(), list(parameters), allow_unused=True)
+        return {one for one, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
+
+    def reference_values(self) -> dict[nn.Parameter, Tensor]:
+        """The reference's values of the model's parameters, of those whose weight drift this measures; not to be changed.
+
+        Empty where ``reference`` is a snapshot, which holds no weights, and with a ``weight_drift`` of one's own.
+        """
+        return self._weight_drift.reference_values() if isinstance(self._weight_drift, ParameterDrift) else {}
 
 
 def measure_drift(
@@ -150,7 +191,7 @@ def measure_drift(
 
     Args and Raises: as for :func:`take_snapshot`, and what ``weight_drift`` raises.
     """
-    return begin_snapshot(model, batches, embed, processes=processes).drift(reference, weight_drift)
+    return begin_snapshot(MeasuredModel.of(model), batches, embed, processes=processes).drift(reference, weight_drift)
 
 
 def _refuse_sharded(modules: Mapping[nn.Module, str]) -> None:
@@ -162,39 +203,3 @@ def _refuse_sharded(modules: Mapping[nn.Module, str]) -> None:
                     f"{name}{'.' if name else ''}{own} is sharded over processes (FSDP, tensor parallelism or ZeRO stage 3), "
                     "and its drift cannot be measured; train with DistributedDataParallel, or measure checkpoints"
                 )
-
-
-def _computed_parameters(module: nn.Module) -> dict[str, Tensor]:
-    values = live_parameters(module, {})
-    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
-
-
-def _projection(model: nn.Module) -> nn.Module | None:
-    found = [part for part, name in named_modules(model).items() if name.rpartition(".")[2] == "visual_projection"]
-    return found[0] if len(found) == 1 else None
-
-
-class _ParameterDrift:
-    """Weight drift of the vision tower and of the projection, against copies of the parameters of ``origin``."""
-
-    def __init__(self, model: nn.Module, origin: nn.Module, values: Callable[[nn.Module], dict[str, Tensor]]) -> None:
-        self._model = model
-        projection = _projection(origin)
-        parts = [find_vision_tower(origin).module] + ([] if projection is None else [projection])
-        self._before = [{name: value.clone() for name, value in values(part).items()} for part in parts]
-        deferred = DeferredScalars()
-        norms = [squared_norm_deferred(part, deferred) for part in self._before]
-        self._norms = [norm() for norm in norms]
-        if origin is not model or has_adapters(model):
-            self()  # a reference of other shapes, or an adapter that cannot be told, is an error now, not at the first measurement
-
-    def __call__(self) -> tuple[float, float | None]:
-        projection = _projection(self._model)
-        parts = [find_vision_tower(self._model).module] + ([] if projection is None else [projection])
-        deferred = DeferredScalars()
-        # Without a projection on either side, the tower alone.
-        tower, *others = [
-            weight_drift_deferred(before, live_parameters(part, before), deferred, pretrained_squared_norm=norm)
-            for part, before, norm in zip(parts, self._before, self._norms, strict=False)
-        ]
-        return tower(), (others[0]() if others else None)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from attndrift.models.evaluation import same_random_state
+logger = logging.getLogger("attndrift.drift")
 
 Batches = Callable[[], Iterable[Tensor]]
 """Called at each measurement; yields the normalised probe images, float (images, 3, height, width)."""
@@ -16,14 +18,18 @@ Batches = Callable[[], Iterable[Tensor]]
 Probe = Tensor | Mapping[str, Any] | Iterable[Any] | Batches
 """What a monitor takes for its probe images, see :class:`~attndrift.DriftMonitor`."""
 
+FEWEST_IMAGES = 4
+"""Debiased CKA has no value for fewer."""
+
 _REMEDY = "give normalised images, processor(images, return_tensors='pt')['pixel_values']"
+_LARGEST = 20.0  # of a normalised pixel; processors end within 4
 
 
-def batches_of(probe: Probe, size: Callable[[], int], model: nn.Module) -> Batches:
-    """Batches of ``size()`` images of ``probe``; a callable's as it yields them.
+def read_probe(probe: Probe) -> Tensor | Batches:
+    """The images of ``probe`` in one tensor; a function as it is.
 
-    Anything but a tensor or a callable is read here, once: a ``DataLoader`` may shuffle, and a generator ends. The
-    random states that reading may draw from (``model``'s devices' among them) are put back.
+    Anything but a tensor or a function is read here, once: a ``DataLoader`` may shuffle, and a generator ends. Reading may
+    draw from the random states.
 
     Raises TypeError for what holds no normalised images, and ValueError for images of different sizes or none.
     """
@@ -32,10 +38,68 @@ def batches_of(probe: Probe, size: Callable[[], int], model: nn.Module) -> Batch
     if not isinstance(probe, Tensor):
         if _is_function(probe):
             return cast(Batches, probe)
-        with same_random_state(model):
-            probe = _collected(probe)
-    images = _checked(probe)
-    return lambda: images.split(size())
+        probe = _collected(probe)
+    if probe.dim() != 4 or not probe.is_floating_point():
+        raise TypeError(
+            f"probe: expected floating-point images (images, 3, height, width), got {str(probe.dtype).removeprefix('torch.')} "
+            f"{tuple(probe.shape)}; {_REMEDY}"
+        )
+    return probe
+
+
+def checked(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """``batches`` as they are; looks at all of their values, and says so where these are none of normalised images.
+
+    Raises TypeError for values that no processor gives, such as 0 to 255 or NaN. Values of 0 to 1 are warned of, as some
+    models take them so.
+    """
+    low, high = math.inf, -math.inf
+    for batch in batches:
+        if batch.numel() and batch.is_floating_point():
+            ends = torch.stack(torch.aminmax(batch.detach())).tolist()
+            if not all(math.isfinite(end) for end in ends):
+                raise TypeError(f"probe: some values are NaN or infinite; {_REMEDY}")
+            low, high = min(low, ends[0]), max(high, ends[1])
+        yield batch
+    if max(high, -low) > _LARGEST and math.isfinite(low):
+        raise TypeError(
+            f"probe: values from {low:.4g} to {high:.4g} are not normalised, as of pixels 0 to 255; {_REMEDY}"
+        )
+    if low >= 0 and high <= 1:
+        logger.warning(
+            "probe: all values lie between 0 and 1, so the images seem to be rescaled and not normalised. Unless the model "
+            "takes them so, %s",
+            _REMEDY,
+        )
+    elif high - low < 0.1:
+        logger.warning(
+            "probe: all values lie between %.4g and %.4g, as of images that were rescaled twice: %s, once",
+            low,
+            high,
+            _REMEDY,
+        )
+
+
+def refuse_few(hidden: Tensor) -> None:
+    """Raise ValueError where the images are too few to compare two models on, or too few different ones.
+
+    ``hidden``: hidden states (layers, images, width) of the reference.
+    """
+    count = hidden.shape[1]
+    need = f"CKA needs at least {FEWEST_IMAGES} different images to have a value; give about a hundred"
+    if count < FEWEST_IMAGES:
+        raise ValueError(f"probe: {count} image{'s' if count > 1 else ''}; {need}")
+    states = hidden.transpose(0, 1).flatten(1)
+    different, left = 0, states
+    while len(left) and different < FEWEST_IMAGES:
+        different += 1
+        # Copies of an image differ by rounding where they come in batches of different sizes.
+        left = left[(left - left[0]).norm(dim=1) > 1e-5 * left[0].norm()]
+    if different < FEWEST_IMAGES:
+        raise ValueError(
+            f"probe: {count} images, of which the pretrained model tells only {different} apart; {need}, and see that "
+            "they are not copies of each other"
+        )
 
 
 def _is_function(probe: Any) -> bool:
@@ -80,12 +144,3 @@ def _images(item: Any) -> Tensor:
         what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise TypeError(f"probe: {what} is not an image as the model takes it; {_REMEDY}")
     return value
-
-
-def _checked(images: Tensor) -> Tensor:
-    if images.dim() != 4 or not images.is_floating_point():
-        raise TypeError(
-            f"probe: expected floating-point images (images, 3, height, width), got {str(images.dtype).removeprefix('torch.')} "
-            f"{tuple(images.shape)}; {_REMEDY}"
-        )
-    return images

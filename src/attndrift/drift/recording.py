@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +18,9 @@ from attndrift.attention.families import find_vision_tower
 from attndrift.drift.alerts import AlertEvent
 from attndrift.drift.drift import Drift
 from attndrift.drift.monitor import DriftMonitor
+from attndrift.files import replacing
 from attndrift.formats import table_metadata
+from attndrift.methods.registry import METHODS
 from attndrift.models.parameters import has_adapters
 from attndrift.registry import near_match
 from attndrift.results.tables import TableError, Tables, read_tables, schema, write_tables
@@ -33,12 +34,6 @@ _ALERT_SCHEMA = pa.schema(
         "direction": pa.string(), "threshold": pa.float64(), "action": pa.string(),
     }
 )  # fmt: skip
-_PROJECTIONS = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "out_proj": "out"}
-
-
-def check_columns(run: Mapping[str, Any]) -> None:
-    """Raise :class:`TableError` for a name that is no column of the table ``runs``."""
-    _check_names("run", "runs", run)
 
 
 def _check_names(argument: str, table: str, names: Iterable[str]) -> None:
@@ -56,7 +51,7 @@ class DriftTables:
         folder: of the tables; may exist.
         run: columns of the table ``runs``, by name; ``run_id`` is by default the folder's name.
         existing: what to do where the folder holds tables: ``refuse``, ``replace`` them, or ``continue`` those of the
-            same run (after a resumption): rows up to the first new measurement are kept.
+            same run (after a resumption): rows up to the step that training goes on from are kept.
 
     Raises:
         TableError: tables that exist already, or an unknown column.
@@ -65,13 +60,13 @@ class DriftTables:
 
     def __init__(self, folder: str | os.PathLike[str], run: Mapping[str, Any], existing: Existing) -> None:
         self.folder = Path(folder)
-        check_columns(run)
+        self.check_columns(run)
         self.run: dict[str, Any] = {"run_id": self.folder.resolve().name, **run}
         self.history: list[dict[str, Any]] = []
         self._layers: list[pd.DataFrame] = []
-        self._earlier: Tables | None = None
         self._earlier_events: list[dict[str, Any]] = []
         self._unwritten = 0
+        self.existing = existing
         found = [name for name in _FILES if (self.folder / name).exists()]
         if existing not in ("refuse", "replace", "continue"):
             raise ValueError(f"existing is {existing!r}; it must be refuse, replace or continue")
@@ -83,24 +78,44 @@ class DriftTables:
         if found and existing == "continue":
             self._read_earlier()
 
+    @staticmethod
+    def check_columns(run: Mapping[str, Any]) -> None:
+        """Raise :class:`TableError` for a name that is no column of the table ``runs``."""
+        _check_names("run", "runs", run)
+
+    def check_overwritten(self, steps: int) -> None:
+        """Raise :class:`TableError` where a new training would write over a finished one of ``steps``, unasked."""
+        if self.existing == "refuse":
+            raise TableError(
+                f"{self.folder}: holds a finished training of {steps} steps that was measured by the same callback. "
+                "Make a new one with another folder, or give existing='replace' to write over it"
+            )
+
     def _read_earlier(self) -> None:
         earlier = read_tables(self.folder, names=("runs", "history", "layers"))
         names = earlier.runs["run_id"].tolist()
         if names != [self.run["run_id"]]:
             raise TableError(f"{self.folder}: its tables are of {', '.join(names)}, not of {self.run['run_id']} alone")
-        self._earlier = earlier
+        rows = earlier.history.astype(object).where(earlier.history.notna(), None).to_dict("records")
+        self.history = [{str(name): value for name, value in row.items()} for row in rows]
+        self._layers = [earlier.layers]
         if (self.folder / ALERTS).is_file():
             self._earlier_events = pq.read_table(self.folder / ALERTS).to_pylist()
 
+    def rewind(self, step: int) -> None:
+        """Drop what was measured after ``step``: the training goes on from there."""
+        if not self.history or self.history[-1]["step"] <= step:
+            return
+        self.history = [row for row in self.history if row["step"] <= step]
+        self._layers = [layers[layers["step"] <= step] for layers in self._layers]
+        self._earlier_events = [event for event in self._earlier_events if event["step"] <= step]
+
     def add(self, step: int, epoch: float | None, drift: Drift) -> None:
-        """Add one measurement."""
-        if self._earlier is not None and not self.history:
-            past = self._earlier.history[self._earlier.history["step"] < step]
-            rows = past.astype(object).where(past.notna(), None).to_dict("records")
-            self.history = [{str(name): value for name, value in row.items()} for row in rows]
-            self._layers = [self._earlier.layers[self._earlier.layers["step"] < step]]
-            self._earlier_events = [event for event in self._earlier_events if event["step"] < step]
-        self.history.append({"run_id": self.run["run_id"], "step": step, "epoch": epoch, **drift.columns("history")})
+        """Add one measurement. It takes the place of an earlier one of the same step, whose noted columns stay."""
+        earlier = next((row for row in self.history if row["step"] == step), {})
+        self.rewind(step - 1)
+        row = {"run_id": self.run["run_id"], "step": step, "epoch": epoch, **drift.columns("history")}
+        self.history.append({**earlier, **row})
         self._layers.append(_layer_rows(self.run["run_id"], step, drift))
         self._unwritten += 1
 
@@ -118,8 +133,9 @@ class DriftTables:
         """Whether to write now: at once while the tables are small, later every twentieth of their length."""
         return self._unwritten * 20 >= len(self.history)
 
-    def write(self, row: Mapping[str, Any], events: list[AlertEvent]) -> None:
-        """Write all tables, with ``row`` as what is measured of the run."""
+    def write(self, model: nn.Module, monitor: DriftMonitor, row: Mapping[str, Any], events: list[AlertEvent]) -> None:
+        """Write all tables, with what ``model`` tells of its training, and ``row`` as what is measured of the run."""
+        row = {**describe_training(model, monitor), **row}
         accuracies = [entry["val_accuracy"] for entry in self.history if entry.get("val_accuracy") is not None]
         best = {"best_val_accuracy": max(accuracies)} if accuracies else {}
         layers = pd.concat(self._layers, ignore_index=True)
@@ -137,15 +153,8 @@ class DriftTables:
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".parquet")
-    os.close(handle)
-    try:
+    with replacing(path) as temporary:
         pq.write_table(table.replace_schema_metadata(table_metadata()), temporary)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _layer_rows(run_id: str, step: int, drift: Drift) -> pd.DataFrame:
@@ -177,33 +186,10 @@ def describe_training(model: nn.Module, monitor: DriftMonitor) -> dict[str, Any]
 
 def _method(model: nn.Module) -> dict[str, Any]:
     family, tower, _ = find_vision_tower(model)
-    if has_adapters(tower):
-        return _adapters(tower)
-    trained = [all(p.requires_grad for p in tower.get_submodule(b.path).parameters()) for b in family.blocks(tower)]
-    touched = [any(p.requires_grad for p in tower.get_submodule(b.path).parameters()) for b in family.blocks(tower)]
-    frozen = touched.index(True) if any(touched) else len(touched)
-    if frozen == len(touched):
-        return {"method": "linear_probe"}
-    if not all(trained[frozen:]):
-        return {"method": "partial"}
-    return {"method": "full", "freeze_layers": frozen}
-
-
-def _adapters(tower: nn.Module) -> dict[str, Any]:
-    from peft.tuners.lora import LoraLayer
-
-    layers = [(name, part) for name, part in tower.named_modules() if isinstance(part, LoraLayer)]
-    if not layers:
-        return {"method": "peft"}
-    first: Any = layers[0][1]
-    adapter = first.active_adapters[0] if first.active_adapters else None
-    names = dict.fromkeys(_PROJECTIONS.get(name.rpartition(".")[2], name.rpartition(".")[2]) for name, _ in layers)
-    row: dict[str, Any] = {"method": "lora", "lora_targets": ",".join(sorted(names, key=_order))}
-    if adapter in first.r:
-        row |= {"lora_rank": first.r[adapter], "lora_alpha": float(first.lora_alpha[adapter])}
-    return row
-
-
-def _order(name: str) -> tuple[int, str]:
-    known = list(_PROJECTIONS.values())
-    return (known.index(name) if name in known else len(known)), name
+    blocks = [[p.requires_grad for p in tower.get_submodule(b.path).parameters()] for b in family.blocks(tower)]
+    adapted = has_adapters(tower)
+    for method in METHODS:
+        found = method.recognise(tower, blocks) if bool(method.adapter_parameters) == adapted else None
+        if found is not None:
+            return {"method": method.name, **found}
+    return {"method": "peft" if adapted else "partial"}

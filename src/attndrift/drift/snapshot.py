@@ -8,19 +8,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from attndrift.attention.families import find_vision_tower
 from attndrift.attention.observation import Observation
 from attndrift.attention.observer import observe_tower
-from attndrift.drift.drift import Comparison, Drift, Snapshot, compare_snapshots
+from attndrift.drift.drift import DeferredComparison, Drift, Snapshot, compare_snapshots
+from attndrift.drift.measured_model import MeasuredModel
+from attndrift.drift.weight_drift import WeightDrift
 from attndrift.metrics.deferred import Deferred, DeferredScalars
 from attndrift.metrics.structure_accumulator import StructureAccumulator, StructureSummary
-from attndrift.models.embedding import image_embeddings
-from attndrift.models.evaluation import preserve_state, unwrapped
-from attndrift.models.module_utils import named_modules
 from attndrift.process_group import DivergedError, Processes
-
-WeightDrift = Callable[[], tuple[float | None, float | None]]
-"""Returns the weight drift of the vision transformer and of its projection."""
 
 
 def take_snapshot(
@@ -46,11 +41,11 @@ def take_snapshot(
         TypeError: images that are not floating-point, so not normalised.
         ValueError: there are no images, or fewer than processes.
     """
-    return begin_snapshot(model, batches, embed, processes=processes).read()
+    return begin_snapshot(MeasuredModel.of(model), batches, embed, processes=processes).read()
 
 
 def begin_snapshot(
-    model: nn.Module,
+    measured: MeasuredModel,
     batches: Iterable[Tensor],
     embed: Callable[[Tensor], Tensor] | None = None,
     *,
@@ -63,22 +58,16 @@ def begin_snapshot(
     time of its own until then. Raises what :func:`take_snapshot` raises as far as it is known by then; where several
     processes measure together, when it is read, as in all of them.
     """
-    model = unwrapped(model)
-    embed = embed or (lambda pixels: image_embeddings(model, pixels))
     under_way = SnapshotUnderWay(processes or Processes())
     try:
-        modules = named_modules(model)
-        with preserve_state(model, modules):
-            tower = find_vision_tower(model, modules)
-            weight = next(p for p in tower.module.parameters() if p.is_floating_point())
-            check = weight.device.type not in DeferredScalars.TOGETHER
+        with measured.preserved():
+            check = measured.weight.device.type not in DeferredScalars.TOGETHER
             for batch in batches:
                 if not batch.is_floating_point():
                     raise TypeError(f"probe: a batch of {batch.dtype}, which is not normalised; see DriftMonitor")
-                pixels, own = under_way.processes.share(batch, under_way.images)
-                with observe_tower(tower, hidden=True, check=check) as seen:
-                    embedded = embed(pixels.to(weight.device, weight.dtype))
-                    under_way.add(seen, embedded, own, len(batch))
+                images, own = under_way.processes.share(batch, under_way.images)
+                with observe_tower(measured.tower, hidden=True, check=check) as seen:
+                    under_way.add(seen, measured.embed(images, embed), own, len(batch))
             under_way.end()
     except Exception as error:
         if under_way.processes.count == 1:
@@ -153,7 +142,7 @@ class SnapshotUnderWay:
         with self.meanwhile():
             if self._whole is not None and self._stays(self._whole[0]):
                 # Everything is asked of an accelerator before it is waited for.
-                comparison = Comparison(reference, *self._whole, self._deferred)
+                comparison = DeferredComparison(reference, *self._whole, self._deferred)
             tower, projection = weight_drift()
         current = self.read()
         if comparison is None:

@@ -6,40 +6,28 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
+import torch
 from torch import nn
 
-from attndrift.drift.alerts import Alert, AlertBook, AlertEvent, logger
-from attndrift.drift.best_state import BestState
+from attndrift.drift.alerts import Alert, AlertEvent
 from attndrift.drift.drift import Drift
+from attndrift.drift.guarding import GuardLike, NoGuard
 from attndrift.drift.monitor import DriftMonitor
-from attndrift.drift.recording import DriftTables, Existing, check_columns, describe_training
+from attndrift.drift.record import TrainingRecord
+from attndrift.drift.schedule import Schedule
+from attndrift.drift.stopping import AlertActions
+from attndrift.models.checksum import weights_checksum
 from attndrift.models.evaluation import unwrapped
+from attndrift.models.pickling import Picklable
 from attndrift.process_group import DivergedError
 
-
-class GuardLike(Protocol):
-    """What a watch needs of a guard; :class:`attndrift.Guard` is one."""
-
-    monitor: DriftMonitor
-    folder: Path | None
-    run_id: str | None
-
-    def guard_model(self, model: nn.Module) -> None:
-        """Guard ``model``, which has the monitor's model inside."""
-
-    def start(self) -> None:
-        """Training begins."""
-
-    def step(self, step: int, epoch: float | None = None) -> Any:
-        """After an optimizer step."""
-
-    def finish(self, step: int | None = None, epoch: float | None = None) -> bool:
-        """Training has ended; whether the guard changed the weights."""
+if TYPE_CHECKING:
+    from attndrift.drift.recording import Existing
 
 
-class DriftWatch:
+class DriftWatch(Picklable):
     """Watches the drift in any training loop.
 
     ::
@@ -51,8 +39,10 @@ class DriftWatch:
                 if watch.should_stop:
                     break
 
-    The block measures at its start (step 0), every ``every`` steps and at its end. In several processes every one of
-    them must run the same calls; the first one speaks and writes.
+    The block measures at its start (step 0), every ``every`` steps and at its end. Where the weights are replaced after
+    the last step (by their average, say), the end is measured again: the last row is of the weights that remain. With
+    ``existing="continue"`` a block measures nothing at its start, as the first step says where it goes on. In several
+    processes every one of them must run the same calls; the first one speaks and writes.
 
     Args:
         monitor: what to measure.
@@ -68,7 +58,9 @@ class DriftWatch:
         echo: prints the line of each measurement, None for silence.
 
     Attributes:
-        drift: (step, drift) of every measurement so far.
+        drift: (step, drift) of every measurement so far, one a step; a training that begins again begins a new list.
+        record: what ``drift`` is part of: :meth:`~TrainingRecord.note`, :meth:`~TrainingRecord.describe`, and
+            :meth:`~TrainingRecord.write`, to be called where a checkpoint is saved.
         alerts: every alert that has fired so far, an :class:`AlertEvent` each.
         should_stop: an alert has stopped the training; the best state is back in the model then.
         best_step: the step of the kept state; None before the first one.
@@ -90,98 +82,83 @@ class DriftWatch:
     ) -> None:
         if guard is not None and guard.monitor is not monitor:
             raise ValueError("guard watches another monitor; make both from the same one")
-        if isinstance(every, int) and every < 1:
-            raise ValueError(f"every is {every}; it must be at least 1")
-        if run is not None and folder is None:
-            raise ValueError("run describes the row of a table: give a folder for the tables")
         self.monitor = monitor
-        self.guard = guard
-        self._every = every if isinstance(every, int) else frozenset(every)
-        self._book = AlertBook(alerts)
-        self._folder = None if folder is None else Path(folder)
+        self._guard = guard or NoGuard()
+        self._schedule = Schedule(every)
+        self._actions = AlertActions(alerts, monitor, None if folder is None else Path(folder))
+        self.record = TrainingRecord(monitor, self._actions.events, folder, run, existing)
+        self.drift = self.record.drift
         self._on_drift = on_drift
         self._echo = echo
-        self.tables = DriftTables(folder, run or {}, existing) if folder is not None else None
-        if guard is not None and self.tables is not None:
-            guard.folder = guard.folder or self.tables.folder
-            guard.run_id = guard.run_id or self.tables.run["run_id"]
-        self._described: dict[str, Any] = {}
-        self._best: BestState | None = None
-        self._best_drift: Drift | None = None
-        self._best_epoch: float | None = None
-        # What the guard made of the last state after it was measured.
-        self._ended: Drift | None = None
-        self._selected: tuple[Drift, float | None] | None = None
-        self._status = "running"
-        self._last: tuple[int | None, float | None] = (None, None)
-        self.drift: list[tuple[int, Drift]] = []
-        self.should_stop = False
+        if guard is not None and self.record.tables is not None:
+            guard.folder = guard.folder or self.record.tables.folder
+            guard.run_id = guard.run_id or self.record.tables.run["run_id"]
+        self._since: int | None = None  # last step checked against the schedule
+        self._last: tuple[int | None, float | None] = (None, None)  # last step and epoch reported
+        self._measured: tuple[int, ...] = ()  # checksum of the weights measured last
         self.watch_model(monitor.model if model is None else model)
 
     def watch_model(self, model: nn.Module) -> None:
         """Keep (and put back, on a stop) the state of ``model``, which has the monitor's model inside."""
-        self._model = unwrapped(model)
-        if self.guard is not None:
-            self.guard.guard_model(self._model)
-        if self._book.can_stop:
-            self._best = BestState(self._model, self._folder, lambda: self.monitor.processes)
-
-    @property
-    def _speaks(self) -> bool:
-        # Asked anew each time: a trainer may start its processes after this was made.
-        return self.monitor.processes.first
+        self.record.model = unwrapped(model)
+        self._guard.guard_model(self.record.model)
+        self._actions.watch_model(self.record.model)
+        self.monitor.trained = self.record.model
 
     @property
     def alerts(self) -> list[AlertEvent]:
         """Every alert that has fired so far."""
-        return self._book.events
+        return self._actions.events
 
     @property
     def can_stop(self) -> bool:
         """Whether one of the alerts stops the training."""
-        return self._book.can_stop
+        return self._actions.can_stop
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether an alert has stopped the training; the best state is back in the model then."""
+        return self._actions.should_stop
 
     @property
     def best_step(self) -> int | None:
         """The step of the kept state; None before the first one, and where no alert stops."""
-        return None if self._best is None else self._best.step
+        return self._actions.best_step
 
-    def describe(self, **columns: Any) -> None:
-        """Columns of the table ``runs`` that the loop knows; those given as ``run`` go first."""
-        check_columns(columns)
-        self._described |= {name: value for name, value in columns.items() if value is not None}
+    def start(self, step: int = 0, epoch: float | None = 0.0, *, measure: bool = True) -> None:
+        """A training begins, or goes on, after ``step``: measure the state that it starts from, unless told not to.
 
-    def due(self, step: int) -> bool:
-        """Whether to measure after this step."""
-        return step % self._every == 0 if isinstance(self._every, int) else step in self._every
+        What an interrupted training has measured after ``step`` is dropped. Raises
+        :class:`~attndrift.results.tables.TableError` where a finished training of the same watch would be written over.
+        """
+        kept = self.record.begin(step)
+        self._actions.begin(kept)
+        self._since = step
+        self._guard.start()
+        if measure:
+            self.measure(step, epoch)
+        self._last = None, None
 
-    def step(self, step: int, epoch: float | None = None, **noted: float) -> Drift | None:
+    def step(self, step: int, epoch: float | None = None, *, last: bool = False, **noted: float) -> Drift | None:
         """To be called after every optimiser step: measures where that is due.
 
         Args:
-            step: optimiser steps done.
+            step: optimiser steps done. Where some were not reported, what fell due in between is measured now.
             epoch: epochs done.
+            last: measure this step in any case, as the last one.
             noted: further columns of the table ``history``: ``train_loss``, ``val_accuracy``, ...
         """
-        self._last = step, epoch
-        self.guard_step(step, epoch)
-        return self.measure(step, epoch, **noted) if self.due(step) and not self.should_stop else None
-
-    def guard_step(self, step: int, epoch: float | None = None, *, last: bool = False) -> None:
-        """The guard's part of a step: before the measurement of the same step, which is of the guarded state."""
-        if self.guard is None or self.should_stop:
-            return
-        self.guard.step(step, epoch)
+        if self.should_stop:
+            return None
+        if self._since is None or step < self._since:
+            self.start(step - 1, epoch, measure=False)
+        due = last or self._schedule.due(step, self._since)
+        self._since, self._last = step, (step, epoch)
+        # First the guard: what is measured is the guarded state.
+        self._guard.step(step, epoch)
         if last:
-            self.guard_finish(step, epoch)
-
-    def guard_finish(self, step: int | None, epoch: float | None = None) -> None:
-        """The guard's last check; what it changes in a state that was measured already is measured again."""
-        if self.guard is None or self.should_stop:
-            return
-        changed = self.guard.finish(step, epoch)
-        if changed and self.drift and (step is None or step == self.drift[-1][0]):
-            self._ended = self.monitor.measure()
+            self._guard.finish(step, epoch)
+        return self.measure(step, epoch, **noted) if due else None
 
     def measure(self, step: int, epoch: float | None = None, **noted: float) -> Drift | None:
         """Measure now, whatever the step; None where the model has diverged and the best state was put back.
@@ -193,58 +170,24 @@ class DriftWatch:
         try:
             drift = self.monitor.measure()
         except DivergedError:
-            self._status = "diverged"
-            if self.best_step is None:
-                self._write()
+            self.record.status = "diverged"
+            if not self._actions.diverged(step, epoch):
+                self.record.write()
                 raise
-            self._book.events.append(AlertEvent(step, epoch, "finite", None, "diverged", None, "stop"))
-            self._stop(self._book.events[-1])
+            self.record.selected = self._actions.best
+            self.record.write()
             return None
-        self.drift.append((step, drift))
-        if self.tables is not None:
-            self.tables.add(step, epoch, drift)
-            self.tables.note(step, noted)
+        self._last, self._measured = (step, epoch), weights_checksum(self.monitor.model)
+        self.record.add(step, epoch, drift, noted)
         self._print(f"drift at step {step}: {drift.line()}")
-        fired = self._book.check(step, epoch, drift)
         if self._on_drift is not None:
             self._on_drift(step, epoch, drift)
-        if self._book.quiet and self._best is not None:
-            self._best.keep(step)
-            self._best_drift, self._best_epoch = drift, epoch
-        stopping: AlertEvent | None = None
-        for alert, event in fired:
-            if callable(alert.action):
-                alert.action(event)
-            elif alert.action == "stop":
-                stopping = stopping or event
-            else:
-                self._say(str(event))
-        if stopping is not None:
-            self._stop(stopping)
-        elif self.tables is not None and (self.tables.due or fired):
-            self._write()
+        fired = self._actions.act(step, epoch, drift)
+        if self._actions.should_stop:
+            self.record.selected = self._actions.best
+        if fired or (self.record.tables is not None and self.record.tables.due):
+            self.record.write()
         return drift
-
-    def _print(self, text: str) -> None:
-        if self._echo is not None and self._speaks:
-            self._echo(text)
-
-    def _say(self, text: str) -> None:
-        if self._speaks:
-            logger.warning(text)
-
-    def _stop(self, event: AlertEvent) -> None:
-        self.should_stop = True
-        if self._best is None or self._best.step is None:
-            self._say(f"{event}; training stops. No measured state was without an alert, so none is put back")
-        else:
-            self._say(f"{event}; training stops, and the state of step {self._best.restore()} is put back")
-        self._write()
-
-    def restore(self) -> None:
-        """Put the best state back once more, for a loop that has loaded another one since the stop."""
-        if self._best is not None and self._best.step is not None:
-            self._best.restore()
 
     def select(self, step: int, epoch: float | None = None) -> Drift:
         """Measure the earlier state that a loop has loaded in place of its last one: the table ``runs`` ends with it.
@@ -253,55 +196,52 @@ class DriftWatch:
             step, epoch: of that state. The table ``history`` stays as it is.
         """
         drift = self.monitor.measure()
-        self._selected = drift, epoch
+        self._measured = weights_checksum(self.monitor.model)
+        self.record.selected = drift, epoch
         self._print(f"drift of the selected state (step {step}): {drift.line()}")
         return drift
-
-    def note(self, step: int, **values: float) -> bool:
-        """Add columns of the table ``history`` to the row of ``step``; False where that step was not measured."""
-        return self.tables is not None and self.tables.note(step, values)
-
-    def _write(self) -> None:
-        if self.tables is None or not self.tables.history or not self._speaks:
-            return
-        # After a stop the model is in its best state again, and that is what the run ended with.
-        restored = self.should_stop and self._best_drift is not None
-        last = self._ended or (self.drift[-1][1] if self.drift else None)
-        final = self._best_drift if restored else last
-        selected = self._best_epoch if restored else None
-        if self._selected is not None:
-            final, selected = self._selected
-        row = describe_training(self._model, self.monitor) | self._described | {"status": self._status}
-        if final is not None:
-            row |= final.columns("runs")
-        if selected is not None:
-            row["selected_epoch"] = selected
-        self.tables.write(row, self.alerts)
-
-    def start(self, step: int = 0, epoch: float | None = 0.0) -> None:
-        """Measure the state that training starts from."""
-        if self.guard is not None:
-            self.guard.start()
-        self.measure(step, epoch)
 
     def finish(self, step: int | None = None, epoch: float | None = None, *, status: str = "finished") -> None:
         """Measure the last state, unless it has been, and complete the tables.
 
+        May be called again after the weights were replaced: the last row is then measured again.
+
         Args:
-            step: optimiser steps done; None where the last measurement was the last state.
+            step: optimiser steps done; None measures nothing more, unless a guard has changed the weights.
             status: ``finished``, or ``failed`` for a training that ended with an error: nothing is measured then.
         """
-        if status == "finished":
-            self.guard_finish(step, epoch)
-        measured = self.drift[-1][0] if self.drift else None
-        if status == "finished" and step is not None and step != measured and not self.should_stop:
-            self.measure(step, epoch)
-        if self._status != "diverged":
-            self._status = status
-        self._write()
+        if self.should_stop:
+            # The loop may have loaded another state since.
+            self._actions.restore()
+        elif status == "finished":
+            changed = self._guard.finish(step, epoch)
+            if self.record.selected is not None:
+                if self._replaced():
+                    self.record.selected = self.monitor.measure(), self.record.selected[1]
+            elif step is None:
+                if changed:
+                    self.record.selected = self.monitor.measure(), None
+            elif step != self.record.last_step or self._replaced():
+                self.measure(step, epoch)
+        if self.record.status != "diverged":
+            self.record.status = status
+        self.record.write()
+
+    def _replaced(self) -> bool:
+        """Whether the weights are others than those measured last, in any process."""
+        changed = weights_checksum(self.monitor.model) != self._measured
+        return bool(self.monitor.processes.sum(torch.tensor([int(changed)]))[0])
+
+    def _print(self, text: str) -> None:
+        # Asked anew each time: a trainer may start its processes after this was made.
+        if self._echo is not None and self.monitor.processes.first:
+            self._echo(text)
 
     def __enter__(self) -> Self:
-        self.start()
+        if self.record.continues:
+            self._guard.start()
+        else:
+            self.start()
         return self
 
     def __exit__(

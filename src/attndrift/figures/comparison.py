@@ -21,7 +21,7 @@ from attndrift.figures.source import (
     variants_of,
 )
 from attndrift.figures.style import axis_label, legend, looks, mark, new_figure, zero_line
-from attndrift.losses.names import LOSSES
+from attndrift.losses.registry import short_label_of
 
 
 @figure(
@@ -126,9 +126,9 @@ def _loss_label(row: dict[str, Any], usual: float | None, *, several: bool) -> t
     """Row label and kind (which gives the colour) of one configuration of the preservation loss sweeps."""
     decay = row["weight_decay"]
     if row["key_loss_name"]:
-        known = LOSSES.get(row["key_loss_name"])
-        name = known.short if known else row["key_loss_name"]
-        return f"{name} λ\u00a0=\u00a0{row['key_loss_weight']}", str(row["key_loss_name"])
+        return f"{short_label_of(row['key_loss_name'])} λ\u00a0=\u00a0{row['key_loss_weight']}", str(
+            row["key_loss_name"]
+        )
     if several and usual is not None and decay != usual:
         return f"weight decay\u00a0{decay:g}", "weight decay"
     return ("none, weight decay\u00a0" + f"{decay:g}" if several else "none"), str(row["method"])

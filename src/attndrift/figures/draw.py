@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import tempfile
 import warnings
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from attndrift.figures.registry import FIGURES
 from attndrift.figures.source import Drawing, NoData, Source
 from attndrift.figures.style import styled
-from attndrift.files import write_json, write_text
+from attndrift.files import read_json, refuse_links, replacing, write_json, write_text
 from attndrift.results.tables import Tables
 from attndrift.sanitize import sheet_text
 
@@ -53,7 +52,8 @@ def draw_figures(
 
     Each is written as PNG (300 dpi) and SVG, 85 mm wide, with the table that it shows as CSV beside it;
     ``index.json`` holds titles, captions and the reasons of those left out. Equal tables give equal
-    bytes. Files of a figure that is left out now are removed.
+    bytes. Files of a figure that is left out now are removed. A ``maps.npz`` that cannot be read is left out with a
+    warning.
 
     Args:
         tables: the tables of a study.
@@ -66,11 +66,12 @@ def draw_figures(
 
     Raises:
         UnknownNameError: ``only`` names a figure that does not exist.
-        MapError: a ``maps.npz`` is not of its form.
+        LinkError: a link in ``output`` leads out of it.
     """
     chosen = FIGURES.names() if only is None else [FIGURES[name].name for name in only]
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
+    refuse_links(folder, ["index.json", *(f"{name}{suffix}" for name in FIGURES.names() for suffix in SUFFIXES)])
     names = [name for name in FIGURES.names() if name in chosen]
     source = Source(tables, maps, analysis)
     if processes > 1 and len(names) > processes:
@@ -121,19 +122,12 @@ def _save(drawing: Drawing, folder: Path, name: str) -> list[Path]:
     paths: list[Path] = []
     for suffix in (".png", ".svg"):
         path = folder / f"{name}{suffix}"
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}-", suffix=suffix)
-        os.close(handle)
-        try:
+        with replacing(path) as temporary:
             # Neither the date nor the version of the library, so that equal tables give equal bytes.
             metadata: dict[str, Any] = {"Software": None} if suffix == ".png" else {"Date": None, "Creator": None}
-            drawing.figure.savefig(temporary, metadata=metadata)
+            drawing.figure.savefig(temporary, format=suffix[1:], metadata=metadata)
             # Laid out once: what the layout found for the first file holds for the second, and is half of the work.
             drawing.figure.set_layout_engine("none")
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
         paths.append(path)
     path = folder / f"{name}.csv"
     shown = drawing.data.map(lambda value: sheet_text(value) if isinstance(value, str) else value)
@@ -155,9 +149,12 @@ def _write_index(folder: Path, results: list[FigureResult], *, partial: bool) ->
     }
     path = folder / "index.json"
     if partial and path.is_file():
-        from attndrift.files import read_json
-
-        earlier = read_json(path)
+        earlier: Any
+        try:
+            earlier = read_json(path)
+        except ValueError:
+            earlier = {}  # it is written anew
+        earlier = earlier if isinstance(earlier, dict) else {}
         entries = {
             name: entries.get(name, earlier.get(name)) for name in FIGURES.names() if name in entries or name in earlier
         }

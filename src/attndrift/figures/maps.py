@@ -2,84 +2,21 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
-from numpy.typing import NDArray
 
 from attndrift.figures.registry import figure
 from attndrift.figures.source import Drawing, NoData, Source, usual_variant
 from attndrift.figures.style import MM, WIDTH, new_figure, wrap
+from attndrift.files import is_inside, warn_left_out
+from attndrift.methods.registry import in_order
+from attndrift.results.attention_maps import MapError, MapSet, read_maps
 
-_ARRAYS = ("images", "before", "after", "labels", "class_names", "grid", "ids")
 _IMAGES = 4
-
-
-@dataclass(frozen=True)
-class MapSet:
-    """Attention of one run on ``k`` probe images.
-
-    ``images`` (k, H, W, 3) uint8, ``before`` and ``after`` (k, layers, heads, N) shares of attention,
-    ``labels`` (k,), ``class_names`` (classes,), ``grid`` (rows, columns) with rows x columns = N, ``ids`` (k,).
-    """
-
-    images: NDArray[np.uint8]
-    before: NDArray[np.float32]
-    after: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    class_names: tuple[str, ...]
-    grid: tuple[int, int]
-    ids: tuple[str, ...]
-
-    def name(self, index: int) -> str:
-        """Class of image ``index``."""
-        label = int(self.labels[index])
-        return self.class_names[label] if 0 <= label < len(self.class_names) else str(label)
-
-
-class MapError(ValueError):
-    """A ``maps.npz`` that is not of the documented form; the message says which file and what is wrong."""
-
-
-def read_maps(path: Path | Mapping[str, Any]) -> MapSet:
-    """Read ``maps.npz`` (or take its arrays). Raises :class:`MapError` where it is not of its form."""
-    where = str(path) if isinstance(path, Path) else "maps"
-    try:
-        if isinstance(path, Path):
-            # Opened here, because numpy leaves a file open that turns out to be no archive.
-            with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in _ARRAYS}
-        else:
-            arrays = {name: np.asarray(path[name]) for name in _ARRAYS}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise MapError(f"{where}: not a file of attention maps ({error}); run the study again to rewrite it") from error
-    images, before, after = arrays["images"], arrays["before"], arrays["after"]
-    grid = tuple(int(side) for side in arrays["grid"].ravel())
-    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
-        raise MapError(f"{where}: `images` must be uint8 (k, height, width, 3), is {images.dtype} {images.shape}")
-    if before.ndim != 4 or before.shape != after.shape or len(before) != len(images):
-        raise MapError(
-            f"{where}: `before` {before.shape} and `after` {after.shape} must both be ({len(images)}, layers, heads, N)"
-        )
-    if len(grid) != 2 or grid[0] * grid[1] != before.shape[-1]:
-        raise MapError(f"{where}: `grid` {grid} does not hold the {before.shape[-1]} patches of the maps")
-    if len(arrays["labels"]) != len(images) or len(arrays["ids"]) != len(images):
-        raise MapError(f"{where}: `labels` and `ids` must have one entry for each of the {len(images)} images")
-    return MapSet(
-        images,
-        before.astype(np.float32),
-        after.astype(np.float32),
-        arrays["labels"].astype(np.int64),
-        tuple(str(name) for name in arrays["class_names"]),
-        (grid[0], grid[1]),
-        tuple(str(name) for name in arrays["ids"]),
-    )
 
 
 def find_maps(maps: Path | Mapping[str, Any] | None, run_ids: Sequence[str]) -> dict[str, Path | Mapping[str, Any]]:
@@ -111,7 +48,7 @@ def find_maps(maps: Path | Mapping[str, Any] | None, run_ids: Sequence[str]) -> 
         if Path(name).name != name or name in ("..", "."):
             continue
         for path in (root / "runs" / name / "maps.npz", root / name / "maps.npz"):
-            if path.is_file():
+            if path.is_file() and is_inside(path, root):
                 found[name] = path
                 break
     if not found and (root / "maps.npz").is_file():
@@ -130,8 +67,7 @@ def attention_maps(source: Source) -> Drawing:
     available = find_maps(source.maps, list(source.adapted["run_id"]))
     if not available:
         raise NoData("there is no maps.npz of any run")
-    chosen = _choose(source, list(available))
-    sets = {name: read_maps(available[name]) for name in chosen}
+    sets = _readable(source, available)
     first = next(iter(sets.values()))
     same = {name: one for name, one in sets.items() if one.ids == first.ids and one.before.shape == first.before.shape}
     count = min(_IMAGES, len(first.images))
@@ -182,6 +118,24 @@ def attention_maps(source: Source) -> Drawing:
     return Drawing(figure, source.caption(text), pd.DataFrame(rows))
 
 
+def _readable(source: Source, available: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, MapSet]:
+    """The maps of the chosen runs. Others are chosen for those that cannot be read."""
+    left = dict(available)
+    while left:
+        sets = {}
+        for name in _choose(source, list(left)):
+            try:
+                sets[name] = read_maps(left[name])
+            except MapError as error:
+                warn_left_out(f"{error}. The figure of attention maps is drawn without it")
+                del left[name]
+                sets.clear()
+                break
+        if sets:
+            return sets
+    raise NoData("no maps.npz can be read")
+
+
 def _spread(maps: MapSet, count: int) -> list[int]:
     """``count`` images of as many different classes as there are."""
     seen: set[int] = set()
@@ -191,14 +145,13 @@ def _spread(maps: MapSet, count: int) -> list[int]:
 
 
 def _choose(source: Source, names: list[str]) -> list[str]:
-    """A full and a LoRA run on the data set with most runs, at their usual rates; else the first run."""
+    """A run of each of the first two methods on the data set with most runs, at their usual rates; else the first run."""
     runs = source.adapted[source.adapted["run_id"].isin(names)]
     chosen: list[str] = []
     for dataset in source.datasets:
-        for method in ("full", "lora"):
-            own = runs[(runs["dataset"] == dataset) & (runs["method"] == method)]
-            if own.empty:
-                continue
+        here = runs[runs["dataset"] == dataset]
+        for method in in_order(here["method"])[:2]:
+            own = here[here["method"] == method]
             plain = own[own["run_id"].isin(source.plain(dataset)["run_id"])]
             own = plain if len(plain) else own
             variant = usual_variant(own, method)

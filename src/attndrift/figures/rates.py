@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
+from attndrift.analysis.measures import headlines
 from attndrift.figures.panels import bars, image_words, same_scale
 from attndrift.figures.registry import figure
 from attndrift.figures.source import (
@@ -145,5 +146,5 @@ def dose_response(source: Source) -> Drawing:
 def _responses(source: Source, runs: pd.DataFrame) -> Sequence[str]:
     columns = [source.accuracy]
     columns += source.retentions
-    columns += ["entropy_change_pct", "embedding_drift"]
+    columns += headlines()
     return [c for c in columns if runs[c].notna().any()]

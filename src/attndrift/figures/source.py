@@ -14,16 +14,18 @@ from matplotlib.figure import Figure
 
 from attndrift.analysis.configurations import NOT_GIVEN, prepare
 from attndrift.analysis.image_intervals import ImageIntervals, read_image_outcomes
+from attndrift.methods.registry import METHODS, PRETRAINED, order_of
 from attndrift.metrics.registry import structure_metrics
+from attndrift.own_settings import fields_of, plain_kinds
 from attndrift.results.tables import Tables, transfer_sets
 
 if TYPE_CHECKING:
     from attndrift.analysis.result import Analysis
 
+# Imports inside functions: these packages take time to load, which only who needs them pays.
+
 LEVEL = 0.95
 """Level of the intervals over images."""
-
-METHOD_ORDER = {"full": 0, "lora": 1, "last_block": 2, "linear_probe": 3}
 
 
 class NoData(Exception):
@@ -55,13 +57,13 @@ class Source:
     def __post_init__(self) -> None:
         prepared = prepare(self.tables)
         runs = prepared.runs
-        adapted = runs[runs["method"] != "none"]
+        adapted = runs[runs["method"] != PRETRAINED]
         self.transfer_sets = [name for name in transfer_sets(self.tables.runs) if name in prepared.transfer]
         self.model = _most(adapted["model_name"]) or _most(runs["model_name"]) or NOT_GIVEN
         runs = self._narrow(runs, "model_name", self.model, "model")
-        adapted = runs[runs["method"] != "none"]
+        adapted = runs[runs["method"] != PRETRAINED]
         self.selection = _most(adapted["selection_name"]) or NOT_GIVEN
-        bare = runs[runs["method"] == "none"]
+        bare = runs[runs["method"] == PRETRAINED]
         adapted = self._narrow(adapted, "selection_name", self.selection, "selection")
         if self.selection == "test":
             self.caveats.append("Selection `test`: the split that selected the epoch is also the one reported.")
@@ -132,9 +134,9 @@ class Source:
         return runs[runs["key_rest"] == _most(runs["key_rest"])]
 
     def plain(self, dataset: str) -> pd.DataFrame:
-        """The standard runs without preservation loss and without frozen blocks."""
+        """The standard runs without preservation loss and frozen blocks, themselves and not outcomes of theirs."""
         runs = self.standard(dataset)
-        return runs[(runs["key_loss_name"] == "") & (runs["key_freeze_layers"] == "")]
+        return runs[(runs["key_loss_name"] == "") & (runs["key_freeze_layers"] == "") & (runs["key_outcome"] == "")]
 
     def usual_rate(self, runs: pd.DataFrame, variant: str) -> str:
         """Rate (as text) that stands for ``variant``.
@@ -178,14 +180,16 @@ class Source:
 
 
 def variants_of(runs: pd.DataFrame) -> list[tuple[str, str]]:
-    """(variant, method) pairs: full, LoRA by rank, last block, linear probe, others; then by strength."""
-    table = runs[["variant", "method", "key_loss_name"]].copy()
-    table["order"] = table["method"].map(METHOD_ORDER).fillna(9).astype(float)
-    numbers = ["lora_rank", "freeze_layers", "loss_weight"]
+    """(variant, method) pairs: methods in their order, then by their own settings, frozen blocks and losses."""
+    table = runs[["variant", "method", "key_loss_name", "key_outcome"]].copy()
+    table["order"] = [order_of(str(name)) for name in table["method"]]
+    own = [name for name, field in fields_of(METHODS).items() if plain_kinds(field.annotation) & {int, float}]
+    own = [name for name in own if runs[name].notna().any()]
+    numbers = [*own, "freeze_layers", "loss_weight"]
     for column in numbers:
         table[column] = runs[column].astype("float64").fillna(-1.0)
     table["length"] = table["variant"].str.len()
-    by = ["order", "lora_rank", "freeze_layers", "key_loss_name", "loss_weight", "length", "variant"]
+    by = ["order", *own, "freeze_layers", "key_loss_name", "loss_weight", "key_outcome", "length", "variant"]
     table = table.sort_values(by, kind="stable")
     pairs = zip(table["variant"], table["method"], strict=True)
     return list(dict.fromkeys((str(variant), str(method)) for variant, method in pairs))
@@ -264,7 +268,7 @@ def time_axis(history: pd.DataFrame) -> tuple[str, str]:
 def label_of(runs: pd.DataFrame, configuration: str) -> str:
     """Variant and rate of a configuration, without the data set."""
     row = runs[runs["configuration"] == configuration].iloc[0]
-    if row["method"] == "none":
+    if row["method"] == PRETRAINED:
         return str(row["variant"])
     # No-break spaces: a label breaks before the rate, never between the dot and the rate.
     return f"{row['variant']}\u00a0·\u00a0{row['rate_text']}"

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from attndrift.analysis.measures import headlines, measured_columns
 from attndrift.analysis.result import Comparison
 from attndrift.figures.panels import ROW_MM, color_bar, positions, row_axis
 from attndrift.figures.registry import figure
@@ -38,7 +39,7 @@ def statistical_summary(source: Source) -> Drawing:
     order = {name: number for number, (name, _) in enumerate(variants_of(source.adapted))}
     every.sort(key=lambda c: (order.get(c.first, 99), order.get(c.second, 99)))
     pairs = list(dict.fromkeys((c.first, c.second) for c in every))[:_MOST_PAIRS]
-    wanted = [source.accuracy, "entropy_change_pct", "entropy_last_layer_change_pct", "cka_mean", "embedding_drift"]
+    wanted = [source.accuracy, *headlines(last_block=True)]
     wanted += source.retentions
     found = {(c.first, c.second, c.measure): c for c in every}
     measures = [m for m in wanted if any((*pair, m) in found for pair in pairs)]
@@ -138,17 +139,7 @@ def _short_rho(value: float) -> str:
 )
 def metric_correlations(source: Source) -> Drawing:
     """Spearman correlations between all measures over configuration means."""
-    columns = [
-        "entropy_change_pct",
-        "entropy_last_layer_change_pct",
-        "erf95_change_pct",
-        "gini_change_pct",
-        "head_diversity_change_pct",
-        "cka_mean",
-        "embedding_drift",
-        "weight_drift",
-        source.accuracy,
-    ]
+    columns = [*measured_columns(), source.accuracy]
     columns += source.retentions
     means = source.adapted.groupby("configuration")[columns].mean()
     columns = [c for c in columns if means[c].notna().sum() >= 5 and means[c].nunique() > 1]

@@ -33,6 +33,8 @@ from attndrift.figures.source import (
     usual_variant,
 )
 from attndrift.figures.style import DIVERGING, axis_label, clip, legend, looks, mark, new_figure, wrap
+from attndrift.methods.registry import PRETRAINED
+from attndrift.methods.registry import in_order as methods_in_order
 from attndrift.metrics.registry import structure_metrics
 
 
@@ -101,7 +103,7 @@ def _probe(source: Source) -> str:
 def _baseline(source: Source, dataset: str) -> pd.DataFrame | None:
     layers = source.tables.layers
     runs = source.runs[source.runs["dataset"] == dataset]
-    order = runs.assign(bare=runs["method"] != "none").sort_values(["bare", "run_id"], kind="stable")
+    order = runs.assign(bare=runs["method"] != PRETRAINED).sort_values(["bare", "run_id"], kind="stable")
     start = layers[(layers["step"] == 0) & layers["run_id"].isin(order["run_id"])]
     for run_id in order["run_id"]:
         own = start[(start["run_id"] == run_id) & start["metric"].isin(list(structure_metrics()))]
@@ -168,15 +170,13 @@ def layer_entropy_heatmap(source: Source) -> Drawing:
 
 
 def _four(source: Source) -> list[str]:
-    """Up to four configurations: (full, LoRA) on two data sets, else each at its lowest and highest rate."""
+    """Up to four configurations: the first two methods on two data sets, else each at its lowest and highest rate."""
     names: list[str] = []
     two = len(source.datasets) > 1
     for dataset in source.datasets[:2]:
         runs = source.plain(dataset)
-        for method in ("full", "lora"):
+        for method in methods_in_order(runs["method"])[:2]:
             own = runs[runs["method"] == method]
-            if own.empty:
-                continue
             variant = usual_variant(own, method)
             own = own[own["variant"] == variant].sort_values(["learning_rate", "run_id"], kind="stable")
             if two:

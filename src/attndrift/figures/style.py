@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,6 +23,8 @@ from matplotlib.lines import Line2D
 from matplotlib.textpath import TextToPath
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from attndrift.analysis.numbers import format_rate
+from attndrift.methods.registry import METHODS
 from attndrift.results.columns import Column
 from attndrift.results.tables import schema
 
@@ -36,14 +39,8 @@ GREY = "#767676"
 DIVERGING = "RdBu_r"
 """Colours of changes: always centred on 0; the two ends differ for every form of colour blindness."""
 
-_METHODS = {
-    "full": "#D55E00",
-    "lora": "#0072B2",
-    "last_block": "#009E73",
-    "linear_probe": "#CC79A7",
-    "none": "#000000",
-}
-_OTHER = ("#E69F00", "#56B4E9", "#000000")
+_OTHER = ("#E69F00", "#56B4E9", "#882255", "#999933", "#117733", "#332288")
+"""Colours of methods that name none, of a palette for every form of colour blindness."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 _LINES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.2, 1.2, 1.2)))
 
@@ -75,8 +72,10 @@ class Look:
 
 def looks(variants: Sequence[tuple[str, str]]) -> dict[str, Look]:
     """Looks of ``(variant, method)`` pairs: colour by method, shade, marker and dashes by variant."""
-    others = iter(_OTHER * (1 + len(variants)))
-    colours = dict(_METHODS)
+    colours = {method.name: method.color for method in METHODS if method.color}
+    # A colour that a method has taken is no other's, as far as there are enough.
+    free = [color for color in _OTHER if color.lower() not in {taken.lower() for taken in colours.values()}] or _OTHER
+    others = iter([*free, *_OTHER] * (1 + len(variants)))
     counts: dict[str, int] = {}
     sizes: dict[str, int] = {}
     for _, method in variants:
@@ -234,7 +233,6 @@ def zero_line(axes: Any, *, vertical: bool = False) -> None:
 
 def rate_axis(axes: Any, rates: Sequence[float], *, label: bool = True) -> None:
     """A logarithmic axis of learning rates, with a tick at measured rates as far as they have room."""
-    from attndrift.analysis.numbers import format_rate
 
     axes.set_xscale("log")
     ticks = sorted(set(rates))
@@ -254,7 +252,6 @@ def rate_axis(axes: Any, rates: Sequence[float], *, label: bool = True) -> None:
 
 def _apart(ticks: list[float], share: float) -> list[float]:
     """Ticks of which no two stand nearer than ``share`` of the (logarithmic) axis."""
-    import math
 
     if len(ticks) < 2:
         return ticks

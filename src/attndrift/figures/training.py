@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from attndrift.analysis.measures import headlines
 from attndrift.figures.panels import MOST_ROWS, ROW_MM, curve, evolution, name_groups, positions, row_axis
 from attndrift.figures.registry import figure
 from attndrift.figures.source import (
@@ -96,7 +97,7 @@ def triple_curve(source: Source) -> Drawing:
 def training_dynamics(source: Source) -> Drawing:
     """Loss, accuracy, entropy and representation of all methods over training, primary data set."""
     chosen = source.representatives(source.primary)
-    columns = ["train_loss", "val_accuracy", "entropy_change_pct", "cka_mean", "monitor_zero_shot_retention_pct"]
+    columns = ["train_loss", "val_accuracy", *headlines(), "monitor_zero_shot_retention_pct"]
     figure, data = evolution(source, columns, chosen)
     for panel in figure.axes:
         if panel.get_ylabel().startswith("monitor"):

@@ -13,12 +13,12 @@ from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from attndrift.analysis.image_intervals import wilson
-from attndrift.analysis.measures import signals
+from attndrift.analysis.measures import headlines, signals
+from attndrift.analysis.numbers import format_rate
 from attndrift.figures.panels import image_words
 from attndrift.figures.registry import figure
 from attndrift.figures.source import (
     LEVEL,
-    METHOD_ORDER,
     Drawing,
     NoData,
     Source,
@@ -41,8 +41,7 @@ from attndrift.figures.style import (
     wrap,
     zero_line,
 )
-
-_WORDS = {"full": "full", "lora": "LoRA", "last_block": "last block", "linear_probe": "linear probe"}
+from attndrift.methods.registry import in_order, label_of
 
 
 def _configurations(source: Source, columns: list[str]) -> pd.DataFrame:
@@ -69,8 +68,7 @@ def _configurations(source: Source, columns: list[str]) -> pd.DataFrame:
 
 
 def _method_looks(methods: list[str]) -> dict[str, Look]:
-    present = sorted(dict.fromkeys(methods), key=lambda m: (METHOD_ORDER.get(m, 9), m))
-    return looks([(method, method) for method in present])
+    return looks([(method, method) for method in in_order(methods)])
 
 
 def _scatter(panel: Any, table: pd.DataFrame, x: str, y: str, look: dict[str, Look], datasets: list[str]) -> None:
@@ -98,7 +96,7 @@ def _bars(column: str, part: pd.DataFrame) -> Any:
 
 def _entries(look: dict[str, Look], datasets: list[str]) -> list[tuple[str, Any]]:
     entries: list[tuple[str, Any]] = [
-        (_WORDS.get(method, method), mark(one, line=False)) for method, one in look.items()
+        (label_of(method, short=True), mark(one, line=False)) for method, one in look.items()
     ]
     if len(datasets) > 1:
         first = Line2D([], [], color=GREY, marker="o", linestyle="none")
@@ -117,8 +115,9 @@ def _entries(look: dict[str, Look], datasets: list[str]) -> list[tuple[str, Any]
 def collapse_against_zero_shot(source: Source) -> Drawing:
     """Fig. 7: zero-shot retention against the change of attention and of the embeddings."""
     y = source.retention
-    signals = ["entropy_change_pct", "entropy_last_layer_change_pct", "embedding_drift", "cka_mean"]
-    signals = [c for c in signals if (source.adapted[c].notna() & source.adapted[y].notna()).sum() >= 2]
+    signals = [
+        c for c in headlines(last_block=True) if (source.adapted[c].notna() & source.adapted[y].notna()).sum() >= 2
+    ]
     if not signals:
         raise NoData("fewer than two runs have both a retention and a structural change")
     table = _configurations(source, [y, *signals])
@@ -210,7 +209,7 @@ def pareto_front(source: Source) -> Drawing:
         if len(datasets) > 1:
             panel.set_title(wrap(dataset, 22, 2))
     axes[0, 0].set_ylabel(axis_label(y))
-    entries: list[tuple[str, Any]] = [(_WORDS.get(m, m), mark(one, line=False)) for m, one in look.items()]
+    entries: list[tuple[str, Any]] = [(label_of(m, short=True), mark(one, line=False)) for m, one in look.items()]
     entries += [
         ("filled, steps: Pareto-optimal", Line2D([], [], color=GREY, marker="o")),
         ("open: dominated", Line2D([], [], color=GREY, marker="o", markerfacecolor="white", linestyle="none")),
@@ -320,7 +319,7 @@ def interpolation(source: Source) -> Drawing:
     transfer = [c for c in table.columns if _TRANSFER.fullmatch(str(c)) and table[c].notna().any()]
     columns = [("test_accuracy", axis_label("test_accuracy"))]
     columns += [(str(c), axis_label(str(c))) for c in transfer[:1]]
-    columns += [(c, axis_label(c)) for c in ("entropy_change_pct", "embedding_drift")]
+    columns += [(c, axis_label(c)) for c in headlines() if c in table.columns]
     columns = [(c, label) for c, label in columns if table[c].notna().any()]
     if not columns:
         raise NoData("the interpolation sweeps hold no value that the figure shows")
@@ -407,8 +406,7 @@ def _image_band(panel: Any, alpha: pd.Series, column: str, values: pd.Series, ru
 
 def _run_label(source: Source, run_id: str) -> str:
     row = source.tables.runs.set_index("run_id").loc[run_id]
-    from attndrift.analysis.numbers import format_rate
 
-    method = _WORDS.get(str(row["method"]), str(row["method"]))
+    method = label_of(str(row["method"]), short=True)
     parts = [str(row["dataset"]), method, format_rate(row["learning_rate"]), f"seed\u00a0{row['seed']}"]
     return " · ".join(parts)

@@ -16,11 +16,14 @@ from attndrift.drift.drift import Drift, watchable
 from attndrift.models.evaluation import preserve_state
 from attndrift.process_group import Processes
 from attndrift.registry import near_match
+from attndrift.retention.text_encoder import trained_text_parameters
 from attndrift.retention.zero_shot import (
     DEFAULT_TEMPLATES,
     Images,
     TextFeatures,
+    checked_labels,
     evaluate_zero_shot,
+    text_features_of,
     why_no_retention,
 )
 
@@ -111,7 +114,7 @@ class Budget:
         labels: ArrayLike,
         class_names: Sequence[str] | None = None,
         *,
-        text_features: TextFeatures | None = None,
+        text_features: TextFeatures | ArrayLike | None = None,
         tokenizer: Any = None,
         templates: Sequence[str] = DEFAULT_TEMPLATES,
         confidence: float = 0.9,
@@ -130,24 +133,26 @@ class Budget:
         Args:
             at_least: share of the pretrained accuracy, 0.9 for 90%; above 1 asks for a gain.
             images, labels, class_names, text_features, tokenizer, templates, batch_size: the probe, as for
-                :func:`~attndrift.evaluate_zero_shot`; ``images`` are read at every measurement.
+                :func:`~attndrift.evaluate_zero_shot`; ``images`` are read at every measurement. Give text features, of one
+                of its kinds or as numbers (classes, dimensions), or class names and a tokenizer of the model.
+                A text encoder that trains is measured with class names alone: given features stay as they are.
             confidence: of the bound, 0.5 (the measured share itself) to below 1.
+
+        Raises:
+            ValueError: something is missing, or does not go together: whatever can be told without the model.
         """
-        return RetentionBudget(
-            at_least,
-            _Probe(images, np.asarray(labels), class_names, text_features, tokenizer, tuple(templates), batch_size),
-            confidence,
-        )
+        probe = _Probe(images, labels, class_names, text_features, tokenizer, templates, batch_size)
+        return RetentionBudget(at_least, probe, confidence)
 
 
 @dataclass(frozen=True)
 class _Probe:
     images: Images | Tensor
-    labels: NDArray[Any]
+    labels: ArrayLike
     class_names: Sequence[str] | None
-    text_features: TextFeatures | None
+    text_features: TextFeatures | ArrayLike | None
     tokenizer: Any
-    templates: tuple[str, ...]
+    templates: Sequence[str]
     batch_size: int
 
     def __post_init__(self) -> None:
@@ -156,23 +161,28 @@ class _Probe:
                 f"images: a {type(self.images).__name__}; the probe is read again at every measurement, so give one tensor "
                 "(images, 3, height, width) or something with `fetch(positions)`"
             )
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1")
+        text = text_features_of(None, self.class_names, self.text_features, self.tokenizer, self.templates)
+        labels = checked_labels(self.labels, len((self.class_names or ()) if text is None else text.class_names))
+        if isinstance(self.images, Tensor) and len(self.images) != len(labels):
+            raise ValueError(f"labels: {len(labels)} for {len(self.images)} images; give one an image")
 
-    def encoded(self, model: nn.Module) -> _Probe:
-        """The same probe with the text features of ``model``, which are then made once."""
-        if self.text_features is not None:
-            return self
-        if self.class_names is None or self.tokenizer is None:
-            raise ValueError("give text_features, or class_names and a tokenizer to make them")
-        inner: Any = getattr(model, "backbone", model)
-        inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
-        text = TextFeatures.of(inner, self.tokenizer, self.class_names, self.templates)
-        return _Probe(self.images, self.labels, None, text, None, self.templates, self.batch_size)
+    def encoded(self, model: nn.Module) -> TextFeatures:
+        """The text features that are given, or those of ``model`` as it is now."""
+        text = text_features_of(model, self.class_names, self.text_features, self.tokenizer, self.templates)
+        assert text is not None
+        return text
 
-    def correct(self, model: nn.Module, processes: Processes | None = None) -> NDArray[np.float64]:
+    def text_parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """The trained parameters that the text features depend on, by name; none where the features are given."""
+        return {} if self.text_features is not None else trained_text_parameters(model, self.tokenizer)
+
+    def correct(self, model: nn.Module, text: TextFeatures, processes: Processes | None = None) -> NDArray[np.float64]:
         """Whether the model names each image rightly, 1 or 0: (images,). Leaves no trace in the model."""
         with preserve_state(model):
             result = evaluate_zero_shot(
-                model, self.images, self.labels, text_features=self.text_features, batch_size=self.batch_size,
+                model, self.images, self.labels, text_features=text, batch_size=self.batch_size,
                 processes=processes,
             )  # fmt: skip
         return result.correct.astype(np.float64)
@@ -207,21 +217,26 @@ class RetentionMeter:
 
     Attributes:
         accuracy: the pretrained zero-shot accuracy on the probe.
+        text: the features of the class names, as they were then; encoded anew at every reading where their encoder trains.
     """
 
     def __init__(self, budget: RetentionBudget, pretrained: nn.Module, processes: Processes | None = None) -> None:
         self.budget = budget
-        self._probe = budget.probe.encoded(pretrained)
-        self._before = self._probe.correct(pretrained, processes)
+        self._live = bool(budget.probe.text_parameters(pretrained))
+        self.text = budget.probe.encoded(pretrained)
+        self._before = budget.probe.correct(pretrained, self.text, processes)
         self.accuracy = float(self._before.mean())
-        assert self._probe.text_features is not None
-        reason = why_no_retention(self.accuracy, len(self._probe.text_features.class_names))
+        reason = why_no_retention(self.accuracy, len(self.text.class_names))
         if reason is not None:
             raise ValueError(f"budget on retention: {reason}")
 
     def read(self, model: nn.Module, processes: Processes | None = None) -> Reading:
         """The retention of ``model``, in percent, and its lower confidence bound; ``processes`` share the probe."""
-        now = self._probe.correct(model, processes)
+        text = self.text
+        if self._live:
+            with preserve_state(model):
+                text = self.budget.probe.encoded(model)
+        now = self.budget.probe.correct(model, text, processes)
         share = float(now.mean() / self.accuracy)
         # The ratio of two means over the same images, linearised: images that both states get right, or both wrong,
         # say little about the ratio, and this is what pairing takes out of the error.
@@ -230,3 +245,12 @@ class RetentionMeter:
         # Of a state that predicts as the pretrained one does nothing is unsure.
         limit = self.budget.at_least
         return Reading(RETENTION, 100 * share, 100 * error, 100 * bound, 100 * limit, 100 * (bound - limit))
+
+
+def text_parameters(budgets: Sequence[Budget | RetentionBudget], model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trained parameters of a text encoder that budgets measure, by name."""
+    found: dict[str, nn.Parameter] = {}
+    for budget in budgets:
+        if isinstance(budget, RetentionBudget):
+            found |= budget.probe.text_parameters(model)
+    return found

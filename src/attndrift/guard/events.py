@@ -2,26 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
-from attndrift.drift.recording import write_parquet
 from attndrift.guard.budget import Reading
-
-GUARD = "guard.parquet"
-_SCHEMA = pa.schema(
-    {
-        "run_id": pa.string(), "step": pa.int64(), "epoch": pa.float64(), "action": pa.string(), "metric": pa.string(),
-        "limit": pa.float64(), "value_before": pa.float64(), "bound_before": pa.float64(), "value": pa.float64(),
-        "bound": pa.float64(), "standard_error": pa.float64(), "alpha": pa.float64(), "lr_scale": pa.float64(),
-        "loss_weight": pa.float64(), "accuracy_before": pa.float64(), "accuracy": pa.float64(),
-        "measurements": pa.int64(),
-    }
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,16 +37,23 @@ class GuardEvent:
     accuracy: float | None
     measurements: int
 
+    @property
+    def cost_points(self) -> float | None:
+        """What taking weights back cost in validation accuracy, in points, at this step; None where nothing was or it is not known."""
+        if self.action not in ("rewound", "infeasible") or self.accuracy_before is None or self.accuracy is None:
+            return None
+        return 100 * (self.accuracy_before - self.accuracy)
+
     def __str__(self) -> str:
         measured = ", ".join(map(str, self.after))
         if self.action in ("kept", "frozen"):
-            text = f"{measured}: kept" if self.action == "kept" else "the pretrained weights are frozen"
+            text = f"{measured}: kept" if self.action == "kept" else f"{measured}: the pretrained weights are frozen"
             return text if self.accuracy is None else f"{text}, validation accuracy {self.accuracy:.4f}"
         if self.action == "best":
             return f"{measured}: the best state within the budget, validation accuracy {self.accuracy:.4f}, is put back"
         crossed = ", ".join(str(reading) + f" against {reading.limit:g}" for reading in self.before if not reading.met)
         if self.action == "infeasible":
-            return f"{crossed}: out of reach, so the pretrained weights are put back and frozen"
+            return f"{crossed}: out of reach, so the pretrained weights are put back and frozen; with them {measured}"
         text = f"{crossed}: {self.alpha:.2f} of the change is left, {measured}; learning rate x {self.lr_scale:.3g}"
         if self.loss_weight is not None:
             text += f", loss weight {self.loss_weight:.3g}"
@@ -98,10 +89,3 @@ class GuardEvent:
             | {"value_before": before.value, "bound_before": before.bound, "standard_error": after.standard_error}
             for before, after in zip(self.before, self.after, strict=True)
         ]
-
-
-def write_events(events: Sequence[GuardEvent], run_id: str, folder: Path) -> None:
-    """Write the table ``guard`` into ``folder``, whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = [row for event in events for row in event.rows(run_id)]
-    write_parquet(pa.Table.from_pylist(rows, schema=_SCHEMA), folder / GUARD)

@@ -7,29 +7,26 @@ import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import torch
 from torch import nn
 
 from attndrift.drift.alerts import logger
-from attndrift.drift.best_state import BestState
-from attndrift.drift.drift import Drift
 from attndrift.drift.monitor import DriftMonitor
-from attndrift.guard.budget import Budget, Reading, RetentionBudget
-from attndrift.guard.events import GuardEvent, write_events
-from attndrift.guard.head import follow
-from attndrift.guard.interpolator import State, WeightInterpolator
+from attndrift.extras import importing
+from attndrift.guard.budget import Budget, RetentionBudget, text_parameters
+from attndrift.guard.coverage import why_unmeasured
+from attndrift.guard.events import GuardEvent
+from attndrift.guard.interpolator import WeightInterpolator
+from attndrift.guard.keeper import BudgetKeeper
+from attndrift.guard.limits import StepLimits
+from attndrift.guard.meter import BudgetMeter
+from attndrift.guard.report import report_lines, summarize
+from attndrift.guard.validation import ValidationTracker
 from attndrift.losses.base import PreservationLoss
-from attndrift.models.evaluation import preserve_state, unwrapped
-from attndrift.process_group import DivergedError
-
-SMALLEST_SHARE = 1 / 64  # of the change; a budget that only less than this keeps is out of reach
-SLOWEST = 1 / 64
-TOLERANCE = 0.05  # of the room that the pretrained state has: where the way back ends
-MOST_MEASUREMENTS = 12  # for one way back
 
 
 class Guard:
@@ -50,22 +47,22 @@ class Guard:
       (1 - alpha) theta0 + alpha theta1, with the largest alpha that is found to keep every budget;
     - a linear classifier that is given as ``head`` follows: it is changed so that it makes of the monitor's probe images
       what it made of them before, without labels. Any other one stays as it is and trains on behind the encoder that it finds;
-    - from then on no step leads further from the pretrained weights than they are now (norm of the whole change): what
-      is beyond is rewound along the same line after each step, so that the classifier never trains behind an encoder
-      that it will not have;
-    - these weights learn more slowly, by alpha (at least a quarter, at most three quarters): after each step the rest of
-      it is taken back, which for AdamW and SGD is the same as a lower rate; and a preservation loss counts double.
+    - after that, the weights may not move further from the pretrained ones (norm of the total change). After each step,
+      any excess is rewound along the same line. So the classifier never trains on features that a later rewind removes;
+    - the learning rate of these weights is multiplied by alpha, limited to 0.25..0.75. The guard does this by undoing part
+      of each step; for AdamW and SGD this equals a lower rate. A preservation loss gets double weight.
 
     At every check with room to spare all three relax. Where even 1/64 of the change is too much, or the pretrained
     model itself is outside, the pretrained weights are put back bit for bit and frozen, and the guard says so.
 
     A guard that stays inactive leaves the training bit for bit as it was. Measuring touches nothing of the
-    training. The optimizer is never touched either: after a way back its momentum still points outwards, and that is
-    what the limit on the distance holds.
+    training. The optimizer is never touched either: after a rewind its momentum still points away from the
+    pretrained weights, and the distance limit stops that.
 
-    Make it where the model is in its pretrained state (before a checkpoint is loaded): its present weights, without
-    ``peft`` adapters, are where the way back leads. Full weights and plain LoRA can be guarded, frozen parts too.
-    In several processes every one of them must run the same calls; the first one's measurements decide.
+    The way back leads to the weights of the monitor's reference, so make the monitor where the model is in its pretrained
+    state (before a checkpoint is loaded), or give it the pretrained model as ``reference``. A guard that is made after
+    training began is refused where that reference lacks a weight. Full weights and plain LoRA can be guarded, frozen parts
+    too. In several processes every one of them must run the same calls; the first one's measurements decide.
 
     Args:
         monitor: of the model in training; it measures the budgets on drift, on its own probe images.
@@ -84,14 +81,15 @@ class Guard:
 
     Attributes:
         events: every check so far, a :class:`GuardEvent` each.
-        lr_scale: factor of the guarded weights' learning rate; 0 where they are frozen.
-        radius: how far the guarded weights may go, norm of the change; None for any distance.
+        limits: learning rate and distance that the guarded weights are held to, :class:`StepLimits`.
+        meter: measures the budgets, :class:`BudgetMeter`; ``meter.pretrained`` is what the pretrained state had.
         infeasible: whether a budget was out of reach, and the pretrained weights were put back.
         should_stop: ``patience`` has run out.
         seconds: time spent in the guard.
 
     Raises:
-        ValueError: a budget that has no value for this model, nothing to guard, or adapters other than plain LoRA.
+        ValueError: a budget that has no value for this model, nothing to guard, adapters other than plain LoRA, or pretrained
+            weights that are not known.
     """
 
     def __init__(
@@ -111,62 +109,44 @@ class Guard:
     ) -> None:
         if isinstance(every, int) and every < 1:
             raise ValueError(f"every is {every}; it must be at least 1")
-        if validate is None and (keep_best or patience is not None):
-            raise ValueError("keep_best and patience compare validation accuracies: give validate=")
-        self.budgets = [budgets] if isinstance(budgets, (Budget, RetentionBudget)) else list(budgets)
-        for budget in self.budgets:
+        chosen = [budgets] if isinstance(budgets, (Budget, RetentionBudget)) else list(budgets)
+        for budget in chosen:
             if not isinstance(budget, (Budget, RetentionBudget)):
                 raise TypeError(f"budgets: expected Budget objects, got {type(budget).__name__}")
-        if not self.budgets:
+        if not chosen:
             raise ValueError("budgets: there is none, so there is nothing to keep")
         if head is not None and not isinstance(head, nn.Linear):
             raise ValueError(f"head is a {type(head).__name__}; only a linear layer on the image embedding can follow")
         self.monitor = monitor
-        self.head = head
-        self.preserve = preserve
         self.folder = None if folder is None else Path(folder)
+        if self.folder is not None:
+            _table_writer()  # a missing package must fail now, not after an hour of training
         self.run_id: str | None = None
         self.on_event: Callable[[GuardEvent], Any] | None = None
-        self._every = every if isinstance(every, int) else frozenset(every)
-        self._first = first
-        self._validate, self._keep_best, self._patience = validate, keep_best, patience
-        self._echo = echo
-        self._first_weight = None if preserve is None else preserve.weight
-        self._interpolator = WeightInterpolator(monitor)
-        self._best: BestState | None = None
-        self.guard_model(monitor.model)
-        self._previous: State | None = None
-        self._last: tuple[int | None, float | None] = (None, None)
-        self._best_accuracy: float | None = None
-        self._waited = 0
-        self._measurements = 0
         self.events: list[GuardEvent] = []
-        self.lr_scale = 1.0
-        self.radius: float | None = None
-        self.infeasible = False
-        self.should_stop = False
+        self.infeasible = self.should_stop = False
         self.seconds = 0.0
-        # Adapters that have been trained already are at zero while the pretrained state is measured.
-        present = self._interpolator.state()
-        self._interpolator.interpolate(0.0, present)
-        try:
-            self._meters = {
-                i: b.against(monitor.model, monitor.processes)
-                for i, b in enumerate(self.budgets)
-                if isinstance(b, RetentionBudget)
-            }
-            self.pretrained = self._measure()
-        finally:
-            self._interpolator.interpolate(1.0, present)
-        self._room = [reading.slack for reading in self.pretrained]
+        self._every = every if isinstance(every, int) else frozenset(every)
+        self._first, self._echo = first, echo
+        self._last: tuple[int | None, float | None] = (None, None)
+        self._validation = ValidationTracker(
+            validate, keep_best=keep_best, patience=patience, processes=partial(getattr, monitor, "processes")
+        )
+        self.guard_model(monitor.model)
+        self._interpolator = WeightInterpolator(monitor, text_parameters(chosen, monitor.model))
+        self.meter = BudgetMeter(monitor, chosen, self._interpolator)
+        self.limits = StepLimits(self._interpolator, preserve)
+        self._keeper = BudgetKeeper(
+            self._interpolator, self.meter, self.limits, self._validation, head, monitor.embeddings
+        )
+        unmeasured = why_unmeasured(monitor.model, self._interpolator.names, head, chosen)
+        if unmeasured is not None and monitor.processes.first:
+            logger.warning(unmeasured)
 
     def guard_model(self, model: nn.Module) -> None:
         """Keep (and put back, with ``keep_best``) the state of ``model``, which has the monitor's model inside."""
-        self._model = unwrapped(model)
-        if self._keep_best:
-            # A folder of its own: an alert of the same training keeps its best state beside the tables.
-            folder = None if self.folder is None else self.folder / "guard"
-            self._best = BestState(self._model, folder, lambda: self.monitor.processes)
+        # A folder of its own: an alert of the same training keeps its best state beside the tables.
+        self._validation.watch_model(model, None if self.folder is None else self.folder / "guard")
 
     # -- in a loop ---------------------------------------------------------------------------------
 
@@ -177,36 +157,28 @@ class Guard:
         return step % self._every == 0 if isinstance(self._every, int) else step in self._every
 
     def checked(self, step: int) -> bool:
-        """Whether the state after ``step``, the last one that was checked, is within every budget (or the pretrained)."""
+        """Whether the last check was made at ``step``: then the state is within every budget, or is the pretrained one."""
         return bool(self.events) and self.events[-1].step == step
 
     def start(self) -> None:
-        """Say so, and hold the pretrained weights from the beginning, where they themselves are outside a budget."""
-        if self._reachable or self.infeasible:
-            return
-        self._give_up(0, 0.0, self.pretrained, None, 0)
+        """If the pretrained weights already break a budget: record it, restore them and freeze them."""
+        if not self.meter.reachable and not self.infeasible:
+            self._record(self._keeper.give_up(0, 0.0, self.meter.pretrained, None, self.meter.measurements))
 
     def step(self, step: int, epoch: float | None = None) -> GuardEvent | None:
         """To be called after every optimiser step: lowers the rate where that is lowered, checks where that is due."""
         self._last = step, epoch
-        if self._previous is not None:
-            self._interpolator.scale_step(self._previous, self.lr_scale)
-        if self.radius is not None:
-            distance = self._interpolator.distance()
-            if distance > self.radius:
-                self._interpolator.interpolate(self.radius / distance, self._interpolator.state())
-        if self._previous is not None and self.lr_scale:
-            self._previous = self._interpolator.state()
+        self.limits.after_step()
         return self.check(step, epoch) if self.due(step) else None
 
     def check(self, step: int, epoch: float | None = None) -> GuardEvent:
         """Check now, whatever the step. Raises :class:`DivergedError` where a guarded weight is not finite."""
         started = time.perf_counter()
         try:
-            event = self._check(step, epoch)
+            event = self._keeper.check(step, epoch)
         finally:
             self.seconds += time.perf_counter() - started
-        return event
+        return self._record(event)
 
     def finish(self, step: int | None = None, epoch: float | None = None) -> bool:
         """The last check, unless the last state has been checked; with ``keep_best`` the best state is put back.
@@ -218,16 +190,14 @@ class Guard:
         if not self.events or self.events[-1].step != number:
             self.check(number or 0, epochs)
         event = self.events[-1]
-        better = event.accuracy is None or (self._best_accuracy is not None and self._best_accuracy > event.accuracy)
-        if self._best is not None and self._best.step is not None and better and not self.infeasible:
-            self._best.restore()
+        if not self.infeasible and self._validation.put_back(event):
             self._record(
                 replace(
-                    event, action="best", before=event.after, after=self._measure(), alpha=1.0, measurements=1,
-                    accuracy_before=event.accuracy, accuracy=self._best_accuracy,
+                    event, action="best", before=event.after, after=self.meter.measure(), alpha=1.0, measurements=1,
+                    accuracy_before=event.accuracy, accuracy=self._validation.best_accuracy,
                 )
             )  # fmt: skip
-        self._previous = self.radius = None
+        self.limits.release()
         return any(event.action not in ("kept", "frozen") for event in self.events[known:])
 
     def __enter__(self) -> Self:
@@ -245,60 +215,18 @@ class Guard:
     def summary(self) -> dict[str, Any]:
         """What the guard did and what it cost, as plain values; accuracies 0..1, the cost in points.
 
-        ``accuracy_outside`` is the best validation accuracy of a state that was found outside the budget, ``accuracy``
-        that of the last state, ``cost_points`` the difference: what going on from there would have had at once. What a
-        training without a guard would have ended with only such a training can tell.
+        ``cost_points``: validation accuracy lost in the costliest rewind, ``accuracy_outside`` before it minus
+        ``accuracy_inside`` after it, both at ``cost_step``. It is negative if every rewind improved the accuracy. It is no
+        comparison with an unguarded training. ``accuracy`` is that of the last state.
         """
-        last = self.events[-1] if self.events else None
-        taken = [event for event in self.events if event.action == "rewound"]
-        outside = [
-            e.accuracy_before for e in self.events if e.action in ("rewound", "infeasible") and e.accuracy_before
-        ]
-        accuracy = None if last is None else last.accuracy
-        cost = 100 * (max(outside) - accuracy) if outside and accuracy is not None else None
-        reason = None
-        if cost is None:
-            reason = "no validation function was given" if self._validate is None else "no state was outside the budget"
-        return {
-            "budgets": [str(budget) for budget in self.budgets],
-            "outcome": "infeasible" if self.infeasible else "kept" if taken else "inactive",
-            "checks": len({event.step for event in self.events}),
-            "rewound": len(taken),
-            "smallest_alpha": min((event.alpha for event in taken), default=None),
-            "lr_scale": self.lr_scale,
-            "loss_weight": self._weight,
-            "readings": [] if last is None else [vars(reading) for reading in last.after],
-            "accuracy": accuracy,
-            "accuracy_outside": max(outside, default=None),
-            "cost_points": cost,
-            "why_no_cost": reason,
-            "measurements": self._measurements,
-        }
+        return summarize(
+            self.events, self.meter.budgets, lr_scale=self.limits.lr_scale, loss_weight=self.limits.loss_weight,
+            measurements=self.meter.measurements, validated=self._validation.known,
+        )  # fmt: skip
 
     def report(self) -> str:
         """The summary as a few readable lines."""
-        told = self.summary()
-        words = {
-            "infeasible": "out of reach; the pretrained weights were put back",
-            "kept": f"kept; weights were taken back {told['rewound']} times",
-            "inactive": "never crossed; nothing was done",
-        }
-        lines = [f"guard: {', '.join(told['budgets'])}: {words[told['outcome']]}"]
-        if self.events:
-            lines.append(f"  at the end {', '.join(map(str, self.events[-1].after))}")
-        lines.append(
-            f"  {told['checks']} checks, {told['measurements']} measurements, {self.seconds:.1f} s; "
-            f"learning rate x {self.lr_scale:.3g}"
-            + ("" if self._weight is None else f", loss weight {self._weight:.3g}")
-        )
-        if told["cost_points"] is not None:
-            lines.append(
-                f"  validation accuracy {told['accuracy']:.4f}; the best state outside the budget had "
-                f"{told['accuracy_outside']:.4f}: a cost of {told['cost_points']:.1f} points"
-            )
-        else:
-            lines.append(f"  cost in accuracy: not known, {told['why_no_cost']}")
-        return "\n".join(lines)
+        return "\n".join(report_lines(self.summary(), self.events, self.seconds))
 
     # -- resuming ----------------------------------------------------------------------------------
 
@@ -306,199 +234,51 @@ class Guard:
         """What a resumed training needs besides the weights, as plain values for JSON."""
         return {
             "events": [event.to_json() for event in self.events],
-            "lr_scale": self.lr_scale,
-            "radius": self.radius,
-            "weight": self._weight,
+            "distance": self._interpolator.distance(),
             "infeasible": self.infeasible,
-            "best_accuracy": self._best_accuracy,
-            "best_step": None if self._best is None else self._best.step,
-            "waited": self._waited,
-            "measurements": self._measurements,
+            "measurements": self.meter.measurements,
+            "limits": self.limits.state_dict(),
+            "validation": self._validation.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from ``state``; the model must be in the state of the same step already."""
+        """Go on from ``state``; the model must be in the state of the same step already.
+
+        Raises ValueError where its weights are not as far from the pretrained ones as they were then: the guard was made
+        after they had been loaded, or they have not been loaded yet.
+        """
+        distance = self._interpolator.distance()
+        if not math.isclose(distance, state["distance"], rel_tol=1e-3, abs_tol=1e-6):
+            raise ValueError(
+                f"guard: the weights are {distance:.4g} from the pretrained ones, and were {state['distance']:.4g} when its state "
+                "was saved. Make monitor and guard of the pretrained model, load the checkpoint's weights, then the guard's state"
+            )
         self.events = [GuardEvent.from_json(event) for event in state["events"]]
-        self.lr_scale, self.radius, self.infeasible = state["lr_scale"], state["radius"], state["infeasible"]
-        if self.preserve is not None and state["weight"] is not None:
-            self.preserve.weight = state["weight"]
-        self._waited, self._measurements = state["waited"], state["measurements"]
-        # A best state that was held in memory is gone.
-        if self._best is None or self.folder is not None:
-            self._best_accuracy = state["best_accuracy"]
-        if self._best is not None and self.folder is not None:
-            self._best.step = state["best_step"]
-        self._previous = self._interpolator.state() if self.lr_scale < 1 else None
-
-    # -- how it works ------------------------------------------------------------------------------
-
-    @property
-    def _weight(self) -> float | None:
-        return None if self.preserve is None else self.preserve.weight
-
-    @property
-    def _reachable(self) -> bool:
-        return all(reading.met for reading in self.pretrained)
-
-    def _measure(self) -> tuple[Reading, ...]:
-        """The budgets' readings of the model as it is, those of the first process in every one."""
-        self._measurements += 1
-        drift: Drift | None = None
-        if len(self._meters) < len(self.budgets):
-            try:
-                drift = self.monitor.measure()
-            except DivergedError:
-                # The weights are finite, so the representation has collapsed: as far outside as can be.
-                drift = None
-        readings = []
-        for i, budget in enumerate(self.budgets):
-            if isinstance(budget, RetentionBudget):
-                readings.append(self._agreed(self._meters[i].read(self.monitor.model, self.monitor.processes)))
-            else:
-                readings.append(budget.read(drift))
-        return tuple(readings)
-
-    def _agreed(self, reading: Reading) -> Reading:
-        if self.monitor.processes.count == 1:
-            return reading
-        own = torch.tensor([reading.value, reading.standard_error, reading.bound, reading.slack], dtype=torch.float64)
-        value, error, bound, slack = self.monitor.processes.from_first(own).tolist()
-        return Reading(reading.metric, value, error, bound, reading.limit, slack)
-
-    def _accuracy(self) -> float | None:
-        if self._validate is None:
-            return None
-        # Evaluation mode is often left on by such functions, and their loaders draw.
-        with preserve_state(self._model):
-            value = float(self._validate())
-        return float(self.monitor.processes.from_first(torch.tensor(value, dtype=torch.float64)))
-
-    def _room_left(self, readings: Sequence[Reading]) -> float:
-        """The least slack of any budget, as a share of what the pretrained state has; negative outside."""
-        shares = []
-        for reading, room in zip(readings, self._room, strict=True):
-            if reading.slack is None:
-                return -math.inf
-            shares.append(reading.slack / room if room else math.copysign(1.0, reading.slack) if reading.slack else 0.0)
-        return min(shares)
-
-    def _check(self, step: int, epoch: float | None) -> GuardEvent:
-        if self.infeasible:
-            self._interpolator.interpolate(0.0, self._interpolator.state())
-            return self._hold(step, epoch)
-        if not self._reachable:
-            return self._give_up(step, epoch, self.pretrained, self._accuracy(), 0)
-        if not self._interpolator.finite():
-            raise DivergedError(f"a guarded weight is not finite after step {step}")
-        count = self._measurements
-        before = self._measure()
-        room = self._room_left(before)
-        if room >= 0:
-            return self._kept(step, epoch, before, room)
-        outside = self._accuracy()
-        end = self._interpolator.state()
-        embeddings = None if self.head is None else self.monitor.embeddings()
-        alpha, after = self._take_back(end, room)
-        if self.head is not None and embeddings is not None:
-            follow(self.head, embeddings, self.monitor.embeddings())
-        if alpha == 0:
-            return self._give_up(step, epoch, before, outside, self._measurements - count)
-        self.lr_scale = max(self.lr_scale * min(0.75, max(0.25, alpha)), SLOWEST)
-        self.radius = self._interpolator.distance()
-        if self.preserve is not None:
-            self.preserve.weight *= 2
-        self._previous = self._interpolator.state()
-        accuracy = self._accuracy()
-        event = GuardEvent(
-            step, epoch, "rewound", before, after, alpha, self.lr_scale, self._weight, outside, accuracy,
-            self._measurements - count,
-        )  # fmt: skip
-        return self._compare(event)
-
-    def _kept(self, step: int, epoch: float | None, readings: tuple[Reading, ...], room: float) -> GuardEvent:
-        if self.radius is not None and room > TOLERANCE:
-            # Drift grows about as the square of the distance.
-            self.radius *= min(1.5, math.sqrt((1 - TOLERANCE / 2) / max(1e-6, 1 - room)))
-        if room > 0.25 and self.lr_scale < 1:
-            self.lr_scale = min(1.0, self.lr_scale * 1.5)
-            if self.preserve is not None and self._first_weight is not None:
-                self.preserve.weight = max(self._first_weight, self.preserve.weight / 1.5)
-            self._previous = None if self.lr_scale == 1 else self._interpolator.state()
-        accuracy = self._accuracy()
-        event = GuardEvent(
-            step, epoch, "kept", readings, readings, 1.0, self.lr_scale, self._weight, accuracy, accuracy, 1
-        )  # fmt: skip
-        return self._compare(event)
-
-    def _take_back(self, end: State, room: float) -> tuple[float, tuple[Reading, ...]]:
-        """Put the model at the largest alpha found to keep every budget; 0 where none of 1/64 or more does."""
-        low, high = 0.0, 1.0
-        inside, outside = 1.0, room
-        found = self.pretrained
-        for _ in range(MOST_MEASUREMENTS):
-            alpha = _between(low, high, inside, outside)
-            self._interpolator.interpolate(alpha, end)
-            readings = self._measure()
-            left = self._room_left(readings)
-            if left >= 0:
-                low, inside, found = alpha, left, readings
-                if left <= TOLERANCE:
-                    break
-            else:
-                high, outside = alpha, left
-            if high - low < SMALLEST_SHARE:
-                break
-        self._interpolator.interpolate(low, end)
-        return low, found
-
-    def _give_up(
-        self, step: int, epoch: float | None, before: tuple[Reading, ...], accuracy: float | None, measurements: int
-    ) -> GuardEvent:
-        self.infeasible, self.lr_scale, self.radius = True, 0.0, None
-        self._interpolator.interpolate(0.0, self._interpolator.state())
-        self._previous = self._interpolator.state()
-        after = self._accuracy()
-        event = GuardEvent(
-            step, epoch, "infeasible", before, self.pretrained, 0.0, 0.0, self._weight, accuracy, after, measurements
-        )
-        if self._echo is None and self.monitor.processes.first:
-            logger.warning("guard at step %d: %s", step, event)
-        return self._record(event)
-
-    def _hold(self, step: int, epoch: float | None) -> GuardEvent:
-        """The held pretrained weights, behind a classifier that has trained on."""
-        accuracy, readings = self._accuracy(), self.pretrained
-        return self._record(
-            GuardEvent(step, epoch, "frozen", readings, readings, 0.0, 0.0, self._weight, accuracy, accuracy, 0)
-        )
-
-    def _compare(self, event: GuardEvent) -> GuardEvent:
-        """Note the accuracy of a state within the budget: keep it where it is the best, and count where it is not."""
-        if event.accuracy is not None:
-            if self._best_accuracy is None or event.accuracy > self._best_accuracy:
-                self._best_accuracy, self._waited = event.accuracy, 0
-                if self._best is not None:
-                    self._best.keep(event.step)
-            else:
-                self._waited += 1
-                self.should_stop = self._patience is not None and self._waited >= self._patience
-        return self._record(event)
+        self.infeasible = self._keeper.infeasible = state["infeasible"]
+        self.meter.measurements = state["measurements"]
+        self.limits.load_state_dict(state["limits"])
+        self._validation.load_state_dict(state["validation"])
 
     def _record(self, event: GuardEvent) -> GuardEvent:
+        if event.action in ("kept", "rewound"):
+            self._validation.note(event)
+        self.infeasible, self.should_stop = self._keeper.infeasible, self._validation.should_stop
         self.events.append(event)
         # Asked now: a trainer may have started its processes after this was made.
-        if self._echo is not None and self.monitor.processes.first:
+        processes = self.monitor.processes
+        if processes.first and self._echo is not None:
             self._echo(f"guard at step {event.step}: {event}")
-        if self.folder is not None and self.monitor.processes.rank == 0:
-            write_events(self.events, self.run_id or self.folder.resolve().name, self.folder)
+        elif processes.first and event.action == "infeasible":
+            logger.warning("guard at step %d: %s", event.step, event)
+        if self.folder is not None and processes.rank == 0:
+            _table_writer()(self.events, self.run_id or self.folder.resolve().name, self.folder)
         if self.on_event is not None:
             self.on_event(event)
         return event
 
 
-def _between(low: float, high: float, inside: float, outside: float) -> float:
-    """Where a budget with these shares of room at both ends is probably just kept; never close to either end."""
-    # Drift grows about as the square of the way; where it has no value, halve.
-    share = 0.5 if not math.isfinite(outside) else inside / (inside - outside)
-    share = min(0.85, max(0.15, 0.95 * share))
-    return math.sqrt(low**2 + (high**2 - low**2) * share)
+def _table_writer() -> Callable[[Sequence[GuardEvent], str, Path], None]:
+    # Here, so that a guard without a table needs no package of tables.
+    with importing("study", "a guard that writes a table (folder=...)"):
+        from attndrift.guard.recording import write_events
+    return write_events

@@ -12,7 +12,11 @@ from torch import Tensor, nn
 
 from attndrift.drift.monitor import DriftMonitor
 from attndrift.metrics.weights import LowRankUpdate
-from attndrift.models.parameters import plain_low_rank
+from attndrift.models.parameters import adapter_types, plain_low_rank
+from attndrift.process_group import DivergedError
+
+SAME = 1e-3  # relative distance of embeddings: a snapshot of another device differs by less
+SAME_IN_HALF_PRECISION = 3e-2
 
 State = list[Tensor]
 """Values of the guarded parameters, in order."""
@@ -45,22 +49,29 @@ class _Part:
 
 
 class WeightInterpolator:
-    """The trained parameters that an image's embedding depends on, and the line from their pretrained values.
+    """The trained parameters that what is measured depends on, and the line from their pretrained values.
 
     Full weights lie on theta = (1 - alpha) theta0 + alpha theta1. Of a LoRA pair, whose pretrained update is zero,
     B is scaled by alpha, which puts W0 + alpha (scale B A) on the same line, exactly. Whatever the embedding does not
     depend on (a classifier, a text tower) has no place on the line and is left alone: a new head has no pretrained value.
 
     Args:
-        monitor: of the model in training. Its present weights, without ``peft`` adapters, are the pretrained ones.
+        monitor: of the model in training. The weights of its reference are the pretrained ones; of parameters that it knows
+            no reference of, the present values, without ``peft`` adapters.
+        beside: further trained parameters to guard, by name: those of a text encoder whose features are measured.
+
+    Attributes:
+        assumed: names of the parameters whose present values are taken for pretrained.
+        late: a parameter was no longer at its reference when this was made.
 
     Raises:
         ValueError: nothing that the embedding depends on is trained; or adapters other than plain LoRA.
     """
 
-    def __init__(self, monitor: DriftMonitor) -> None:
+    def __init__(self, monitor: DriftMonitor, beside: Mapping[str, nn.Parameter] | None = None) -> None:
         self.model = monitor.model
-        trained = monitor.embedding_parameters()
+        self.assumed: list[str] = []
+        trained, known = monitor.embedding_parameters() | dict(beside or {}), monitor.reference_values()
         pairs, factors = _adapter_pairs(self.model, trained)
         originals = _originals(self.model)
         self._parts: list[_Part] = []
@@ -71,8 +82,11 @@ class WeightInterpolator:
             elif parameter in factors:
                 self._parts.append(_Part(name, parameter, "factor"))
             else:
-                start = originals.get(parameter, parameter).detach().clone()
-                self._parts.append(_Part(name, parameter, "weight", start))
+                if parameter not in known and parameter not in originals:
+                    self.assumed.append(name)
+                start = known[parameter] if parameter in known else originals.get(parameter, parameter).detach().clone()
+                self._parts.append(_Part(name, parameter, "weight", start.to(parameter)))
+        self.late = any(part.start is not None and not torch.equal(part.start, part.parameter) for part in self._parts)
         if not self._parts:
             raise ValueError(
                 "guard: nothing that the image embedding depends on is trained, so there is nothing to guard; "
@@ -115,18 +129,39 @@ class WeightInterpolator:
             part.parameter.copy_(torch.lerp(value, part.parameter, share) if share else value)
 
 
+def refuse_unknown_start(interpolator: WeightInterpolator, monitor: DriftMonitor) -> None:
+    """Raise where the model, put at the start of the line, is not what ``monitor`` measures against: training has begun.
+
+    Only where present values were taken for pretrained; frozen weights that differ from the reference are the user's choice.
+    """
+    if not interpolator.assumed:
+        return
+    try:
+        moved = monitor.measure().embedding_distance
+    except DivergedError:
+        moved = math.inf
+    precision = next(p for p in interpolator.model.parameters() if p.is_floating_point()).dtype
+    same = SAME if precision in (torch.float32, torch.float64) else SAME_IN_HALF_PRECISION
+    # Of a text encoder the monitor measures nothing: where the image encoder has left its reference, so has that.
+    if interpolator.late or moved is None or moved > same:
+        raise ValueError(
+            f"guard: the model has left the state that its monitor measures against, and of {len(interpolator.assumed)} trained parameters the pretrained values are not known, the first is "
+            f"`{interpolator.assumed[0]}`. Make the guard before training begins and before a checkpoint is loaded, or give "
+            "DriftMonitor the pretrained model as reference="
+        )
+
+
 def _adapter_pairs(
     model: nn.Module, trained: Mapping[str, nn.Parameter]
 ) -> tuple[dict[nn.Parameter, tuple[nn.Parameter, float]], set[nn.Parameter]]:
     """The B of every LoRA pair among ``trained`` with its A and scale; and all their As."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
+    tuners, _ = adapter_types()
     guarded = set(trained.values())
     pairs: dict[nn.Parameter, tuple[nn.Parameter, float]] = {}
     for name, layer in model.named_modules():
-        if not isinstance(layer, BaseTunerLayer) or guarded.isdisjoint(layer.parameters()):
-            continue
         tuned: Any = layer
+        if not isinstance(layer, tuners) or guarded.isdisjoint(tuned.parameters()):
+            continue
         adapter = plain_low_rank(tuned)
         if adapter is None or tuned.merged:
             raise ValueError(
@@ -139,10 +174,9 @@ def _adapter_pairs(
 
 def _originals(model: nn.Module) -> dict[nn.Parameter, nn.Parameter]:
     """The pretrained parameter under each one that ``peft`` trains in its place (``modules_to_save``)."""
-    from peft.utils.other import ModulesToSaveWrapper
-
+    _, copies = adapter_types()
     found: dict[nn.Parameter, nn.Parameter] = {}
-    for wrapper in (part for part in model.modules() if isinstance(part, ModulesToSaveWrapper)):
+    for wrapper in (part for part in model.modules() if isinstance(part, copies) and hasattr(part, "original_module")):
         inner: Any = wrapper
         before = dict(inner.original_module.named_parameters())
         for copied in inner.modules_to_save.values():

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from attndrift.attention.families import find_vision_tower
 from attndrift.attention.observer import observe
-from attndrift.losses.base import PreservationLoss, PreservationLossError
+from attndrift.losses.attention_loss import AttentionLoss
+from attndrift.losses.base import Batch, PreservationLossError, StudyContext
+from attndrift.models.computed import copy_without_hooks
 from attndrift.models.evaluation import preserve_state, unwrapped
-from attndrift.models.parameters import bare, copy_without_hooks, has_adapters
+from attndrift.models.parameters import bare, has_adapters
 
 CachedAttention = Callable[[Sequence[int], Sequence[bool]], Sequence[Tensor] | Tensor]
 """Called with image numbers and flips, returns pretrained log-attention (layers, images, heads, patches)."""
@@ -51,7 +53,7 @@ def attention_preservation_loss(log_attention: Sequence[Tensor], reference: Sequ
     return torch.stack(terms).mean()
 
 
-class AttentionPreservation(PreservationLoss):
+class AttentionPreservation(AttentionLoss):
     """Attention preservation (APR): ``weight`` times KL(current || pretrained) of the images in training.
 
     ::
@@ -75,7 +77,7 @@ class AttentionPreservation(PreservationLoss):
         model: the model in training, or a wrapper of it (``peft``, ``DistributedDataParallel``).
         weight: the factor lambda, at least 0.
         teacher: see above.
-        watch, check: see :class:`~attndrift.losses.base.PreservationLoss`.
+        watch, check: see :class:`~attndrift.losses.attention_loss.AttentionLoss`.
 
     Raises:
         ObservationError: a model (or a teacher) that cannot be observed.
@@ -116,15 +118,20 @@ class AttentionPreservation(PreservationLoss):
         """Whether a call needs the numbers of the images."""
         return self._cache is not None
 
-    def _loss(
-        self, log_attention: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], index: Any, flipped: Any
-    ) -> Tensor:
+    @classmethod
+    def in_study(cls, model: nn.Module, weight: float, context: StudyContext, **settings: Any) -> Self:
+        """With the pretrained attention that the study has measured as its teacher."""
+        # Neither watches the evaluations in between, nor looks at values, which an accelerator would be waited for.
+        return cls(model, weight, teacher=context.cached_attention, watch=False, check=False)
+
+    def _loss(self, log_attention: list[Tensor], batch: Batch) -> Tensor:
+        index, flipped = batch.index, batch.flipped
         if self._cache is None:
             if index is not None or flipped is not None:
                 raise PreservationLossError(
                     "index and flipped belong to a cache; this teacher sees the images themselves"
                 )
-            return attention_preservation_loss(log_attention, self._ask(args, kwargs))
+            return attention_preservation_loss(log_attention, self._ask(batch))
         if index is None:
             raise PreservationLossError(
                 "the teacher is a cache: say which images these are, preserve(index=..., flipped=...)"
@@ -150,7 +157,7 @@ class AttentionPreservation(PreservationLoss):
         return attention_preservation_loss(log_attention, reference)
 
     @torch.no_grad()
-    def _ask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    def _ask(self, batch: Batch) -> list[Tensor]:
         """The teacher's log-attention of the input of the forward pass."""
         teacher = self._teacher if self._teacher is not None else self._tower
         weight = next(p for p in teacher.parameters() if p.is_floating_point())
@@ -165,5 +172,6 @@ class AttentionPreservation(PreservationLoss):
             if self._teacher is None:
                 stack.enter_context(bare(self._tower))
             seen = stack.enter_context(observe(teacher, check=self._looks))
-            teacher(*(moved(value) for value in args), **{name: moved(value) for name, value in kwargs.items()})
+            given = {name: moved(value) for name, value in batch.kwargs.items()}
+            teacher(*(moved(value) for value in batch.args), **given)
             return [layer.detach() for layer in seen.log_attention]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from attndrift.attention.families import find_vision_tower
 from attndrift.attention.observer import observe
 from attndrift.losses.attention_cache import AttentionCache
-from attndrift.losses.base import PreservationLoss
+from attndrift.losses.attention_loss import AttentionLoss
+from attndrift.losses.base import Batch, StudyContext
 from attndrift.metrics.attention import wide_dtype
 from attndrift.metrics.structure_accumulator import StructureAccumulator, StructureSummary
 from attndrift.models.embedding import image_embeddings
@@ -70,7 +71,7 @@ class HasStructure(Protocol):
         """Structure of its attention."""
 
 
-class EntropyFloor(PreservationLoss):
+class EntropyFloor(AttentionLoss):
     """Entropy floor: ``weight`` times the entropy missing below ``fraction`` of the pretrained layer mean.
 
     ::
@@ -92,7 +93,7 @@ class EntropyFloor(PreservationLoss):
             ``peft`` adapters.
         pretrained_entropy: (layers,), nats.
         teacher: a second model, with ``probe``; or an :class:`AttentionCache` of the training images, alone.
-        watch, check: see :class:`~attndrift.losses.base.PreservationLoss`.
+        watch, check: see :class:`~attndrift.losses.attention_loss.AttentionLoss`.
 
     Attributes:
         active_fraction: mean fraction of (layer, image, head) cells below the floor so far; None before the first call
@@ -135,7 +136,6 @@ class EntropyFloor(PreservationLoss):
             raise ValueError(f"fraction is {fraction}; it must lie in (0, 1]")
         self.fraction = fraction
         self.pretrained_entropy = torch.as_tensor(pretrained_entropy, dtype=torch.float64).detach()
-        self.last_active: Tensor | None = None
         self._active: Tensor | None = None
         self._batches = 0
         # A step that is captured as a CUDA graph may keep nothing from one batch to the next; its loop counts.
@@ -147,9 +147,16 @@ class EntropyFloor(PreservationLoss):
         """How often the floor was active: a floor that is never reached does nothing."""
         return None if self._active is None else float(self._active) / self._batches
 
-    def _loss(
-        self, log_attention: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], index: Any, flipped: Any
-    ) -> Tensor:
+    @classmethod
+    def in_study(cls, model: nn.Module, weight: float, context: StudyContext, **settings: Any) -> Self:
+        """With the pretrained entropy that the study has measured on its probe set."""
+        # Neither watches the evaluations in between, nor looks at values, which an accelerator would be waited for.
+        return cls(
+            model, weight, pretrained_entropy=context.pretrained_entropy, fraction=settings["entropy_floor_fraction"],
+            watch=False, check=False,
+        )  # fmt: skip
+
+    def _loss(self, log_attention: list[Tensor], batch: Batch) -> Tensor:
         first = log_attention[0]
         # Once, and summed there: a number that is moved or read at every batch would make an accelerator wait.
         self.pretrained_entropy = self.pretrained_entropy.to(first.device, wide_dtype(first))

@@ -1,4 +1,4 @@
-"""The preservation losses by name, and how a run's losses are written: ``attention_preservation:0.1+entropy_floor:0.01``.
+"""How a run's preservation losses are written: ``attention_preservation:0.1+entropy_floor:0.01``.
 
 Nothing here needs torch, so that settings can be checked without it.
 """
@@ -8,42 +8,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from attndrift.registry import UnknownNameError, near_match
+from attndrift.losses.registry import LOSSES
 
-_BETWEEN = re.compile(r"\+(?=\s*[A-Za-z_])")
+BETWEEN = re.compile(r"\+(?=\s*[A-Za-z_])")
 """The plus between two losses, which is none of a number's exponent."""
-
-
-@dataclass(frozen=True)
-class LossFacts:
-    """What tables, legends and messages say of a preservation loss."""
-
-    name: str
-    label: str
-    short: str
-    source: str
-
-
-LOSSES = {
-    facts.name: facts
-    for facts in (
-        LossFacts(
-            "attention_preservation",
-            "attention preservation (APR)",
-            "APR",
-            "KL(current || pretrained) of the attention, mean over images, heads and layers",
-        ),
-        LossFacts(
-            "entropy_floor",
-            "the entropy floor",
-            "entropy floor",
-            "entropy missing below a share of the pretrained layer mean, summed over layers",
-        ),
-    )
-}
 
 
 def parse_losses(text: str | None) -> dict[str, float]:
@@ -58,12 +28,11 @@ def parse_losses(text: str | None) -> dict[str, float]:
         ValueError: a text of another form, a name that no loss has, or a weight that is no number of at least 0.
     """
     found: dict[str, float] = {}
-    for part in [] if text is None else _BETWEEN.split(text):
+    for part in [] if text is None else BETWEEN.split(text):
         name, colon, weight = part.strip().partition(":")
         if not colon:
             raise ValueError(f"{part.strip()!r} has no weight; write NAME:WEIGHT, such as attention_preservation:0.1")
-        if name not in LOSSES:
-            raise UnknownNameError(f"there is no loss `{name}`{near_match(name, LOSSES) or f'; there are {_all()}'}")
+        LOSSES[name]  # raises for a name that no loss has
         if name in found:
             raise ValueError(f"the loss `{name}` is named twice")
         found[name] = _weight(name, weight)
@@ -91,7 +60,7 @@ def split_weight(text: str | None) -> tuple[str, float | None]:
     if not text:
         return "", None
     name, colon, weight = text.partition(":")
-    if colon and len(_BETWEEN.split(text)) == 1:
+    if colon and len(BETWEEN.split(text)) == 1:
         try:
             return name.strip(), float(weight)
         except ValueError:
@@ -107,7 +76,3 @@ def _weight(name: str, value: Any) -> float:
     if not (math.isfinite(weight) and weight >= 0):
         raise ValueError(f"the weight of `{name}` is {value!r}; it must be a number of at least 0")
     return weight + 0.0  # and no negative zero
-
-
-def _all() -> str:
-    return " and ".join(LOSSES)

@@ -7,23 +7,29 @@ from typing import TYPE_CHECKING
 from attndrift.lazy_imports import lazy_imports
 
 if TYPE_CHECKING:
+    from attndrift.methods.adaptation import AdaptationSettings, adapt, count_parameters
     from attndrift.methods.adapters import check_adapter_places, check_adapters_loaded, load_adapter
     from attndrift.methods.checkpoint import fingerprint_embeddings, load_adapted, save_adapted
     from attndrift.methods.classifier import CLIPClassifier
     from attndrift.methods.parameter_drift import projection_drift, squared_norms, state_for_drift, weight_drift
-    from attndrift.methods.registry import METHODS, AdaptationSettings, adapt, count_parameters
+    from attndrift.methods.registry import HEADS, METHODS, Head, Method, head, method
 
 __all__ = [
+    "HEADS",
     "METHODS",
     "AdaptationSettings",
     "CLIPClassifier",
+    "Head",
+    "Method",
     "adapt",
     "check_adapter_places",
     "check_adapters_loaded",
     "count_parameters",
     "fingerprint_embeddings",
+    "head",
     "load_adapted",
     "load_adapter",
+    "method",
     "projection_drift",
     "save_adapted",
     "squared_norms",
@@ -45,12 +51,8 @@ __getattr__, __dir__ = lazy_imports(
             "save_adapted",
         ),
         "attndrift.methods.classifier": ("CLIPClassifier",),
-        "attndrift.methods.registry": (
-            "AdaptationSettings",
-            "METHODS",
-            "adapt",
-            "count_parameters",
-        ),
+        "attndrift.methods.registry": ("HEADS", "METHODS", "Head", "Method", "head", "method"),
+        "attndrift.methods.adaptation": ("AdaptationSettings", "adapt", "count_parameters"),
         "attndrift.methods.parameter_drift": (
             "projection_drift",
             "squared_norms",

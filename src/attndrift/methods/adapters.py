@@ -7,11 +7,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -19,30 +20,58 @@ from transformers import CLIPModel
 
 from attndrift.methods.classifier import unwrap
 from attndrift.models.errors import CheckpointError
+from attndrift.models.shapes import misfit
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
+def _adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The layers of ``model`` that ``peft`` has put adapters of any kind around, by name."""
+    if "peft" not in sys.modules:  # without it there is none, and importing it takes a second
+        return
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, layer in model.named_modules():
+        if isinstance(layer, BaseTunerLayer):
+            yield name, layer
+
+
+def _parts(layer: Any) -> dict[str, Any]:
+    """What holds the adapters of a layer, by the name of its attribute; each is a mapping from adapters' names."""
+    parts = {name: getattr(layer, name, None) for name in layer.adapter_layer_names}
+    return {name: part for name, part in parts.items() if isinstance(part, (nn.ModuleDict, nn.ParameterDict))}
+
+
 def adapter_names(model: nn.Module) -> list[str]:
-    """Names of all LoRA parameters in ``model``."""
-    return [name for name, _ in model.named_parameters() if ".lora_" in name]
+    """Names of the parameters of all adapters in ``model``."""
+    return [
+        f"{where}.{part}.{name}"
+        for where, layer in _adapted_layers(model)
+        for part, held in _parts(layer).items()
+        for name, _ in held.named_parameters()
+    ]
+
+
+_IMAGE_HALF = re.compile(r"\b(vision_model|visual_projection)\.")
+"""Parts of a CLIP model that an image passes through."""
 
 
 def check_adapter_places(model: nn.Module, *, text_tower: bool = False) -> None:
-    """Raise ``ValueError`` where no adapter sits in the vision tower, or (unless ``text_tower``) one outside it."""
+    """Raise ``ValueError`` unless adapters sit in the vision tower or its projection, and nowhere else.
+
+    ``text_tower``: they may sit in the text tower and its projection too.
+    """
     names = adapter_names(model)
-    if text_tower:
-        names = [name for name in names if not re.search(r"\btext_model\.", name)]
-    if not names:
-        raise ValueError("no adapter was placed in the vision tower: none of its modules matches the targets")
     if isinstance(unwrap(model), CLIPModel):
-        outside = [name for name in names if not re.search(r"\bvision_model\.", name)]
+        outside = [name for name in names if not _IMAGE_HALF.search(name)]
     else:  # a vision tower on its own
-        outside = [name for name in names if re.search(r"\btext_model\.", name)]
-    if outside:
+        outside = [name for name in names if re.search(r"\btext_(model|projection)\.", name)]
+    if len(outside) == len(names) and (text_tower or not names):
+        raise ValueError("no adapter was placed in the vision tower: none of its modules matches the targets")
+    if outside and not text_tower:
         raise ValueError(
-            f"{len(outside)} adapter parameters sit outside the vision tower, for instance {outside[0]}; "
-            "give target modules as a pattern that names vision_model"
+            f"{len(outside)} adapter parameters sit outside the vision tower and its projection, for instance "
+            f"{outside[0]}; give target modules as a pattern that names vision_model"
         )
 
 
@@ -96,15 +125,18 @@ def load_adapter(
     Raises :class:`CheckpointError` for a missing tensor, one without a place, one of another shape, and
     (unless ``text_tower``) one in the text tower.
     """
+    # Who has such a model has peft; whoever has none does not need it.
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
     path = Path(folder) / ADAPTER_WEIGHTS
     stored = _stored(path, names)
     wanted = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
     same_names(set(stored), set(wanted), path)
-    for name, value in stored.items():
-        if value.shape != wanted[name].shape:
-            raise CheckpointError(
-                f"{path}: {name} has shape {tuple(value.shape)}, in the model {tuple(wanted[name].shape)}"
-            )
+    wrong = misfit(stored, wanted)
+    if wrong is not None:
+        raise CheckpointError(
+            f"{path}: {wrong}. Give the settings, and the base model, that the adapter was saved with"
+        )
     set_peft_model_state_dict(peft_model, stored)
     check_adapters_loaded(peft_model, folder, allow_zero=allow_zero, names=names, text_tower=text_tower)
 
@@ -140,15 +172,18 @@ def check_adapters_loaded(
         check_adapter_places(model, text_tower=text_tower)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    from peft import get_peft_model_state_dict  # as above
+
     held = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
     same_names(set(stored), set(held), path)
     for name, value in stored.items():
         now = held[name].detach().cpu()
         if value.shape != now.shape or not torch.equal(value.to(now.dtype), now):
             raise CheckpointError(f"{path}: {name} in the model is not the tensor in the file: it did not load")
-    for name, layer in model.named_modules():
-        holds = hasattr(layer, "lora_A") and adapter in layer.lora_A
+    for name, layer in _adapted_layers(model):
+        holds = any(adapter in part for part in _parts(layer).values())
         if holds and (layer.disable_adapters or adapter not in layer.active_adapters):
             raise CheckpointError(f"{path}: the adapter {adapter!r} in {name} is not active")
-    if not allow_zero and not any(bool(value.any()) for name, value in stored.items() if "lora_B" in name):
+    low_rank = [value for name, value in stored.items() if "lora_B" in name]
+    if not allow_zero and low_rank and not any(bool(value.any()) for value in low_rank):
         raise CheckpointError(f"{path}: every lora_B is zero: the adapter changes nothing")

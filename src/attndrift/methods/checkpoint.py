@@ -7,7 +7,6 @@ adapters did not load embeds like the pretrained one, and raises here instead of
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,23 +14,23 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import CLIPModel
 
 from attndrift.files import new_folder, read_json, sha256, write_json
 from attndrift.formats import check_format, numbered
-from attndrift.methods.adapters import load_adapter, read_tensors, same_names
+from attndrift.methods.adaptation import AdaptationSettings, blank
+from attndrift.methods.adapters import read_tensors, same_names
 from attndrift.methods.classifier import CLIPClassifier
 from attndrift.methods.parameter_drift import projection_drift, weight_drift
-from attndrift.methods.registry import AdaptationSettings, adapt
 from attndrift.models.embedding import image_embeddings
 from attndrift.models.errors import CheckpointError, FingerprintError
 from attndrift.models.evaluation import evaluation_mode
-from attndrift.models.load import load_clip, state_hash
+from attndrift.models.load import load_model, state_hash
+from attndrift.models.shapes import misfit
+from attndrift.registry import UnknownNameError
 
 DESCRIPTION = "checkpoint.json"
 WEIGHTS = "model.safetensors"
 FINGERPRINT = "fingerprint.safetensors"
-ADAPTER = "adapter"
 _FIELDS = {"format", "base", "settings", "class_names", "drift", "files"}
 TOLERANCE = 1e-5
 MERGED_TOLERANCE = 1e-4
@@ -50,12 +49,11 @@ def fingerprint_embeddings(model: nn.Module, pixels: Tensor) -> Tensor:
         return image_embeddings(model, pixels.float().cpu()).float()
 
 
-def _plain_trained(model: CLIPClassifier) -> dict[str, Tensor]:
-    return {
-        name: p.detach().cpu().contiguous()
-        for name, p in model.named_parameters()
-        if p.requires_grad and ".lora_" not in name
-    }
+def _stored(model: CLIPClassifier, settings: AdaptationSettings) -> dict[str, Tensor]:
+    """What the file of weights holds: what is trained, the classifier in any case, without what the method itself saves."""
+    apart = settings.facts.adapter_parameters
+    found = {n: p for n, p in model.named_parameters() if p.requires_grad and not (apart and apart in n)}
+    return found | {f"classifier.{n}": value for n, value in model.classifier.state_dict().items()}
 
 
 def save_adapted(
@@ -64,7 +62,7 @@ def save_adapted(
     *,
     base_source: str,
     probe_pixels: Tensor,
-    pretrained: CLIPModel,
+    pretrained: nn.Module,
     class_names: Sequence[str],
     pretrained_embeddings: Tensor | None = None,
     pretrained_sha256: str | None = None,
@@ -73,7 +71,7 @@ def save_adapted(
     """Write a checkpoint, whole or not at all; an older one at ``folder`` is replaced.
 
     Args:
-        base_source: what :func:`load_clip` loads the backbone from.
+        base_source: what :func:`load_model` loads the backbone from.
         probe_pixels: a few normalised images (images, 3, height, width) for the fingerprint.
         pretrained: the pretrained backbone.
         class_names: in the order of the classifier's outputs.
@@ -88,7 +86,7 @@ def save_adapted(
     """
     settings = model.settings
     if not isinstance(settings, AdaptationSettings):
-        raise TypeError("the model was not made by attndrift.models.adapt: it does not know how it was adapted")
+        raise TypeError("the model was not made by attndrift.methods.adapt: it does not know how it was adapted")
     if len(class_names) != model.classifier.out_features:
         raise ValueError(
             f"class_names: {len(class_names)} names for a classifier of {model.classifier.out_features} classes"
@@ -96,7 +94,6 @@ def save_adapted(
     clash = sorted(set(extra or {}) & _FIELDS)
     if clash:
         raise ValueError(f"extra: {clash[0]!r} is a field of every checkpoint; choose another name")
-    backbone: Any = model.clip
     fingerprint = {
         "pixels": probe_pixels.float().cpu().contiguous(),
         "embeddings": fingerprint_embeddings(model, probe_pixels),
@@ -107,13 +104,10 @@ def save_adapted(
     if not all(bool(torch.isfinite(value).all()) for value in fingerprint.values()):
         raise CheckpointError(f"{folder}: not saved: the model's embeddings, or the images given, are not finite")
     with new_folder(folder) as target:
-        save_file(_plain_trained(model), target / WEIGHTS)
+        weights = {name: value.detach().cpu().contiguous() for name, value in _stored(model, settings).items()}
+        save_file(weights, target / WEIGHTS)
         save_file(fingerprint, target / FINGERPRINT)
-        if settings.method == "lora":
-            # The form that peft itself loads, on top of the same CLIPModel. Asked to judge the
-            # vocabulary by itself, it would look the backbone up on the hub at every checkpoint.
-            backbone.save_pretrained(target / ADAPTER, safe_serialization=True, save_embedding_layers=False)
-            (target / ADAPTER / "README.md").unlink(missing_ok=True)
+        settings.facts.save(model.clip, target)
         files = sorted(p for p in target.rglob("*") if p.is_file())
         write_json(
             target / DESCRIPTION,
@@ -121,7 +115,7 @@ def save_adapted(
                 "checkpoint",
                 {
                     "base": {"source": base_source, "weights_sha256": pretrained_sha256 or state_hash(pretrained)},
-                    "settings": dataclasses.asdict(settings),
+                    "settings": settings.to_json(),
                     "class_names": list(class_names),
                     "drift": {
                         "weight": weight_drift(model, pretrained),
@@ -135,7 +129,7 @@ def save_adapted(
 
 
 def load_adapted(
-    folder: Path, *, base: CLIPModel | None = None, base_sha256: str | None = None, merged: bool = False
+    folder: Path, *, base: nn.Module | None = None, base_sha256: str | None = None, merged: bool = False
 ) -> CLIPClassifier:
     """Load a checkpoint and prove that it is the model that was saved.
 
@@ -162,20 +156,21 @@ def load_adapted(
             raise CheckpointError(f"{folder}: {name} does not have its recorded checksum; it is damaged or was changed")
     try:
         settings = AdaptationSettings(**description["settings"])
-    except TypeError as error:
+        settings.facts  # noqa: B018 - raises for a method that is not installed here
+    except (TypeError, UnknownNameError) as error:
         raise CheckpointError(f"{folder / DESCRIPTION}: settings that this version does not know: {error}") from error
-    clip = base if base is not None else load_clip(description["base"]["source"])
+    clip = base if base is not None else load_model(description["base"]["source"])
     if (base_sha256 or state_hash(clip)) != description["base"]["weights_sha256"]:
         raise CheckpointError(
             f"{folder}: was trained from other weights than the backbone given ({description['base']['source']})"
         )
-    blank = dataclasses.replace(settings, head="trained")
-    model = adapt(clip, blank, len(description["class_names"]), 0)
-    model.settings = settings
+    try:
+        model = blank(settings, clip, len(description["class_names"]))
+    except ValueError as error:
+        raise CheckpointError(f"{folder / DESCRIPTION}: settings that this version does not know: {error}") from error
     _place(model, folder, settings)
-    if merged and settings.method == "lora":
-        adapted: Any = model.clip
-        model.clip = adapted.merge_and_unload()
+    if merged:
+        model.clip = settings.facts.merge(model.clip)
     model.eval()
     check_fingerprint(model, folder, tolerance=MERGED_TOLERANCE if merged else TOLERANCE)
     return model
@@ -195,15 +190,15 @@ def _description(folder: Path) -> dict[str, Any]:
 
 def _place(model: CLIPClassifier, folder: Path, settings: AdaptationSettings) -> None:
     stored = read_tensors(folder / WEIGHTS)
-    wanted = {n: p for n, p in model.named_parameters() if p.requires_grad and ".lora_" not in n}
+    wanted = _stored(model, settings)
     same_names(set(stored), set(wanted), folder / WEIGHTS)
+    wrong = misfit(stored, wanted)
+    if wrong is not None:
+        raise CheckpointError(f"{folder / WEIGHTS}: {wrong}. The checkpoint was saved from another model")
     with torch.no_grad():
         for name, parameter in wanted.items():
-            if stored[name].shape != parameter.shape:
-                raise CheckpointError(f"{folder / WEIGHTS}: {name} has another shape than the model's")
             parameter.copy_(stored[name])
-    if settings.method == "lora":
-        load_adapter(model.clip, folder / ADAPTER)
+    settings.facts.load(model.clip, folder)
 
 
 def check_fingerprint(model: CLIPClassifier, folder: Path, *, tolerance: float = TOLERANCE) -> None:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from transformers import CLIPModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from attndrift.models.backbone import Backbone, backbone_of
+
 
 def unwrap(clip: nn.Module) -> CLIPModel:
     """The ``CLIPModel`` inside a ``peft`` model, adapters in place; any other model as it is."""
@@ -24,7 +26,7 @@ class CLIPClassifier(nn.Module):
     Attributes:
         clip: the ``CLIPModel``, or the ``peft`` model around it.
         classifier: ``Linear(projection, classes)`` with bias.
-        settings: how the backbone was adapted, an :class:`~attndrift.methods.registry.AdaptationSettings`.
+        settings: how the backbone was adapted, an :class:`~attndrift.methods.adaptation.AdaptationSettings`.
     """
 
     def __init__(self, clip: nn.Module, classifier: nn.Linear, settings: object = None) -> None:
@@ -39,15 +41,18 @@ class CLIPClassifier(nn.Module):
         return unwrap(self.clip)
 
     @property
+    def view(self) -> Backbone:
+        """What studies see of the backbone."""
+        return backbone_of(self.backbone)
+
+    @property
     def visual(self) -> nn.Module:
         """The vision transformer, for :func:`attndrift.observe`."""
-        return self.backbone.vision_model
+        return self.view.tower
 
     def embed(self, pixel_values: Tensor) -> Tensor:
         """Image embeddings of the live encoder through its live projection: (images, dimensions), not normalised."""
-        backbone = self.backbone
-        pooled = backbone.vision_model(pixel_values=pixel_values).pooler_output
-        return backbone.visual_projection(pooled)
+        return self.view.embed(pixel_values)
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> ImageClassifierOutput:
         """Logits (images, classes), and the cross-entropy where ``labels`` (images,) are given."""

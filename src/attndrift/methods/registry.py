@@ -1,188 +1,199 @@
-"""Adaptation methods: which parameters are trained. A new method is a function and a row in ``METHODS``."""
+"""The registries of adaptation methods and heads: a class each, in a file of its own, with the facts that all else reads.
+
+Settings, grids, run names, dry run, tables, legends and the report know a method from here; none of them lists names.
+Nothing in this module imports torch or peft: the files of methods import them inside their functions.
+
+    @method
+    class Biases(Method):
+        name, label, color, order = "biases", "BitFit", "#999933", 5
+        source = "Ben Zaken et al. 2022"
+        trains = "the biases of the visual encoder, and the classifier"
+
+        def apply(self, backbone, settings, seed):
+            ...
+"""
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, ClassVar, TypeVar
 
-import torch
-from peft import LoraConfig, get_peft_model
-from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPModel
-
-from attndrift.methods.adapters import adapter_names, check_adapter_places
-from attndrift.methods.classifier import CLIPClassifier, classifier_from_text, new_classifier, seeded, unwrap
-from attndrift.models.load import load_config
-
-LORA_TARGETS = {"q,v": ("q_proj", "v_proj"), "q,k,v,out": ("q_proj", "k_proj", "v_proj", "out_proj")}
+from attndrift.own_settings import OwnSettings, as_text, departed, words_of
+from attndrift.registry import Registry
 
 
-@dataclass(frozen=True)
-class AdaptationSettings:
-    """Which parameters are trained, and from where.
+class Method(ABC):
+    """One adaptation method. Subclasses give facts as class attributes, and override what is theirs.
 
     Attributes:
-        method: a key of ``METHODS``.
-        lora_rank, lora_alpha, lora_dropout, lora_targets: of the adapters; ``lora_alpha`` None is twice the rank.
-        train_projection: None is the method's default (true for ``full`` and ``lora``).
-        freeze_layers: blocks frozen from the input on, for ``full``; the embeddings stay trainable.
-        head: ``trained``, or ``text`` to start the classifier from text features.
+        name: in settings, tables and commands.
+        label: in tables and legends, and ``short_label`` where there is less room.
+        color: of its series in figures; the empty string takes the next free one.
+        order: its place in tables and figures, smallest first.
+        source: where the method comes from.
+        trains: what is trained, in one phrase.
+        Settings: settings of its own.
+        projection: whether the projection is trained by default; None where it never is.
+        adapts: whether anything is trained at all; ``moves_encoder`` whether the attention can change, so that
+            preservation losses and guards have something to do.
+        freezes_blocks: whether ``freeze_layers`` may freeze its first blocks.
+        keeps_activations: whether a step holds the activations of every block for its backward pass.
+        cost: of a training step, in forward passes; ``work`` is its share of the time of full fine-tuning.
+        requires: packages that must be installed.
+        adapter_parameters: part of the names of parameters that :meth:`save` writes, instead of the checkpoint's file
+            of trained weights; empty where it writes none.
     """
 
-    method: str = "full"
-    lora_rank: int = 8
-    lora_alpha: float | None = None
-    lora_dropout: float = 0.05
-    lora_targets: str = "q,v"
-    train_projection: bool | None = None
-    freeze_layers: int = 0
-    head: str = "trained"
+    name: ClassVar[str] = ""
+    label: ClassVar[str] = ""
+    short_label: ClassVar[str] = ""
+    color: ClassVar[str] = ""
+    order: ClassVar[float] = 100.0
+    source: ClassVar[str] = ""
+    trains: ClassVar[str] = ""
+    Settings: ClassVar[type[OwnSettings]] = OwnSettings
+    projection: ClassVar[bool | None] = True
+    adapts: ClassVar[bool] = True
+    moves_encoder: ClassVar[bool] = True
+    freezes_blocks: ClassVar[bool] = False
+    keeps_activations: ClassVar[bool] = True
+    cost: ClassVar[float] = 3.0
+    work: ClassVar[float] = 1.0
+    requires: ClassVar[tuple[str, ...]] = ()
+    adapter_parameters: ClassVar[str] = ""
 
-    @property
-    def projects(self) -> bool:
-        """Whether the projection is trained."""
-        return self.method in ("full", "lora") if self.train_projection is None else self.train_projection
+    @abstractmethod
+    def apply(self, backbone: Any, settings: Any, seed: int) -> Any:
+        """Mark what is trained in a model of which nothing is, and return ``backbone.model`` or what wraps it.
 
-    @property
-    def alpha(self) -> float:
-        """The numerator of the adapters' scale."""
-        return 2.0 * self.lora_rank if self.lora_alpha is None else self.lora_alpha
+        Args:
+            backbone: its :class:`~attndrift.models.backbone.Backbone`: tower, blocks, projection.
+            settings: an object of :attr:`Settings`.
+            seed: of what is initialised; the global generator must not be touched.
+        """
 
+    def run_name(self, settings: Any) -> list[str]:
+        """Parts of a run's folder name: the method, and what departs from its defaults."""
+        return [self.name.replace("_", "-"), *departed(settings)]
 
-def _none(clip: CLIPModel, settings: AdaptationSettings, seed: int) -> nn.Module:
-    """Nothing is trained: the pretrained model."""
-    return clip
+    def describe(self, values: Mapping[str, str]) -> str:
+        """The method in words, with its own settings as the tables have them: text, empty where not given."""
+        parts = [
+            f"{words_of(name, field)['label']}{values[name]}"
+            for name, field in self.Settings.model_fields.items()
+            if values.get(name) and values[name] != as_text(field.default)
+        ]
+        return ", ".join([self.label, *parts])
 
+    def canonical(self, values: Mapping[str, str]) -> dict[str, str]:
+        """Own settings of foreign tables in one spelling, the defaults where none is given."""
+        fields = self.Settings.model_fields
+        return {name: values.get(name, "") or as_text(field.default) for name, field in fields.items()}
 
-def _linear_probe(clip: CLIPModel, settings: AdaptationSettings, seed: int) -> nn.Module:
-    """The classifier alone is trained."""
-    return clip
+    def least_trained(self, *, embeddings: int, block: int, blocks: int) -> int:
+        """Trained parameters of a vision tower at least, from the sizes of its parts; 0 where that takes a model."""
+        return 0
 
+    def recognise(self, tower: Any, blocks: Sequence[Sequence[bool]]) -> dict[str, Any] | None:
+        """The columns of the table ``runs`` that a tower in a training of the user's own tells; None if it is not this.
 
-def _full(clip: CLIPModel, settings: AdaptationSettings, seed: int) -> nn.Module:
-    """Visual encoder, projection and classifier are trained, the first ``freeze_layers`` blocks excepted."""
-    clip.vision_model.requires_grad_(True)
-    for block in clip.vision_model.encoder.layers[: settings.freeze_layers]:
-        block.requires_grad_(False)
-    return clip
+        Args:
+            tower: the vision transformer. Only a method with :attr:`adapter_parameters` is asked where it has adapters.
+            blocks: for each block, whether each of its parameters is trained.
+        """
+        return None
 
+    def save(self, clip: Any, folder: Path) -> None:  # noqa: B027 - most methods have no file of their own
+        """Write what :attr:`adapter_parameters` leaves out into the folder of a checkpoint."""
 
-def _last_block(clip: CLIPModel, settings: AdaptationSettings, seed: int) -> nn.Module:
-    """The last block, the final layer norm and the classifier are trained; the projection on request."""
-    clip.vision_model.encoder.layers[-1].requires_grad_(True)
-    clip.vision_model.post_layernorm.requires_grad_(True)
-    return clip
+    def load(self, clip: Any, folder: Path) -> None:  # noqa: B027
+        """Put back what :meth:`save` wrote."""
 
-
-def _lora(clip: CLIPModel, settings: AdaptationSettings, seed: int) -> nn.Module:
-    """Low-rank adapters in the vision tower's attention, projection and classifier are trained."""
-    names = LORA_TARGETS[settings.lora_targets]
-    # A list of names would adapt the text tower too: its projections have the same names.
-    pattern = rf"vision_model\.encoder\.layers\.\d+\.self_attn\.({'|'.join(names)})"
-    config = LoraConfig(
-        r=settings.lora_rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.lora_dropout,
-        target_modules=pattern,
-        bias="none",
-    )
-    with seeded(seed), warnings.catch_warnings():
-        # peft asks transformers under a name that it is about to drop; nothing to do with the adapters.
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-        adapted = get_peft_model(clip, config)
-    check_adapter_places(adapted)
-    return adapted
-
-
-METHODS: dict[str, Callable[[CLIPModel, AdaptationSettings, int], nn.Module]] = {
-    "full": _full,
-    "lora": _lora,
-    "linear_probe": _linear_probe,
-    "last_block": _last_block,
-    "none": _none,
-}
+    def merge(self, clip: Any) -> Any:
+        """The adapted model as a plain one."""
+        return clip
 
 
-def adapt(
-    clip: CLIPModel,
-    settings: AdaptationSettings,
-    n_classes: int,
-    seed: int,
-    *,
-    text_features: Tensor | None = None,
-) -> CLIPClassifier:
-    """Make ``clip`` (which is changed in place) trainable as ``settings`` say, with a classifier on top.
+class Head(ABC):
+    """The classifier on the image embedding. Subclasses give facts as class attributes.
 
-    Args:
-        n_classes: outputs of the classifier.
-        seed: of the classifier's and the adapters' initialisation; the global generator is not touched.
-        text_features: (classes, dimensions), for ``head="text"``.
-
-    Raises ``ValueError`` naming the setting that is impossible.
+    Attributes:
+        name: in settings, tables and commands; ``label`` in tables and legends.
+        source: where it comes from; ``starts`` what it starts from, in one phrase.
+        trained: whether it is trained with the model.
+        needs_text: whether :meth:`make` takes text features of the classes.
+        Settings: settings of its own.
     """
-    _check(settings, n_classes)
-    if not isinstance(clip, CLIPModel):
-        raise ValueError(
-            f"clip is a {type(clip).__name__}; give a CLIPModel with both towers, as load_clip returns it, "
-            "without adapters around it"
-        )
-    if adapter_names(clip):
-        raise ValueError("clip already carries adapters; give the bare CLIPModel, or merge them first")
-    blocks = len(clip.vision_model.encoder.layers)
-    if settings.freeze_layers > blocks:
-        raise ValueError(f"freeze_layers is {settings.freeze_layers}; the model has {blocks} blocks")
-    clip.requires_grad_(False)
-    adapted = METHODS[settings.method](clip, settings, seed)
-    backbone = unwrap(adapted)
-    backbone.visual_projection.requires_grad_(settings.projects)
-    if settings.head == "text":
-        if text_features is None or len(text_features) != n_classes:
-            raise ValueError("head is 'text'; give the text features of all classes, (classes, dimensions)")
-        classifier = classifier_from_text(text_features.cpu(), backbone.logit_scale.detach().cpu())
-    else:
-        classifier = new_classifier(backbone.config.projection_dim, n_classes, seed)
-    classifier.requires_grad_(settings.method != "none")
-    return CLIPClassifier(adapted, classifier, settings)
+
+    name: ClassVar[str] = ""
+    label: ClassVar[str] = ""
+    order: ClassVar[float] = 100.0
+    source: ClassVar[str] = ""
+    starts: ClassVar[str] = ""
+    trained: ClassVar[bool] = True
+    needs_text: ClassVar[bool] = False
+    Settings: ClassVar[type[OwnSettings]] = OwnSettings
+
+    @abstractmethod
+    def make(self, backbone: Any, n_classes: int, seed: int, settings: Any, text_features: Any) -> Any:
+        """A module from image embeddings (images, dimensions), not normalised, to logits (images, classes).
+
+        Args:
+            backbone: a :class:`~attndrift.models.backbone.Backbone`.
+            settings: an object of :attr:`Settings`.
+            text_features: normalised, (classes, dimensions); None where :attr:`needs_text` is false.
+        """
+
+    def run_name(self, settings: Any) -> list[str]:
+        """Parts of a run's folder name; none for the default head."""
+        named = [] if self.name == DEFAULT_HEAD else [self.label.replace(" ", "-").lower()]
+        return [*named, *departed(settings)]
 
 
-def _check(settings: AdaptationSettings, n_classes: int) -> None:
-    if settings.method not in METHODS:
-        raise ValueError(f"method is {settings.method!r}; choose from {', '.join(METHODS)}")
-    if n_classes < 2:
-        raise ValueError(f"n_classes is {n_classes}; a classifier needs at least 2")
-    if settings.freeze_layers < 0 or (settings.freeze_layers and settings.method != "full"):
-        raise ValueError(f"freeze_layers is {settings.freeze_layers}; it belongs to method full and is at least 0")
-    if settings.train_projection and settings.method in ("linear_probe", "none"):
-        raise ValueError(f"train_projection is true; method {settings.method} does not train the projection")
-    if settings.method == "lora":
-        _check_adapters(settings)
-    if settings.head not in ("trained", "text"):
-        raise ValueError(f"head is {settings.head!r}; choose from trained, text")
+METHODS: Registry[Method] = Registry("method", "attndrift.methods.known", group="attndrift.methods")
+"""All methods: those of :mod:`attndrift.methods.known`, those of installed packages, and those of this process."""
+
+HEADS: Registry[Head] = Registry("head", "attndrift.methods.heads", group="attndrift.heads")
+"""All heads: those of :mod:`attndrift.methods.heads`, those of installed packages, and those of this process."""
+
+DEFAULT_METHOD, DEFAULT_HEAD, PRETRAINED = "full", "trained", "none"
+
+M = TypeVar("M", bound=Method)
+H = TypeVar("H", bound=Head)
 
 
-def _check_adapters(settings: AdaptationSettings) -> None:
-    if settings.lora_targets not in LORA_TARGETS:
-        allowed = ", ".join(f"{name!r}" for name in LORA_TARGETS)
-        raise ValueError(f"lora_targets is {settings.lora_targets!r}; choose from {allowed}")
-    if settings.lora_rank < 1:
-        raise ValueError(f"lora_rank is {settings.lora_rank}; it must be at least 1")
-    if not 0 < settings.alpha < math.inf:
-        raise ValueError(f"lora_alpha is {settings.lora_alpha}; it must be above 0: adapters of scale 0 do nothing")
-    if not 0 <= settings.lora_dropout < 1:
-        raise ValueError(f"lora_dropout is {settings.lora_dropout}; it must be at least 0 and below 1")
+def method(cls: type[M]) -> type[M]:
+    """Register the class below as a method."""
+    METHODS.register(cls())
+    return cls
 
 
-def count_parameters(config: CLIPConfig | str | Path, settings: AdaptationSettings, n_classes: int) -> tuple[int, int]:
-    """Trainable and total parameters, without making or loading any weights.
+def head(cls: type[H]) -> type[H]:
+    """Register the class below as a head."""
+    HEADS.register(cls())
+    return cls
 
-    ``config``: a configuration, or a source that :func:`~attndrift.models.load_config` takes.
-    """
-    if not isinstance(config, CLIPConfig):
-        config = load_config(config)
-    with torch.device("meta"):
-        model = adapt(CLIPModel(config), replace(settings, head="trained"), n_classes, 0)
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return trainable, sum(p.numel() for p in model.parameters())
+
+def in_order(names: Any) -> list[str]:
+    """Names of methods as tables and figures order them, unknown ones last."""
+    return sorted(dict.fromkeys(str(name) for name in names), key=lambda name: (order_of(name), name))
+
+
+def order_of(name: str) -> float:
+    """The place of a method in tables and figures; of one that is not known, the last."""
+    return METHODS[name].order if name in METHODS else 1000.0
+
+
+def label_of(name: str, *, short: bool = False) -> str:
+    """A method's label; of one that is not known, its name."""
+    if name not in METHODS:
+        return name
+    known = METHODS[name]
+    return (known.short_label if short else "") or known.label
+
+
+def trains(name: str) -> bool:
+    """Whether a method trains anything; one that is not known does."""
+    return name not in METHODS or METHODS[name].adapts

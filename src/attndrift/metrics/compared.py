@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from attndrift.metrics.attention import wide_dtype
 from attndrift.metrics.deferred import DeferredScalars
 from attndrift.metrics.registry import METRICS, Metric
 from attndrift.metrics.representation import embedding_drift, linear_cka_layers_deferred
@@ -18,49 +19,87 @@ from attndrift.metrics.representation import embedding_drift, linear_cka_layers_
 _FUSED = ("cka", "cka_debiased")
 """Both come of the same products."""
 
+Reasons = dict[str, str]
+"""Why a metric has no value (somewhere), by the metric's name: what it raised."""
 
-def compare_hidden_states(before: Tensor, after: Tensor, deferred: DeferredScalars) -> Callable[[], dict[str, Tensor]]:
-    """Metrics of hidden states (layers, images, width); a function that gives (layers,) float64 on the CPU of each, by name.
 
-    What has no value, and what a metric itself raises, that function raises as ValueError.
+def compare_hidden_states(
+    before: Tensor, after: Tensor, deferred: DeferredScalars
+) -> Callable[[], tuple[dict[str, Tensor], Reasons]]:
+    """Metrics of hidden states (layers, images, width), without waiting for an accelerator.
+
+    Returns:
+        A function that gives, by name, (layers,) float64 on the CPU, and why some are NaN: a layer without a value.
     """
     fused = linear_cka_layers_deferred(before, after, deferred)
-    others = [metric for metric in METRICS if metric.needs == "hidden states" and metric.name not in _FUSED]
-    later = {metric.name: deferred.defer(_of_layers(metric, before, after)) for metric in others}
+    asked = [metric for metric in METRICS if metric.needs == "hidden states" and metric.name not in _FUSED]
+    later = {metric.name: _of_layers(metric, before, after, deferred) for metric in asked}
 
-    def read() -> dict[str, Tensor]:
-        found = dict(zip(_FUSED, fused(), strict=True)) | {name: values() for name, values in later.items()}
-        return {metric.name: found[metric.name] for metric in METRICS if metric.name in found}
+    def read() -> tuple[dict[str, Tensor], Reasons]:
+        try:
+            values, reasons = dict(zip(_FUSED, fused(), strict=True)), Reasons()
+        except ValueError:
+            # One of the two may have values, and in some layers, where together they have none.
+            alone = {name: _of_layers(METRICS[name], before, after, deferred) for name in _FUSED}
+            values, reasons = _read(alone)
+        others, more = _read(later)
+        values |= others
+        return {metric.name: values[metric.name] for metric in METRICS if metric.name in values}, reasons | more
 
     return read
 
 
-def _of_layers(metric: Metric, before: Tensor, after: Tensor) -> Tensor:
-    return torch.stack([_number(metric, one, other) for one, other in zip(before, after, strict=True)])
+_Later = tuple[Callable[[], Tensor], str | None]
+
+
+def _read(later: dict[str, _Later]) -> tuple[dict[str, Tensor], Reasons]:
+    values = {name: value() for name, (value, _) in later.items()}
+    return values, {name: reason for name, (_, reason) in later.items() if reason is not None}
+
+
+def _of_layers(metric: Metric, before: Tensor, after: Tensor, deferred: DeferredScalars) -> _Later:
+    found: list[Tensor | None] = []
+    reason = None
+    for one, other in zip(before, after, strict=True):
+        try:
+            found.append(_number(metric, one, other))
+        except ValueError as error:
+            found.append(None)
+            reason = reason or str(error)
+    none = before.new_full((), math.nan)
+    values = [(none if value is None else value).to(before.device, wide_dtype(before)) for value in found]
+    return deferred.defer(torch.stack(values)), reason
 
 
 def compare_embeddings(
     before: Tensor, after: Tensor, deferred: DeferredScalars
-) -> Callable[[], dict[str, float | None]]:
-    """Metrics of image embeddings (images, dimensions); a function that gives the number of each, by name.
+) -> Callable[[], tuple[dict[str, float | None], Reasons]]:
+    """Metrics of image embeddings (images, dimensions), without waiting for an accelerator.
 
-    That function raises ValueError for embeddings that have no drift: not finite, or zero.
+    Returns:
+        A function that gives the number of each, by name, and why one is None.
     """
-    turned = deferred.defer(embedding_drift(before, after, check=False))
-    later = {
-        metric.name: deferred.defer(_number(metric, before, after))
-        for metric in METRICS
-        if metric.needs == "embeddings" and metric.function is not embedding_drift
-    }
+    later: dict[str, _Later] = {"embedding_drift": (deferred.defer(embedding_drift(before, after, check=False)), None)}
+    for metric in METRICS:
+        if metric.needs == "embeddings" and metric.name not in later:
+            later[metric.name] = _of_layers(metric, before[None], after[None], deferred)
 
-    def read() -> dict[str, float | None]:
-        found: dict[str, float | None] = {"embedding_drift": float(turned())}
-        if not math.isfinite(float(turned())):
-            # It has the words for what is wrong.
-            embedding_drift(before, after)
-        return found | {name: float(value()) for name, value in later.items()}
+    def read() -> tuple[dict[str, float | None], Reasons]:
+        values, reasons = _read(later)
+        if not math.isfinite(float(values["embedding_drift"])):
+            try:
+                embedding_drift(before, after)
+            except ValueError as error:
+                # It has the words for what is wrong.
+                reasons["embedding_drift"] = str(error)
+        return {name: finite(float(value)) for name, value in values.items()}, reasons
 
     return read
+
+
+def finite(value: float) -> float | None:
+    """``value``; None where it is no number."""
+    return value if math.isfinite(value) else None
 
 
 def _number(metric: Metric, before: Tensor, after: Tensor) -> Tensor:

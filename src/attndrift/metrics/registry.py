@@ -48,6 +48,7 @@ class Metric:
         digits: decimals in print.
         pretrained: its value for the pretrained model itself; None where it is measured.
         last_block: whether the last block has a column of its own beside the mean.
+        headline: whether figures that show only a few metrics show it.
         analysed: whether the analysis takes it as an outcome and as a signal, where tables are.
         cost: what it takes beside the forward passes that are made anyway.
     """
@@ -67,6 +68,7 @@ class Metric:
     digits: int = 3
     pretrained: float | None = None
     last_block: bool = False
+    headline: bool = False
     analysed: bool = True
     cost: str = "none"
 

@@ -21,6 +21,8 @@ from attndrift.metrics.deferred import Deferred, DeferredScalars
 from attndrift.metrics.registry import METRICS, Metric
 from attndrift.registry import near_match
 
+# Imports inside functions: these packages take time to load, which only who needs them pays.
+
 _FUSED = ("entropy", "erf95", "gini")
 """Computed together: they share the normalisation and the sort, and on an accelerator one kernel."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -106,8 +106,8 @@ def weight_drift(
         A number >= 0; 0.01 means that the weights moved by 1% of their norm.
 
     Raises:
-        ValueError: names or shapes that do not match, NaN or inf, no parameters, or pretrained parameters
-            that are all 0; the message names the parameter.
+        ValueError: names or shapes that do not match, NaN or inf, no parameters, parts of a weight (LoRA's A and B, what
+            ``parametrize`` computes it from), or pretrained parameters that are all 0; the message names the parameter.
 
     Source: the relative Frobenius distance of the first study; trace identity
     ||BA||_F^2 = tr((B^T B)(A A^T)).
@@ -141,8 +141,9 @@ def weight_drift_deferred(
     if absent and missing == "error":
         raise ValueError(
             f"adapted: {len(absent)} parameters of pretrained are missing, the first is `{absent[0]}`; "
-            "give them, or pass missing='unchanged' if they are frozen"
+            "both must be of the same architecture, and frozen parameters belong to it"
         )
+    _refuse_sources(pretrained)
     squares: list[Tensor] = []
     pairs: list[tuple[Tensor, Tensor]] = []
     for name, after in adapted.items():
@@ -166,6 +167,17 @@ def weight_drift_deferred(
         return math.sqrt(math.fsum(_finite(moved(), found)) / total)
 
     return read
+
+
+def _refuse_sources(names: Collection[str]) -> None:
+    """Raise for parameters that only become a weight together: their distances say nothing about its distance."""
+    for name in names:
+        hooked = name.endswith("_g") and f"{name[:-1]}v" in names
+        if hooked or name.startswith("parametrizations.") or ".parametrizations." in name or ".lora_" in name:
+            raise ValueError(
+                f"pretrained: `{name}` is a part of a weight, not the weight; give the weights that the model computes with, "
+                "as attndrift.models.parameters.live_parameters yields them"
+            )
 
 
 def _squared_differences(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:

@@ -11,11 +11,11 @@ import json
 import os
 import pickle
 import re
+import secrets
 import shutil
 import stat
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from safetensors import safe_open
 from safetensors.torch import save, save_file
 from torch import Tensor
 
-from attndrift.files import read_json, write_json
+from attndrift.files import apply_umask, read_json, write_json
 from attndrift.models.errors import ModelError
 from attndrift.models.hub import CONFIG, PICKLES, ModelLocation, find_files
 from attndrift.models.reference import is_on_hub
@@ -96,14 +96,15 @@ def convert(source: str, folder: Path, *, seconds: float = SECONDS) -> Conversio
     kept = [name for name in found.files if _is_kept(name) and name != PICKLE_INDEX]
     where = found.fetch([*parts, *kept])
     folder.parent.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    staged = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
+    staged.mkdir()
     try:
         told = _in_a_process(where, parts, staged, seconds=seconds, of_hub=found.commit is not None, source=source)
         for name in kept:
             with _opened(where / name, of_hub=found.commit is not None) as file, (staged / name).open("xb") as copy:
                 shutil.copyfileobj(file, copy)
         write_json(staged / "conversion.json", {"source": source, "revision": found.commit, "sha256": told["sha256"]})
-        staged.chmod(0o755)
+        apply_umask(staged)
         _put(staged, folder)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
@@ -221,6 +222,7 @@ def _in_a_process(
 def _limit(size: int, seconds: float) -> None:
     """Limit memory, time and what may be written, where the system can."""
     try:
+        # Here: Windows has none.
         import resource
     except ImportError:
         return
@@ -316,7 +318,6 @@ def _convert_here(order: Mapping[str, Any]) -> dict[str, Any]:
             raise ModelError(f"{name} holds other tensors than {PICKLE_INDEX} says")
         file = WEIGHTS if len(parts) == 1 else f"model-{number:05d}-of-{len(parts):05d}.safetensors"
         save_file(_apart(tensors), staged / file, metadata={"format": "pt"})
-        (staged / file).chmod(0o644)
         _check_equal(staged / file, tensors)
         places |= dict.fromkeys(tensors, file)
         total += sum(value.nbytes for value in tensors.values())

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import inspect
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from attndrift.models.backbone import find_backbone
+from attndrift.models.evaluation import unwrapped
 from attndrift.models.module_utils import is_a
 
 _CLASSIFIERS = ("classifier", "cls_classifier", "distillation_classifier")
@@ -24,7 +27,9 @@ def image_embeddings(model: nn.Module, pixel_values: Tensor) -> Tensor:
     - an image classifier of transformers: the input of its classifier (DeiT's with a teacher has two,
       side by side);
     - any other vision transformer of transformers: ``image_embeds``, ``pooler_output``, or without a pooler
-      the class token behind the final norm; without class token the mean of the patches.
+      the class token behind the final norm; without class token the mean of the patches;
+    - a wrapper whose forward takes more than images (``labels``, a batch), or puts out logits or a loss: the one image
+      encoder inside. What the wrapper adds behind that encoder is not part of the embedding.
 
     Args:
         model: the model, with or without peft adapters.
@@ -32,16 +37,17 @@ def image_embeddings(model: nn.Module, pixel_values: Tensor) -> Tensor:
             are cut into patches, so both sides must be multiples of the patch size.
 
     Raises:
-        TypeError: the model offers none of these, so that what it puts out could be anything.
+        TypeError: the model offers none of these, so that what it puts out could be anything, or holds two encoders.
         ValueError: images that SigLIP 2 cannot cut into patches.
     """
-    module: Any = model
-    while is_a(module, "DistributedDataParallel", "DataParallel"):
-        module = module.module
+    module: Any = unwrapped(model)
     if hasattr(module, "embed"):
         return cast(Tensor, module.embed(pixel_values))
     if hasattr(module, "get_image_features"):
         return _pooled(module, module.get_image_features(**_inputs(module, pixel_values)))
+    registered = find_backbone(module)
+    if registered is not None:
+        return registered.embed(pixel_values)
     if hasattr(module, "encode_image"):
         return _first(module.encode_image(pixel_values))
     if hasattr(module, "forward_features") and hasattr(module, "forward_head"):
@@ -49,9 +55,32 @@ def image_embeddings(model: nn.Module, pixel_values: Tensor) -> Tensor:
     # These two are towers without classifier: what they put out is the embedding.
     if is_a(_base(module), "open_clip.VisionTransformer", "open_clip.TimmModel"):
         return _first(module(pixel_values))
+    if module not in _ENCODERS:
+        try:
+            return _from_forward(module, pixel_values)
+        except RuntimeError:  # an observation's, or the device's
+            raise
+        # Without labels, a forward of somebody's own may raise almost anything.
+        except Exception as error:
+            inside = _image_encoders(module)
+            if not inside:
+                raise
+            if len(inside) > 1:
+                raise _no_embedding(module) from error
+            # Known from now on, so that the wrapper is not tried at every measurement.
+            _ENCODERS[module] = inside[0]
+    return image_embeddings(module.get_submodule(_ENCODERS[module]), pixel_values)
+
+
+_ENCODERS: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+"""Wrappers that yield no embedding, and the path of the one image encoder inside."""
+
+
+def _from_forward(module: Any, pixel_values: Tensor) -> Tensor:
+    """What the forward of a model that offers nothing else makes of images alone."""
+    if not _takes_images_alone(module):
+        raise _no_embedding(module)
     if not is_a(_base(module), "transformers.PreTrainedModel"):
-        if not _takes_images_alone(module):
-            raise _no_embedding(module)
         output = module(pixel_values=pixel_values)
         # A bare tensor could be anything, logits among them.
         if isinstance(output, Tensor):
@@ -61,6 +90,15 @@ def image_embeddings(model: nn.Module, pixel_values: Tensor) -> Tensor:
     if heads:
         return _classified(module, heads, pixel_values)
     return _pooled(module, module(**_inputs(module, pixel_values)))
+
+
+def _image_encoders(module: nn.Module) -> list[str]:
+    """Paths of the outermost image encoders inside ``module``."""
+    found: list[str] = []
+    for name, part in module.named_modules():
+        if name and _is_encoder(part) and not any(name.startswith(f"{outer}.") for outer in found):
+            found.append(name)
+    return found
 
 
 def _base(module: Any) -> Any:
@@ -151,15 +189,16 @@ def _takes_images_alone(module: nn.Module) -> bool:
 
 
 def _no_embedding(module: nn.Module) -> TypeError:
-    part = next((name for name, inner in module.named_modules() if name and _is_encoder(inner)), None)
-    watch = "" if part is None else f"watch the part that does, DriftMonitor(model.{part}, ...), "
+    parts = _image_encoders(module)
+    held = "" if len(parts) < 2 else f" and holds {len(parts)} image encoders, {', '.join(parts)}"
+    watch = f"watch the part that is meant, DriftMonitor(model.{parts[0]}, ...), " if parts else ""
     return TypeError(
-        f"{type(module).__name__} yields no image embedding: {watch}give the model an `embed(pixel_values)` method, "
+        f"{type(module).__name__} yields no image embedding{held}: {watch}give the model an `embed(pixel_values)` method, "
         "or pass `embed=` to DriftMonitor"
     )
 
 
 def _is_encoder(part: nn.Module) -> bool:
-    return is_a(part, "transformers.PreTrainedModel") or any(
-        hasattr(part, name) for name in ("get_image_features", "encode_image", "forward_features")
-    )
+    if is_a(part, "transformers.PreTrainedModel") and getattr(part, "main_input_name", "") == "pixel_values":
+        return True
+    return any(hasattr(part, name) for name in ("get_image_features", "encode_image", "forward_features"))

@@ -12,14 +12,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from attndrift.models.module_utils import named_modules
+from attndrift.models.module_utils import is_a, named_modules
+
+_WRAPPERS = (
+    "DistributedDataParallel", "DataParallel", "DeepSpeedEngine",
+    "torch.AveragedModel", "timm.ModelEmaV2", "timm.ModelEmaV3",
+)  # fmt: skip
+"""Classes that hold the user's module as ``module``, by name: most are of libraries that need not be installed."""
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The user's own module inside ``DistributedDataParallel``, ``DataParallel`` and ``torch.compile``."""
+    """The user's own module inside wrappers for several processes, for an average of its weights, and ``torch.compile``."""
     inner: Any = model
     while True:
-        if isinstance(inner, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+        if is_a(inner, *_WRAPPERS) and isinstance(getattr(inner, "module", None), nn.Module):
             inner = inner.module
         elif isinstance(getattr(inner, "_orig_mod", None), nn.Module):
             inner = inner._orig_mod
@@ -41,6 +47,10 @@ def evaluation_mode(model: nn.Module, modules: list[nn.Module] | None = None) ->
         with torch.no_grad():
             yield
     finally:
+        for module, flag in flags:
+            # A layer of its own kind may do more than set the flag: loralib's adds its adapters to the weight.
+            if type(module).train is not nn.Module.train and module.training != flag:
+                module.train(flag)
         # To set an attribute of a module takes far longer than to look at it.
         for module, flag in flags:
             if module.training != flag:

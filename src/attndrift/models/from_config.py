@@ -93,9 +93,13 @@ def random_clip(config: CLIPConfig, dtype: torch.dtype) -> CLIPModel:
 
 def processor_for(config: CLIPConfig) -> tuple[PreTrainedTokenizerFast, CLIPImageProcessorPil]:
     """A tokenizer of single characters and CLIP's image processor, for a model made from ``config``."""
+    return _character_tokenizer(config), image_processor_for(config)
+
+
+def image_processor_for(config: CLIPConfig) -> CLIPImageProcessorPil:
+    """CLIP's image processor, for the image size of ``config``."""
     size = config.vision_config.image_size
-    image_processor = CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
-    return _character_tokenizer(config), image_processor
+    return CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
 
 
 def _character_tokenizer(config: CLIPConfig) -> PreTrainedTokenizerFast:

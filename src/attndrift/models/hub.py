@@ -24,6 +24,7 @@ from huggingface_hub.errors import (
 
 from attndrift import hub_client
 from attndrift.files import sha256, write_bytes
+from attndrift.models.backbone import scheme_of
 from attndrift.models.errors import HubError, ModelError
 from attndrift.models.known import KNOWN
 from attndrift.models.reference import CONFIG_PREFIX, ModelReference, at_commit, is_on_hub
@@ -154,7 +155,7 @@ def resolve_model(source: str | Path, *, recorded_commit: str | None = None, ada
         raise ModelError(
             "`embedded`: this installation holds no embedded model; use `config:small`, a folder or a hub name"
         )
-    if text.startswith(CONFIG_PREFIX):
+    if text.startswith(CONFIG_PREFIX) or scheme_of(text) is not None:
         return ModelLocation(text, text, None, "config", {})
     if not is_on_hub(text):
         return _in_folder(text)

@@ -12,15 +12,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer, CLIPConfig, CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.utils import logging as hf_logging
 
 from attndrift.files import read_json, sha256
+from attndrift.models.backbone import BackboneSpec, VisionShape, scheme_of
 from attndrift.models.errors import ModelError
 from attndrift.models.from_config import config_of, processor_for, random_clip
 from attndrift.models.hub import CONFIG, ModelLocation, convert_hint, resolve_model
+from attndrift.models.shapes import misfit
 from attndrift.models.weight_files import INDEX, WEIGHTS
+
+CLASSIFIER = "CLIPForImageClassification"
+"""What exports a vision tower with a classifier, under the configuration of a whole CLIP."""
+OTHER_FAMILIES = (
+    "Load a model of another family (SigLIP, ViT, DINOv2, timm, open_clip) with its own library: "
+    "DriftMonitor(adapted, pixels, reference=pretrained).measure() compares two of it, and attndrift.observe(model) shows "
+    "its attention"
+)
+"""What can be done with a model that is no CLIP."""
 
 _PROCESSORS = {
     "tokenizer": {"tokenizer.json", "vocab.json"},
@@ -48,8 +60,8 @@ def _config(model: ModelLocation) -> CLIPConfig:
         raise ModelError(f"{model.source}: {_no_model(model)}: {_first_line(error)}") from error
     if not isinstance(config, CLIPConfig):
         raise ModelError(
-            f"{model.source}: a {type(config).__name__.removesuffix('Config')} model, not a CLIP model with both towers; "
-            "attndrift.observe takes many others, loaded with transformers"
+            f"{model.source}: a {type(config).__name__.removesuffix('Config')} model, not a CLIP model with both towers. "
+            f"{OTHER_FAMILIES}"
         )
     return config
 
@@ -93,15 +105,16 @@ def _check_shards(index: Path, source: str) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No bar for reading local files, which takes a moment."""
-    if not hf_logging.is_progress_bar_enabled():
-        yield
-        return
+    """No bar for reading local files, which takes a moment, and no report of what does not fit: that is an error here."""
+    verbosity, bar = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     try:
         yield
     finally:
-        hf_logging.enable_progress_bar()
+        hf_logging.set_verbosity(verbosity)
+        if bar:
+            hf_logging.enable_progress_bar()
 
 
 def load_clip(source: str | Path, *, dtype: torch.dtype = torch.float32) -> CLIPModel:
@@ -113,19 +126,21 @@ def load_clip(source: str | Path, *, dtype: torch.dtype = torch.float32) -> CLIP
         dtype: of the weights; a float16 file loads as float32 by default.
 
     Raises :class:`ModelError` for what is not there, is not CLIP, has no ``safetensors``, or whose file
-    does not hold every weight: ``transformers`` would fill in random ones and go on.
+    does not hold every weight in its shape: ``transformers`` would fill in random ones and go on.
     """
     made = config_of(str(source))
     if made is not None:
         return random_clip(made, dtype)
     model = resolve_model(source)
-    _config(model)
+    config = _config(model)
+    _refuse_classifier(config, str(source))
     folder = model.fetch([CONFIG, *model.weights])
     _refuse_pickles(folder, str(source))
     try:
         clip, missing = _read_weights(folder, dtype)
     # SafetensorError of a damaged file is an Exception of its own; a wrong shape is a RuntimeError.
     except Exception as error:
+        _refuse_misfit(folder, config, str(source), error)
         if model.commit is None:
             raise ModelError(f"{source}: {_no_model(model)}: {_first_line(error)}") from error
         # Most likely the copy in the cache is damaged.
@@ -139,9 +154,41 @@ def load_clip(source: str | Path, *, dtype: torch.dtype = torch.float32) -> CLIP
     if missing:
         raise ModelError(
             f"{source}: its weights lack {len(missing)} of the model's tensors, for instance {missing[0]}; they would "
-            "be random. Give a folder saved with save_pretrained from the whole CLIPModel"
+            "be random. Save the whole CLIPModel with save_pretrained, both towers and projections, and give that folder"
         )
     return clip.eval()
+
+
+def _refuse_classifier(config: CLIPConfig, source: str) -> None:
+    if CLASSIFIER in (config.architectures or ()):
+        raise ModelError(
+            f"{source}: an export of {CLASSIFIER}, a vision tower and a classifier without text tower and projection. "
+            f"`attndrift compare BASE {source}` compares its tower with the CLIP model that it was fine-tuned from. For "
+            f"anything else, put the tower into that CLIPModel, clip.vision_model.load_state_dict("
+            "classifier.vision_model.state_dict()), and save it whole"
+        )
+
+
+def _refuse_misfit(folder: Path, config: CLIPConfig, source: str, error: Exception) -> None:
+    """Raise :class:`ModelError` where ``error`` comes of tensors whose shapes are not those of ``config``."""
+    try:
+        with torch.device("meta"):
+            wanted = CLIPModel(config).state_dict()
+        stored = {name: shape for path in sorted(folder.glob("*.safetensors")) for name, shape in _shapes(path).items()}
+    except Exception:  # damaged otherwise, which is told of ``error`` itself
+        return
+    wrong = misfit(stored, wanted)
+    if wrong is not None:
+        raise ModelError(
+            f"{source}: {wrong}. Its weights and its {CONFIG} are of two models; put the {CONFIG} that was saved with the "
+            "weights beside them"
+        ) from error
+
+
+def _shapes(path: Path) -> dict[str, list[int]]:
+    with safe_open(path, framework="pt") as file:
+        names = list(file.keys())
+        return {name: file.get_slice(name).get_shape() for name in names}
 
 
 def _read_weights(folder: Path, dtype: torch.dtype) -> tuple[CLIPModel, list[str]]:
@@ -159,8 +206,51 @@ def _read_weights(folder: Path, dtype: torch.dtype) -> tuple[CLIPModel, list[str
     return clip, sorted(report["missing_keys"])
 
 
-def load_processor(source: str | Path) -> tuple[Any, CLIPImageProcessorPil]:
-    """The tokenizer and the image processor of a model. Raises :class:`ModelError`."""
+def load_model(source: str | Path) -> Any:
+    """A model that studies train, in evaluation mode: CLIP as :func:`load_clip` has it, or ``BACKBONE:REST``.
+
+    Raises :class:`ModelError`.
+    """
+    scheme = scheme_of(str(source))
+    return load_clip(source) if scheme is None else _of_scheme(scheme, "load").eval()
+
+
+def build_model(source: Any) -> Any:
+    """A model of ``source`` with any weights, for counting; ``source`` may be a ``CLIPConfig``."""
+    scheme = scheme_of(str(source)) if isinstance(source, (str, Path)) else None
+    if scheme is not None:
+        return _of_scheme(scheme, "build")
+    return CLIPModel(source if isinstance(source, CLIPConfig) else load_config(source))
+
+
+def load_shape(source: str | Path) -> VisionShape:
+    """The sizes of a model's image tower, without its weights. Raises :class:`ModelError`."""
+    scheme = scheme_of(str(source))
+    if scheme is not None:
+        shape: VisionShape = _of_scheme(scheme, "shape")
+        return shape
+    config = load_config(source)
+    vision = config.vision_config
+    return VisionShape(
+        vision.image_size, vision.patch_size, vision.hidden_size, vision.num_hidden_layers, vision.intermediate_size,
+        config.projection_dim,
+    )  # fmt: skip
+
+
+def _of_scheme(scheme: tuple[BackboneSpec, str], what: str) -> Any:
+    spec, rest = scheme
+    make = getattr(spec, what)
+    if make is None:
+        raise ModelError(f"{spec.name}:{rest}: the backbone `{spec.name}` has no `{what}`, which a study needs")
+    return make(rest)
+
+
+def load_processor(source: str | Path) -> tuple[Any, Any]:
+    """The tokenizer (None without text tower) and the image processor of a model. Raises :class:`ModelError`."""
+    scheme = scheme_of(str(source))
+    if scheme is not None:
+        found: tuple[Any, Any] = _of_scheme(scheme, "processor")
+        return found
     made = config_of(str(source))
     if made is not None:
         return processor_for(made)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections import OrderedDict
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -12,25 +11,28 @@ import torch
 from torch import Tensor, nn
 
 from attndrift.metrics.weights import LowRankUpdate
+from attndrift.models.computed import copy_without_hooks, own_children, own_weights
 from attndrift.models.module_utils import named_modules
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+# Imports inside functions: these packages take time to load, which only who needs them pays.
 
 
-def copy_without_hooks(module: nn.Module) -> nn.Module:
-    """A deep copy of ``module`` that nobody's hooks watch."""
-    # What is in the memo counts as copied already: an empty dictionary stands in for each one of hooks.
-    memo: dict[int, Any] = {id(getattr(part, name)): OrderedDict() for part in module.modules() for name in _HOOKS}
-    return copy.deepcopy(module, memo)
+def adapter_types() -> tuple[tuple[type, ...], tuple[type, ...]]:
+    """The layers of ``peft`` that hold adapters, and those that hold a trained copy of a module (``modules_to_save``).
 
-
-def _adapted_layers(model: nn.Module, modules: Iterable[nn.Module] | None = None) -> list[Any]:
+    Both are empty where nobody has imported ``peft``: then no model has such layers, and ``peft`` need not be installed.
+    """
+    if "peft" not in sys.modules:
+        return (), ()
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
-    return [
-        part for part in modules or named_modules(model) if isinstance(part, (BaseTunerLayer, AuxiliaryTrainingWrapper))
-    ]
+    return (BaseTunerLayer,), (AuxiliaryTrainingWrapper,)
+
+
+def _adapted_layers(model: nn.Module, modules: Iterable[nn.Module] | None = None) -> list[Any]:
+    tuners, copies = adapter_types()
+    return [part for part in modules or named_modules(model) if isinstance(part, tuners + copies)]
 
 
 def has_adapters(model: nn.Module) -> bool:
@@ -72,32 +74,46 @@ def bare(model: nn.Module, modules: Iterable[nn.Module] | None = None) -> Iterat
 def bare_parameters(module: nn.Module) -> dict[str, Tensor]:
     """Parameters of ``module`` by the names that they have without adapters, with the values beneath those.
 
-    Detached, and not copied. Raises as :func:`bare` does.
+    Detached, and not copied; without a classifier of timm. Raises as :func:`bare` does.
     """
     with bare(module):
-        values = dict(_parameters(module, "", {}))
-    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        values = dict(_parameters(module, "", {}, _classifiers(module)))
+    return {name: value.detach() for name, value in values.items() if isinstance(value, Tensor)}
 
 
 def live_parameters(module: nn.Module, pretrained: Mapping[str, Tensor]) -> dict[str, Tensor | LowRankUpdate]:
     """Parameters of ``module`` as it computes with them, for :func:`attndrift.metrics.weight_drift`.
 
-    A weight under one plain LoRA adapter, otherwise equal to its value in ``pretrained``, is given as its
-    :class:`~attndrift.metrics.LowRankUpdate`; under any other adapter of ``peft`` as the merged weight.
+    A weight that torch computes from other parameters (``parametrize``, ``weight_norm``, ``spectral_norm``, ``prune``) is given
+    as computed, under the name it had before. A weight under one plain LoRA adapter, otherwise equal to its value in
+    ``pretrained``, is given as its :class:`~attndrift.metrics.LowRankUpdate`; under any other adapter of ``peft`` as the
+    merged weight. A classifier of timm, which sits inside the transformer, is left out.
     """
-    return dict(_parameters(module, "", pretrained))
+    found = _parameters(module, "", pretrained, _classifiers(module))
+    return {name: value.detach() if isinstance(value, Tensor) else value for name, value in found}
+
+
+def parameter_names(module: nn.Module, pretrained: Mapping[str, Tensor]) -> dict[nn.Parameter, str]:
+    """The names that :func:`live_parameters` has for the parameters that are a whole weight: none of an adapter, no part of one."""
+    found = _parameters(module, "", pretrained, _classifiers(module))
+    return {value: name for name, value in found if isinstance(value, nn.Parameter)}
+
+
+def _classifiers(module: nn.Module) -> frozenset[nn.Module]:
+    """What timm's ``get_classifier`` names: new for each task, so that it has no pretrained state to drift from."""
+    named = [part.get_classifier() for part in module.modules() if callable(getattr(part, "get_classifier", None))]  # type: ignore[operator]
+    heads = [head for found in named for head in (found if isinstance(found, (tuple, list)) else (found,))]
+    return frozenset(head for head in heads if isinstance(head, nn.Module))
 
 
 def _parameters(
-    module: nn.Module, prefix: str, pretrained: Mapping[str, Tensor]
+    module: nn.Module, prefix: str, pretrained: Mapping[str, Tensor], without: frozenset[nn.Module]
 ) -> Iterator[tuple[str, Tensor | LowRankUpdate]]:
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import AuxiliaryTrainingWrapper
-
+    tuners, copies = adapter_types()
     inner: Any = module
-    if isinstance(module, BaseTunerLayer):
+    if isinstance(module, tuners):
         yield from _tuned(inner, prefix, pretrained)
-    elif isinstance(module, AuxiliaryTrainingWrapper):
+    elif isinstance(module, copies):
         chosen = inner.original_module
         if not inner.disable_adapters:
             if not hasattr(inner, "modules_to_save") or len(inner.active_adapters) != 1:
@@ -106,38 +122,36 @@ def _parameters(
                     f"{inner.active_adapters} cannot be told; pass `weight_drift=` to DriftMonitor"
                 )
             chosen = inner.modules_to_save[inner.active_adapters[0]]
-        yield from _parameters(chosen, prefix, pretrained)
+        yield from _parameters(chosen, prefix, pretrained, without)
     elif isinstance(getattr(inner, "_orig_mod", None), nn.Module):
-        yield from _parameters(inner._orig_mod, prefix, pretrained)
+        yield from _parameters(inner._orig_mod, prefix, pretrained, without)
     else:
-        for name, parameter in module.named_parameters(recurse=False):
-            yield prefix + name, parameter.detach()
-        for name, child in module.named_children():
-            yield from _parameters(child, f"{prefix}{name}.", pretrained)
+        for name, weight in own_weights(module):
+            yield prefix + name, weight
+        for name, child in own_children(module):
+            if child not in without:
+                yield from _parameters(child, f"{prefix}{name}.", pretrained, without)
 
 
 def _tuned(layer: Any, prefix: str, pretrained: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor | LowRankUpdate]]:
     base = layer.get_base_layer()
     if layer.disable_adapters or layer.merged or not layer.active_adapters:
-        yield from _parameters(base, prefix, pretrained)
+        yield from _parameters(base, prefix, pretrained, frozenset())
         return
     adapter = plain_low_rank(layer)
     weight = f"{prefix}weight"
-    if (
-        adapter is not None
-        and weight in pretrained
-        and torch.equal(base.weight.to(pretrained[weight]), pretrained[weight])
-    ):
-        for name, value in _parameters(base, prefix, pretrained):
-            if name != weight:
-                yield name, value
-        a, b = layer.lora_A[adapter].weight.detach(), layer.lora_B[adapter].weight.detach()
-        yield weight, LowRankUpdate(a, b, float(layer.scaling[adapter]))
-        return
+    if adapter is not None and weight in pretrained:
+        values = dict(_parameters(base, prefix, pretrained, frozenset()))
+        now = values.pop(weight, None)
+        if isinstance(now, Tensor) and torch.equal(now.to(pretrained[weight]), pretrained[weight]):
+            yield from values.items()
+            a, b = layer.lora_A[adapter].weight.detach(), layer.lora_B[adapter].weight.detach()
+            yield weight, LowRankUpdate(a, b, float(layer.scaling[adapter]))
+            return
     # The copy is merged, never the layer itself: merging and unmerging would round the user's weights.
     merged: Any = copy_without_hooks(layer)
     merged.merge(safe_merge=False)
-    yield from _parameters(merged.get_base_layer(), prefix, pretrained)
+    yield from _parameters(merged.get_base_layer(), prefix, pretrained, frozenset())
 
 
 def plain_low_rank(layer: Any) -> str | None:

@@ -1,4 +1,5 @@
-"""How a model is named: ``embedded``, ``config:NAME``, a folder, or ``NAME`` and ``NAME@REVISION`` on a hub."""
+"""How a model is named: ``embedded``, ``config:NAME``, ``BACKBONE:REST``, a folder, or
+``NAME`` and ``NAME@REVISION`` on a hub."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from attndrift.models.backbone import scheme_of
 from attndrift.models.errors import ModelError
 
 CONFIG_PREFIX = "config:"
@@ -39,9 +41,11 @@ class ModelReference:
 
 
 def is_on_hub(source: str | Path) -> bool:
-    """Whether ``source`` names a model of a hub, and not a folder, ``embedded`` or a config."""
+    """Whether ``source`` names a model of a hub, and not a folder, ``embedded``, a config or what a backbone makes."""
     text = str(source)
-    return text != "embedded" and not text.startswith(CONFIG_PREFIX) and not Path(text).exists()
+    if text == "embedded" or text.startswith(CONFIG_PREFIX) or scheme_of(text) is not None:
+        return False
+    return not Path(text).exists()
 
 
 def at_commit(source: str, commit: str | None) -> str:

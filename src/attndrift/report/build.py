@@ -20,7 +20,7 @@ from PIL import Image
 import attndrift
 from attndrift.analysis.result import Analysis
 from attndrift.figures.registry import FIGURES
-from attndrift.files import write_text
+from attndrift.files import refuse_links, write_text
 from attndrift.report import escaping
 from attndrift.report.blocks import Figure, FigureBlock
 from attndrift.report.explore import heatmap_data, maps_data, run_order
@@ -28,6 +28,7 @@ from attndrift.report.page import Page
 from attndrift.report.records import read_records
 from attndrift.report.registry import build_sections
 from attndrift.results.tables import Tables
+from attndrift.sanitize import markdown_line, markdown_text
 
 MAX_PAGE = 15_000_000
 """Bytes that ``report.html`` stays below."""
@@ -48,11 +49,14 @@ def write_report(
     ``folder`` is a study folder (``runs/RUN/record.json`` and ``maps.npz`` are read where they exist) or
     any folder of tables; ``output`` (default: ``folder``) receives the two files. ``report.md`` refers to
     the figures by relative paths; ``report.html`` embeds everything and asks nothing of any network.
-    Raises ``FileNotFoundError`` where a figure that is not left out has no file.
+    Raises ``FileNotFoundError`` where a figure that is not left out has no file, and
+    :class:`~attndrift.files.LinkError` where a link leads out of a folder.
     """
     folder = Path(folder)
     target = folder if output is None else Path(output)
     target.mkdir(parents=True, exist_ok=True)
+    refuse_links(folder, ("runs",))
+    refuse_links(target, ("report.md", "report.html"))
     records = read_records(folder, run_order(tables.runs))
     drawn = [_figure(figure, target) for figure in figures if figure.left_out is None]
     left_out = [(figure.name, figure.left_out) for figure in figures if figure.left_out is not None]
@@ -99,6 +103,7 @@ def _html_environment() -> Environment:
         loader=PackageLoader("attndrift.report"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=escaping.harmless,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -115,7 +120,7 @@ def _markdown_environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"md": escaping.markdown, "line": escaping.markdown_line}
+    environment.filters |= {"md": markdown_text, "line": markdown_line}
     return environment
 
 

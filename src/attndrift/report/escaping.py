@@ -1,4 +1,4 @@
-"""Text of unknown origin (run names, classes, paths) made harmless in Markdown and in HTML."""
+"""Text of unknown origin (run names, classes, paths) made harmless in HTML."""
 
 from __future__ import annotations
 
@@ -8,36 +8,12 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-_CODE = re.compile(r"(?<!`)`([^`<>&|\\]+)`(?!`)")
-_SPECIAL = re.compile(r"([\\`*_\[\]{}|~$!])")
-_BLOCK_START = re.compile(r"^(\s*)([#+\-=]|\d+(?=[.)]))")
+from attndrift.sanitize import DIRECTION_MARKS, spell_direction_marks
 
 
-def markdown(text: object) -> str:
-    """``text`` on one line as Markdown that prints it literally; names between backticks stay code."""
-    line = " ".join(str(text).split())
-    parts: list[str] = []
-    end = 0
-    for match in _CODE.finditer(line):
-        parts += [_literal(line[end : match.start()]), match.group()]
-        end = match.end()
-    return "".join([*parts, _literal(line[end:])])
-
-
-def _literal(text: str) -> str:
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return _SPECIAL.sub(r"\\\1", text)
-
-
-def markdown_line(text: object) -> str:
-    """As :func:`markdown`, at the start of a line, where `#` or `1.` would begin a heading or a list."""
-    return _BLOCK_START.sub(_escape_start, markdown(text))
-
-
-def _escape_start(match: re.Match[str]) -> str:
-    mark = match.group(2)
-    # A backslash before a digit is printed; an entity is not.
-    return match.group(1) + (f"&#{ord(mark[0])};{mark[1:]}" if mark.isdigit() else f"\\{mark}")
+def harmless(value: Any) -> Any:
+    """What a template prints, with marks that turn the direction of writing spelled out (``finalize`` of Jinja)."""
+    return type(value)(spell_direction_marks(value)) if isinstance(value, str) else value
 
 
 def html(text: object) -> Markup:
@@ -50,4 +26,6 @@ def embedded_json(value: Any) -> Markup:
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
+    for mark in DIRECTION_MARKS:  # the page shows the letters of the escape, not the mark
+        text = text.replace(mark, f"\\\\u{ord(mark):04x}")
     return Markup(text)

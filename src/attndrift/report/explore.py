@@ -6,7 +6,6 @@ import base64
 import hashlib
 import io
 import math
-import zipfile
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,9 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from attndrift.analysis.result import Analysis
+from attndrift.files import is_inside
 from attndrift.metrics.registry import METRICS, structure_metrics
 from attndrift.report.blocks import counted
 from attndrift.report.records import Record, Records
+from attndrift.results.attention_maps import read_maps
 from attndrift.results.tables import Tables
 
 _MAX_STEPS = 100
@@ -128,7 +129,8 @@ def maps_data(records: Records, analysis: Analysis, *, budget: int) -> dict[str,
     notes: list[str] = []
     found: list[tuple[str, Record]] = []
     for run_id, record in records.found.items():
-        if (record.folder / "maps.npz").is_file():
+        path = record.folder / "maps.npz"
+        if path.is_file() and is_inside(path, record.folder):
             found.append((run_id, record))
     if not found:
         return {"runs": [], "images": [], "maps": [], "notes": ["No run keeps attention maps (`maps.npz`)."]}
@@ -155,8 +157,8 @@ def _packed(found: list[tuple[str, Record]], analysis: Analysis, most: int, budg
     for run_id, record in found:
         try:
             loaded = _read(record, most)
-        except (OSError, EOFError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
-            notes.append(f"{run_id}: maps.npz cannot be shown ({type(error).__name__}: {error}).")
+        except (OSError, ValueError) as error:
+            notes.append(f"{run_id}: maps.npz cannot be shown ({str(error).replace(f'{record.folder}/', '')}).")
             continue
         marks = [(pool, len(pool.items), pool.size) for pool in (images, maps)]
         places = [_put_image(images, image) for image in loaded.images]
@@ -183,19 +185,9 @@ def _packed(found: list[tuple[str, Record]], analysis: Analysis, most: int, budg
 
 
 def _read(record: Record, most: int) -> _Maps:
-    # numpy leaves a file open that it opened itself and could not read.
-    with (record.folder / "maps.npz").open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-        images, before, after = (file[name][:most] for name in ("images", "before", "after"))
-        labels, classes, grid = file["labels"][:most], file["class_names"], file["grid"]
-    if before.ndim != 4 or before.shape != after.shape or len(images) != len(before) or not len(images):
-        raise ValueError("images, before and after do not belong together")
-    rows, columns = int(grid[0]), int(grid[1])
-    if rows * columns != before.shape[-1]:
-        raise ValueError(f"{before.shape[-1]} patches do not fill a grid of {rows} x {columns}")
-    if not (np.isfinite(before).all() and np.isfinite(after).all()):
-        raise ValueError("the maps hold values that are not finite")
-    names = [str(classes[label]) if 0 <= label < len(classes) else f"class {label}" for label in labels]
-    return _Maps(images, before, after, names, (rows, columns))
+    maps = read_maps(record.folder / "maps.npz")
+    names = [maps.name(index) for index in range(len(maps.images))]
+    return _Maps(maps.images[:most], maps.before[:most], maps.after[:most], names[:most], maps.grid)
 
 
 def _put_maps(pool: _Pool, maps: NDArray[np.float32]) -> int:

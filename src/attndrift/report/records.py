@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from attndrift.files import read_json
+from attndrift.files import is_inside
+from attndrift.study.record import RECORD, read_record
 
 
 @dataclass(frozen=True)
@@ -41,22 +42,21 @@ class Records:
 def read_records(folder: Path, run_ids: list[str]) -> Records:
     """Read ``runs/<run_id>/record.json`` of each run; foreign tables have none."""
     records = Records()
-    root = (folder / "runs").resolve()
     for run_id in run_ids:
-        path = root / run_id / "record.json"
-        # A run name is foreign text: it must not lead out of the folder, and may be no file name at all.
-        if not _plain(run_id) or not path.is_file():
+        run = folder / "runs" / run_id
+        # A run name is foreign text: it may be no file name at all, and neither it nor a link may lead out of the folder.
+        if not _plain(run_id) or not is_inside(run / RECORD, folder):
             records.missing.append(run_id)
             continue
         try:
-            content = read_json(path)
+            content = read_record(run)
         except (OSError, ValueError) as error:
-            records.problems.append(f"{run_id}: {type(error).__name__}: record.json cannot be read")
+            records.problems.append(f"{run_id}: {str(error).replace(f'{run}/', '')}")
             continue
-        if not isinstance(content, dict):
-            records.problems.append(f"{run_id}: record.json holds no object")
-            continue
-        records.found[run_id] = Record(run_id, path.parent, content)
+        if content is None:
+            records.missing.append(run_id)
+        else:
+            records.found[run_id] = Record(run_id, run, content)
     return records
 
 

@@ -9,7 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
+from pydantic.fields import FieldInfo
+
 from attndrift.metrics.registry import METRICS, Metric
+from attndrift.own_settings import fields_of, plain_kinds
+from attndrift.registry import members_of
+
+MAX_COLUMNS = 2_000
+"""Columns of one table. The widest of ours have some hundred; each more takes memory in every row."""
 
 Kind = Literal["string", "int", "float", "bool"]
 Statistic = Literal["value", "baseline", "final", "change_pct", "last_layer_change_pct", "mean", "last"]
@@ -54,10 +61,32 @@ def metric_columns(table: Literal["runs", "history"]) -> tuple[Column, ...]:
     >>> [column.name for column in metric_columns("history") if column.metric in ("cka", "weight_drift")]
     ['cka_mean', 'cka_last', 'weight_drift']
     """
-    return tuple(column for metric in METRICS for column in _columns(metric, table))
+    return tuple(column for metric in METRICS for column in columns_of(metric, table))
 
 
-def _columns(metric: Metric, table: str) -> list[Column]:
+def own_setting_columns() -> tuple[Column, ...]:
+    """The columns of the settings that registered methods, heads and losses bring, in the table ``runs``.
+
+    >>> [column.name for column in own_setting_columns()][:3]
+    ['lora_rank', 'lora_alpha', 'lora_dropout']
+    """
+    owners = [owner for kind in ("method", "head", "loss") for owner in members_of(kind)]
+    return tuple(_setting_column(name, field) for name, field in fields_of(owners).items())
+
+
+def _setting_column(name: str, field: FieldInfo) -> Column:
+    kinds = plain_kinds(field.annotation)
+    kind: Kind = next((word for of, word in _KINDS if of in kinds), "string")
+    low = next((float(end) for part in field.metadata for end in (getattr(part, "ge", None), getattr(part, "gt", None))
+                if isinstance(end, (int, float))), None)  # fmt: skip
+    return Column(name, kind=kind, meaning=field.description or "", low=low)
+
+
+_KINDS: tuple[tuple[type, Kind], ...] = ((bool, "bool"), (float, "float"), (int, "int"))
+
+
+def columns_of(metric: Metric, table: Literal["runs", "history"]) -> list[Column]:
+    """The columns of one metric in a table; none for what is seen on request alone."""
     short, name = metric.short_label or metric.label, metric.name
     unit = f", {metric.unit}" if metric.unit else ""
     value = Column(

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +19,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from attndrift.files import refuse_links, replacing
 from attndrift.formats import FormatError, check_table_metadata, table_metadata
 from attndrift.metrics.registry import layer_metrics
-from attndrift.results.columns import Column, Kind, metric_columns
+from attndrift.results.columns import MAX_COLUMNS, Column, Kind, metric_columns, own_setting_columns
+from attndrift.results.measures import MEASURES
 
 
 class TableError(ValueError):
@@ -58,22 +60,22 @@ _SETTINGS = (
     _text("model", "backbone"),
     _text("model_revision", "commit of the backbone, where it is from a hub"),
     _text("dataset", "fine-tuning target"),
-    _text("method", "full | lora | linear_probe | last_block | none", required=True),
-    _text("head", "trained: from its default initialisation | text: starts from text features"),
+    _text("method", "how the model is adapted; none: the pretrained model", required=True),
+    _text("head", "the classifier; trained: from its default initialisation"),
     _text("parent_run", "the run that an outcome was made from: an average, an interpolation, ..."),
+    _text("outcome", "what was made of its run's training, e.g. wise_ft:0.5; null for the run itself"),
     _number("learning_rate", "peak rate of AdamW", 0.0, label="Learning rate"),
     _count("seed", "initialisation, order and augmentation; runs without one count as one seed", None),
     _count("data_seed", "splits, subsets and probe", None),
     _number("epochs", "planned epochs", 0.0),
     _count("batch_size", "images an optimiser step"),
     _number("weight_decay", "AdamW weight decay", 0.0),
-    _count("lora_rank", "rank of the adapters"),
-    _number("lora_alpha", "scale numerator of the adapters", 0.0),
-    _text("lora_targets", "adapted projections, e.g. q,v"),
+)
+_ADAPTATION = (
     Column("train_projection", kind="bool", meaning="whether the visual projection is trained"),
     _count("freeze_layers", "frozen blocks, counted from the input"),
     _text("loss", "preservation losses with their weights, e.g. attention_preservation:0.1+entropy_floor:0.01"),
-    _fraction("loss_active_fraction", "how often the entropy floor was active"),
+    _fraction("loss_active_fraction", "how often the loss was active, where one reports it"),
     _text("guard", "what a guard kept within a budget: retention_pct, or a metric of the monitor"),
     _number("guard_at_least", "the budget's lower limit, in the metric's unit"),
     _number("guard_at_most", "the budget's upper limit, in the metric's unit"),
@@ -112,13 +114,13 @@ TABLES = ("runs", "history", "layers", "interpolation", "losses")
 def schema(table: str) -> tuple[Column, ...]:
     """The columns of ``table``: those of settings and training, and those of every registered metric."""
     if table == "runs":
-        return (*_SETTINGS, *metric_columns("runs"))
+        return (*_SETTINGS, *own_setting_columns(), *_ADAPTATION, *metric_columns("runs"))
     if table == "losses":
         return (
             _RUN_ID,
             _text("loss", "name of the preservation loss", required=True),
             _number("weight", "factor of the loss", 0.0),
-            _fraction("active_fraction", "how often an entropy floor was active"),
+            _fraction("active_fraction", "how often it was active, where it reports that"),
         )
     if table == "history":
         return (*_TRAINING, *metric_columns("history"), *_MONITOR)
@@ -140,14 +142,22 @@ def schema(table: str) -> tuple[Column, ...]:
 
 
 _TRANSFER: dict[str, tuple[Kind, float | None, float | None, str]] = {
-    "accuracy": ("float", 0.0, 1.0, "zero-shot accuracy, adapted"),
-    "pretrained": ("float", 0.0, 1.0, "zero-shot accuracy, pretrained"),
+    "accuracy": ("float", 0.0, 1.0, "{}, adapted"),
+    "pretrained": ("float", 0.0, 1.0, "{}, pretrained"),
     "retention_pct": ("float", 0.0, None, "100 x adapted / pretrained"),
     "n": ("int", 0.0, None, "images"),
 }
 TRANSFER_FIELDS = tuple(_TRANSFER)
-"""What the columns ``transfer_SET_zero_shot_...`` end in."""
-_TRANSFER_PATTERN = re.compile(r"^transfer_(?P<set>.+)_zero_shot_(?P<field>accuracy|pretrained|retention_pct|n)$")
+"""What the columns ``transfer_SET_MEASURE_...`` end in."""
+
+
+def _measured(column: str) -> tuple[str, str, str] | None:
+    """Set, measure and field of a column ``transfer_SET_MEASURE_FIELD``; None for another column."""
+    for measure in MEASURES.names():
+        match = re.fullmatch(rf"transfer_(?P<set>.+)_{measure}_(?P<field>{'|'.join(_TRANSFER)})", column)
+        if match:
+            return match["set"], measure, match["field"]
+    return None
 
 
 _SWEEP_PATTERN = re.compile(r"^transfer_(?P<set>.+)_zero_shot_(?P<field>accuracy|agreement)$")
@@ -161,33 +171,44 @@ def agreement_column(name: str) -> Column:
     )
 
 
-def transfer_columns(name: str) -> tuple[Column, ...]:
-    """The four ``runs`` columns of the transfer set ``name``."""
+def transfer_columns(name: str, measure: str = "zero_shot") -> tuple[Column, ...]:
+    """The four ``runs`` columns of a retention measure on the transfer set ``name``."""
+    label = MEASURES[measure].label
     return tuple(
-        Column(f"transfer_{name}_zero_shot_{suffix}", kind=kind, meaning=f"{meaning}, {name}", low=low, high=high)
+        Column(
+            f"transfer_{name}_{measure}_{suffix}",
+            kind=kind,
+            meaning=f"{meaning.format(label)}, {name}",
+            low=low,
+            high=high,
+            label=f"{name} {label if suffix == 'accuracy' else suffix}",
+        )
         for suffix, (kind, low, high, meaning) in _TRANSFER.items()
     )
 
 
+def retention_measures(runs: pd.DataFrame) -> list[tuple[str, str]]:
+    """The sets and measures that have an accuracy or a retention column in ``runs``, in order."""
+    found = (_measured(str(column)) for column in runs.columns)
+    return list(dict.fromkeys((one[0], one[1]) for one in found if one and one[2] in ("accuracy", "retention_pct")))
+
+
 def transfer_sets(runs: pd.DataFrame) -> list[str]:
-    """Names of the transfer sets that have an accuracy or a retention column in ``runs``, in order."""
-    names: dict[str, None] = {}
-    for column in runs.columns:
-        match = _TRANSFER_PATTERN.match(str(column))
-        if match and match["field"] in ("accuracy", "retention_pct"):
-            names[match["set"]] = None
-    return list(names)
+    """Names of the transfer sets that have a zero-shot accuracy or retention in ``runs``, in order."""
+    return [name for name, measure in retention_measures(runs) if measure == "zero_shot"]
 
 
 def columns_of(table: str, frame: pd.DataFrame) -> tuple[Column, ...]:
     """Columns of ``table``: those of its schema and those of the transfer sets that ``frame`` has."""
     extra: list[Column] = []
-    if table in ("runs", "interpolation"):
-        pattern = _TRANSFER_PATTERN if table == "runs" else _SWEEP_PATTERN
-        names = dict.fromkeys(m["set"] for c in frame.columns if (m := pattern.match(str(c))))
+    if table == "runs":
+        found = (_measured(str(column)) for column in frame.columns)
+        for name, measure in dict.fromkeys((one[0], one[1]) for one in found if one):
+            extra += transfer_columns(name, measure)
+    if table == "interpolation":
+        names = dict.fromkeys(m["set"] for c in frame.columns if (m := _SWEEP_PATTERN.match(str(c))))
         for name in names:
-            columns = transfer_columns(name)
-            extra += columns if table == "runs" else (columns[0], agreement_column(name))
+            extra += (transfer_columns(name)[0], agreement_column(name))
     return schema(table) + tuple(extra)
 
 
@@ -204,6 +225,8 @@ def conform(table: str, frame: pd.DataFrame, *, where: str | None = None) -> pd.
     where 0.972 is meant, for example); one message tells the first problem of each of up to five columns.
     """
     where = where or f"table {table}"
+    if len(frame.columns) > MAX_COLUMNS:
+        raise TableError(f"{where}: {len(frame.columns):,} columns; a table has at most {MAX_COLUMNS:,}")
     columns = columns_of(table, frame)
     frame = frame.reset_index(drop=True)
     infinite = infinite_values(frame)
@@ -344,6 +367,43 @@ class Tables:
                 raise TableError(f"table {name}: run_id `{min(strangers)}` is not in the table runs")
 
 
+def _most_bytes() -> int:
+    """What the numbers of one table may take: a quarter of the machine's memory, at least 2 GiB."""
+    return max(2 << 30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4)
+
+
+def check_size(file: pq.ParquetFile) -> list[str]:
+    """Raise ``ValueError`` for a Parquet file that would take much memory, by its footer; returns its columns of text.
+
+    A few bytes of it may stand for any number of equal values.
+    """
+    rows, names = file.metadata.num_rows, file.metadata.num_columns
+    if names > MAX_COLUMNS:
+        raise ValueError(f"it has {names:,} columns; a table has at most {MAX_COLUMNS:,}")
+    if 8 * rows * names > _most_bytes():
+        raise ValueError(
+            f"its {rows:,} rows of {names} columns take {8 * rows * names:,} bytes; on this machine a table may take "
+            f"{_most_bytes():,}"
+        )
+    return [one.name for one in file.schema_arrow if pa.types.is_string(one.type) or pa.types.is_large_string(one.type)]
+
+
+def _with_text(table: pa.Table) -> pa.Table:
+    """``table`` with its texts written out. Raises ``ValueError`` where they would take much memory."""
+    total = 0
+    for column in table.columns:
+        if pa.types.is_dictionary(column.type):
+            for chunk in column.chunks:
+                lengths = pc.fill_null(pc.binary_length(chunk.dictionary), 0)
+                total += pc.sum(lengths.take(chunk.indices.drop_null())).as_py() or 0
+    if total > _most_bytes():
+        raise ValueError(f"its texts take {total:,} bytes; on this machine they may take {_most_bytes():,}")
+    for place, column in enumerate(table.columns):
+        if pa.types.is_dictionary(column.type):
+            table = table.set_column(place, table.field(place).name, column.cast(column.type.value_type))
+    return table
+
+
 def read_parquet(path: Path, *, foreign: bool = True) -> pd.DataFrame:
     """The table in a Parquet file. Raises ``ValueError``, with the reason, where it cannot be read.
 
@@ -352,9 +412,12 @@ def read_parquet(path: Path, *, foreign: bool = True) -> pd.DataFrame:
     try:
         # Not by path: a damaged file must not be taken for a data set of several, nor its name for an address.
         with path.open("rb") as file:
-            table = pq.read_table(file)
+            texts = check_size(pq.ParquetFile(file))
+            file.seek(0)
+            table = pq.read_table(file, read_dictionary=texts)
         # A flipped bit in a text decompresses well, and is found where somebody looks at that text, or never.
         table.validate(full=True)
+        table = _with_text(table)
         if not foreign:
             check_table_metadata(table.schema.metadata, path)
         return table.to_pandas()
@@ -379,6 +442,8 @@ def read_tables(folder: str | os.PathLike[str], *, names: Iterable[str] = TABLES
             f"{root}: no runs.parquet here. A study folder gets it from `attndrift collect`; "
             "foreign records come in through `attndrift import`."
         )
+    names = list(names)
+    refuse_links(root, [f"{name}.parquet" for name in names])
     frames: dict[str, pd.DataFrame] = {}
     for name in names:
         path = root / f"{name}.parquet"
@@ -432,14 +497,7 @@ def write_tables(tables: Tables, folder: str | os.PathLike[str]) -> list[Path]:
         for c in frame.columns:
             if c not in known:
                 arrays[str(c)] = _foreign(frame[c], name)
-        handle, temporary = tempfile.mkstemp(dir=root, prefix=f".{name}-", suffix=".parquet")
-        os.close(handle)
-        try:
+        with replacing(path) as temporary:
             pq.write_table(pa.table(arrays, metadata=table_metadata()), temporary)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
         written.append(path)
     return written

@@ -14,6 +14,8 @@ from attndrift.data.splits import evaluation_part
 from attndrift.models.load import describe, load_clip, load_processor
 from attndrift.retention.zero_shot import DEFAULT_TEMPLATES, TextFeatures, evaluate_zero_shot, why_no_retention
 
+# Imports inside functions: these packages take time to load, which only who needs them pays.
+
 DEFAULT_SETS = ("objects", "cifar100")
 """The generated set, which is always there, and the one that the first report measured."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,11 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
-from transformers import CLIPModel
 
+from attndrift.data.prompts import fill
 from attndrift.models.embedding import image_embeddings
 from attndrift.models.evaluation import evaluation_mode
 from attndrift.process_group import Processes
+from attndrift.retention.prompts import PromptFaults, prompt_faults
+from attndrift.retention.text_encoder import check_texts, encode_prompts, names_of, text_encoder, text_length
 
 DEFAULT_TEMPLATES = ("a photo of a {class}.",)
 
@@ -38,84 +41,85 @@ class TextFeatures:
     Attributes:
         features: (classes, dimensions), normalised; the mean over templates, normalised again.
         class_names, templates: what was encoded. ``{class}`` in a template stands for the name.
+        tokens: SHA-256 over the tokens of all prompts; empty where the features were not made here.
     """
 
     features: Tensor
     class_names: tuple[str, ...]
     templates: tuple[str, ...]
+    tokens: str = ""
 
     @classmethod
     def of(
         cls,
-        model: CLIPModel,
+        model: nn.Module,
         tokenizer: Any,
         class_names: Sequence[str],
         templates: Sequence[str] = DEFAULT_TEMPLATES,
     ) -> TextFeatures:
-        """Encode every class name in every template, underscores in names as spaces.
+        """Encode every class name in every template, underscores in names as spaces, runs of spaces as one.
 
-        Raises ``ValueError`` for a template without ``{class}``, an empty name, two classes of one name or of
-        equal tokens, a prompt longer
-        than the model takes, and a tokenizer that is not the model's.
+        Args:
+            model: one with a text encoder inside, of transformers or open_clip.
+            tokenizer: its tokenizer (or processor), of either library.
+
+        Raises ``ValueError`` for a model without text encoder, a template without ``{class}``, an empty name, two classes
+        of equal tokens, a prompt longer than the model takes, and a tokenizer that is not the model's.
         """
-        for template in templates:
-            if template.count("{class}") != 1:
-                raise ValueError(f"templates: {template!r} must hold {{class}} exactly once")
-        if not templates or not class_names:
-            raise ValueError("templates and class_names must not be empty")
-        names = [name.replace("_", " ") for name in class_names]
-        if not all(name.strip() for name in names):
-            raise ValueError(f"class_names: number {[bool(n.strip()) for n in names].index(False)} is empty; name it")
-        twice = [name for i, name in enumerate(names) if name in names[:i]]
-        if twice:
-            raise ValueError(f"class_names: {twice[0]!r} is there twice; the two classes could not be told apart")
-        device = next(model.parameters()).device
+        check_texts(class_names, templates)
+        encoder = text_encoder(model)
         per_template = []
-        with evaluation_mode(model):
+        seen = hashlib.sha256()
+        with evaluation_mode(encoder):
             for template in templates:
-                texts = [template.replace("{class}", name) for name in names]
-                tokens = tokenizer(texts, padding=True, return_tensors="pt")
-                _check_tokens(model, tokens["input_ids"], texts)
-                _check_distinct(tokens["input_ids"], class_names)
-                inputs = {key: tokens[key].to(device) for key in ("input_ids", "attention_mask")}
-                output = model.get_text_features(**inputs)
-                pooled = output if isinstance(output, Tensor) else output.pooler_output
-                per_template.append(nn.functional.normalize(pooled.float(), dim=-1))
+                tokens, embedded = encode_prompts(encoder, tokenizer, [fill(template, name) for name in class_names])
+                seen.update(str(tokens.tolist()).encode())
+                per_template.append(nn.functional.normalize(embedded, dim=-1))
+        most = text_length(encoder)
+        _refuse(prompt_faults(tokenizer, class_names, templates, most=most), most)
         mean = nn.functional.normalize(torch.stack(per_template).mean(0), dim=-1)
-        return cls(mean.cpu(), tuple(class_names), tuple(templates))
+        return cls(mean.cpu(), tuple(class_names), tuple(templates), seen.hexdigest())
+
+    @classmethod
+    def wrap(cls, features: TextFeatures | ArrayLike, class_names: Sequence[str] | None = None) -> TextFeatures:
+        """Features that somebody has: these, or numbers (classes, dimensions), normalised or not; ``templates`` is empty then.
+
+        ``class_names``: in their order; without them the classes are called by their numbers. Raises ``ValueError`` for
+        numbers of another shape, and names that are not those of the features.
+        """
+        if not isinstance(features, TextFeatures):
+            rows = torch.as_tensor(features).detach().float().cpu()
+            names = None if class_names is None else names_of("class_names", class_names)
+            if rows.ndim != 2 or len(rows) != (len(rows) if names is None else len(names)):
+                turned = " turn them: text_features.T" if names is not None and rows.shape[1:] == (len(names),) else ""
+                raise ValueError(
+                    f"text_features: have the shape {tuple(rows.shape)}"
+                    + ("" if names is None else f" for {len(names)} class names")
+                    + f"; expected (classes, dimensions){turned and ';'}{turned}"
+                )
+            if not bool(torch.isfinite(rows).all()) or bool((rows == 0).all(1).any()):
+                raise ValueError("text_features: a class has numbers that are not finite, or only zeros")
+            names = names or tuple(f"class {number}" for number in range(len(rows)))
+            return cls(nn.functional.normalize(rows, dim=-1), names, ())
+        if class_names is not None and tuple(class_names) != features.class_names:
+            raise ValueError("class_names: are not those of text_features; give one of the two")
+        return features
 
 
-def _check_distinct(tokens: Tensor, class_names: Sequence[str]) -> None:
-    """Two names of one prompt, such as `Bass` and `bass`: the second class would never be predicted."""
-    first: dict[tuple[int, ...], str] = {}
-    for row, name in zip(tokens.tolist(), class_names, strict=True):
-        other = first.setdefault(tuple(row), name)
-        if other != name:
-            raise ValueError(
-                f"class_names: {other!r} and {name!r} have equal tokens; the two classes could not be told apart. "
-                "Give one of them another name"
-            )
-
-
-def _check_tokens(model: CLIPModel, tokens: Tensor, texts: Sequence[str]) -> None:
-    config = model.config.text_config
-    if tokens.shape[1] > config.max_position_embeddings:
-        longest = max(texts, key=len)
+def _refuse(faults: PromptFaults, most: int | None) -> None:
+    """Raise ``ValueError`` for the first thing that is wrong with the prompts."""
+    if faults.empty:
+        raise ValueError(f"class_names: number {faults.empty[0]} is empty, or has no tokens; name it")
+    if faults.long:
+        prompt, count = max(faults.long, key=lambda one: one[1])
         raise ValueError(
-            f"templates: the prompt {longest!r} is too long: {tokens.shape[1]} tokens, and the text encoder takes "
-            f"{config.max_position_embeddings}. Shorten the template or the class name"
+            f"templates: the prompt {prompt!r} is too long: {count} tokens, and the text encoder takes {most}. Shorten the "
+            "template or the class name"
         )
-    if int(tokens.max()) >= config.vocab_size:
-        raise ValueError(
-            f"tokenizer: yields token {int(tokens.max())}, and the model knows {config.vocab_size} tokens; "
-            "it belongs to another model"
-        )
-    # CLIP takes the feature at the end token. Without one it takes the first token's, the same for every text.
-    end = config.eos_token_id
-    if end != 2 and not bool((tokens == end).any(dim=1).all()):
-        raise ValueError(
-            f"tokenizer: does not end texts with the model's end token ({end}); it belongs to another model"
-        )
+    if faults.equal:
+        one, other = faults.equal[0]
+        what = f"{one!r} is there twice" if one == other else f"{one!r} and {other!r} have equal tokens"
+        raise ValueError(f"class_names: {what}; the two classes could not be told apart. Give one of them another name")
 
 
 @dataclass(frozen=True)
@@ -179,17 +183,41 @@ def _check_request(pretrained: nn.Module | None, embeddings: Tensor | None, batc
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
 
 
-def _encoded(
-    model: nn.Module, class_names: Sequence[str] | None, tokenizer: Any, templates: Sequence[str]
-) -> TextFeatures:
-    if tokenizer is None or class_names is None:
-        raise ValueError("give text_features, or class_names and a tokenizer to make them")
-    backbone: Any = getattr(model, "backbone", model)
-    return TextFeatures.of(backbone, tokenizer, class_names, templates)
+def text_features_of(
+    model: nn.Module | None,
+    class_names: Sequence[str] | None,
+    text_features: TextFeatures | ArrayLike | None,
+    tokenizer: Any,
+    templates: Sequence[str],
+) -> TextFeatures | None:
+    """The text features that the arguments of :func:`evaluate_zero_shot` mean.
+
+    ``model``: None checks what can be checked without one, and returns features that are given.
+
+    Raises ValueError for what is missing or does not go together.
+    """
+    if text_features is not None:
+        return TextFeatures.wrap(text_features, class_names)
+    if class_names is None:
+        raise ValueError(
+            "class_names and text_features are missing: give text_features, or class_names and a tokenizer"
+        )
+    check_texts(class_names, templates)
+    if not callable(tokenizer):
+        raise ValueError(
+            "tokenizer: "
+            + ("is missing" if tokenizer is None else f"a {type(tokenizer).__name__} is none")
+            + ", and class_names need the model's: that of transformers, or open_clip.get_tokenizer(...); or give text_features"
+        )
+    return None if model is None else TextFeatures.of(model, tokenizer, class_names, templates)
 
 
-def _checked_labels(labels: ArrayLike, classes: int) -> NDArray[np.int64]:
-    wanted = np.asarray(labels, dtype=np.int64)
+def checked_labels(labels: ArrayLike, classes: int) -> NDArray[np.int64]:
+    """The labels as integers. Raises ValueError for anything but indices into ``classes`` class names, one an image."""
+    given = np.asarray(labels)
+    if given.size and given.dtype.kind not in "iu":
+        raise ValueError(f"labels: expected indices into the class names, whole numbers; got {given.dtype}")
+    wanted = given.astype(np.int64)
     if wanted.ndim != 1:
         raise ValueError(f"labels: expected one label an image, (images,), got shape {wanted.shape}")
     if len(wanted) == 0:
@@ -206,7 +234,7 @@ def evaluate_zero_shot(
     labels: ArrayLike,
     class_names: Sequence[str] | None = None,
     *,
-    text_features: TextFeatures | None = None,
+    text_features: TextFeatures | ArrayLike | None = None,
     tokenizer: Any = None,
     templates: Sequence[str] = DEFAULT_TEMPLATES,
     batch_size: int = 200,
@@ -228,7 +256,8 @@ def evaluate_zero_shot(
             :class:`~attndrift.data.PixelStore`, one tensor (images, 3, height, width), or an iterable of
             such batches. Image i belongs to ``labels[i]``.
         labels: (images,), indices into ``class_names``.
-        text_features: cached features; otherwise ``class_names`` are encoded with ``tokenizer`` in ``templates``.
+        text_features: cached features, or numbers (classes, dimensions); otherwise ``class_names`` are encoded with
+            ``tokenizer`` (of transformers or open_clip) in ``templates``.
         batch_size: images a forward pass; an iterable's batches are taken as they come.
         pretrained: the pretrained model; embeds the first batch, to tell how far the embeddings moved.
         pretrained_embeddings: (images, dimensions) instead, made of the first images by the same
@@ -243,14 +272,13 @@ def evaluate_zero_shot(
     Raises:
         InertModelError: weights have drifted, and the embeddings are bit for bit the pretrained ones.
         ValueError: labels outside the class names, no images, more or fewer images than labels, text features
-            of other class names or another width, or neither text features nor a tokenizer.
+            of other class names or another width, or neither text features nor class names and a tokenizer.
         FloatingPointError: an embedding is not finite.
     """
     _check_request(pretrained, pretrained_embeddings, batch_size)
-    text = _encoded(model, class_names, tokenizer, templates) if text_features is None else text_features
-    if class_names is not None and tuple(class_names) != text.class_names:
-        raise ValueError("class_names: are not those of text_features; give one of the two")
-    wanted = _checked_labels(labels, len(text.class_names))
+    text = text_features_of(model, class_names, text_features, tokenizer, templates)
+    assert text is not None
+    wanted = checked_labels(labels, len(text.class_names))
     features = text.features.to(next(model.parameters()).device, torch.float32)
     together = processes or Processes()
     nearest, compared = [], []
@@ -310,7 +338,7 @@ def _check_embeddings(embedded: Tensor, features: Tensor, first: int) -> None:
     if embedded.shape[1] != features.shape[1]:
         raise ValueError(
             f"text_features: have {features.shape[1]} dimensions, the image embeddings {embedded.shape[1]}; "
-            "they are of another model"
+            + ("turn them: text_features.T" if embedded.shape[1] == len(features) else "they are of another model")
         )
     finite = torch.isfinite(embedded).all(dim=1)
     if not bool(finite.all()):

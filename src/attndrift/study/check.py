@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from attndrift.data.errors import some
+from attndrift.extras import install_line
 from attndrift.study.check_disk import check_disk, existing, least_bytes
 from attndrift.study.check_findings import Check, listed, size
 from attndrift.study.check_images import check_images, fetch_images
 from attndrift.study.check_models import check_models, sources_of
-from attndrift.study.launchers import Options, make_engine
+from attndrift.study.launchers import LAUNCHERS, Options, make_engine
 from attndrift.study.pinning import RecordedCommits
 from attndrift.study.settings import NamedRun, RunSettings, Study
 from attndrift.study.storage import LocalStorage, check_folder
 from attndrift.study.storage_url import is_url, open_storage
+
+# Imports inside functions: these packages take time to load, which only who needs them pays.
 
 
 def check_study(
@@ -38,9 +41,9 @@ def check_study(
     _packages(found, study, engine, str(where))
     place = _place(found, study, str(where))
     configs = check_models(found, study, place.recorded)
-    check_images(found, study, full=full)
+    check_images(found, study, configs, full=full)
     _hub(found)
-    elsewhere = engine != "in-process"
+    elsewhere = engine in LAUNCHERS and LAUNCHERS[engine].elsewhere
     free: float | None = None
     if not elsewhere:
         _device(found, study)
@@ -77,23 +80,22 @@ def _engine(found: Check, engine: str, options: Options) -> None:
     except ValueError as error:
         found.add(f"engine {engine}", "problem", str(error), "correct the option")
     else:
-        found.add(f"engine {engine}", "ok", f"{options.jobs} at a time" if engine == "in-process" else "known")
+        found.add(f"engine {engine}", "ok", "known" if LAUNCHERS[engine].elsewhere else f"{options.jobs} at a time")
 
 
-_EXTRAS = {"s3": ("s3fs", "store"), "s3a": ("s3fs", "store")}
+_EXTRAS = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3")}
 
 
 def _packages(found: Check, study: Study, engine: str, where: str) -> None:
     needed: dict[str, str] = {}
-    if any(run.settings.method == "lora" for run in study.runs):
-        needed["peft"] = "pip install attndrift"
-    if engine == "ray":
-        needed["ray"] = "pip install 'attndrift[ray]'"
-    if engine == "slurm":
-        needed["submitit"] = "pip install 'attndrift[slurm]'"
+    for run in study.runs:
+        needed |= {name: f"pip install {name}" for name in run.settings.facts.requires}
+    if engine in LAUNCHERS and LAUNCHERS[engine].package:
+        launcher = LAUNCHERS[engine]
+        needed[launcher.package] = install_line(launcher.extra) if launcher.extra else "install it"
     package = _EXTRAS.get(where.partition("://")[0]) if is_url(where) else None
     if package is not None:
-        needed[package[0]] = f"pip install 'attndrift[{package[1]}]'"
+        needed[package[0]] = install_line(package[1])
     for name, remedy in needed.items():
         if importlib.util.find_spec(name) is None:
             found.add(f"package {name}", "problem", "is not installed", remedy)
@@ -190,7 +192,7 @@ def _device(found: Check, study: Study) -> None:
         # Told without torch, whose import takes longer than all the rest.
         found.add("device cpu", "ok", "1 core" if os.cpu_count() == 1 else f"{os.cpu_count()} cores")
         return
-    from attndrift.study.executor import device_of
+    from attndrift.study.resolved import device_of
 
     for one in {(one.device, one.precision): one for one in settings}.values():
         try:
@@ -209,6 +211,8 @@ def _estimates(
     from attndrift.study.plan import plan, runs_by_note
 
     planned = plan(study, elsewhere=elsewhere)
+    for images in dict.fromkeys(row.images for row in planned if row.images):
+        found.add(f"images of {images.partition(': ')[0]}", "ok", images.partition(": ")[2])
     for note, runs in runs_by_note(planned).items():
         what = f"run {runs[0]}" if len(runs) == 1 else f"{len(runs)} runs ({some(runs, 3)})"
         found.add(what, "problem", note, "correct the settings, or leave it out with --only")
@@ -227,7 +231,7 @@ def _estimates(
 def _free_memory(settings: RunSettings) -> float:
     import psutil
 
-    from attndrift.study.executor import device_of
+    from attndrift.study.resolved import device_of
 
     device = device_of(settings)
     if device.type == "cuda":

@@ -33,11 +33,11 @@ def least_bytes(settings: Iterable[RunSettings], configs: Mapping[str, Mapping[s
 
     Args:
         settings: of the runs that are still to be done.
-        configs: the parts ``vision_config`` of the models' configs, by model; of another model nothing is known.
+        configs: of the models, by model; of another model nothing is known.
     """
     kept, states = 0.0, []
     for one in settings:
-        weights = 4.0 * _trained(one, configs[one.model]) if one.model in configs else 0.0
+        weights = 4.0 * _trained(one, configs[one.model]["vision_config"]) if one.model in configs else 0.0
         checkpoints = {"best": 1, "best+final": 2}.get(one.keep, 2 + one.epochs)
         kept += RECORD_BYTES + checkpoints * weights
         # Weights and two moments; another one is written before the last is removed.
@@ -47,8 +47,6 @@ def least_bytes(settings: Iterable[RunSettings], configs: Mapping[str, Mapping[s
 
 def _trained(settings: RunSettings, vision: Mapping[str, Any]) -> int:
     """Parameters of the vision tower that are trained, at least."""
-    if settings.method not in ("full", "last_block"):
-        return 0
     try:
         width, inner, blocks, patch, image, channels = (int(vision.get(name, usual)) for name, usual in _USUAL.items())
         tokens = (image // patch) ** 2 + 1
@@ -56,10 +54,9 @@ def _trained(settings: RunSettings, vision: Mapping[str, Any]) -> int:
         # What is wrong with a config is not said here.
         return 0
     block = 4 * width * (width + 1) + 2 * width * inner + inner + width + 4 * width
-    if settings.method == "last_block":
-        return block
     embeddings = width * (1 + channels * patch**2 + tokens)
-    return embeddings + max(0, blocks - settings.freeze_layers) * block
+    whole = settings.facts.least_trained(embeddings=embeddings, block=block, blocks=blocks)
+    return max(0, whole - min(settings.freeze_layers, blocks) * block)
 
 
 def check_disk(found: Check, where: str, *, written: float) -> None:

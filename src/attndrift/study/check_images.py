@@ -1,4 +1,4 @@
-"""The part of a study's check that concerns images: target and transfer sets, their classes, and the prompts."""
+"""The part of a study's check that concerns images: target and transfer sets, and their classes."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from attndrift.data.columns import spoken_names
 from attndrift.data.dataset import ImageDataset
 from attndrift.data.errors import DataError, DatasetUnavailable, some
 from attndrift.data.hub import HubDataset, find_hub, local_splits
-from attndrift.data.prompts import clean_class_name, fill
+from attndrift.data.prompts import clean_class_name
 from attndrift.data.registry import DatasetSpec
 from attndrift.data.sources import find_local, is_image_folder, load_dataset, spec_of, used_splits
-from attndrift.study.check_findings import Check, Download, Finding, State, counted, problem_message, size
+from attndrift.study.check_findings import Check, Download, Finding, counted, problem_message, size
+from attndrift.study.check_prompts import check_prompts
 from attndrift.study.check_splits import SetContents, check_splits
 from attndrift.study.settings import Study
 
-PROMPT_TOKENS = 77
-"""Tokens that CLIP's text encoder takes, start and end included."""
+# Imports inside functions: these packages take time to load, which only who needs them pays.
 
 
 def _sets(study: Study) -> dict[str, str | dict[str, Any]]:
@@ -43,12 +43,16 @@ def fetch_images(study: Study, wanted: Collection[str]) -> None:
     here = {what: _opened(load_dataset(source)) for what, source in _sets(study).items() if what in wanted}
     found = Check(study.name)
     check_splits(found, study, here)
+    check_prompts(found, study, {one.name: one.class_names for one in here.values()}, {}, full=False)
     if found.problems:
         raise DataError(problem_message(found))
 
 
-def check_images(found: Check, study: Study, *, full: bool) -> None:
-    """Add what is found of every dataset and transfer set of ``study``, and of their overlap."""
+def check_images(found: Check, study: Study, configs: Mapping[str, Mapping[str, Any]], *, full: bool) -> None:
+    """Add what is found of every dataset and transfer set of ``study``, of their overlap, and of their prompts.
+
+    ``configs``: of the models, by model.
+    """
     sets: dict[str, DatasetSpec] = {}
     for what, source in _sets(study).items():
         try:
@@ -68,7 +72,8 @@ def check_images(found: Check, study: Study, *, full: bool) -> None:
                 known[what] = contents
     _overlap(found, study, {spec.name: spec for spec in sets.values()})
     check_splits(found, study, known)
-    check_prompts(found, study, {sets[what].name: one.class_names for what, one in known.items()}, full=full)
+    names = {sets[what].name: one.class_names for what, one in known.items()}
+    check_prompts(found, study, names, configs, full=full)
     _merge_refusals(found)
 
 
@@ -105,24 +110,20 @@ def _unavailable(found: Check, what: str, spec: DatasetSpec, error: DatasetUnava
 
 def _dataset(found: Check, what: str, spec: DatasetSpec, *, full: bool) -> SetContents | None:
     """Add what is found of one set, and return its classes and counts, where they can be told without a download."""
-    local = find_local(spec) if spec.kind == "images" else None
-    if spec.kind == "images" and local is None:
+    local = find_local(spec)
+    if spec.load is None and local is None:
         return _on_hub(found, what, spec, full=full)
-    where = (
-        f"folder {local}" if local else "generated on demand" if spec.kind == "generated" else "comes with scikit-learn"
-    )
+    where = f"folder {local}" if local else spec.made
     if full:
         contents = _opened(load_dataset(spec))
         _describe(found, what, [where], contents)
         return contents
-    told: SetContents | None = None
     if local is None or is_image_folder(local):
         told = _opened(load_dataset(spec))
     else:
         files = local_splits(local, config=spec.config if spec.path is not None else None, where=spec.name)
-        if files is not None:
-            used = {name: [local / file for file in files[name]] for name in used_splits(spec, files)}
-            told = _read_labels(spec, used, {})
+        used = {name: [local / file for file in files[name]] for name in used_splits(spec, files)} if files else {}
+        told = _read_labels(spec, used, {}) if used else _opened(load_dataset(spec))
     found.add(what, "ok", where)
     return told
 
@@ -136,10 +137,8 @@ def _opened(dataset: ImageDataset) -> SetContents:
     return SetContents(dataset.name, dataset.class_names, dataset.train_split, dataset.test_split, counts)
 
 
-def _read_labels(
-    spec: DatasetSpec, files: Mapping[str, Sequence[Path]], described: Mapping[str, Any]
-) -> SetContents | None:
-    """Classes and counts of Parquet files, of which the column of labels is read; None where that does not tell them.
+def _read_labels(spec: DatasetSpec, files: Mapping[str, Sequence[Path]], described: Mapping[str, Any]) -> SetContents:
+    """Classes and counts of Parquet files, of which the column of labels is read; all of it where that does not tell them.
 
     ``described``: features by column, as a card states them. Raises :class:`DataError` for a column that was asked
     for and is not there, and for files that are no Parquet.
@@ -154,7 +153,7 @@ def _read_labels(
         _check_columns(spec, schema.names)
         column = spec.label_column or "label"
         if column not in schema.names:
-            return None
+            return _opened(load_dataset(spec))
         tables: dict[str, list[Any]] = {}
         for split, paths in files.items():
             for file in paths:
@@ -294,84 +293,3 @@ def _overlap(found: Check, study: Study, specs: Mapping[str, DatasetSpec]) -> No
                       "its accuracy would not be zero-shot", "choose another set with --set transfer=[NAME]")  # fmt: skip
     if pairs and clean:
         found.add("overlap", "ok", "no transfer set has the source of its target")
-
-
-# Class names and prompts
-
-
-def check_prompts(found: Check, study: Study, names: Mapping[str, Sequence[str]], *, full: bool) -> None:
-    """Class names that are empty or equal, and prompts that are too long, for each model's own tokenizer.
-
-    Without ``full`` only what a run fails on, and the tokenizer is asked only for prompts that may be too long.
-    """
-    # What is wrong with a model is said once, with the model.
-    bad = {finding.what for finding in found.problems} | set(found.out_of_reach)
-    wanted: dict[tuple[str, str, tuple[str, ...]], bool] = {}
-    for run in study.runs:
-        settings = run.settings
-        by_text = settings.head == "text"
-        for name in (settings.dataset, *settings.transfer):
-            key = (settings.model, name, settings.prompts)
-            wanted[key] = wanted.get(key, False) or name in settings.transfer or by_text
-    for (model, name, prompts), needed in wanted.items():
-        if name in names and f"model {model}" not in bad and (full or needed):
-            folded = [clean_class_name(one).casefold() for one in names[name]]
-            plain = len(set(folded)) == len(folded)
-            plain &= not any(_may_be_long(fill(template, one)) for template in prompts for one in names[name])
-            if not full and plain:
-                _names(found, f"prompts {name}", names[name], "problem")
-                continue
-            _prompts(found, model, name, names[name], prompts, needed=needed)
-
-
-_OTHER_NAMES = "give other `class_names` in the `source` of the dataset"
-
-
-def _may_be_long(prompt: str) -> bool:
-    """Whether a prompt can have more tokens than fit: a token is at least one byte; two are start and end."""
-    return not prompt.isascii() or len(prompt) > PROMPT_TOKENS - 2
-
-
-def _names(found: Check, what: str, classes: Sequence[str], state: State) -> tuple[list[str], list[str]]:
-    """Add class names that are empty or equal, and return them: numbers of the empty ones, and the equal ones."""
-    spoken = [clean_class_name(one) for one in classes]
-    empty = [str(label) for label, one in enumerate(spoken) if not one]
-    twice = sorted({one for one in spoken if one and spoken.count(one) > 1})
-    if empty:
-        found.add(what, state, f"classes without a name: number {some(empty)}", _OTHER_NAMES)
-    if twice:
-        found.add(what, state, f"classes of one name: {some(twice)}", _OTHER_NAMES)
-    return empty, twice
-
-
-def _prompts(
-    found: Check, model: str, name: str, classes: Sequence[str], templates: Sequence[str], *, needed: bool
-) -> None:
-    what = f"prompts {name}"
-    state: State = "problem" if needed else "warning"
-    spoken = [clean_class_name(one) for one in classes]
-    empty, twice = _names(found, what, classes, state)
-    remedy = _OTHER_NAMES
-    try:
-        from attndrift.models.load import load_processor
-
-        tokenizer, _ = load_processor(model)
-        tokens = [[tuple(tokenizer(fill(template, one))["input_ids"]) for one in spoken] for template in templates]
-    except Exception as error:
-        # Each tokenizer backend has errors of its own.
-        found.add(what, "problem", f"the tokenizer of {model} cannot be used: {str(error).splitlines()[0]}")
-        return
-    long = [fill(t, one) for t, row in zip(templates, tokens, strict=True)
-            for one, ids in zip(spoken, row, strict=True) if len(ids) > PROMPT_TOKENS]  # fmt: skip
-    equal = [one for one, ids in zip(spoken, tokens[0], strict=True) if tokens[0].count(ids) > 1 and one not in twice]
-    if long:
-        found.add(
-            what, state, f"longer than {PROMPT_TOKENS} tokens: {some(long, 3)}", "shorten the names or the templates"
-        )
-    if equal:
-        found.add(what, state, f"classes of equal tokens, which {model} cannot tell apart: {some(equal)}", remedy)
-    if not (empty or twice or long or equal):
-        longest = max(len(ids) for row in tokens for ids in row)
-        found.add(
-            what, "ok", f"{counted(len(spoken), 'class', 'classes')}; the longest of their prompts has {longest} tokens"
-        )

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from attndrift import models
+from attndrift.models.backbone import scheme_of
 from attndrift.models.weight_files import damaged_weights
 from attndrift.study.check_findings import Check, Download, listed
 from attndrift.study.pinning import changed_revision
 from attndrift.study.settings import NamedRun, Study
 
+# Imports inside functions: these packages take time to load, which only who needs them pays.
+
+_TOWERS = ("text_config", "vision_config")
 _TOKENIZER = {"tokenizer.json", "vocab.json"}
 _PROCESSOR = {"preprocessor_config.json", "processor_config.json"}
 
@@ -25,16 +29,23 @@ def sources_of(study: Study, found: Check) -> dict[tuple[str, str | None], list[
     return sources
 
 
+_CLASSIFIER = "CLIPForImageClassification"
+_OF_OTHER_FAMILIES = (
+    "name a CLIP model (attndrift list models); in a training loop of your own, DriftMonitor(model, pixels) watches other "
+    "families"
+)
+
+
 def check_models(found: Check, study: Study, recorded: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """Add what is found of every model, and return what their configs say of the vision tower, by model."""
+    """Add what is found of every model, and return their configs, by model, where they can be told."""
     configs: dict[str, Mapping[str, Any]] = {}
     for (source, commit), runs in sources_of(study, found).items():
         # Said already, and there is no saying which commit is meant.
         if any(finding.what == f"model {source}" and finding.state == "problem" for finding in found.findings):
             continue
-        vision = _model(found, source, commit, runs, recorded)
-        if vision is not None:
-            configs[source] = vision
+        config = _model(found, source, commit, runs, recorded)
+        if config is not None:
+            configs[source] = config
     return configs
 
 
@@ -45,12 +56,16 @@ def _model(
     runs: list[NamedRun],
     recorded: Mapping[str, Mapping[str, Any]],
 ) -> Mapping[str, Any] | None:
-    """Add what is found of one model; what its config says of the vision tower, None where that cannot be told."""
+    """Add what is found of one model; its config, None where that cannot be told."""
     what = f"model {source}"
     folder = Path(source)
     if source == "embedded":
         found.add(what, "ok", "comes with the package")
-        return _vision(_read_config(Path(models.__file__).parent / "embedded" / "config.json"))
+        return _checked(_read_config(Path(models.__file__).parent / "embedded" / "config.json"))
+    scheme = scheme_of(source)
+    if scheme is not None:
+        found.add(what, "ok", f"made by the backbone `{scheme[0].name}`")
+        return None
     if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
         # A usual folder needs none of the imports below.
         if _damaged(found, what, "a folder", damaged_weights(folder), folder):
@@ -67,7 +82,7 @@ def _model(
 
             made = load_config(source)
             found.add(what, "ok", "random weights, made from its config")
-            return _vision(made.to_dict())
+            return _checked(made.to_dict())
         if _other_commit(found, what, resolved.commit, runs, recorded):
             return None
         config = resolved.fetch(["config.json"]) / "config.json"
@@ -85,13 +100,13 @@ def _model(
         return None
     if _damaged(found, what, at, resolved.damaged_weights(), config.parent):
         return None
-    vision = _model_files(found, what, set(resolved.files), config, at)
+    content = _model_files(found, what, set(resolved.files), config, at)
     if resolved.bytes_to_download:
         from huggingface_hub import constants
 
         found.downloads.append(Download(what, resolved.bytes_to_download, str(constants.HF_HUB_CACHE)))
 
-    return vision
+    return content
 
 
 def _other_commit(
@@ -131,9 +146,9 @@ def _read_config(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _vision(config: Any) -> Mapping[str, Any]:
-    part = config.get("vision_config")
-    return part if isinstance(part, dict) else {}
+def _checked(config: Any) -> Mapping[str, Any]:
+    """A config of which the parts of both towers are mappings."""
+    return {**config, **{part: config[part] if isinstance(config.get(part), dict) else {} for part in _TOWERS}}
 
 
 def _model_files(found: Check, what: str, files: set[str], config: Path, at: str) -> Mapping[str, Any] | None:
@@ -148,10 +163,15 @@ def _model_files(found: Check, what: str, files: set[str], config: Path, at: str
     ]
     if kind != "clip":
         detail = f"{at}; its config.json is of a {kind!r} model, and a study trains CLIP with both towers"
-        found.add(what, "problem", detail, "name a model that CLIPModel.from_pretrained takes (attndrift list models)")
+        found.add(what, "problem", detail, _OF_OTHER_FAMILIES)
+    elif _CLASSIFIER in (content.get("architectures") or ()):
+        detail = f"{at}; an export of {_CLASSIFIER}: a vision tower and a classifier, without text tower and projection"
+        found.add(
+            what, "problem", detail, "put its vision_model into the CLIPModel it was fine-tuned from, and save that"
+        )
     elif lacking:
         detail = f"{at}; holds no {' and no '.join(lacking)}"
         found.add(what, "problem", detail, "save those of the model it came from beside it (save_pretrained)")
     else:
         found.add(what, "ok", f"{at}; safetensors, tokenizer, image processor")
-    return _vision(content)
+    return _checked(content)

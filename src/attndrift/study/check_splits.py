@@ -13,7 +13,7 @@ from attndrift.data.dataset import Content, ImageDataset
 from attndrift.data.errors import DataError, some
 from attndrift.data.readers import GeneratedReader
 from attndrift.data.registry import DatasetSpec
-from attndrift.data.splits import evaluation_part
+from attndrift.data.splits import PROBE_SIZE, evaluation_part
 from attndrift.study.check_findings import Check
 from attndrift.study.dataset_splits import splits_key, splits_of
 from attndrift.study.settings import RunSettings, Study
@@ -63,7 +63,7 @@ def check_splits(found: Check, study: Study, known: Mapping[str, SetContents]) -
         settings = run.settings
         what = f"dataset {settings.dataset}"
         if what in known:
-            key: tuple[object, ...] = (what, splits_key(settings), settings.method == "none")
+            key: tuple[object, ...] = (what, splits_key(settings), not settings.facts.adapts)
             if key not in answers:
                 answers[key] = why_no_splits(known[what], settings)
             if answers[key] is not None:
@@ -89,7 +89,7 @@ def check_splits(found: Check, study: Study, known: Mapping[str, SetContents]) -
 
 def why_no_splits(contents: SetContents, settings: RunSettings) -> str | None:
     """Why a run cannot have the splits that its settings ask for; None where it can, or where that is not known."""
-    if len(contents.class_names) < 2 and settings.method != "none":
+    if len(contents.class_names) < 2 and settings.facts.adapts:
         return f"it has {len(contents.class_names)} class, and a classifier needs at least 2"
     if not contents.counted:
         return None
@@ -104,7 +104,7 @@ def why_no_splits(contents: SetContents, settings: RunSettings) -> str | None:
 
 def _enough(settings: RunSettings, classes: int) -> int:
     """Images a class that suffice for these settings: a set that has more is not ranked whole to plan."""
-    asked = settings.probe_per_class or math.ceil(settings.probe_size / classes)
+    asked = settings.probe_per_class or math.ceil((settings.probe_size or PROBE_SIZE) / classes)
     asked += (settings.validation_per_class or 1) + (settings.train_per_class or 1)
     # Of a class, `validation_fraction` is left out too, rounded.
     return math.ceil((asked + 2) / (1 - settings.validation_fraction))

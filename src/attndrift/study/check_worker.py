@@ -3,33 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 from pathlib import Path
-from typing import Any
 
 from attndrift.study.check_findings import Check, size
-from attndrift.study.launchers import Options, make_engine
+from attndrift.study.launchers import LAUNCHERS, Options
+from attndrift.study.launchers.worker import PATIENCE
 from attndrift.study.settings import Study
 from attndrift.version import __version__
-
-PATIENCE = 120.0
-"""Seconds that a worker may take to answer; a busy cluster has none to spare for longer."""
-
-
-def look(folder: str) -> dict[str, Any]:
-    """What the machine that calls this has: plain values. ``folder``: one that the study's place lies in."""
-    import psutil
-    import torch
-
-    devices = {"cpu": psutil.virtual_memory().available}
-    if torch.cuda.is_available():
-        devices["cuda"] = torch.cuda.mem_get_info()[0]
-    if torch.backends.mps.is_available():
-        devices["mps"] = devices["cpu"]
-    return {
-        "host": socket.gethostname(), "version": __version__, "cores": os.cpu_count(), "devices": devices,
-        "sees_folder": os.path.isdir(folder),
-    }  # fmt: skip
 
 
 def check_worker(found: Check, study: Study, folder: Path | None, engine: str, options: Options) -> float | None:
@@ -37,11 +17,14 @@ def check_worker(found: Check, study: Study, folder: Path | None, engine: str, o
 
     ``folder``: where the study is, None for a store.
     """
+    ask = LAUNCHERS[engine].worker
+    if ask is None:
+        return None
     threads = max(run.settings.threads for run in study.runs)
     cores = options.cpus_per_run if options.cpus_per_run is not None else threads
     where = str(folder) if folder is not None else os.sep
     try:
-        seen = {"ray": _on_ray, "slurm": _on_slurm}[engine](where, cores, options)
+        seen = ask(where, cores, options)
     except TimeoutError:
         found.add("worker", "warning", f"none answered within {PATIENCE:g} seconds",
                   "try again when the cluster is less busy, or check what a run asks of it")  # fmt: skip
@@ -71,41 +54,3 @@ def check_worker(found: Check, study: Study, folder: Path | None, engine: str, o
         on_cpu = any(run.settings.device == "cpu" for run in study.runs)
         return float(seen["devices"]["cpu"] if on_cpu else seen["devices"].get("cuda", seen["devices"]["cpu"]))
     return None
-
-
-def _on_ray(folder: str, cores: float, options: Options) -> dict[str, Any]:
-    from attndrift.study.launchers.ray import cluster
-
-    with cluster(options.address or os.environ.get("RAY_ADDRESS") or None, None) as ray:
-        task = ray.remote(look).options(num_cpus=cores, num_gpus=options.gpus_per_run, max_retries=0)
-        answer = task.remote(folder)
-        try:
-            seen: dict[str, Any] = ray.get(answer, timeout=PATIENCE)
-        except ray.exceptions.GetTimeoutError as error:
-            ray.cancel(answer, force=True)
-            raise TimeoutError from error
-        return seen
-
-
-def _on_slurm(folder: str, cores: float, options: Options) -> dict[str, Any]:
-    import submitit
-
-    from attndrift.data.cache import cache_folder
-    from attndrift.hub_client import within
-    from attndrift.study.launchers.slurm import SlurmLauncher
-
-    engine = make_engine("slurm", options)
-    assert isinstance(engine, SlurmLauncher)
-    jobs = (engine.folder or cache_folder() / "slurm" / "check").absolute()
-    jobs.mkdir(parents=True, exist_ok=True, mode=0o700)
-    executor = submitit.AutoExecutor(jobs / "%j", cluster=engine.cluster)
-    parameters: dict[str, Any] = {"name": "attndrift-check", "cpus_per_task": int(cores)}
-    if options.gpus_per_run:
-        parameters["gpus_per_node"] = int(options.gpus_per_run)
-    executor.update_parameters(**(parameters | engine.parameters | {"timeout_min": 5}))
-    job = executor.submit(look, folder)
-    try:
-        return within(PATIENCE, job.result)
-    finally:
-        if not job.done(force_check=True):
-            job.cancel()

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attndrift.files import read_json
+from filelock import FileLock
+
+from attndrift.files import MAX_JSON_BYTES, parse_json, read_json, refuse_links, warn_left_out
 from attndrift.formats import check_format
 from attndrift.losses.names import parse_losses
+from attndrift.results.columns import MAX_COLUMNS
 from attndrift.sanitize import printable
-from attndrift.study.record import read_record
+from attndrift.study.leftovers import remove_half_written
+from attndrift.study.record import RECORD, read_record
+from attndrift.study.schemas import HistoryRow, StudyFile, SweepFile, check_form
 from attndrift.study.settings import NAME_PATTERN
 
 if TYPE_CHECKING:
     from attndrift.results.tables import Tables
 
+# Imports inside functions: these packages take time to load, which only who needs them pays.
+
 STUDY = "study.json"
 RUNS_FOLDER = "runs"
+HISTORY = "history.jsonl"
 SWEEP = "interpolation.json"
+LOCK = ".study.lock"
+"""Held by whoever writes ``study.json`` or the tables."""
 
 
 class StudyFolderError(ValueError):
@@ -47,40 +57,32 @@ def described_runs(content: Any, where: Path | str) -> list[dict[str, Any]]:
         raise StudyFolderError(f"{where}: not the description of a study; restore it, or choose another folder")
     check_format("study", content, where)
     for run in runs:
-        if not re.fullmatch(NAME_PATTERN, str(run["run_id"])):
+        if not isinstance(run["run_id"], str) or not re.fullmatch(NAME_PATTERN, run["run_id"]):
             raise StudyFolderError(
-                f"{where}: {printable(run['run_id'])!r} is not the name of a run; the file was changed by hand"
+                f"{where}: {printable(run['run_id'])[:200]!r} is not the name of a run; the file was changed by hand"
             )
+    try:
+        check_form(StudyFile, content, where)
+    except ValueError as error:
+        raise StudyFolderError(f"{error}; restore it, or choose another folder") from error
+    name, count = Counter(run["run_id"] for run in runs).most_common(1)[0] if runs else ("", 1)
+    if count > 1:
+        raise StudyFolderError(f"{where}: the run {name} stands there {count} times; the file was changed by hand")
     return runs
 
 
-def refuse_links(folder: Path) -> None:
-    """Raise :class:`StudyFolderError` for a link in a study folder that leads out of it: nothing is written through it.
-
-    The study folder itself may be a link.
-    """
-    root = folder.resolve()
-    for where, folders, files in os.walk(root):
-        for name in (*folders, *files):
-            path = Path(where) / name
-            target = Path(os.path.realpath(path)) if path.is_symlink() else root
-            if not target.is_relative_to(root):
-                raise StudyFolderError(
-                    f"{printable(path)}: a link that leads out of the study folder, to {printable(target)}; "
-                    "nothing is written through it. Put the files themselves there, or link the whole study folder"
-                )
-
-
 def _history(folder: Path) -> Iterator[dict[str, Any]]:
-    path = folder / "history.jsonl"
+    path = folder / HISTORY
     if not path.is_file():
         return
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise StudyFolderError(f"{path}:{number}: not valid JSON; run the study again to repair it") from error
+    with path.open("rb") as file:
+        number = 0
+        while line := file.readline(MAX_JSON_BYTES + 1):
+            number += 1
+            where = f"{path}:{number}"
+            if len(line) > MAX_JSON_BYTES:
+                raise StudyFolderError(f"{where}: a line of more than {MAX_JSON_BYTES:,} bytes")
+            yield check_form(HistoryRow, parse_json(line, where), where)
 
 
 def _layer_rows(
@@ -94,62 +96,145 @@ def _layer_rows(
                 yield run_id, step, layer, head, metric, value
 
 
-def _loss_rows(run_id: str, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for loss, weight in parse_losses(row.get("loss")).items():
-        active = row.get("loss_active_fraction") if loss == "entropy_floor" else None
-        yield {"run_id": run_id, "loss": loss, "weight": weight, "active_fraction": active}
+def _loss_rows(run_id: str, record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    active = record.get("loss_active_fractions", {})
+    for loss, weight in parse_losses(record["row"].get("loss")).items():
+        yield {"run_id": run_id, "loss": loss, "weight": weight, "active_fraction": active.get(loss)}
 
 
-def gather(folder: Path, run_ids: Iterable[str] | None = None) -> tuple[Tables, list[str]]:
-    """The tables of the study in ``folder``, and the runs that have no record yet.
+@dataclass
+class _RunRows:
+    """The rows of one run in every table."""
 
-    Only finished, diverged and failed runs have rows, in the order of the study.
-    """
+    runs: list[dict[str, Any]]
+    losses: list[dict[str, Any]]
+    history: list[dict[str, Any]] = field(default_factory=list)
+    layers: list[tuple[str, int, int, int | None, str, float]] = field(default_factory=list)
+    interpolation: list[dict[str, Any]] = field(default_factory=list)
+
+
+def _run_rows(folder: Path, name: str) -> _RunRows | None:
+    """What the run ``name`` in its ``folder`` gives; None where it has no record yet. Raises ``ValueError``."""
+    record = read_record(folder)
+    if record is None:
+        return None
+    row = {"run_id": name, **record["row"]}
+    rows = _RunRows([row], list(_loss_rows(name, record)))
+    for outcome in record.get("outcomes", []):
+        rows.runs.append({**record["row"], **outcome["row"], "run_id": outcome["run_id"]})
+        rows.losses.extend(_loss_rows(outcome["run_id"], {"row": record["row"]}))
+    if record["status"] == "failed":
+        return rows
+    seen: set[int] = set()
+    for entry in _history(folder):
+        if entry["step"] in seen:
+            raise ValueError(f"{RUNS_FOLDER}/{name}/{HISTORY}: step {entry['step']} is there twice")
+        seen.add(entry["step"])
+        detail = entry.pop("layers", {})
+        rows.history.append({"run_id": name, **entry})
+        rows.layers.extend(_layer_rows(name, entry["step"], detail))
+    sweep = folder / SWEEP
+    if sweep.is_file():
+        try:
+            points = check_form(SweepFile, read_json(sweep), sweep)["points"]
+        except ValueError as error:
+            _warn_sweep_left_out(name, str(error))
+        else:
+            rows.interpolation = [{"run_id": name, **point} for point in points]
+    return rows
+
+
+def _tables(parts: Sequence[_RunRows]) -> Tables:
     # Here, so that a study's runs do not wait for half a second of imports that are needed after them.
     import pandas as pd
 
     from attndrift.results.tables import Tables, conform, schema
 
-    names = list(run_ids) if run_ids is not None else planned_runs(folder)
-    rows: list[dict[str, Any]] = []
-    history: list[dict[str, Any]] = []
-    layers: list[tuple[str, int, int, int | None, str, float]] = []
-    sweeps: list[dict[str, Any]] = []
-    losses: list[dict[str, Any]] = []
-    missing: list[str] = []
-    for name in names:
-        run_folder = folder / RUNS_FOLDER / name
-        record = read_record(run_folder)
-        if record is None:
-            missing.append(name)
-            continue
-        rows.append({"run_id": name, **record["row"]})
-        losses += _loss_rows(name, record["row"])
-        if record["status"] == "failed":
-            continue
-        for entry in _history(run_folder):
-            detail = entry.pop("layers", {})
-            history.append({"run_id": name, **entry})
-            layers.extend(_layer_rows(name, entry["step"], detail))
-        if (run_folder / SWEEP).is_file():
-            sweeps += [{"run_id": name, **point} for point in read_json(run_folder / SWEEP)["points"]]
-    columns = list(dict.fromkeys([column.name for column in schema("runs")] + [key for row in rows for key in row]))
-    tables = Tables(
-        runs=conform("runs", pd.DataFrame(rows, columns=columns)),
-        losses=conform("losses", pd.DataFrame(losses, columns=[column.name for column in schema("losses")])),
-        history=conform("history", pd.DataFrame(history, columns=[column.name for column in schema("history")])),
-        layers=conform("layers", pd.DataFrame(layers, columns=["run_id", "step", "layer", "head", "metric", "value"])),
+    runs, sweeps = ([row for part in parts for row in getattr(part, name)] for name in ("runs", "interpolation"))
+    columns = list(dict.fromkeys([column.name for column in schema("runs")] + [key for row in runs for key in row]))
+
+    def rows(name: str) -> Any:
+        found = [row for part in parts for row in getattr(part, name)]
+        return conform(name, pd.DataFrame(found, columns=[column.name for column in schema(name)]))
+
+    return Tables(
+        runs=conform("runs", pd.DataFrame(runs, columns=columns)),
+        losses=rows("losses"),
+        history=rows("history"),
+        layers=rows("layers"),
         interpolation=conform("interpolation", pd.DataFrame(sweeps or {"run_id": [], "alpha": []})),
     )
-    return tables, missing
+
+
+def gather(folder: Path, run_ids: Iterable[str] | None = None) -> tuple[Tables, list[str]]:
+    """The tables of the study in ``folder``, and the runs that have no record yet.
+
+    Only finished, diverged and failed runs have rows, in the order of the study. A run with a damaged file is left out,
+    with a :class:`~attndrift.files.LeftOutWarning` that names the file.
+    """
+    parts: list[_RunRows] = []
+    missing: list[str] = []
+    for name in run_ids if run_ids is not None else planned_runs(folder):
+        try:
+            rows = _run_rows(folder / RUNS_FOLDER / name, name)
+        except (ValueError, OSError) as error:
+            _warn_run_left_out(name, error)
+            continue
+        if rows is None:
+            missing.append(name)
+        else:
+            parts.append(rows)
+    try:
+        return _tables(parts), missing
+    except ValueError:
+        return _tables(_usable(parts)), missing
+
+
+def _usable(parts: Sequence[_RunRows]) -> list[_RunRows]:
+    """The runs whose rows make tables: of those before them and their own, so that no two contradict each other."""
+    kept: list[_RunRows] = []
+    columns: set[str] = set()
+    for part in parts:
+        name, file = str(part.runs[0]["run_id"]), RECORD
+        try:
+            _tables([_RunRows(part.runs, part.losses)])
+            if len(columns | set(part.runs[0])) > MAX_COLUMNS:
+                raise StudyFolderError(f"with its columns the table runs has more than {MAX_COLUMNS:,}")
+            file = HISTORY
+            _tables([replace(part, interpolation=[])])
+        except ValueError as error:
+            _warn_run_left_out(name, ValueError(f"{RUNS_FOLDER}/{name}/{file}: {error}"))
+            continue
+        columns |= set(part.runs[0])
+        kept.append(part)
+        try:
+            _tables([_RunRows(part.runs, [], interpolation=part.interpolation)])
+        except ValueError as error:
+            part.interpolation = []
+            _warn_sweep_left_out(name, f"{RUNS_FOLDER}/{name}/{SWEEP}: {error}")
+    return kept
+
+
+def _warn_sweep_left_out(name: str, error: str) -> None:
+    warn_left_out(
+        f"{error}. The sweep of {name} is left out; `attndrift interpolate` on the run's folder makes it anew"
+    )
+
+
+def _warn_run_left_out(name: str, error: Exception) -> None:
+    text = str(error).removesuffix("; remove the run's folder to run it again")
+    where = "" if name in text else f"{RUNS_FOLDER}/{name}/{RECORD}: "
+    warn_left_out(f"{where}{text}. The run {name} is left out of the tables; remove its folder to run it again")
 
 
 def collect(folder: Path) -> tuple[Tables, list[str]]:
     """Gather the tables of the study in ``folder`` and write them there as Parquet."""
-    from attndrift.results.tables import write_tables
+    from attndrift.results.tables import TABLES, write_tables
 
     names = planned_runs(folder)  # first: what is no study folder is called that, whatever lies in it
     refuse_links(folder)
-    tables, missing = gather(folder, names)
-    write_tables(tables, folder)
+    with FileLock(folder / LOCK):
+        tables, missing = gather(folder, names)
+        remove_half_written(folder, [f"{name}.parquet" for name in TABLES])
+        write_tables(tables, folder)
     return tables, missing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from attndrift.data.dataset import ImageDataset
 from attndrift.data.sources import load_dataset
@@ -16,11 +17,16 @@ SPLIT_FIELDS = (
 """The settings that decide the splits of a dataset."""
 
 
-def open_dataset(name: str, settings: RunSettings) -> ImageDataset:
-    """The dataset called ``name``: the run's own source where it is the target and has one, else the registry's."""
+def source_of(name: str, settings: RunSettings) -> str | dict[str, Any]:
+    """Where the dataset called ``name`` is: in the run's own source where it is the target and has one."""
     if name == settings.dataset and settings.source is not None:
-        return load_dataset({"name": name, **settings.source.model_dump()})
-    return load_dataset(name)
+        return {"name": name, **settings.source.model_dump()}
+    return name
+
+
+def open_dataset(name: str, settings: RunSettings) -> ImageDataset:
+    """The dataset called ``name`` of a run."""
+    return load_dataset(source_of(name, settings))
 
 
 def splits_of(dataset: ImageDataset, settings: RunSettings) -> Splits:

@@ -90,13 +90,13 @@ class DistributedSession:
         self._store.set(self._key("task"), json.dumps(task))
         return self._each_its_part(work)
 
-    def run_worker(self, work: Callable[[NamedRun, Path], object]) -> None:
+    def run_worker(self, work: Callable[[NamedRun, Path, SilentReporter], object]) -> None:
         """Do this worker's part of every run of the main process. Raises :class:`RankFailure`."""
         while task := self._heard([self._key("task")], FOREVER)[0]:
             found = json.loads(task)
             run, folder = NamedRun.model_validate(found["run"]), Path(found["folder"])
             try:
-                self._each_its_part(functools.partial(work, run, folder))
+                self._each_its_part(functools.partial(work, run, folder, SilentReporter()))
             except Exception:  # the main process has it in the run's log and record
                 continue
 

@@ -1,4 +1,4 @@
-"""Who drives a study in an object store: the one process that the marker object there names."""
+"""Who drives a study: in an object store the one process that a marker object names, in a folder whoever holds a lock."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Self
 
 import psutil
+from filelock import FileLock, Timeout
 
 MARKER = ".driver.json"
 TAKE_OVER = "--take-over"
@@ -88,6 +89,33 @@ class Driver:
             return True
         except (psutil.Error, ValueError):
             return False
+
+
+class DriverPresence:
+    """This process is seen to drive the study in ``folder`` until it closes this, or dies: it holds a file of its own locked."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / f".driver-{secrets.token_hex(8)}.lock"
+        self._lock = FileLock(self._path)
+        self._lock.acquire()
+
+    def others(self) -> bool:
+        """Whether other drivers are at work there; files of those that have died are removed."""
+        found = False
+        for path in list(self._path.parent.glob(".driver-*.lock")):
+            if path == self._path:
+                continue
+            try:
+                with FileLock(path, timeout=0):
+                    path.unlink(missing_ok=True)
+            except Timeout:
+                found = True
+        return found
+
+    def close(self) -> None:
+        """This process drives the study no longer."""
+        self._lock.release()
+        self._path.unlink(missing_ok=True)
 
 
 def _machine() -> str:

@@ -31,7 +31,17 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from attndrift.study.settings import NAME_PATTERN, DatasetSource, NamedRun, RunSettings, Study, run_name
+from attndrift.methods.registry import DEFAULT_METHOD, trains
+from attndrift.study.settings import (
+    NAME_PATTERN,
+    DatasetSource,
+    NamedRun,
+    RunSettings,
+    Study,
+    applies,
+    run_name,
+    setting_names,
+)
 
 
 class StudyError(ValueError):
@@ -66,13 +76,26 @@ class _Loader(yaml.SafeLoader):
                 None, None, f"`{text[:60]}` is no whole number ({error})", node.start_mark
             ) from error
 
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        """A plain decimal, or `.inf` and `.nan`; no base 60, no underscores."""
+        text = str(self.construct_scalar(node))
+        try:
+            return float("invalid" if "_" in text else re.sub(r"\.(?=inf|nan)", "", text.lower()))
+        except ValueError as error:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"`{text[:60]}` is no number", node.start_mark
+            ) from error
 
+
+_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map")}
+"""The tags of the core schema; others make sets, dates and bytes, which no setting is."""
 _OLD_NUMBERS = {
     key: [pair for pair in resolvers if pair[0].endswith((":int", ":float"))]
     for key, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.yaml_implicit_resolvers = {}
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 for _tag, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -120,7 +143,7 @@ def _lines(node: yaml.Node, place: Place = ()) -> dict[Place, int]:
 
 
 def _check_plain(node: yaml.Node, where: str) -> None:
-    """Refuse repeated keys, and aliases: a few lines of nested aliases unfold to gigabytes."""
+    """Refuse unusual tags, repeated keys, and aliases: a few lines of nested aliases unfold to gigabytes."""
     stack, seen = [node], set()
     while stack:
         current = stack.pop()
@@ -129,6 +152,10 @@ def _check_plain(node: yaml.Node, where: str) -> None:
                 f"{where}:{current.start_mark.line + 1}: YAML aliases (*name) are not allowed; write it out"
             )
         seen.add(id(current))
+        if current.tag not in _TAGS:
+            raise StudyError(
+                f"{where}:{current.start_mark.line + 1}: not valid YAML for a study: the tag `{current.tag[:80]}`; leave it out"
+            )
         if isinstance(current, yaml.MappingNode):
             keys = [str(key.value) for key, _ in current.value]
             for key, count in Counter(keys).items():
@@ -170,7 +197,7 @@ def _line(lines: Mapping[Place, int], place: Sequence[str | int]) -> str:
 
 
 def _allowed(model: type[BaseModel], field: str) -> str:
-    names = list(model.model_fields)
+    names = setting_names() if model is RunSettings else list(model.model_fields)
     near = difflib.get_close_matches(field, names, n=1)
     hint = f"; did you mean `{near[0]}`?" if near else ""
     return f"unknown key `{field}`{hint} Allowed: {', '.join(names)}"
@@ -185,7 +212,7 @@ def _explain(error: Mapping[str, Any], model: type[BaseModel]) -> str:
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "missing":
         return f"`{field}` is missing"
-    if not field:
+    if not field or error["type"] == "other_owner":
         return message
     value = repr(error.get("input"))
     return f"`{field}` is {value if len(value) < 80 else value[:77] + '...'}: {message}"
@@ -202,7 +229,7 @@ def _merge(file: _StudyFile, entry: Mapping[str, Any], dataset: Any) -> dict[str
 
 def _check_keys(values: Iterable[str], where: str, lines: Mapping[Place, int], place: Place) -> None:
     for key in values:
-        if key not in RunSettings.model_fields:
+        if key not in setting_names():
             raise StudyError(f"{where}{_line(lines, (*place, key))}: {_allowed(RunSettings, str(key))}")
 
 
@@ -283,26 +310,9 @@ def _scaled(settings: RunSettings, scale: float) -> RunSettings:
     return RunSettings.model_validate({**settings.to_json(), "learning_rate": rate})
 
 
-# Shared settings of one kind of run do not stop the study from holding runs of another kind.
-_ONLY_FOR: dict[str, tuple[str, ...]] = {
-    "lora_rank": ("lora",),
-    "lora_alpha": ("lora",),
-    "lora_dropout": ("lora",),
-    "lora_targets": ("lora",),
-    "freeze_layers": ("full",),
-    "train_projection": ("full", "lora", "last_block"),
-    "head": ("full", "lora", "linear_probe", "last_block"),
-    "loss": ("full", "lora", "last_block"),
-    "guard": ("full", "lora", "last_block"),
-    "guard_at_least": ("full", "lora", "last_block"),
-    "guard_at_most": ("full", "lora", "last_block"),
-}
-
-
 def _fit_to_method(raw: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave shared settings that concern other methods aside; a run's own stay, to be refused by name."""
-    method = raw.get("method", "full")
-    return {k: v for k, v in raw.items() if k in own or k not in _ONLY_FOR or method in _ONLY_FOR[k]}
+    """Leave shared settings that concern other methods, heads and losses aside; a run's own stay, to be refused by name."""
+    return {name: value for name, value in raw.items() if name in own or applies(name, raw)}
 
 
 def _place_of(
@@ -351,7 +361,7 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
         if not separator:
             raise StudyError(f"--set {pair}: write it as key=value")
         key = key.strip()
-        if key not in ("name", "learning_rate_scale") and "." not in key and key not in RunSettings.model_fields:
+        if key not in ("name", "learning_rate_scale") and "." not in key and key not in setting_names():
             raise StudyError(f"--set {pair}: {_allowed(RunSettings, key)}")
         try:
             values[key], _ = _load_yaml(text, f"--set {key}")
@@ -370,7 +380,7 @@ def parse_replacements(items: Sequence[str]) -> list[tuple[str, Any, Any]]:
         old, equals, new = pair.partition("=")
         if not (colon and equals):
             raise StudyError(f"--replace {item}: write it as FIELD:OLD=NEW, e.g. freeze_layers:9=7")
-        if field not in RunSettings.model_fields:
+        if field not in setting_names():
             raise StudyError(f"--replace {item}: {_allowed(RunSettings, field)}")
         try:
             (before, _), (after, _) = (_load_yaml(value, f"--replace {field}") for value in (old, new))
@@ -400,8 +410,8 @@ def _repeat_over_seeds(file: _StudyFile, seeds: Sequence[int], where: str, lines
         if "seed" in own or "seed" in entry.grid:
             at = _line(lines, ("runs", index))
             raise StudyError(f"--seeds: the run at {where}{at} has seeds of its own; edit the study file instead")
-        methods = entry.grid.get("method", [own.get("method", file.shared.get("method"))])
-        if all(method == "none" for method in methods):
+        methods = entry.grid.get("method", [own.get("method", file.shared.get("method", DEFAULT_METHOD))])
+        if not any(trains(method) for method in methods):
             own["seed"] = seeds[0]
         else:
             entry.grid["seed"] = list(seeds)
@@ -461,7 +471,7 @@ def parse_study(
     by_dataset: dict[str, dict[str, Any]] = {}
     for key in [k for k in overrides if "." in k]:
         dataset, _, field = key.partition(".")
-        if field not in RunSettings.model_fields or field == "dataset":
+        if field not in setting_names() or field == "dataset":
             raise StudyError(f"--set {key}: {_allowed(RunSettings, field)}")
         known = _dataset_names(file) | ({str(overrides["dataset"])} if "dataset" in overrides else set())
         if dataset not in known:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import tarfile
@@ -35,13 +36,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from attndrift.data.cache import cache_folder
-from attndrift.files import sha256
-from attndrift.formats import check_format
+from attndrift.files import parse_json, sha256
 from attndrift.results.tables import TABLES
-from attndrift.study.collect import RUNS_FOLDER, STUDY, SWEEP, collect, described_runs
-from attndrift.study.driver import MARKER, TAKE_OVER, Driver, DriverReplaced, StudyLocked
+from attndrift.study.collect import HISTORY, RUNS_FOLDER, STUDY, SWEEP, collect, described_runs
+from attndrift.study.driver_marker import DriverMarker
+from attndrift.study.inputs import INPUTS, read_inputs
 from attndrift.study.objects import ObjectStore
-from attndrift.study.record import RECORD, SETTINGS
+from attndrift.study.record import RECORD, SETTINGS, check_record, read_record
 from attndrift.study.settings import NamedRun, Study
 from attndrift.study.storage import (
     FolderWorkspace,
@@ -53,7 +54,6 @@ from attndrift.study.storage import (
 )
 
 KEPT_STATES = 2
-HISTORY = "history.jsonl"
 _STATES, _WORKERS = ".states", ".workers"
 
 
@@ -63,62 +63,26 @@ class ObjectStorage(StudyStorage):
     def __init__(self, url: str, token: str | None = None) -> None:
         self.url, self.token = url.rstrip("/"), token
         self.store = ObjectStore(url)
+        self.marker = DriverMarker(self.store, self.url)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ObjectStorage, (self.url, self.token)
 
     # -- the driver ----------------------------------------------------------------------------
 
-    def _marker(self) -> Driver | None:
-        content = self.store.read(self.store.path(MARKER))
-        return None if content is None else Driver.parse(content)
-
     @contextmanager
     def driver(self, say: Callable[[str], None], *, take_over: bool = False) -> Iterator[None]:
         """See :meth:`attndrift.study.storage.StudyStorage.driver`. Raises :class:`StudyLocked`."""
-        self.token = self._become_driver(say, take_over=take_over)
+        self.token = self.marker.take(say, take_over=take_over)
         try:
             yield
         finally:
-            # A marker that cannot be removed is one that the next driver is told of.
-            with suppress(OSError, DriverReplaced):
-                self.require_driver()
-                self.store.remove(self.store.path(MARKER))
+            self.marker.release(self.token)
             self.token = None
-
-    def _become_driver(self, say: Callable[[str], None], *, take_over: bool) -> str:
-        mine, path = Driver.current(), self.store.path(MARKER)
-        other = self._marker()  # before creating: some stores take no notice of a condition
-        if other is None and not self.store.create(path, mine.to_bytes()):
-            other = self._marker()
-        if other is not None:
-            ended = other.has_ended()
-            if not ended and not take_over:
-                raise StudyLocked(self._locked_by(other))
-            then = "ended without removing its marker" if ended else "stops at its next write"
-            say(f"{self.url}: this driver takes the study over; the one before ({other}) {then}")
-            self.store.write(path, mine.to_bytes())
-        now = self._marker()
-        if now is None or now.token != mine.token:  # another one has begun at the same moment
-            raise StudyLocked(self._locked_by(now or Driver()))
-        return mine.token
-
-    def _locked_by(self, other: Driver) -> str:
-        return (
-            f"{self.url}: another driver is at work on this study ({other}). One driver works on a study in an object "
-            f"store. If that one is gone, or is to stop, give the same command with {TAKE_OVER}"
-        )
 
     def require_driver(self) -> None:
         """Raise :class:`DriverReplaced` unless this process is the study's driver, or works for it."""
-        found = self._marker()
-        if self.token is not None and found is not None and found.token == self.token:
-            return
-        who = f"another driver ({found}) has taken it over" if found else f"its marker {MARKER} has been removed"
-        raise DriverReplaced(
-            f"{self.url}: this process no longer drives the study: {who}. It stops here and sends nothing more; what it "
-            "has sent is kept, and whoever drives the study goes on from there"
-        )
+        self.marker.require(self.token)
 
     # -- the study -----------------------------------------------------------------------------
 
@@ -144,20 +108,23 @@ class ObjectStorage(StudyStorage):
 
     def _described(self) -> list[dict[str, Any]] | None:
         """The runs in ``study.json``, checked: a name in it becomes a folder. None where there is no study."""
-        content = self.store.read(self.store.path(STUDY))
-        return None if content is None else described_runs(json.loads(content), f"{self.url}/{STUDY}")
+        content, where = self.store.read(self.store.path(STUDY)), f"{self.url}/{STUDY}"
+        return None if content is None else described_runs(parse_json(content, where), where)
 
     def planned(self) -> list[NamedRun]:
         """The runs of the study that is there."""
         runs = self._described()
         if runs is None:
             raise ValueError(f"{self.url}: no study there (no {STUDY}); `attndrift run STUDY --output URL` makes one")
-        return [NamedRun.model_validate(run) for run in runs]
+        try:
+            return [NamedRun.model_validate(run) for run in runs]
+        except ValueError as error:
+            raise ValueError(f"{self.url}/{STUDY}: holds settings of no run ({error})") from error
 
     def recorded_runs(self) -> list[dict[str, Any]]:
         """See :meth:`attndrift.study.storage.StudyStorage.recorded_runs`."""
         content = self.store.read(self.store.path(STUDY))
-        return [] if content is None else recorded_in(json.loads(content))
+        return [] if content is None else recorded_in(parse_json(content, f"{self.url}/{STUDY}"))
 
     def plans(self, run_id: str) -> bool:
         """See :meth:`attndrift.study.storage.StudyStorage.plans`."""
@@ -168,9 +135,16 @@ class ObjectStorage(StudyStorage):
         content = self.store.read(self.store.path(RUNS_FOLDER, run_id, RECORD))
         if content is None:
             return None
-        record = json.loads(content)
-        check_format("run", record, f"{self.url}/{RUNS_FOLDER}/{run_id}")
-        return str(record["status"])
+        where = f"{self.url}/{RUNS_FOLDER}/{run_id}/{RECORD}"
+        return str(check_record(parse_json(content, where), where)["status"])
+
+    def recorded_inputs(self) -> dict[str, dict[str, Any]]:
+        """See :meth:`attndrift.study.storage.StudyStorage.recorded_inputs`; of runs that are done."""
+        with _scratch("inputs") as folder:
+            names = [run.run_id for run in self.planned()]
+            self.store.fetch({self.store.path(RUNS_FOLDER, name, INPUTS): folder / name / INPUTS for name in names})
+            found = {name: read_inputs(folder / name) for name in names}
+        return {name: inputs for name, inputs in found.items() if inputs and self.is_done(name)}
 
     @contextmanager
     def open_run(self, run_id: str, patience: float = 0.0) -> Iterator[RunWorkspace]:
@@ -261,7 +235,7 @@ class _RunInStore:
                 continue
             archive = self.folder.parent / f"{self.folder.name}.tar"
             try:
-                expected = json.loads(marker)["sha256"]
+                expected = parse_json(marker, name)["sha256"]
                 self.store.fs.get_file(f"{self._states}/{name}.tar", str(archive))
                 if sha256(archive) == expected:
                     with tarfile.open(archive) as tar:
@@ -277,7 +251,7 @@ class _RunInStore:
     def _markers(self) -> list[str]:
         """Names of the states whose checksum is there, oldest first."""
         names = [name.removesuffix(".json") for name in self.store.files(self._states) if name.endswith(".json")]
-        return [name for name in names if name.partition("-")[0].isdigit()]
+        return [name for name in names if re.fullmatch("[0-9]{1,18}", name.partition("-")[0])]
 
     def save(self) -> None:
         """Send the folder as one object, then the checksum that makes it count; keep the newest two."""
@@ -304,7 +278,7 @@ class _RunInStore:
         """Files of the run, without locks and what is half written."""
         found = []
         steps = [p.name for p in (self.folder / "resume").glob("step-*")] if newest_state_only else []
-        older = set(sorted(steps, key=lambda n: int(n.removeprefix("step-")))[:-1])
+        older = set(sorted((name for name in steps if re.fullmatch("step-[0-9]{1,18}", name)), key=_step)[:-1])
         for path in sorted(self.folder.rglob("*")):
             parts = path.relative_to(self.folder).parts
             hidden = any(part.startswith(".") for part in parts)
@@ -314,7 +288,7 @@ class _RunInStore:
 
     def finish(self) -> None:
         """Send the folder file by file, the record last; what the store had of the run otherwise goes."""
-        failed = json.loads((self.folder / RECORD).read_bytes())["status"] == "failed"
+        failed = (read_record(self.folder) or {}).get("status") == "failed"
         base = self.store.path(RUNS_FOLDER, self.run_id)
         files = [path for path in self._kept() if path.relative_to(self.folder).parts[0] != "resume"]
         files.sort(key=lambda path: path == self.folder / RECORD)
@@ -331,6 +305,10 @@ class _RunInStore:
         for name in self.store.files(self._states):
             self.store.remove(f"{self._states}/{name}")
         self.store.remove(self._worker)
+
+
+def _step(name: str) -> int:
+    return int(name.removeprefix("step-"))
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 import fsspec
 from fsspec.spec import AbstractFileSystem
 
+from attndrift.extras import install_line
+
 
 def _open(url: str) -> tuple[AbstractFileSystem, str]:
     if urlsplit(url).password:
@@ -24,7 +26,7 @@ def _open(url: str) -> tuple[AbstractFileSystem, str]:
         # What another process has written must be seen: no listing is kept.
         fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
     except ImportError as error:
-        hint = "pip install 'attndrift[store]'" if scheme in ("s3", "s3a") else str(error)
+        hint = install_line("s3") if scheme in ("s3", "s3a") else str(error)
         raise ValueError(f"{url}: the package for {scheme}:// is not installed ({hint})") from error
     except ValueError as error:
         raise ValueError(f"{url}: {error}") from error

@@ -15,12 +15,14 @@ from rich.table import Table
 
 from attndrift.data.errors import DataError, some
 from attndrift.data.splits import Splits, evaluation_part
-from attndrift.methods.registry import count_parameters
-from attndrift.models.load import load_config
+from attndrift.losses.registry import LOSSES
+from attndrift.methods.adaptation import count_parameters
+from attndrift.models.backbone import VisionShape
+from attndrift.models.load import load_shape
 from attndrift.study.check_findings import counted, size
 from attndrift.study.dataset_splits import open_dataset, splits_key, splits_of
-from attndrift.study.executor import adaptation, device_of
-from attndrift.study.resources import FINGERPRINT_IMAGES
+from attndrift.study.pretrained_results import FINGERPRINT_IMAGES
+from attndrift.study.resolved import adaptation, device_of
 from attndrift.study.settings import RunSettings, Study
 
 # Of the rate of one large matrix product, a transformer of small width reaches about this fraction.
@@ -36,6 +38,7 @@ class PlannedRun:
         memory_bytes: estimated peak beyond what the program itself takes.
         disk_bytes: checkpoints that stay.
         scratch_bytes: resumable states, there while the run is under way.
+        images: who gets how many images of the target, in words.
     """
 
     run_id: str
@@ -46,6 +49,9 @@ class PlannedRun:
     learning_rate: float | None
     epochs: int
     n_train: int | None
+    n_validation: int | None
+    n_test: int | None
+    n_probe: int | None
     steps: int | None
     trainable_parameters: int | None
     total_parameters: int | None
@@ -53,6 +59,7 @@ class PlannedRun:
     memory_bytes: float | None
     disk_bytes: float | None
     scratch_bytes: float | None
+    images: str = ""
     note: str = ""
 
     def add_note(self, text: str) -> None:
@@ -64,12 +71,11 @@ class PlannedRun:
         return asdict(self)
 
 
-def forward_flops(vision: Any) -> float:
-    """Floating-point operations of one image through a CLIP vision tower."""
-    width, depth = vision.hidden_size, vision.num_hidden_layers
-    tokens = (vision.image_size // vision.patch_size) ** 2 + 1
-    patch = 2.0 * (tokens - 1) * 3 * vision.patch_size**2 * width
-    block = 2.0 * tokens * (4 * width**2 + 2 * width * vision.intermediate_size) + 4.0 * tokens**2 * width
+def forward_flops(vision: VisionShape) -> float:
+    """Floating-point operations of one image through an image tower."""
+    width, depth, tokens = vision.width, vision.depth, vision.tokens
+    patch = 2.0 * (tokens - vision.prefix_tokens) * 3 * vision.patch_size**2 * width
+    block = 2.0 * tokens * (4 * width**2 + 2 * width * vision.mlp_width) + 4.0 * tokens**2 * width
     return patch + depth * block
 
 
@@ -128,6 +134,19 @@ class _Sizes:
             total += self._known[key]
         return total
 
+    def monitor(self, settings: RunSettings) -> int:
+        """Images that a run watches while it trains."""
+        count = settings.monitor_zero_shot_images
+        if not count or not settings.transfer or settings.transfer[0] in self.absent:
+            return 0
+        key = ("monitor", settings.transfer[0])
+        if key not in self._known:
+            try:
+                self._known[key] = len(open_dataset(settings.transfer[0], settings).train)
+            except DataError:
+                self._known[key] = 0
+        return min(count, self._known[key])
+
 
 def plan(study: Study, *, elsewhere: bool = False) -> list[PlannedRun]:
     """A row a run. Nothing is trained, no weights are loaded; images are decoded under ``unreadable: skip`` only.
@@ -163,34 +182,35 @@ def _plan_run(run_id: str, settings: RunSettings, sizes: _Sizes, rate: float | N
         model=settings.model,
         dataset=settings.dataset,
         method=settings.method,
-        learning_rate=None if settings.method == "none" else settings.learning_rate,
+        learning_rate=settings.learning_rate if settings.facts.adapts else None,
         epochs=settings.epochs,
-        n_train=None, steps=None, trainable_parameters=None, total_parameters=None,
+        n_train=None, n_validation=None, n_test=None, n_probe=None, steps=None, trainable_parameters=None, total_parameters=None,
         seconds=None, memory_bytes=None, disk_bytes=None, scratch_bytes=None,
     )  # fmt: skip
     try:
-        config = load_config(settings.model)
+        shape = load_shape(settings.model)
     except (OSError, ValueError) as error:
         row.add_note(f"model: {error}")
-        config = None
+        shape = None
     if isinstance(splits, str):
         row.add_note(f"images: {splits}")
     else:
-        row.n_train = len(splits.train)
+        row.n_train, row.n_validation = len(splits.train), len(splits.validation)
+        row.n_test, row.n_probe, row.images = len(splits.test), len(splits.probe), splits.who_gets_what
         micro = settings.batch_size // settings.gradient_accumulation
         row.steps = math.ceil(math.ceil(row.n_train / micro) / settings.gradient_accumulation) * settings.epochs
-    if config is None:
+    if shape is None:
         return row
     if isinstance(splits, str):
         return row
     # Every class has training images; `test_limit` may leave some without test images.
     classes = len(set(splits.train.labels.tolist()))
     try:
-        row.trainable_parameters, row.total_parameters = count_parameters(config, adaptation(settings), classes)
+        row.trainable_parameters, row.total_parameters = count_parameters(settings.model, adaptation(settings), classes)
     except ValueError as error:
         row.add_note(str(error))
         return row
-    _estimate(row, settings, splits, sizes, config, rate)
+    _estimate(row, settings, splits, sizes, shape, rate)
     for name in settings.transfer:
         if name in sizes.absent:
             row.add_note(f"transfer set {name}: {sizes.absent[name]}")
@@ -198,39 +218,37 @@ def _plan_run(run_id: str, settings: RunSettings, sizes: _Sizes, rate: float | N
 
 
 def _estimate(
-    row: PlannedRun, settings: RunSettings, splits: Splits, sizes: _Sizes, config: Any, rate: float | None
+    row: PlannedRun, settings: RunSettings, splits: Splits, sizes: _Sizes, vision: VisionShape, rate: float | None
 ) -> None:
-    vision = config.vision_config
     flops = forward_flops(vision)
     assert row.trainable_parameters is not None
     assert row.total_parameters is not None
     # Backward: once for the inputs, once for the weights that are trained; a frozen tower needs neither.
-    factor = {"full": 3.0, "lora": 2.1, "last_block": 1.2, "linear_probe": 1.0, "none": 0.0}[settings.method]
-    if "attention_preservation" in settings.losses:
-        factor += 2.0 / max(settings.epochs, 1)
+    method = settings.facts
+    factor = method.cost
+    for name in settings.losses:
+        factor += LOSSES[name].step_passes + LOSSES[name].cached_passes / max(settings.epochs, 1)
     trained = factor * len(splits.train) * settings.epochs
     evaluations = settings.evaluations_per_epoch * settings.epochs * len(splits.probe)
-    validated = settings.epochs * (
-        len(splits.validation) + min(settings.monitor_zero_shot_images, sizes.transfer(settings))
-    )
-    tested = (0 if settings.method == "none" else len(splits.test)) + sizes.transfer(settings) + 2 * len(splits.probe)
+    watched = sizes.monitor(settings) if method.adapts else 0
+    validated = settings.epochs * (len(splits.validation) + watched) + watched
+    tested = (len(splits.test) if method.adapts else 0) + sizes.transfer(settings) + 2 * len(splits.probe)
     row.seconds = None if rate is None else flops * (trained + evaluations + validated + tested) / (_EFFICIENCY * rate)
-    tokens = (vision.image_size // vision.patch_size) ** 2 + 1
+    tokens = vision.tokens
     # About 14 activations of the width a token and block are kept for the backward pass.
-    activations = 4.0 * settings.batch_size * tokens * vision.hidden_size * vision.num_hidden_layers * 14
-    evaluation = 4.0 * settings.evaluation_batch_size * tokens * (vision.intermediate_size + 6 * vision.hidden_size)
-    trains_tower = settings.method in ("full", "lora")
+    activations = 4.0 * settings.batch_size * tokens * vision.width * vision.depth * 14
+    evaluation = 4.0 * settings.evaluation_batch_size * tokens * (vision.mlp_width + 6 * vision.width)
     row.memory_bytes = (
         4.0 * 2 * row.total_parameters
         + 12.0 * row.trainable_parameters
-        + max(activations if trains_tower else activations / 6, evaluation)
+        + max(activations if method.keeps_activations else activations / 6, evaluation)
     )
-    if settings.method == "none":
+    if not method.adapts:
         row.disk_bytes = row.scratch_bytes = 0.0
         return
     weights = 4.0 * row.trainable_parameters
     images = min(FINGERPRINT_IMAGES, len(splits.probe))
-    fingerprint = 4.0 * images * (3 * vision.image_size**2 + 2 * config.projection_dim)
+    fingerprint = 4.0 * images * (3 * vision.image_size**2 + 2 * vision.dimensions)
     kept = {"best": 1, "best+final": 2}.get(settings.keep, 2 + settings.epochs)
     row.disk_bytes = kept * (weights + fingerprint)
     # Two resumable states of weights and two moments, and a third while it is written.
@@ -282,6 +300,8 @@ def print_plan(study: Study, planned: Sequence[PlannedRun], console: Console | N
             else f" (for the {counted(len(known), 'run')} whose model and images are at hand)"
         )
     )
+    for images in dict.fromkeys(row.images for row in planned if row.images):
+        console.print(images, highlight=False, markup=False)
     for note, runs in runs_by_note(planned).items():
         console.print(f"{some(runs, 3)}: {note}", style="yellow", highlight=False, markup=False)
 

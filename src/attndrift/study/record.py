@@ -5,15 +5,19 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from attndrift.files import read_json, write_json
-from attndrift.formats import check_format, numbered
+from attndrift.files import plain, read_json, without_surrogates, write_json
+from attndrift.formats import FormatError, check_format, numbered
 from attndrift.sanitize import redact
 from attndrift.study.pinning import same_model
+from attndrift.study.schemas import RecordFile, SettingsFile, check_form
 from attndrift.study.settings import NamedRun, RunSettings
+
+# Imports inside functions: these packages take time to load, which only who needs them pays.
 
 RECORD = "record.json"
 SETTINGS = "settings.json"
@@ -138,29 +142,39 @@ def write_settings(folder: Path, run: NamedRun, study: str) -> None:
         "model_revision": run.model_revision,
         "settings": run.settings.to_json(),
     }
-    write_json(folder / SETTINGS, numbered("run", content))
+    write_json(folder / SETTINGS, redact(numbered("run", content)))
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """What :func:`write_settings` has written into ``folder``. Raises :class:`~attndrift.formats.FormatError`."""
     content = read_json(folder / SETTINGS)
     check_format("run", content, folder)
-    return dict(content)
+    return check_form(SettingsFile, content, folder / SETTINGS)
 
 
-def changed_settings(folder: Path, settings: RunSettings) -> dict[str, tuple[Any, Any]]:
-    """Settings in which the run in ``folder`` differs from ``settings``: name -> (there, here).
+def differing_settings(there: object, settings: RunSettings) -> dict[str, tuple[Any, Any]]:
+    """Settings in which ``there``, as :meth:`RunSettings.to_json` gave them, differs: name -> (there, here).
 
     Revisions of one model are no such difference; see :func:`attndrift.study.pinning.changed_revision`.
     """
-    if not (folder / SETTINGS).is_file():
-        return {}
-    there, here = read_settings(folder)["settings"], settings.to_json()
+    # Secrets are not stored, so both sides are compared without them.
+    here = redact(plain(settings.to_json()))
+    stored: dict[str, Any] = redact(dict(there)) if isinstance(there, Mapping) else {}
     return {
-        name: (there.get(name), here.get(name))
-        for name in sorted(set(there) | set(here))
-        if there.get(name) != here.get(name) and not (name == "model" and same_model(there.get(name), here.get(name)))
+        name: (stored.get(name), here.get(name))
+        for name in sorted(set(stored) | set(here))
+        if stored.get(name) != here.get(name) and not (name == "model" and same_model(stored.get(name), here.get(name)))
     }
+
+
+def changed_settings(folder: Path, settings: RunSettings) -> dict[str, tuple[Any, Any]]:
+    """Settings in which the run in ``folder`` differs from ``settings``, as :func:`differing_settings` gives them."""
+    return differing_settings(read_settings(folder).get("settings"), settings) if (folder / SETTINGS).is_file() else {}
+
+
+def name_differences(changed: Mapping[str, tuple[Any, Any]]) -> str:
+    """The first few of :func:`differing_settings`, in words."""
+    return "; ".join(f"`{name}` was {there!r}, now {here!r}" for name, (there, here) in list(changed.items())[:5])
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
@@ -172,13 +186,22 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        record = read_json(path)
+        return check_record(read_json(path), path)
+    except FormatError:
+        raise
     except ValueError as error:
         raise ValueError(f"{error}; remove the run's folder to run it again") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{path}: not the record of a run; remove the run's folder to run it again")
-    check_format("run", record, folder)
-    return record
+
+
+def check_record(content: object, where: Path | str) -> dict[str, Any]:
+    """``content``, the JSON value of a ``record.json`` called ``where``, if it is a run's.
+
+    Raises ``ValueError`` for one of another form, and :class:`~attndrift.formats.FormatError`.
+    """
+    if not isinstance(content, dict):
+        raise ValueError(f"{where}: not the record of a run")
+    check_format("run", content, where)
+    return check_form(RecordFile, without_surrogates(content), where)
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
-"""Running a study so that nothing is lost: one run after the other here, or as another engine has it.
+"""Runs all runs of a study so that nothing is lost: in sequence in this process, or through another launcher.
 
-A run is done when its ``record.json`` is there. Whatever else a run's folder holds is either a
-resumable state, whole or absent, or is written again. Which process may execute a run is decided where the study
+A run is done when ``record.json`` exists. A killed run continues from its last complete state; other files are
+rewritten. States are removed after the record is written, so a kill costs at most the steps since the last state. Which process may execute a run is decided where the study
 is kept (:mod:`attndrift.study.storage`).
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,8 @@ from typing import Any, Protocol
 
 from attndrift.sanitize import sanitize
 from attndrift.study.driver import DriverReplaced
+from attndrift.study.inputs import has_states, read_inputs, refuse_changed, write_inputs
+from attndrift.study.leftovers import begin_run_folder, end_run_folder
 from attndrift.study.pinning import pin_models
 from attndrift.study.record import now, read_record, write_record, write_settings
 from attndrift.study.settings import NamedRun, Study
@@ -81,12 +83,21 @@ EndedRuns = Generator[Ended, None, None]
 REPLACED = "replaced"
 """Status of a run that stopped because its driver was taken over: the study stops."""
 
+CONFLICT = "conflict"
+"""Status of a run that was not begun because another driver has changed the study: the study stops."""
+
+_STOPS: dict[str, type[Exception]] = {REPLACED: DriverReplaced, CONFLICT: StudyFolderConflict}
+
+
+class RunFolderRemoved(RuntimeError):
+    """The folder of a run was removed, or replaced by another one, while the run was executed in it."""
+
 
 class Engine(Protocol):
     """Decides where and when the runs of a study are run; each goes through :func:`run_one`."""
 
     def __call__(self, study: Study, storage: StudyStorage, execute: Execute, reporter: StudyReporter) -> EndedRuns:
-        """Run every run of ``study``, yielding each when it ends, in any order."""
+        """Run every run of ``study``, none of which is done, yielding each when it ends, in any order."""
 
 
 def one_after_the_other(study: Study, storage: StudyStorage, execute: Execute, reporter: StudyReporter) -> EndedRuns:
@@ -112,19 +123,28 @@ def run_study(
 
     ``take_over``: replace the driver that works on the study in an object store. Raises
     :class:`~attndrift.study.driver.StudyLocked` where there is one otherwise, and
-    :class:`~attndrift.study.driver.DriverReplaced` where this one is replaced.
+    :class:`~attndrift.study.driver.DriverReplaced` where this one is replaced, and :class:`StudyFolderConflict` where
+    another driver of other settings is at work.
     """
     storage = open_storage(where)
     with storage.driver(reporter.say, take_over=take_over):
         study = pin_models(study, storage.recorded_runs(), storage.is_done)
         storage.prepare(study)
-        reporter.begin(study, sum(storage.is_done(run.run_id) for run in study.runs))
-        statuses = {}
-        # Closed before the study is let go, so that no worker outlives that.
-        with closing(engine(study, storage, execute, reporter)) as ended:
+        statuses, left = {}, []
+        done = {run.run_id: storage.status(run.run_id) for run in study.runs if storage.is_done(run.run_id)}
+        reporter.begin(study, len(done))
+        for run in study.runs:
+            if run.run_id in done:
+                storage.tidy(run)
+                statuses[run.run_id] = "kept"
+                reporter.ended(run, "kept", str(done[run.run_id]))
+            else:
+                left.append(run)
+        # Close the engine before the driver's lock is released, so that no worker outlives it.
+        with closing(engine(study.model_copy(update={"runs": tuple(left)}), storage, execute, reporter)) as ended:
             for run, status, detail in ended:
-                if status == REPLACED:
-                    raise DriverReplaced(detail)
+                if status in _STOPS:
+                    raise _STOPS[status](detail)
                 statuses[run.run_id] = status
                 reporter.ended(run, status, detail)
         storage.collect()
@@ -143,27 +163,25 @@ def run_one(
     """Run one run of the study called ``study``, if it is not done, and write its record.
 
     ``patience``: seconds to wait for another process that is on it. Returns status and detail, as
-    :meth:`StudyReporter.ended` is told, or :data:`REPLACED` and why. Only what is no ``Exception`` is raised.
+    :meth:`StudyReporter.ended` is told, or :data:`REPLACED` or :data:`CONFLICT` and why. Raises ``OSError`` if the
+    record cannot be written. ``KeyboardInterrupt`` and ``SystemExit`` pass through.
     """
     try:
         with storage.open_run(run.run_id, patience) as workspace:
             folder = workspace.folder
+            storage.require_same(run, folder)
             record = read_record(folder)
             if record is not None and record["status"] != "failed":
+                end_run_folder(folder, run.settings.keep)
                 return "kept", str(record["status"])
+            begin_run_folder(folder)
             write_settings(folder, run, study)
             with reporter.run(run) as progress:
-                watched = _Watched(progress, workspace)
-                started = now()
-                try:
-                    record = execute(run, folder, watched)
-                except (RunLocked, DriverReplaced):
-                    raise
-                except Exception as error:
-                    watched.say(traceback.format_exc())
-                    record = failed_record(run, study, error)
-                row = {**record["row"], "study": study}
-                write_record(folder, {**record, "row": row, "started": started, "ended": now()})
+                watched = _Watched(progress, workspace, run.run_id, storage)
+                record = _executed(run, study, execute, watched)
+                write_record(folder, record)
+                if record["status"] != "failed":
+                    end_run_folder(folder, run.settings.keep)
                 try:
                     workspace.finish()
                 except OSError as error:
@@ -173,31 +191,82 @@ def run_one(
         return "busy", str(error)
     except DriverReplaced as error:
         return REPLACED, str(error)
+    except StudyFolderConflict as error:
+        return CONFLICT, str(error)
+    except RunFolderRemoved as error:
+        record_failure(run, study, storage, error)
+        return "failed", str(error)
+
+
+def _executed(run: NamedRun, study: str, execute: Execute, watched: _Watched) -> dict[str, Any]:
+    """The record of ``run``, executed; that of a failed one where it raised."""
+    started = now()
+    try:
+        record = execute(run, watched.folder, watched)
+        watched.require_folder()
+    except (RunLocked, DriverReplaced, RunFolderRemoved):
+        raise
+    except Exception as error:
+        watched.say(traceback.format_exc())
+        record = failed_record(run, study, error)
+    return {**record, "row": {**record["row"], "study": study}, "started": started, "ended": now()}
 
 
 class _Watched:
-    """The reporter of a run where it is executed: keeps its log, and saves its resumable states."""
+    """The reporter of a run where it is executed: keeps its log, inputs and states, and sees its folder go."""
 
-    def __init__(self, progress: Any, workspace: RunWorkspace) -> None:
-        self._progress, self._workspace = progress, workspace
+    def __init__(self, progress: Any, workspace: RunWorkspace, run_id: str, storage: StudyStorage) -> None:
+        self._progress, self._workspace, self._run_id, self._storage = progress, workspace, run_id, storage
+        self.folder = workspace.folder
+        self._identity = _identity(self.folder)
+
+    def require_folder(self) -> None:
+        """Raise :class:`RunFolderRemoved` unless the folder is the one in which the run was begun."""
+        if self._identity != _identity(self.folder):
+            raise RunFolderRemoved(
+                f"{self.folder}: the folder of this run was removed, moved or replaced while the run was under way, so "
+                "that its results are lost. The same command begins this run again"
+            )
 
     def step(self, done: int, total: int) -> None:
         self._progress.step(done, total)
 
     def phase(self, what: str) -> None:
+        self.require_folder()
         self._progress.phase(what)
 
     def say(self, message: str) -> None:
-        log(self._workspace.folder, message)
+        self.require_folder()
+        log(self.folder, message)
         self._progress.say(message)
+
+    def inputs(self, found: Mapping[str, Any], places: Mapping[str, str]) -> None:
+        """What the run is about to use.
+
+        Raises :class:`~attndrift.study.inputs.InputsChanged` where it began with something else, or other runs did.
+        """
+        folder = self._workspace.folder
+        own = {self._run_id: read_inputs(folder)} if has_states(folder) else {}
+        refuse_changed(found, {**self._storage.recorded_inputs(), **own}, places)
+        write_inputs(folder, found)
 
     def saved(self, step: int) -> None:
         """The resumable state of ``step`` is whole."""
+        self.require_folder()
         try:
             self._workspace.save()
         except OSError as error:
             # The run itself is well, and its next state may come through.
             self.say(f"the state of step {step} could not be sent to the study's storage: {error}")
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """What tells a folder from another one of the same name; None where there is none."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def log(folder: Path, message: str) -> None:
@@ -207,20 +276,21 @@ def log(folder: Path, message: str) -> None:
 
 
 def record_failure(run: NamedRun, study: str, storage: StudyStorage, error: BaseException) -> None:
-    """Record that ``run`` failed, for a process that died on it; nothing where it is done, or with another.
+    """Record that ``run`` failed, for a process that died on it; nothing where it is done, with another, or of other settings.
 
     Raises :class:`~attndrift.study.driver.DriverReplaced`.
     """
     try:
         with storage.open_run(run.run_id) as workspace:
+            storage.require_same(run, workspace.folder)
             record = read_record(workspace.folder)
             if record is None or record["status"] == "failed":
                 log(workspace.folder, str(error))
                 write_settings(workspace.folder, run, study)
                 write_record(workspace.folder, {**failed_record(run, study, error), "ended": now()})
                 workspace.finish()
-    except RunLocked:
-        pass  # somebody else has taken it up already
+    except (RunLocked, StudyFolderConflict):
+        pass  # it is somebody else's
 
 
 def failed_record(run: NamedRun, study: str, error: BaseException) -> dict[str, Any]:
@@ -234,7 +304,7 @@ def failed_record(run: NamedRun, study: str, error: BaseException) -> dict[str, 
         "model_revision": run.model_revision,
         "dataset": settings.dataset,
         "method": settings.method,
-        "learning_rate": None if settings.method == "none" else settings.learning_rate,
+        "learning_rate": settings.learning_rate if settings.facts.adapts else None,
         "seed": settings.seed,
         "data_seed": settings.data_seed,
         "status": "failed",

@@ -23,17 +23,14 @@ def expected_work(settings: RunSettings) -> float:
 
     Rough: epochs, and that less is differentiated where layers are frozen. How many images an epoch has is not known.
     """
-    if settings.method == "none":
-        return 0.05
-    if settings.method in ("last_block", "linear_probe"):
-        return 0.6 * settings.epochs
-    return 0.97**settings.freeze_layers * settings.epochs
+    method = settings.facts
+    return method.work * 0.97**settings.freeze_layers * settings.epochs if method.adapts else 0.05
 
 
 def _kind(settings: RunSettings) -> _Kind:
     """Runs of one kind take the same time but for chance."""
     return (
-        settings.dataset, settings.method, settings.lora_targets, settings.freeze_layers, tuple(settings.losses),
+        settings.dataset, settings.method, tuple(settings.own.items()), settings.freeze_layers, tuple(settings.losses),
         settings.guard, settings.epochs, settings.batch_size,
     )  # fmt: skip
 

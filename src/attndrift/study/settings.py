@@ -10,29 +10,35 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from types import NoneType
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from attndrift.data.prompts import TEMPLATES
+from attndrift.data.registry import expand_suites
 from attndrift.losses.names import canonical_losses, parse_losses
+from attndrift.losses.registry import LOSSES
+from attndrift.methods.registry import DEFAULT_HEAD, DEFAULT_METHOD, HEADS, METHODS, Method
+from attndrift.own_settings import Owner, OwnSettings, StrictSettings, fields_of, owners_of, spoken, validated
+from attndrift.registry import RegistrationError, Registry, near_match
+from attndrift.results.measures import MEASURES
+from attndrift.study.outcomes.registry import canonical_outcomes
+from attndrift.trackers import TRACKERS
 
-Method = Literal["full", "lora", "linear_probe", "last_block", "none"]
 Selection = Literal["test", "validation"]
-LoraTargets = Literal["q,v", "q,k,v,out"]
 
 # A name becomes a folder: it cannot climb out of the study folder, nor hide in it.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,119}$"
 
 DEFAULT_WEIGHT_DECAY = 0.01
 
+_REGISTRIES: dict[str, Registry[Any]] = {"method": METHODS, "head": HEADS, "measures": MEASURES, "trackers": TRACKERS}
+"""The settings whose words are names of registered members."""
+
 FLOAT16_ON_CPU = "`precision` float16 needs an accelerator; on a CPU it is float32 or bfloat16 (or auto)"
-
-
-def _kinds(annotation: Any) -> set[Any]:
-    """The plain types that an annotation is made of."""
-    inner = get_args(annotation)
-    return set().union(*(_kinds(part) for part in inner)) if inner else {annotation}
 
 
 class DatasetSource(BaseModel):
@@ -63,10 +69,15 @@ class DatasetSource(BaseModel):
         return self
 
 
-class RunSettings(BaseModel):
-    """Everything that decides what one run computes."""
+class RunSettings(StrictSettings):
+    """Everything that decides what one run computes: the fields below, and the own settings of what it names.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+    A method, a head or a loss brings settings of its own (:class:`~attndrift.own_settings.OwnSettings`), which stand
+    beside these: ``RunSettings(dataset="tiles", method="lora", lora_rank=4)``. They are checked by their owner, filled
+    with its defaults, and part of the settings' JSON and hash. :meth:`settings_of` has them.
+    """
+
+    model_config = ConfigDict(extra="allow")
 
     experiment: str | None = Field(None, pattern=NAME_PATTERN, description="label in the matrix: E2, A1, ...")
     model: str = Field(
@@ -77,7 +88,7 @@ class RunSettings(BaseModel):
     selection: Selection = Field(
         "validation", description="where the epoch is selected; test: on the split that is also reported"
     )
-    method: Method = Field("full", description="what is trained; none: the pretrained model")
+    method: str = Field(DEFAULT_METHOD, description="what is trained; none: the pretrained model")
 
     learning_rate: Annotated[float, Field(gt=0, le=10)] = Field(1e-5, description="peak rate of AdamW")
     weight_decay: Annotated[float, Field(ge=0, le=1)] = Field(
@@ -100,19 +111,20 @@ class RunSettings(BaseModel):
         True, description="on a CUDA device, record a step of the training once and replay it, where that can be done"
     )
 
-    lora_rank: Annotated[int, Field(ge=1, le=1024)] | None = Field(None, description="method lora: default 8")
-    lora_alpha: Annotated[float, Field(gt=0)] | None = Field(None, description="default: twice the rank")
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(None, description="method lora: default 0.05")
-    lora_targets: LoraTargets | None = Field(None, description="adapted projections; method lora: default q,v")
-    train_projection: bool | None = Field(None, description="default: full and lora train it, last_block does not")
-    freeze_layers: Annotated[int, Field(ge=0)] = Field(0, description="method full: frozen blocks, from the input")
-    head: Literal["trained", "text"] = Field("trained", description="text: the classifier starts from text features")
+    train_projection: bool | None = Field(
+        None, description="whether the visual projection is trained; default: as the method does"
+    )
+    freeze_layers: Annotated[int, Field(ge=0)] = Field(
+        0, description="frozen blocks, from the input, for a method that can"
+    )
+    head: str = Field(DEFAULT_HEAD, description="the classifier; text: it starts from text features")
 
     loss: str | None = Field(
         None, description="preservation losses and their weights: attention_preservation:0.1+entropy_floor:0.01"
     )
-    entropy_floor_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.7, description="loss entropy_floor: the floor as a share of the pretrained layer mean"
+
+    outcomes: tuple[str, ...] = Field(
+        (), description="models made of the run without training anew, a row each: wise_ft:0.5, ema:0.999"
     )
 
     guard: str | None = Field(None, description="keeps this within a budget: retention_pct, or a metric of the monitor")
@@ -135,20 +147,27 @@ class RunSettings(BaseModel):
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.1, description="share of each class of the training split that validates"
     )
-    probe_size: Annotated[int, Field(ge=4)] = Field(
-        200, description="images that structure and drift are measured on; debiased CKA needs four"
+    probe_size: Annotated[int, Field(ge=4)] | None = Field(
+        None,
+        description="images that structure and drift are measured on; default 200, and at most a tenth of the training split",
     )
     probe_per_class: Annotated[int, Field(ge=1)] | None = Field(None, description="instead of `probe_size`")
     test_limit: Annotated[int, Field(ge=1)] | None = Field(None, description="test images; default all")
     unreadable: Literal["error", "skip"] = Field("error", description="what to do with images that cannot be decoded")
 
-    transfer: tuple[str, ...] = Field((), description="zero-shot sets, evaluated after the run")
+    transfer: tuple[str, ...] = Field((), description="transfer sets or suites, evaluated after the run")
+    measures: tuple[str, ...] = Field(
+        ("zero_shot",), min_length=1, description="retention measures on the transfer sets (attndrift list measures)"
+    )
     transfer_limit: Annotated[int, Field(ge=1)] | None = Field(None, description="images a set; default all")
+    bank_limit: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="training images of a transfer set that measures such as knn learn from; default all"
+    )
     guard_probe_per_class: Annotated[int, Field(ge=1)] | None = Field(
         None, description="images a class of the first transfer set that guards see, and no run is evaluated on"
     )
     monitor_zero_shot_images: Annotated[int, Field(ge=0)] = Field(
-        1000, description="images of the first set, at epoch ends"
+        1000, description="images of the first set's training split, at epoch ends; no run is evaluated on them"
     )
     prompts: tuple[str, ...] = Field(
         ("a photo of a {class}.",),
@@ -163,22 +182,14 @@ class RunSettings(BaseModel):
         description="resumable states an epoch; fewer on an accelerator, where they would take more than 5% of the time",
     )
     map_images: Annotated[int, Field(ge=0, le=64)] = Field(8, description="probe images in maps.npz")
+    trackers: tuple[str, ...] = Field(
+        ("tensorboard",), description="where the history goes while a run trains (attndrift list trackers)"
+    )
     keep: Literal["best", "best+final", "all"] = Field("best+final", description="checkpoints that stay")
     threads: Annotated[int, Field(ge=1, le=1024)] = Field(2, description="CPU threads; they change sums")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where the run computes")
 
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_other_type(cls, value: Any, info: ValidationInfo) -> Any:
-        """A text is no number, and yes is not 1: what was meant is unsure, so it is not guessed."""
-        kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
-        if bool in kinds and not isinstance(value, (bool, NoneType)):
-            raise ValueError("must be true or false")
-        if kinds & {int, float} and str not in kinds and isinstance(value, (bool, str)):
-            raise ValueError("must be a number" + (", without quotation marks" if isinstance(value, str) else ""))
-        return value
-
-    @field_validator("transfer", "prompts", mode="before")
+    @field_validator("transfer", "measures", "trackers", "prompts", "outcomes", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
@@ -190,24 +201,30 @@ class RunSettings(BaseModel):
             value = canonical_losses(value)
         return canonical_losses(parse_losses(value)) if isinstance(value, str) else value
 
-    @field_validator("prompts", mode="before")
+    @field_validator("outcomes")
     @classmethod
-    def _named_ensemble(cls, value: Any) -> Any:
-        from attndrift.data.prompts import TEMPLATES
-
-        name = value[0] if isinstance(value, (tuple, list)) and len(value) == 1 else value
-        return TEMPLATES[name] if isinstance(name, str) and name in TEMPLATES else value
+    def _canonical_outcomes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return canonical_outcomes(value)
 
     @field_validator("prompts")
     @classmethod
     def _prompts_have_a_class(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(value) == 1:
+            value = TEMPLATES.get(value[0], value)
         for prompt in value:
             if prompt.count("{class}") != 1:
                 raise ValueError(
                     f"the prompt {prompt!r} must hold {{class}} exactly once, or be the name of an ensemble: "
-                    "default, cifar, eurosat, pets"
+                    + ", ".join(TEMPLATES)
                 )
         return value
+
+    @field_validator(*_REGISTRIES)
+    @classmethod
+    def _registered(cls, value: Any, info: ValidationInfo) -> Any:
+        for name in (value,) if isinstance(value, str) else value:
+            _REGISTRIES[str(info.field_name)][name]  # an unknown name is an error with a near match
+        return value if isinstance(value, str) else tuple(dict.fromkeys(value))
 
     @field_validator("transfer")
     @classmethod
@@ -221,36 +238,20 @@ class RunSettings(BaseModel):
 
     @model_validator(mode="after")
     def _possible(self) -> RunSettings:
-        lora_only = {
-            "lora_rank": self.lora_rank,
-            "lora_alpha": self.lora_alpha,
-            "lora_dropout": self.lora_dropout,
-            "lora_targets": self.lora_targets,
-        }
-        if self.method == "lora":
-            rank = self.lora_rank if self.lora_rank is not None else 8
-            defaults = {
-                "lora_rank": rank,
-                "lora_alpha": 2.0 * rank,
-                "lora_dropout": 0.05,
-                "lora_targets": "q,v",
-            }
-            for name, default in defaults.items():
-                if lora_only[name] is None:
-                    object.__setattr__(self, name, default)
-        else:
-            given = [name for name, value in lora_only.items() if value is not None]
-            if given:
-                raise ValueError(f"`{given[0]}` needs method: lora; this run has method: {self.method}")
-        if self.freeze_layers and self.method != "full":
-            raise ValueError(f"`freeze_layers` needs method: full; this run has method: {self.method}")
-        if self.train_projection and self.method in ("linear_probe", "none"):
+        method = self.facts
+        self._take_own_settings()
+        if self.freeze_layers and not method.freezes_blocks:
+            able = ", ".join(one.name for one in METHODS if one.freezes_blocks)
+            raise ValueError(f"`freeze_layers` needs method: {able}; this run has method: {self.method}")
+        if self.train_projection and method.projection is None:
             raise ValueError(f"`train_projection` cannot be true with method: {self.method}")
         if self.train_projection is None:
-            object.__setattr__(self, "train_projection", self.method in ("full", "lora"))
-        if self.loss is not None and self.method in ("linear_probe", "none"):
-            raise ValueError(f"`loss` does nothing with method: {self.method}, whose attention cannot change")
-        self._check_guard()
+            object.__setattr__(self, "train_projection", bool(method.projection))
+        if self.loss is not None and not method.moves_encoder:
+            raise ValueError(f"`loss` does nothing with method: {self.method}, which leaves the encoder as it is")
+        if self.outcomes and not method.adapts:
+            raise ValueError(f"`outcomes` does nothing with method: {self.method}, which trains nothing")
+        _check_guard(self)
         if self.precision == "float16" and self.device == "cpu":
             raise ValueError(FLOAT16_ON_CPU)
         if self.selection == "test" and self.validation_per_class is not None:
@@ -260,37 +261,42 @@ class RunSettings(BaseModel):
             )
         if self.batch_size % self.gradient_accumulation:
             raise ValueError("`batch_size` must be a multiple of `gradient_accumulation`")
-        if self.method == "none":
+        if not method.adapts:
             object.__setattr__(self, "epochs", 0)
         elif self.epochs == 0:
             raise ValueError("`epochs` must be at least 1; the pretrained model is method: none")
+        object.__setattr__(self, "transfer", expand_suites(self.transfer, self.dataset))
         if self.dataset in self.transfer:
             raise ValueError(f"`transfer` names the target {self.dataset!r} itself: it would not be zero-shot")
         return self
 
-    def _check_guard(self) -> None:
-        limits = [self.guard_at_least, self.guard_at_most]
-        if self.guard is None:
-            if limits != [None, None]:
-                raise ValueError("`guard_at_least` and `guard_at_most` need `guard`, the quantity that they limit")
-            return
-        if self.method in ("linear_probe", "none"):
-            raise ValueError(f"`guard` does nothing with method: {self.method}, whose encoder cannot change")
-        if limits == [None, None]:
-            raise ValueError("`guard` needs `guard_at_least`, `guard_at_most` or both")
-        if self.guard != "retention_pct":
-            # Imported where it is needed: the settings themselves need no torch.
-            from attndrift.guard.budget import Budget
+    def _take_own_settings(self) -> None:
+        """Check the settings that are none of every run by their owners, and fill in these owners' defaults."""
+        given = self.__pydantic_extra__
+        assert given is not None
+        owners: list[Owner] = [METHODS[self.method], HEADS[self.head], *(LOSSES[name] for name in self.losses)]
+        for name, value in given.items():
+            if not owners_of(name, owners):
+                raise _refused(name, value, self)
+        checked: dict[str, Any] = {}
+        for owner in owners:
+            checked |= dict(validated(owner, given))
+        given.clear()
+        given.update(checked)
 
-            Budget(self.guard, at_least=self.guard_at_least, at_most=self.guard_at_most)
-        else:
-            if self.guard_at_least is None or self.guard_at_most is not None:
-                raise ValueError("`guard: retention_pct` takes `guard_at_least` alone, in percent")
-            if not self.transfer or self.guard_probe_per_class is None:
-                raise ValueError(
-                    "`guard: retention_pct` needs a set in `transfer`, and `guard_probe_per_class`: the images of it that "
-                    "the guard measures on, which are left out of the evaluation"
-                )
+    def settings_of(self, owner: Owner) -> OwnSettings:
+        """The own settings of the run's method, its head or one of its losses."""
+        return validated(owner, self.__pydantic_extra__ or {})
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """The own settings of everything that the run names, by their names."""
+        return dict(self.__pydantic_extra__ or {})
+
+    @property
+    def facts(self) -> Method:
+        """The method."""
+        return METHODS[self.method]
 
     @property
     def losses(self) -> dict[str, float]:
@@ -305,6 +311,95 @@ class RunSettings(BaseModel):
     def hash(self) -> str:
         """SHA-256 of the settings: equal settings, equal hash."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+
+def _check_guard(settings: RunSettings) -> None:
+    """Raise ``ValueError`` for a guard without a budget, or with one that cannot be."""
+    limits = [settings.guard_at_least, settings.guard_at_most]
+    if settings.guard is None:
+        if limits != [None, None]:
+            raise ValueError("`guard_at_least` and `guard_at_most` need `guard`, the quantity that they limit")
+        return
+    if not settings.facts.moves_encoder:
+        raise ValueError(f"`guard` does nothing with method: {settings.method}, whose encoder cannot change")
+    if limits == [None, None]:
+        raise ValueError("`guard` needs `guard_at_least`, `guard_at_most` or both")
+    if settings.guard != "retention_pct":
+        # Imported where it is needed: the settings themselves need no torch.
+        from attndrift.guard.budget import Budget
+
+        Budget(settings.guard, at_least=settings.guard_at_least, at_most=settings.guard_at_most)
+    else:
+        if settings.guard_at_least is None or settings.guard_at_most is not None:
+            raise ValueError("`guard: retention_pct` takes `guard_at_least` alone, in percent")
+        if not settings.transfer or settings.guard_probe_per_class is None:
+            raise ValueError(
+                "`guard: retention_pct` needs a set in `transfer`, and `guard_probe_per_class`: the images of it that "
+                "the guard measures on, which are left out of the evaluation"
+            )
+
+
+def own_fields() -> dict[str, FieldInfo]:
+    """The settings that registered methods, heads and losses bring, by name.
+
+    Raises :class:`~attndrift.registry.RegistrationError` for one with the name of a setting of every run.
+    """
+    found = fields_of([*METHODS, *HEADS, *LOSSES])
+    for name in found:
+        if name in RunSettings.model_fields:
+            whose = owners_of(name, [*METHODS, *HEADS, *LOSSES])[0]
+            raise RegistrationError(f"`{whose}`: its setting `{name}` is one of every run; choose another name")
+    return found
+
+
+def setting_names() -> list[str]:
+    """Every name that a study file may give."""
+    return [*RunSettings.model_fields, *own_fields()]
+
+
+def needs_of(name: str) -> str:
+    """What a run must have for the own setting ``name``: ``method: lora``, in words."""
+    kinds = (("method", METHODS), ("head", HEADS), ("loss", LOSSES))
+    return " or ".join(f"{kind}: {', '.join(found)}" for kind, owners in kinds if (found := owners_of(name, owners)))
+
+
+def applies(name: str, raw: Mapping[str, Any]) -> bool:
+    """Whether a setting that runs share concerns one with the settings ``raw``, which are not checked yet."""
+    method = raw.get("method", DEFAULT_METHOD)
+    if method not in METHODS:
+        return True  # which is refused by its name
+    facts = METHODS[method]
+    able = {
+        "freeze_layers": facts.freezes_blocks,
+        "train_projection": facts.projection is not None,
+        "head": facts.adapts,
+        "outcomes": facts.adapts,
+        **dict.fromkeys(("loss", "guard", "guard_at_least", "guard_at_most"), facts.moves_encoder),
+    }
+    if name in RunSettings.model_fields or name not in own_fields():
+        return able.get(name, True)
+    given = raw.get("loss") if able["loss"] else None
+    try:
+        losses = parse_losses(canonical_losses(given) if isinstance(given, dict) else given)
+    except (ValueError, TypeError):
+        return True  # which is refused by its name
+    head = raw.get("head", DEFAULT_HEAD)
+    heads = [HEADS[head]] if able["head"] and head in HEADS else []
+    return bool(owners_of(name, [facts, *heads, *(LOSSES[loss] for loss in losses)]))
+
+
+def _refused(name: str, value: Any, run: RunSettings) -> ValidationError:
+    """The error of a setting that nothing of the run has: another's, or nobody's."""
+    needed = needs_of(name)
+    if needed:
+        has = ", ".join(f"{kind}: {getattr(run, kind)}" for kind in ("method", "head", "loss") if f"{kind}:" in needed)
+        kind, message = "other_owner", f"`{name}` needs {needed}; this run has {has}"
+    else:
+        kind, message = "extra_forbidden", f"unknown key `{name}`{near_match(name, setting_names())}"
+    # The message is no template of pydantic's.
+    text = message.replace("{", "{{").replace("}", "}}")
+    detail = InitErrorDetails(type=PydanticCustomError(kind, text), loc=(name,), input=value)
+    return ValidationError.from_exception_data("RunSettings", [detail])
 
 
 class NamedRun(BaseModel):
@@ -345,44 +440,29 @@ class Study(BaseModel):
         return self.model_copy(update={"runs": tuple(kept)})
 
 
-def _number(value: float) -> str:
-    """1e-5 and 0.01 as they are spoken."""
-    text = f"{value:g}" if value == 0 or value >= 1e-3 else f"{value:.6e}"
-    text = re.sub(r"\.?0+e", "e", text)
-    return re.sub(r"e([+-])0*(\d+)", r"e\1\2", text)
-
-
 def run_name(settings: RunSettings, *, with_model: bool = False, with_data_seed: bool = False) -> str:
     """The folder name of a run: label, target, method and what departs from the method's defaults."""
     parts = [settings.experiment] if settings.experiment else []
     parts.append(settings.dataset)
     if with_model:
         parts.append(re.sub(r"[^A-Za-z0-9.-]+", "-", settings.model.rstrip("/").split("/")[-1]).strip("-."))
-    if settings.method == "lora":
-        parts.append(f"lora-r{settings.lora_rank}")
-        if settings.lora_targets != "q,v":
-            parts.append("qkvo")
-        if settings.lora_alpha != 2.0 * (settings.lora_rank or 0):
-            parts.append(f"alpha{_number(settings.lora_alpha or 0)}")
-        if not settings.train_projection:
-            parts.append("frozen-projection")
-    else:
-        parts.append(settings.method.replace("_", "-"))
-        if settings.method == "last_block" and settings.train_projection:
-            parts.append("projection")
-        if settings.method == "full" and not settings.train_projection:
-            parts.append("frozen-projection")
+    method, head = settings.facts, HEADS[settings.head]
+    parts += method.run_name(settings.settings_of(method))
+    if bool(settings.train_projection) != bool(method.projection):
+        parts.append("projection" if settings.train_projection else "frozen-projection")
     if settings.freeze_layers:
         parts.append(f"freeze{settings.freeze_layers}")
+    if method.adapts:
+        parts += head.run_name(settings.settings_of(head))
     for name, weight in settings.losses.items():
-        parts.append(f"{name.replace('_', '-')}{_number(weight)}")
+        parts.append(LOSSES[name].run_name(spoken(weight), settings.settings_of(LOSSES[name])))
     if settings.guard:
-        limits = [_number(limit) for limit in (settings.guard_at_least, settings.guard_at_most) if limit is not None]
+        limits = [spoken(limit) for limit in (settings.guard_at_least, settings.guard_at_most) if limit is not None]
         parts.append(f"guard-{settings.guard.removesuffix('_pct').replace('_', '-')}{'-'.join(limits)}")
     if settings.weight_decay != DEFAULT_WEIGHT_DECAY:
-        parts.append(f"wd{_number(settings.weight_decay)}")
-    if settings.method != "none":
-        parts += [f"lr{_number(settings.learning_rate)}", f"s{settings.seed}"]
+        parts.append(f"wd{spoken(settings.weight_decay)}")
+    if method.adapts:
+        parts += [f"lr{spoken(settings.learning_rate)}", f"s{settings.seed}"]
     if with_data_seed:
         parts.append(f"d{settings.data_seed}")
     return "_".join(parts)

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
-from attndrift.files import read_json, write_json
+from attndrift.files import read_json, refuse_links, write_json
 from attndrift.formats import numbered
-from attndrift.study.collect import RUNS_FOLDER, STUDY, collect, described_runs, refuse_links
-from attndrift.study.driver import TAKE_OVER
+from attndrift.sanitize import redact
+from attndrift.study.collect import LOCK, RUNS_FOLDER, STUDY, collect, described_runs
+from attndrift.study.driver import TAKE_OVER, DriverPresence
+from attndrift.study.inputs import INPUTS, has_states, read_inputs
+from attndrift.study.leftovers import end_run_folder, remove_half_written
 from attndrift.study.pinning import changed_revision
-from attndrift.study.record import changed_settings, read_record
-from attndrift.study.settings import Study
+from attndrift.study.record import changed_settings, differing_settings, name_differences, read_record
+from attndrift.study.settings import NamedRun, Study
 
 
 class StudyFolderConflict(ValueError):
@@ -84,6 +87,10 @@ class StudyStorage(ABC):
         """The status in a run's record; None without a record."""
 
     @abstractmethod
+    def recorded_inputs(self) -> dict[str, dict[str, Any]]:
+        """What runs that are done, or go on, were run with, by run; see :mod:`attndrift.study.inputs`."""
+
+    @abstractmethod
     def open_run(self, run_id: str, patience: float = 0.0) -> AbstractContextManager[RunWorkspace]:
         """The run, for this process alone; what is kept of it is in the workspace's folder.
 
@@ -94,6 +101,31 @@ class StudyStorage(ABC):
     @abstractmethod
     def collect(self) -> None:
         """Write the tables of the study."""
+
+    def tidy(self, run: NamedRun) -> None:  # noqa: B027 -- a storage may have nothing to remove
+        """Remove what a process that was killed after it had written the record of ``run`` left behind."""
+
+    def require_same(self, run: NamedRun, folder: Path) -> None:
+        """Raise :class:`StudyFolderConflict` unless the study, and what ``folder`` has of ``run``, are of its settings.
+
+        For the process that has opened the run: another driver may have changed the study since it was prepared.
+        """
+        recorded = {str(one["run_id"]): one for one in self.recorded_runs()}
+        if run.run_id not in recorded:
+            raise StudyFolderConflict(
+                f"{self.url}: {STUDY} has no run {run.run_id} any more; somebody has removed, moved or changed the study "
+                "while it ran. Give the command again, or choose another folder (--output)"
+            )
+        there = recorded[run.run_id]
+        changed = differing_settings(there["settings"], run.settings) or changed_settings(folder, run.settings)
+        revisions = changed_revision(run, there)
+        if revisions is not None:
+            changed["model_revision"] = revisions
+        if changed:
+            raise StudyFolderConflict(
+                f"{self.url}: another driver has given run {run.run_id} other settings since this one began: "
+                f"{name_differences(changed)} here. This one stops; use the same settings, or another folder (--output)"
+            )
 
     def is_done(self, run_id: str) -> bool:
         """Whether a run has ended, and not by failing."""
@@ -106,23 +138,36 @@ class LocalStorage(StudyStorage):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.url = str(folder)
+        self._presence: DriverPresence | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LocalStorage, (self.folder,)
 
     def _run_folder(self, run_id: str) -> Path:
         return self.folder / RUNS_FOLDER / run_id
 
     @contextmanager
     def driver(self, say: Callable[[str], None], *, take_over: bool = False) -> Iterator[None]:
-        """See :meth:`StudyStorage.driver`. Nothing is needed: each run has a lock of its own."""
+        """See :meth:`StudyStorage.driver`. Several may drive the study, with the same settings: each run has a lock."""
         if take_over:
             raise ValueError(
                 f"{self.url}: {TAKE_OVER} is for studies in an object store. In a folder each run has a lock, which the "
                 f"system frees when its process ends; leave {TAKE_OVER} out"
             )
-        yield
+        try:
+            yield
+        finally:
+            if self._presence is not None:
+                self._presence.close()
+                self._presence = None
 
     def prepare(self, study: Study) -> None:
-        """See :func:`prepare_folder`."""
-        prepare_folder(study, self.folder)
+        """See :func:`prepare_folder`; from here on, other drivers see that this one is at work."""
+        check_folder(study, self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self._presence is None:
+            self._presence = DriverPresence(self.folder)
+        prepare_folder(study, self.folder, others=self._presence.others)
 
     def recorded_runs(self) -> list[dict[str, Any]]:
         """See :meth:`StudyStorage.recorded_runs`."""
@@ -139,10 +184,26 @@ class LocalStorage(StudyStorage):
         record = read_record(self._run_folder(run_id))
         return None if record is None else str(record["status"])
 
+    def recorded_inputs(self) -> dict[str, dict[str, Any]]:
+        """See :meth:`StudyStorage.recorded_inputs`."""
+        folders = [path.parent for path in sorted((self.folder / RUNS_FOLDER).glob(f"*/{INPUTS}"))]
+        return {one.name: read_inputs(one) for one in folders if has_states(one) or self._has_result(one.name)}
+
+    def _has_result(self, run_id: str) -> bool:
+        try:
+            return self.is_done(run_id)
+        except ValueError:  # a damaged record, of which the run itself says what to do
+            return False
+
     @contextmanager
     def open_run(self, run_id: str, patience: float = 0.0) -> Iterator[RunWorkspace]:
         """See :meth:`StudyStorage.open_run`. The system frees the lock when the process that holds it dies."""
         folder = self._run_folder(run_id)
+        if not (self.folder / STUDY).is_file():
+            raise StudyFolderConflict(
+                f"{self.folder}: {STUDY} is gone: the study folder was removed or moved while it ran. Move it back, or "
+                "give the same command again to begin anew"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock", timeout=patience)
         try:
@@ -154,10 +215,14 @@ class LocalStorage(StudyStorage):
         finally:
             lock.release()
 
+    def tidy(self, run: NamedRun) -> None:
+        """See :meth:`StudyStorage.tidy`."""
+        with suppress(RunLocked), self.open_run(run.run_id) as workspace:
+            end_run_folder(workspace.folder, run.settings.keep)
+
     def collect(self) -> None:
         """See :func:`attndrift.study.collect.collect`."""
-        with FileLock(self.folder / ".study.lock"):
-            collect(self.folder)
+        collect(self.folder)
 
 
 class FolderWorkspace:
@@ -176,7 +241,12 @@ class FolderWorkspace:
 def recorded_in(content: Any) -> list[dict[str, Any]]:
     """The runs of what stands in ``study.json``; none where that is no study, of which ``prepare`` says what is wrong."""
     runs = content.get("runs") if isinstance(content, dict) else None
-    return [run for run in runs or [] if isinstance(run, dict) and {"run_id", "settings"} <= set(run)]
+    found = [run for run in (runs if isinstance(runs, list) else []) if isinstance(run, dict)]
+    return [
+        run
+        for run in found
+        if "run_id" in run and isinstance(run.get("settings"), dict) and isinstance(run["settings"].get("model"), str)
+    ]
 
 
 def check_folder(study: Study, folder: Path) -> list[dict[str, Any]]:
@@ -211,28 +281,37 @@ def check_folder(study: Study, folder: Path) -> list[dict[str, Any]]:
             )
         changed = changed_settings(folder / RUNS_FOLDER / run.run_id, run.settings)
         if changed:
-            what = "; ".join(f"`{k}` was {a!r}, now {b!r}" for k, (a, b) in list(changed.items())[:5])
             raise StudyFolderConflict(
-                f"{folder}: run {run.run_id} was started with other settings: {what}. "
+                f"{folder}: run {run.run_id} was started with other settings: {name_differences(changed)}. "
                 "Use the old settings, or another folder (--output)."
             )
     return known
 
 
-def prepare_folder(study: Study, folder: Path) -> None:
+def prepare_folder(study: Study, folder: Path, others: Callable[[], bool] = lambda: False) -> None:
     """Write ``study.json``, or check that the one there is of this study. A study may gain runs.
 
-    Raises as :func:`check_folder` does.
+    ``others``: whether other drivers are at work on it; while they are, no run is given other settings. Raises as
+    :func:`check_folder` does.
     """
     check_folder(study, folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / STUDY
-    with FileLock(folder / ".study.lock"):
+    with FileLock(folder / LOCK):
+        remove_half_written(folder, [STUDY])
         # Another process may have written it since.
         order = {str(run["run_id"]): run for run in check_folder(study, folder)}
+        at_work = others()
+        for run in study.runs:
+            changed = differing_settings(order[run.run_id].get("settings"), run.settings) if run.run_id in order else {}
+            if changed and at_work:
+                raise StudyFolderConflict(
+                    f"{folder}: another driver is at work on this study, and would give run {run.run_id} other settings: "
+                    f"{name_differences(changed)} here. Wait until it has ended, use the same settings, or choose "
+                    "another folder (--output)"
+                )
         order |= {run.run_id: run.model_dump(mode="json") for run in study.runs}
-        content = numbered(
-            "study", {"name": study.name, "description": study.description, "runs": list(order.values())}
-        )
+        description = {"name": study.name, "description": study.description, "runs": list(order.values())}
+        content = redact(numbered("study", description))
         if not path.exists() or read_json(path) != content:
             write_json(path, content)

@@ -14,6 +14,8 @@ from typing import Any
 
 from attndrift.trackers import TRACKERS, Tracker
 
+# Imports inside functions: these packages take time to load, which only who needs them pays.
+
 
 class ScalarWriter:
     """One event file of a run in ``folder``.

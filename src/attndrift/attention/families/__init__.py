@@ -1,9 +1,9 @@
 """The transformers that can be observed, one entry a family, and finding one inside a model.
 
 To add a family, describe in one :class:`Family` how its tower is recognised, where its attention modules
-are, which of their submodules put out queries and keys, and whose attention counts, and append it to the
-``FAMILIES`` of the file of its library (text encoders: ``TEXT_FAMILIES``). Nothing else has to change: the
-observer works from the entry alone.
+are, which of their submodules put out queries and keys, and whose attention counts, and register it
+(``FAMILIES.register``; text encoders: ``TEXT_FAMILIES``). Nothing else has to change: the observer works from the entry
+alone.
 """
 
 from __future__ import annotations
@@ -14,9 +14,19 @@ from typing import NamedTuple
 from torch import nn
 
 from attndrift.attention.errors import ObservationError
-from attndrift.attention.families import open_clip, text, timm, vision
-from attndrift.attention.families.family import Block, Family, Found, MeanOfPatches, Pool, Query, Tap
+from attndrift.attention.families.family import (
+    FAMILIES,
+    TEXT_FAMILIES,
+    Block,
+    Family,
+    Found,
+    MeanOfPatches,
+    Pool,
+    Query,
+    Tap,
+)
 from attndrift.models.module_utils import is_a, named_modules
+from attndrift.registry import Registry
 
 __all__ = [
     "FAMILIES",
@@ -32,14 +42,6 @@ __all__ = [
     "find_tower",
     "find_vision_tower",
 ]
-
-FAMILIES: dict[str, Family] = {
-    family.name: family for family in (*vision.FAMILIES, *timm.FAMILIES, *open_clip.FAMILIES)
-}
-"""The families of vision transformers that can be observed, by name."""
-
-TEXT_FAMILIES: dict[str, Family] = {family.name: family for family in text.TEXT_FAMILIES}
-"""The families of text encoders that can be observed where the query is named, by name."""
 
 _REFUSED = {
     "timm.Eva": "rotates queries and keys inside its attention, where they cannot be seen",
@@ -62,7 +64,7 @@ class VisionTower(NamedTuple):
 
 
 def _towers(
-    model: nn.Module, families: dict[str, Family], modules: Mapping[nn.Module, str] | None = None
+    model: nn.Module, families: Registry[Family], modules: Mapping[nn.Module, str] | None = None
 ) -> list[VisionTower]:
     if not isinstance(model, nn.Module):
         raise ObservationError(f"expected a torch.nn.Module to observe, got {type(model).__name__}")
@@ -72,7 +74,7 @@ def _towers(
     for module, name in (named_modules(model) if modules is None else modules).items():
         kind = type(module)
         if kind not in candidates:
-            candidates[kind] = [family for family in families.values() if is_a(module, *family.classes)]
+            candidates[kind] = [family for family in families if is_a(module, *family.classes)]
         family = next((family for family in candidates[kind] if family.recognises(module)), None)
         if family is not None:
             found.append(VisionTower(family, module, name))
@@ -106,7 +108,7 @@ def find_vision_tower(model: nn.Module, modules: Mapping[nn.Module, str] | None 
     found = _towers(model, FAMILIES, modules)
     if found:
         return _only(model, found, "vision transformer")
-    known = "; ".join(family.models for family in FAMILIES.values())
+    known = "; ".join(family.models for family in FAMILIES)
     reasons = "".join(
         f". Its `{name or type(module).__name__}` {reason}"
         for name, module in model.named_modules()

@@ -8,6 +8,8 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
+from attndrift.registry import Registry
+
 Parts = Mapping[str, Any]
 """What taps read. ``query`` and ``key``: (images, heads, tokens, head_dim), from which the row is computed
 as soon as both are there; with ``project``, ``query`` is (images, 1, tokens, width) and still to be projected to heads
@@ -127,3 +129,12 @@ class Family:
     def taps_of(self, attention: nn.Module) -> tuple[Tap, ...]:
         """The taps of this attention module."""
         return self.taps(attention) if callable(self.taps) else self.taps
+
+
+FAMILIES: Registry[Family] = Registry("attention family", "attndrift.attention.families", group="attndrift.families")
+"""The families of vision transformers that can be observed."""
+
+TEXT_FAMILIES: Registry[Family] = Registry(
+    "text family", "attndrift.attention.families", group="attndrift.text_families"
+)
+"""The families of text encoders that can be observed where the query is named."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from attndrift.attention.families.family import Block, Family, MeanOfPatches, Parts, Pool, Query, Tap
+from attndrift.attention.families.family import FAMILIES, Block, Family, MeanOfPatches, Parts, Pool, Query, Tap
 from attndrift.attention.families.taps import multihead_scale, multihead_taps, scale, whole
 from attndrift.models.module_utils import is_a
 
@@ -70,4 +70,4 @@ OPEN_CLIP = Family(
     batch_first=lambda tower: bool(tower.transformer.batch_first),  # type: ignore[union-attr]
 )
 
-FAMILIES = (OPEN_CLIP,)
+FAMILIES.register(OPEN_CLIP)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from attndrift.attention.errors import ObservationError
-from attndrift.attention.families.family import Family, Found
+from attndrift.attention.families.family import TEXT_FAMILIES, Family, Found
 from attndrift.attention.families.taps import scale
 from attndrift.attention.families.vision import blocks, holds_blocks, taps
 
@@ -64,4 +64,5 @@ BERT = Family(
     ),
 )
 
-TEXT_FAMILIES = (CLIP_TEXT, SIGLIP_TEXT, BERT)
+for _family in (CLIP_TEXT, SIGLIP_TEXT, BERT):
+    TEXT_FAMILIES.register(_family)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from attndrift.attention.families.family import Block, Family, MeanOfPatches, Parts, Pool, Query, Tap
+from attndrift.attention.families.family import FAMILIES, Block, Family, MeanOfPatches, Parts, Pool, Query, Tap
 from attndrift.attention.families.taps import scale, whole
 from attndrift.models.module_utils import is_a
 
@@ -65,4 +65,4 @@ TIMM = Family(
     refuses=_refuses,
 )
 
-FAMILIES = (TIMM,)
+FAMILIES.register(TIMM)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attndrift.attention.families.family import Block, Family, MeanOfPatches, Pool, Query, Tap
+from attndrift.attention.families.family import FAMILIES, Block, Family, MeanOfPatches, Pool, Query, Tap
 from attndrift.attention.families.taps import multihead_scale, multihead_taps, scale, split_heads, transformers_mask
 from attndrift.models.module_utils import is_a
 
@@ -177,4 +177,5 @@ BEIT = Family(
     queries={"cls": 0, "patches": MeanOfPatches()},
 )
 
-FAMILIES = (CLIP, SIGLIP, VIT, DEIT, DINOV2, DINOV3, BEIT)
+for _family in (CLIP, SIGLIP, VIT, DEIT, DINOV2, DINOV3, BEIT):
+    FAMILIES.register(_family)

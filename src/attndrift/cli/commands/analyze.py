@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from attndrift.cli.app import app
-from attndrift.cli.console import RESULTS, AnalysisOption, FolderArgument, JsonOption, OutputOption, example
+from attndrift.cli.console import RESULTS, AnalysisOption, FolderArgument, JsonOption, OutputOption, example, need
 from attndrift.cli.reporting import analysed
 
 
@@ -16,6 +16,7 @@ def analyze(
     folder: FolderArgument, output: OutputOption = None, settings: AnalysisOption = None, as_json: JsonOption = False
 ) -> None:
     """Compute the statistics of a study: analysis.json, and tables as CSV, Markdown and LaTeX."""
+    need("report")
     from attndrift.analysis.storing import write_analysis
 
     analysis = analysed(folder, settings)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from attndrift.cli.app import app
-from attndrift.cli.console import MODELS, JsonOption, example, print_json, say
+from attndrift.cli.console import MODELS, JsonOption, example, need, print_json, say
 
 
 @app.command(rich_help_panel=MODELS, epilog=example("attndrift baseline embedded --images photos --zero-shot objects"))
@@ -43,6 +43,8 @@ def baseline(
     as_json: JsonOption = False,
 ) -> None:
     """One model as it is: zero-shot accuracy with intervals, and with --images its attention."""
+    # Without --images the default sets are measured.
+    need(*(["study"] if zero_shot or images is None else []), *(["report"] if images is not None else []))
     from attndrift.cli.progress import progress_bar
     from attndrift.retention.baseline import DEFAULT_SETS, zero_shot_baseline
     from attndrift.retention.zero_shot import DEFAULT_TEMPLATES

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from attndrift.cli.app import app
-from attndrift.cli.console import EXIT_PROBLEM, STUDIES, JsonOption, example, print_json
+from attndrift.cli.console import EXIT_PROBLEM, STUDIES, JsonOption, example, need, print_json
 from attndrift.cli.study_options import StudyOptions, with_study_options
 
 
@@ -13,6 +13,7 @@ from attndrift.cli.study_options import StudyOptions, with_study_options
 @with_study_options
 def check(asked: StudyOptions, as_json: JsonOption = False) -> None:
     """Say whether a study can run: models, images, prompts, packages, engine, device, disk. Exit code 1: it cannot."""
+    need(*asked.extras())
     from attndrift.study.check import check_study
     from attndrift.study.check_findings import print_check
 

@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 
 from attndrift.cli.app import app
-from attndrift.cli.console import STUDIES, JsonOption, example, print_json
+from attndrift.cli.console import STUDIES, JsonOption, example, need, print_json
 
 
 @app.command(rich_help_panel=STUDIES, epilog=example("attndrift collect studies/collapse-21"))
 def collect(folder: Annotated[Path, typer.Argument(help="A study folder.")], as_json: JsonOption = False) -> None:
     """Write the tidy tables (Parquet) of a study from its run folders."""
+    need("study")
     from attndrift.study.collect import collect as collect_study
 
     tables, missing = collect_study(folder)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from attndrift.cli.app import app
-from attndrift.cli.console import EXIT_CONDITION, MODELS, JsonOption, example, print_json, say
+from attndrift.cli.console import EXIT_CONDITION, MODELS, JsonOption, example, need, print_json, say
 
 
 @app.command(
@@ -34,11 +34,13 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Compare two models on the same images: attention, representation, weights and zero-shot accuracy."""
-    from attndrift.compare.compare import SUMMARY, compare_models
+    need("report", *(["study"] if zero_shot else []))
+    from attndrift.compare.compare import compare_models
     from attndrift.compare.conditions import parse_conditions
+    from attndrift.compare.summary import summary_names
     from attndrift.compare.writing import print_comparison, write_comparison
 
-    conditions = parse_conditions(fail_if or [], SUMMARY)
+    conditions = parse_conditions(fail_if or [], summary_names())
     found = compare_models(
         base,
         adapted,

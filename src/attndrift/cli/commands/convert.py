@@ -22,7 +22,7 @@ def convert(
     """Convert pickled weights to safetensors, in a process of its own, and check that every tensor is equal."""
     from attndrift.models.convert import convert as convert_model
     from attndrift.study.check_findings import counted
-    from attndrift.study.launchers.processes import parse_time
+    from attndrift.study.time_limit import parse_time
 
     found = convert_model(model, folder, seconds=parse_time(time_limit))
     if as_json:

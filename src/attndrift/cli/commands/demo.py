@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from attndrift.cli.app import app
-from attndrift.cli.console import STUDIES, OnlyOption, example, fail
+from attndrift.cli.console import STUDIES, OnlyOption, example, fail, need
 from attndrift.cli.launching import launch
 from attndrift.cli.reporting import report_on
 from attndrift.cli.study_options import PROCESSES
@@ -27,6 +27,7 @@ def demo(
     ] = None,
 ) -> None:
     """Run the 21 runs on the small embedded model and generated images, then report on them. No network needed."""
+    need("study", "report")
     from attndrift.study.check_findings import counted
     from attndrift.study.launchers import Options
     from attndrift.study.launchers.processes import jobs_that_fit

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from attndrift.cli.app import app
-from attndrift.cli.console import STUDIES, JsonOption, example, fail, print_json
+from attndrift.cli.console import STUDIES, JsonOption, example, fail, need, print_json
+from attndrift.cli.study_options import is_s3
 
 
 @app.command(rich_help_panel=STUDIES, epilog=example("attndrift fetch s3://bucket/studies/mine studies/mine"))
@@ -18,6 +19,7 @@ def fetch(
     as_json: JsonOption = False,
 ) -> None:
     """Copy a study out of an object store, with its tables, so that every other command works on it."""
+    need("study", *(["s3"] if is_s3(url) else []))
     from attndrift.sanitize import sanitize_line
     from attndrift.study.object_storage import ObjectStorage
     from attndrift.study.storage_url import open_storage

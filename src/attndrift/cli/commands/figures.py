@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 
 from attndrift.cli.app import app
-from attndrift.cli.console import RESULTS, AnalysisOption, FolderArgument, JsonOption, OutputOption, example, print_json
+from attndrift.cli.console import (
+    RESULTS,
+    AnalysisOption,
+    FolderArgument,
+    JsonOption,
+    OutputOption,
+    example,
+    need,
+    print_json,
+)
 from attndrift.cli.reporting import analysed
 
 
@@ -21,6 +30,7 @@ def figures(
     as_json: JsonOption = False,
 ) -> None:
     """Draw the figures of a study (PNG and SVG), each with the table that it shows."""
+    need("report")
     from attndrift.figures.draw import draw_figures
     from attndrift.results.tables import read_tables
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from attndrift.cli.app import app
-from attndrift.cli.console import RESULTS, JsonOption, example, print_json
+from attndrift.cli.console import RESULTS, JsonOption, example, need, print_json
 
 
 @app.command(
@@ -51,7 +51,8 @@ def import_(
     as_json: JsonOption = False,
 ) -> None:
     """Bring foreign records into the tables, checking columns, types and units."""
-    from attndrift.results import importing
+    need("report")
+    from attndrift.importing import importer as importing
 
     options = importing.ImportOptions(
         rename=importing.parse_renames(rename or []),

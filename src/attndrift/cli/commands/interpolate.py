@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from attndrift.cli.app import app
-from attndrift.cli.console import STUDIES, JsonOption, example, fail, print_json
+from attndrift.cli.console import STUDIES, JsonOption, example, fail, need, print_json
 from attndrift.cli.reporting import collect_if_study
 
 
@@ -24,6 +24,7 @@ def interpolate(
     as_json: JsonOption = False,
 ) -> None:
     """Measure the models between the pretrained and the adapted one: accuracy, transfer, drift."""
+    need("study", "report")
     from attndrift.study.interpolation import interpolate as sweep
 
     try:

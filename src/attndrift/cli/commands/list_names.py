@@ -12,17 +12,18 @@ from attndrift.cli.console import NAMES, JsonOption, example, fail, print_json
 
 @app.command("list", rich_help_panel=NAMES, epilog=example("attndrift list presets"))
 def list_(
-    what: Annotated[str, typer.Argument(help="models, datasets, metrics, methods or presets; default: all.")] = "all",
+    what: Annotated[
+        str, typer.Argument(help="One kind, such as models, datasets, metrics, methods, presets; default: all.")
+    ] = "all",
     as_json: JsonOption = False,
 ) -> None:
-    """List what is known by name: models, datasets, metrics, methods and presets."""
-    from attndrift.cli.catalogue import catalogue, print_catalogue
+    """List what is known by name: models, datasets, metrics, methods, presets, and what packages add."""
+    from attndrift.cli.catalogue import KINDS, catalogue, print_catalogue
+    from attndrift.registry import near_match
 
-    found = catalogue()
-    if what != "all":
-        if what not in found:
-            fail(f"nothing is listed as {what!r}; choose from {', '.join(found)}")
-        found = {what: found[what]}
+    if what != "all" and what not in KINDS:
+        fail(f"nothing is listed as `{what}`{near_match(what, KINDS) or '; choose from ' + ', '.join(KINDS)}")
+    found = catalogue(KINDS if what == "all" else [what])
     if as_json:
         print_json(found)
     else:

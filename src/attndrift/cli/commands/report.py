@@ -5,7 +5,16 @@ from __future__ import annotations
 import typer
 
 from attndrift.cli.app import app
-from attndrift.cli.console import RESULTS, AnalysisOption, FolderArgument, JsonOption, OutputOption, example, print_json
+from attndrift.cli.console import (
+    RESULTS,
+    AnalysisOption,
+    FolderArgument,
+    JsonOption,
+    OutputOption,
+    example,
+    need,
+    print_json,
+)
 from attndrift.cli.reporting import report_on
 
 
@@ -14,6 +23,7 @@ def report(
     folder: FolderArgument, output: OutputOption = None, settings: AnalysisOption = None, as_json: JsonOption = False
 ) -> None:
     """Write report.md and a self-contained report.html, with the figures and every statistic."""
+    need("report")
     _, drawn, (markdown, html) = report_on(folder, output or folder, settings)
     if as_json:
         print_json({"markdown": markdown, "html": html, "figures": [figure.name for figure in drawn]})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from attndrift.cli.app import app
-from attndrift.cli.console import STUDIES, JsonOption, example, fail, print_json, say
+from attndrift.cli.console import STUDIES, JsonOption, example, fail, need, print_json, say
 from attndrift.cli.launching import launch
 from attndrift.cli.study_options import PROCESSES, StudyOptions, with_study_options
 
@@ -34,6 +34,7 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Run a study; what is done already is kept, what was interrupted goes on."""
+    need(*asked.extras())
     from attndrift.sanitize import sanitize_line
     from attndrift.study.check import check_study, fetch_downloads
     from attndrift.study.check_findings import counted, download_lines, problem_message

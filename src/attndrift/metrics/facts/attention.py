@@ -5,6 +5,7 @@ from attndrift.metrics.registry import METRICS, Metric
 METRICS.register(
     Metric(
         name="entropy",
+        headline=True,
         compute="attndrift.metrics.attention:entropy",
         needs="attention",
         label="Entropy",

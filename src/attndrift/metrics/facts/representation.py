@@ -5,6 +5,7 @@ from attndrift.metrics.registry import METRICS, Metric
 METRICS.register(
     Metric(
         name="cka",
+        headline=True,
         compute="attndrift.metrics.representation:linear_cka",
         needs="hidden states",
         label="CKA",
@@ -38,6 +39,7 @@ METRICS.register(
 METRICS.register(
     Metric(
         name="embedding_drift",
+        headline=True,
         compute="attndrift.metrics.representation:embedding_drift",
         needs="embeddings",
         label="Embedding drift",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from typing import Any
 
 from attndrift.analysis.result import Table
+from attndrift.methods.registry import PRETRAINED, in_order, label_of
 from attndrift.metrics.registry import METRICS
 from attndrift.report.blocks import Block, Bullets, Text, counted, table_block
 from attndrift.report.evidence import preprocessing_text
@@ -78,7 +80,7 @@ def limits(page: Page) -> list[Block]:
     analysis, data, items = page.analysis, page.analysis.data, list[str]()
     runs = page.tables.runs
     analysed = runs[~runs["run_id"].isin([e.run_id for e in data.excluded])]
-    adapted = analysed[analysed["method"] != "none"]
+    adapted = analysed[analysed["method"] != PRETRAINED]
     if data.single_seed:
         items.append("One seed: no number carries an uncertainty between seeds, and small differences mean nothing.")
     else:
@@ -145,18 +147,21 @@ def _rate_limits(adapted: Any) -> list[str]:
         str(method): {f"{rate:g}" for rate in group.dropna()}
         for method, group in adapted.groupby("method")["learning_rate"]
     }
-    full, lora = rates.get("full"), rates.get("lora")
-    if not full or not lora or full == lora:
-        return []
-    if not full & lora:
-        return [
-            f"LoRA ran at {_rates(lora)} and full fine-tuning at {_rates(full)}: they share no rate, so their "
-            "difference is one of method and rate together."
-        ]
-    return [
-        f"LoRA and full fine-tuning share only some rates ({_rates(full & lora)}); comparisons on identical cells use "
-        "these alone, while other tables mix method and rate."
-    ]
+    told = []
+    for first, second in itertools.combinations(in_order(name for name, own in rates.items() if own), 2):
+        one, other = rates[first], rates[second]
+        names = f"{label_of(first)} and {label_of(second)}"
+        if not one & other:
+            told.append(
+                f"{names} share no rate ({_rates(one)} and {_rates(other)}): their difference is one of method and rate "
+                "together."
+            )
+        elif one != other:
+            told.append(
+                f"{names} share only some rates ({_rates(one & other)}); comparisons on identical cells use these alone, "
+                "while other tables mix method and rate."
+            )
+    return told
 
 
 def _rates(rates: set[str]) -> str:

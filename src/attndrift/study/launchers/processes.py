@@ -12,7 +12,6 @@ import gc
 import importlib
 import multiprocessing
 import os
-import re
 import signal
 import sys
 import threading
@@ -23,11 +22,12 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
-from attndrift.study.allocator import keep_freed_memory, without_garbage_collection
+from attndrift.study.allocator import keep_freed_memory
 from attndrift.study.runner import Ended, EndedRuns, Execute, StudyReporter, record_failure, run_one
 from attndrift.study.scheduler import Schedule
 from attndrift.study.settings import NamedRun, RunSettings, Study
 from attndrift.study.storage import StudyStorage
+from attndrift.study.time_limit import spoken
 
 START_UP = 300.0
 """Seconds that a process may take before its run begins."""
@@ -53,27 +53,6 @@ def no_accelerator(settings: Iterable[RunSettings]) -> bool:
     return devices <= {"cpu", "auto"} and not any(path.exists() for path in present)
 
 
-class LazyExecutor:
-    """An :class:`attndrift.study.executor.Executor` that is made where it is first called.
-
-    So the process that only looks on imports no torch.
-    """
-
-    preload = "attndrift.study.forkserver_preload"
-    """What a process has to import for it."""
-
-    def __init__(self) -> None:
-        self._made: Execute | None = None
-
-    def __call__(self, run: NamedRun, folder: Path, reporter: Any) -> dict[str, Any]:
-        if self._made is None:
-            with without_garbage_collection():
-                from attndrift.study.executor import Executor
-
-            self._made = Executor()
-        return self._made(run, folder, reporter)
-
-
 class ProcessLauncher:
     """The engine that runs ``jobs`` runs at a time, each in a process that takes one run after the other.
 
@@ -97,15 +76,9 @@ class ProcessLauncher:
 
     def __call__(self, study: Study, storage: StudyStorage, execute: Execute, reporter: StudyReporter) -> EndedRuns:
         """See :class:`attndrift.study.runner.Engine`."""
-        left = []
-        for run in study.runs:
-            if storage.is_done(run.run_id):
-                yield run, "kept", str(storage.status(run.run_id))
-            else:
-                left.append(run)
-        schedule = Schedule(left, self.jobs)
-        context = _context(execute, left)
-        workers = [_Worker(context, study.name, storage, execute) for _ in range(min(self.jobs, len(left)))]
+        schedule = Schedule(study.runs, self.jobs)
+        context = _context(execute, study.runs)
+        workers = [_Worker(context, study.name, storage, execute) for _ in range(min(self.jobs, len(study.runs)))]
 
         def next_run() -> NamedRun:
             return schedule.take([(one.run, max(0.0, one.age)) for one in workers if one.run is not None])
@@ -152,23 +125,6 @@ def _ready(workers: list[_Worker], time_limit: float | None) -> list[_Worker]:
     heard = connection.wait([worker.connection for worker in workers], patience)
     late = [worker for worker in workers if time_limit is not None and worker.age > time_limit]
     return [worker for worker in workers if worker.connection in heard or worker in late]
-
-
-def spoken(seconds: float) -> str:
-    """A time as it is given: ``90 s``, ``30 min``, ``2 h``."""
-    for unit, size in (("h", 3600), ("min", 60)):
-        if seconds >= size and seconds % size == 0:
-            return f"{seconds / size:g} {unit}"
-    return f"{seconds:g} s"
-
-
-def parse_time(text: str) -> float:
-    """Seconds from ``90s``, ``30m``, ``2h``; a bare number is minutes. Raises ``ValueError``."""
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(s|m|min|h|)\s*", text)
-    seconds = float(match[1]) * {"s": 1, "h": 3600}.get(match[2], 60) if match else 0.0
-    if not 0 < seconds < 1e9:
-        raise ValueError(f"a time limit of {text!r}: write it as 90s, 30m or 2h")
-    return seconds
 
 
 class _Worker:

@@ -9,14 +9,17 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from attndrift.extras import importing
 from attndrift.study.launchers.remote import CANNOT, Message, Receiver, RemoteRun, settle
 from attndrift.study.runner import EndedRuns, Execute, StudyReporter, record_failure
 from attndrift.study.settings import NamedRun, Study
 from attndrift.study.storage import StudyStorage
+
+# Imports inside functions: these packages take time to load, which only who needs them pays.
 
 POLL = 0.25
 GRACE = 20.0
@@ -55,23 +58,15 @@ class RayLauncher:
 
     def __call__(self, study: Study, storage: StudyStorage, execute: Execute, reporter: StudyReporter) -> EndedRuns:
         """See :class:`attndrift.study.runner.Engine`."""
-        waiting: list[NamedRun] = []
-        for run in study.runs:
-            status = storage.status(run.run_id)
-            if status in (None, "failed"):
-                waiting.append(run)
-            else:
-                yield run, "kept", str(status)
-        if waiting:
+        if study.runs:
             with cluster(self.address, self.cores) as ray:
-                for run in waiting:
+                for run in study.runs:
                     _require(ray, run, *self._resources(run), own=self.address is None)
-                yield from self._schedule(ray, waiting, study, storage, execute, reporter)
+                yield from self._schedule(ray, study, storage, execute, reporter)
 
     def _schedule(
         self,
         ray: Any,
-        runs: Sequence[NamedRun],
         study: Study,
         storage: StudyStorage,
         execute: Execute,
@@ -80,7 +75,7 @@ class RayLauncher:
         board = _board(ray)
         task = ray.remote(_carry_out)
         waiting: dict[Any, NamedRun] = {}
-        by_id = {run.run_id: run for run in runs}
+        by_id = {run.run_id: run for run in study.runs}
         receiver = Receiver(reporter)
 
         def hear() -> None:
@@ -90,7 +85,7 @@ class RayLauncher:
                     receiver.hear(by_id[run_id], message)
 
         try:
-            for run in runs:
+            for run in study.runs:
                 cpus, gpus = self._resources(run)
                 options = task.options(
                     name=run.run_id,
@@ -193,10 +188,8 @@ def cluster(address: str | None, cores: int | None) -> Iterator[Any]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
     # What its processes report of each other would go to standard output, between the lines of a table or of JSON.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "^")
-    try:
+    with importing("ray", "--engine ray"):
         import ray
-    except ImportError as error:
-        raise ValueError("--engine ray needs the package ray: pip install 'attndrift[ray]'") from error
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": "CRITICAL", "namespace": "attndrift"}
     joined = not ray.is_initialized()
     if joined:

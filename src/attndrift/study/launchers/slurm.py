@@ -7,6 +7,7 @@ that watches them may end and come back.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,11 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from attndrift.data.cache import cache_folder
+from attndrift.extras import importing
 from attndrift.files import read_json, write_json
+from attndrift.study.launchers.private_folder import NotPrivate, private_folder
 from attndrift.study.launchers.remote import Message, Receiver, RemoteRun, settle
 from attndrift.study.runner import Ended, EndedRuns, Execute, StudyReporter, record_failure
 from attndrift.study.settings import NamedRun, Study
 from attndrift.study.storage import LocalStorage, StudyStorage
+
+# Imports inside functions: these packages take time to load, which only who needs them pays.
 
 POLL = 1.0
 GRACE = 20.0
@@ -95,21 +100,16 @@ class SlurmLauncher:
 
     def __call__(self, study: Study, storage: StudyStorage, execute: Execute, reporter: StudyReporter) -> EndedRuns:
         """See :class:`attndrift.study.runner.Engine`."""
+        if not study.runs:
+            return
         folder = self._jobs_folder(study, storage)
         waiting: dict[str, _Submitted] = {}
-        runs: list[NamedRun] = []
-        for run in study.runs:
-            status = storage.status(run.run_id)
-            if status in (None, "failed"):
-                runs.append(run)
-            else:
-                yield run, "kept", str(status)
+        failed = False
         receiver = Receiver(reporter)
         try:
-            for run in runs:
+            for run in study.runs:
                 job = Job(RemoteRun.of(run, study, storage, execute), folder / f"{run.run_id}.json")
-                job.progress.unlink(missing_ok=True)
-                waiting[run.run_id] = _Submitted(run, job, self._submit(folder, run, job))
+                waiting[run.run_id] = _Submitted(run, job, self._submit(folder / f"{run.run_id}-0", run, job))
             while waiting:
                 for one in list(waiting.values()):
                     self._show(one, receiver)
@@ -117,6 +117,7 @@ class SlurmLauncher:
                     if ended is not None:
                         del waiting[one.run.run_id]
                         receiver.close(one.run)
+                        failed = failed or ended[1] != "finished"
                         yield ended
                 time.sleep(POLL if self.cluster == "slurm" else POLL / 4)
         finally:
@@ -129,28 +130,28 @@ class SlurmLauncher:
                 one.handle.done(force_check=True) for one in waiting.values()
             ):
                 time.sleep(POLL / 2)
+            if not (waiting or failed):  # the logs of what failed are worth reading
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _jobs_folder(self, study: Study, storage: StudyStorage) -> Path:
-        """Where ``submitit`` keeps its files: for this user's eyes, since jobs unpickle what lies there."""
+        """Where ``submitit`` keeps the files of this driver's jobs, pickles among them: for this user alone.
+
+        Nothing is read that lay in the study folder before: who sent it could have put a pickle there.
+        """
+        in_cache = cache_folder() / "slurm" / study.name
         if self.folder is not None:
-            folder = self.folder
-        elif isinstance(storage, LocalStorage):
-            folder = storage.folder / JOBS_FOLDER
-        else:
-            folder = cache_folder() / "slurm" / study.name
-        folder = folder.absolute()
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if folder.stat().st_mode & 0o022:
-            raise ValueError(
-                f"{folder}: others may write there, and jobs trust what it holds; remove it, or forbid that (chmod go-w)"
-            )
-        return folder
+            return private_folder(self.folder)
+        if isinstance(storage, LocalStorage):
+            # A study folder may be a group's; home is not.
+            with suppress(NotPrivate):
+                return private_folder(storage.folder / JOBS_FOLDER)
+        return private_folder(in_cache)
 
     def _submit(self, folder: Path, run: NamedRun, job: Job) -> Any:
-        try:
+        """Submit a job whose files are in ``folder``, which must not be there yet."""
+        with importing("slurm", "--engine slurm"):
             import submitit
-        except ImportError as error:
-            raise ValueError("--engine slurm needs the package submitit: pip install 'attndrift[slurm]'") from error
+        folder.mkdir(mode=0o700)  # that of another job would have another job's result
         try:
             # Jobs may be taken away often on a busy cluster; each time they have got further.
             executor = submitit.AutoExecutor(folder / "%j", cluster=self.cluster, slurm_max_num_timeout=1000)
@@ -188,7 +189,7 @@ class SlurmLauncher:
                 return one.run, str(status), ""
             one.deaths += 1
             if one.deaths <= self.retries:
-                one.handle = self._submit(folder, one.run, one.job)
+                one.handle = self._submit(folder / f"{one.run.run_id}-{one.deaths}", one.run, one.job)
                 return None
             reason = str(error).strip().splitlines()
             problem = ChildProcessError(

@@ -33,6 +33,8 @@ from attndrift.drift.drift import Drift
 from attndrift.files import write_text
 from attndrift.models.evaluation import random_state, restore_random_state
 from attndrift.process_group import DivergedError, Processes
+from attndrift.study.leftovers import RESUME, SCRATCH
+from attndrift.study.outcomes.registry import Follower, parse_outcome
 from attndrift.study.training import states as resume
 from attndrift.study.training.cuda_graph import CUDAGraphStep
 from attndrift.study.training.loss import BatchLoss, TrainingLoss
@@ -51,8 +53,6 @@ from attndrift.trackers import TRACKERS, Writer, scalars
 STATE_SHARE = 0.05
 """Of a training's time on an accelerator, at most this goes into resumable states."""
 
-SCRATCH = ".state"
-
 
 def fit(model: nn.Module, plan: TrainingPlan, folder: Path, reporter: Reporter) -> FitResult:
     """Train ``model`` as ``plan`` says, going on from the newest undamaged state in ``folder``.
@@ -66,7 +66,7 @@ def fit(model: nn.Module, plan: TrainingPlan, folder: Path, reporter: Reporter) 
         with _trackers(plan.trackers if loop.processes.first else (), folder, loop.step) as writers:
             loop.run(writers)
     except DivergedError as error:
-        last_good_step = resume.step_of(resume.newest(folder / "resume", reporter.say))
+        last_good_step = resume.step_of(resume.newest(folder / RESUME, plan.settings, reporter.say))
         status, problem = "diverged", str(error)
         reporter.say(f"diverged: {error}; last good state: step {last_good_step}")
     else:
@@ -76,8 +76,8 @@ def fit(model: nn.Module, plan: TrainingPlan, folder: Path, reporter: Reporter) 
         loop.close()
     progress = loop.progress
     return FitResult(
-        status, progress.history, progress.best_accuracy, progress.selected_epoch, progress.active_fraction,
-        problem, last_good_step, loop.final_drift if status == "finished" else None,
+        status, progress.history, progress.best_accuracy, progress.selected_epoch, progress.active_fractions,
+        problem, last_good_step, loop.final_drift if status == "finished" else None, loop.followers,
     )  # fmt: skip
 
 
@@ -88,6 +88,7 @@ class TrainingLoop:
         step: optimiser steps done.
         progress: what else the run knows so far.
         final_drift: what was measured after the last step.
+        followers: what outcomes of the run keep of its steps, by the outcome's text.
     """
 
     def __init__(self, model: nn.Module, plan: TrainingPlan, folder: Path, reporter: Reporter) -> None:
@@ -102,7 +103,7 @@ class TrainingLoop:
         self.measured_steps = frozenset(evaluation_steps(settings, len(plan.labels)))
         self.saved_steps = spread_steps(settings, len(plan.labels), settings.checkpoints_per_epoch)
         # Before the model is changed: a state of another version is refused here.
-        self.state = resume.newest(folder / "resume", reporter.say)
+        self.state = resume.newest(folder / RESUME, plan.settings, reporter.say)
         set_seed(settings.seed)
         if self.processes.count > 1:
             torch.manual_seed(settings.seed + self.processes.rank)  # dropout masks of its own in each process
@@ -131,15 +132,19 @@ class TrainingLoop:
         )
         self.graph: CUDAGraphStep[BatchLoss] | None = None
 
+        asked = ((text, *parse_outcome(text)) for text in settings.outcomes)
+        found = ((text, outcome.follow(value, model)) for text, outcome, value in asked)
+        self.followers: dict[str, Follower] = {text: follower for text, follower in found if follower is not None}
+
         self.final_drift: Drift | None = None
         self._last_state: tuple[float, float] | None = None
         self._line = ""
         self.step = resume.step_of(self.state)
         self.progress = Progress([plan.baseline])
         if self.state is not None:
-            self.progress = Progress(**resume.read_progress(self.state))
+            self.progress = resume.read_progress(self.state)
             reporter.say(f"goes on from {self.state.name}")
-        self.metrics = MetricBuffer(self.progress, plan.device, self.processes)
+        self.metrics = MetricBuffer(self.progress, plan.device, self.processes, self.loss.reporting)
         self.write_history()
 
     def run(self, writers: Sequence[Writer]) -> None:
@@ -171,7 +176,7 @@ class TrainingLoop:
                 optimizer.zero_grad()
                 self.step += 1
 
-                # Keep the budget, and measure; a state behind a divergence is none to check.
+                # Check the guard's budget, then measure. Flush the metrics first: a diverged training raises before the guard checks.
                 measured, last = self.step in self.measured_steps, self.step == self.total
                 if measured or (guard is not None and guard.due(self.step)):
                     self.metrics.flush()
@@ -180,6 +185,8 @@ class TrainingLoop:
                     guard.step(self.step, epochs)
                     if last:
                         guard.finish(self.step, epochs)
+                for follower in self.followers.values():
+                    follower.after_step(self.step)
                 row = self.measure() if measured else None
                 self.reporter.step(self.step, self.total)
 
@@ -279,7 +286,7 @@ class TrainingLoop:
         """Write the resumable state of this step. Raises :class:`DivergedError` for weights that are not finite."""
         self.metrics.flush()
         began = time.monotonic()
-        # The last step may have left the finite numbers unseen: such weights are no state to go back to.
+        # The last step may have produced NaN or infinity that nothing has checked yet. Do not save such weights.
         finite = torch.stack([torch.isfinite(weight).all() for weight in self.trained.values()]).tolist()
         for name, usable in zip(self.trained, finite, strict=True):
             if not usable:
@@ -293,10 +300,11 @@ class TrainingLoop:
             "schedule": self.schedule.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
             "random": random_states,
+            "outcomes": {text: follower.state_dict() for text, follower in self.followers.items()},
         }
         resume.write_tensors(self.folder / SCRATCH, self.trained, training)
         self.progress.guard = None if guard is None else guard.state_dict()
-        resume.publish(self.folder / SCRATCH, self.folder / "resume", self.step, self.progress.to_json())
+        resume.publish(self.folder / SCRATCH, self.folder / RESUME, self.step, self.progress, self.settings)
         ended = time.monotonic()
         self._last_state = ended, ended - began
         self.reporter.saved(self.step)
@@ -311,7 +319,9 @@ class TrainingLoop:
             self.accelerator.scaler.load_state_dict(training["scaler"])
         if self.plan.guard is not None and self.progress.guard is not None:
             self.plan.guard.load_state_dict(self.progress.guard)
-        # Of another number of processes: each goes on with a state of its own, which dropout alone shows.
+        for text, follower in self.followers.items():
+            follower.load_state_dict(training["outcomes"][text])
+        # If the number of processes has changed, each keeps its new random state. Only dropout is affected.
         if len(training["random"]) == self.processes.count:
             restore_random_state(training["random"][self.processes.rank])
 
@@ -333,7 +343,7 @@ def _trackers(names: Sequence[str], folder: Path, step: int) -> Iterator[list[Wr
         yield writers
     except BaseException:
         for writer in writers:
-            # What cannot be written now is not what went wrong first.
+            # Ignore write errors here: the first exception is the one to report.
             with suppress(OSError):
                 writer.close()
         raise
@@ -363,5 +373,5 @@ def _accelerator(precision: str, device: torch.device) -> Accelerator:
 
 
 def _states_are_dear(device: torch.device) -> bool:
-    """Whether an epoch can take less time than its state: on an accelerator, whose full-size models have states of a gigabyte."""
+    """Whether saving a state can take longer than an epoch: on an accelerator, where full-size models have states of 1 GB."""
     return device.type != "cpu"

@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from attndrift.losses.attention_preservation import AttentionPreservation
-from attndrift.losses.base import PreservationLoss
-from attndrift.losses.entropy_floor import EntropyFloor
+from attndrift.losses.base import PreservationLoss, StudyContext
+from attndrift.losses.registry import LOSSES
 from attndrift.process_group import Processes
 from attndrift.study.training.plan import TrainingPlan
 
@@ -23,13 +22,14 @@ class BatchLoss(NamedTuple):
         loss: to be differentiated; its mean over the processes is the mean over the batch's images.
         counted: the loss for the history; the task's alone where the attention is not finite.
         num_correct: images of this process that are classified correctly.
-        floor_active: share of attention cells below the entropy floor, scaled as ``loss``; None without a floor.
+        active: how active each loss was that reports it, scaled as ``loss``, in the order of
+            :attr:`TrainingLoss.reporting`; None where none does.
     """
 
     loss: Tensor
     counted: Tensor
     num_correct: Tensor
-    floor_active: Tensor | None
+    active: Tensor | None
 
 
 class TrainingLoss:
@@ -38,11 +38,20 @@ class TrainingLoss:
     Args:
         model: what is observed.
         wrapped: the same model as it is called, for instance in ``DistributedDataParallel``.
+
+    Attributes:
+        reporting: names of the losses that report how active they are.
     """
 
     def __init__(self, model: nn.Module, wrapped: nn.Module, plan: TrainingPlan, processes: Processes) -> None:
         self._wrapped, self._processes = wrapped, processes
-        self._losses = [_made(name, weight, model, plan) for name, weight in plan.settings.losses.items() if weight]
+        context = StudyContext(plan.pretrained_entropy, plan.reference)
+        self._losses: list[PreservationLoss] = [
+            LOSSES[name].cls.in_study(model, weight, context, **dict(plan.settings.settings_of(LOSSES[name])))
+            for name, weight in plan.settings.losses.items()
+            if weight
+        ]
+        self.reporting = tuple(preserve.name for preserve in self._losses if LOSSES[preserve.name].reports_active)
 
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """The tensors that the losses of ``batch`` are made of."""
@@ -75,25 +84,19 @@ class TrainingLoss:
             task = loss_scale * nn.functional.cross_entropy(logits, labels[:local_batch_size])
         else:  # fewer images than processes: the copy takes part in the passes, and counts for nothing
             task = 0.0 * output.logits.float().sum()
-        loss, counted, active = task, task, None
+        loss, counted, active = task, task, []
         for preserve in self._losses:
             added = preserve(reference=inputs.get(preserve.name), images=local_batch_size)
             loss = loss + loss_scale * added
-            if isinstance(preserve, EntropyFloor):
+            if preserve.name in self.reporting:
                 assert preserve.last_active is not None
-                active = loss_scale * preserve.last_active.detach()
+                active.append(loss_scale * preserve.last_active.detach())
         if self._losses:
             # Attention that is not finite must not hide what the task's loss was.
             counted = torch.where(task.isfinite(), loss, task)
         predicted = output.logits[:local_batch_size].detach().argmax(-1)
-        return BatchLoss(loss, counted.detach(), (predicted == labels[:local_batch_size]).sum(), active)
+        return BatchLoss(loss, counted.detach(), (predicted == labels[:local_batch_size]).sum(), _stacked(active))
 
 
-def _made(name: str, weight: float, model: nn.Module, plan: TrainingPlan) -> PreservationLoss:
-    # Neither watches the evaluations in between, nor looks at values, which an accelerator would be waited for.
-    if name == EntropyFloor.name:
-        fraction = plan.settings.entropy_floor_fraction
-        return EntropyFloor(
-            model, weight, pretrained_entropy=plan.pretrained_entropy, fraction=fraction, watch=False, check=False
-        )
-    return AttentionPreservation(model, weight, teacher=plan.reference, watch=False, check=False)
+def _stacked(active: list[Tensor]) -> Tensor | None:
+    return torch.stack(active) if active else None

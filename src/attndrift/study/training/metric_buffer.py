@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from pydantic import ConfigDict, TypeAdapter
 from torch import Tensor
 
 from attndrift.metrics.attention import wide_dtype
@@ -19,7 +21,8 @@ class Progress:
     """What a run knows besides weights, optimiser and random states; saved with every resumable state.
 
     The sums are as of the last :meth:`MetricBuffer.flush`: of the loss, the correct and all images since the last row
-    of the history, and of the entropy floor's activity since the beginning. ``guard`` is the guard's own state.
+    of the history, and of each loss's activity since the beginning, over ``batches`` of images, where it is reported.
+    ``guard`` is the guard's own state.
     """
 
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -28,34 +31,43 @@ class Progress:
     loss_sum: float = 0.0
     correct: int = 0
     seen: int = 0
-    floor_active: float = 0.0
-    floor_batches: int = 0
+    active: dict[str, float] = field(default_factory=dict)
+    batches: int = 0
     guard: dict[str, Any] | None = None
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    @classmethod
+    def from_json(cls, content: object) -> Progress:
+        """What :meth:`to_json` gave. Raises ``ValueError`` for anything else."""
+        return TypeAdapter(cls).validate_python(content)
 
     def to_json(self) -> dict[str, Any]:
         return self.__dict__.copy()
 
     @property
-    def active_fraction(self) -> float | None:
-        """How often the entropy floor was active; None where there was none."""
-        return self.floor_active / self.floor_batches if self.floor_batches else None
+    def active_fractions(self) -> dict[str, float]:
+        """How often each loss was active, of those that report it."""
+        return {name: total / self.batches for name, total in self.active.items()}
 
 
 class MetricBuffer:
-    """Loss, correct images and floor activity of a training's steps, left on the model's device until they are needed.
+    """Loss, correct images and the losses' activity of a training's steps, left on the model's device until they are needed.
 
     To read a number from an accelerator is to wait until it has done everything before, and to leave it idle until
     there is more. So nothing is read there but in :meth:`flush`, which is to be called before anything is made of
     the steps so far: a measurement, a row, a state. On a CPU, where reading is free, every step is flushed.
 
-    Adds to ``progress``. In several processes each brings its own images, all flush together and come to the same.
+    Adds to ``progress``; ``reporting`` are the names of the losses whose activity comes with each batch. In several processes each brings its own images, all flush together and come to the same.
     """
 
-    def __init__(self, progress: Progress, device: torch.device, processes: Processes) -> None:
-        self.progress, self._processes = progress, processes
+    def __init__(
+        self, progress: Progress, device: torch.device, processes: Processes, reporting: Sequence[str] = ()
+    ) -> None:
+        self.progress, self._processes, self._reporting = progress, processes, tuple(reporting)
         self._every_step = _reading_is_free(device)
         self._values: list[Tensor] = []
-        self._about: list[tuple[int, int, bool]] = []
+        self._about: list[tuple[int, int]] = []
 
     def add(self, step: int, images: int, losses: BatchLoss) -> None:
         """Count a batch of ``images``, over all processes, that follows ``step`` steps.
@@ -63,10 +75,9 @@ class MetricBuffer:
         Raises :class:`DivergedError` as :meth:`flush` does where every step is flushed.
         """
         kind = wide_dtype(losses.counted)
-        active = losses.counted if losses.floor_active is None else losses.floor_active
-        values = (losses.counted, losses.num_correct, active)
+        values = (losses.counted, losses.num_correct, *(() if losses.active is None else losses.active.unbind()))
         self._values.append(torch.stack([value.detach().to(kind) for value in values]))
-        self._about.append((step, images, losses.floor_active is not None))
+        self._about.append((step, images))
         if self._every_step:
             self.flush()
 
@@ -81,16 +92,16 @@ class MetricBuffer:
         values, about = self._processes.sum(torch.stack(self._values)).tolist(), self._about
         self._values, self._about = [], []
         progress, count = self.progress, self._processes.count
-        for (loss, num_correct, cells), (step, images, floor) in zip(values, about, strict=True):
+        for (loss, num_correct, *active), (step, images) in zip(values, about, strict=True):
             mean = loss / count
             if not math.isfinite(mean):
                 raise DivergedError(f"the training loss is {mean} after step {step}")
             progress.loss_sum += mean * images
             progress.correct += int(num_correct)
             progress.seen += images
-            if floor:
-                progress.floor_active += cells / count
-                progress.floor_batches += 1
+            for name, share in zip(self._reporting, active, strict=True):
+                progress.active[name] = progress.active.get(name, 0.0) + share / count
+            progress.batches += 1
 
     def row(self) -> dict[str, float]:
         """Mean loss and accuracy since the last row, none where there was no step; the next row begins."""

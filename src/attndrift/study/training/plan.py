@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from attndrift.drift.drift import Drift
 from attndrift.drift.monitor import DriftMonitor
 from attndrift.guard.guard import Guard
 from attndrift.losses.attention_preservation import CachedAttention
+from attndrift.study.outcomes.registry import Follower
 from attndrift.study.settings import RunSettings
 
 
@@ -43,8 +44,8 @@ class TrainingPlan:
         monitored_retention: turns such an accuracy into percent of the pretrained model's.
         baseline: the history row of the pretrained model, step 0.
         save_weights: writes the live model's checkpoint under a name (``best``, ``final``, ``epoch-3``).
-        pretrained_entropy: (layers,), for the entropy floor.
-        reference: pretrained attention of the training images by number, for attention preservation.
+        pretrained_entropy: (layers,), nats, of the probe set, for losses.
+        reference: pretrained attention of the training images by number, for losses that need it.
         guard: keeps the run within a budget; of the same monitor.
         trackers: names of :data:`~attndrift.trackers.TRACKERS` that the history goes to while it grows.
     """
@@ -73,20 +74,27 @@ class FitResult:
         status: ``finished`` or ``diverged``.
         history: one row an evaluation, step 0 first.
         best_accuracy, selected_epoch: best validation accuracy and the epoch after which it was reached.
-        active_fraction: how often the entropy floor was active; None without one.
+        active_fractions: how often each preservation loss was active, of those that report it.
         problem: why the run is called diverged.
         last_good_step: the step of the last state before a divergence; 0 is the pretrained model.
         final_drift: what was measured after the last step; None where that was in an earlier attempt, or never.
+        followers: what outcomes of the run kept of its steps, by the outcome's text.
     """
 
     status: str
     history: list[dict[str, Any]]
     best_accuracy: float | None
     selected_epoch: int | None
-    active_fraction: float | None
+    active_fractions: dict[str, float]
     problem: str | None = None
     last_good_step: int | None = None
     final_drift: Drift | None = field(default=None, compare=False)  # holds tensors
+    followers: dict[str, Follower] = field(default_factory=dict, compare=False)
+
+
+def only_value(fractions: Mapping[str, float]) -> float | None:
+    """The one loss's value; None where none reports one, or several do, which the table ``losses`` tells apart."""
+    return next(iter(fractions.values())) if len(fractions) == 1 else None
 
 
 def steps_per_epoch(settings: RunSettings, n_train: int) -> int:

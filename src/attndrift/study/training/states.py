@@ -11,24 +11,29 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from attndrift.files import read_json, replace_folder, sha256, write_json
+from attndrift.files import apply_umask, read_json, replace_folder, sha256, write_json
 from attndrift.formats import FormatError, check_format, numbered
+from attndrift.sanitize import redact
+from attndrift.study.record import differing_settings, name_differences
+from attndrift.study.settings import RunSettings
+from attndrift.study.training.metric_buffer import Progress
 
 MANIFEST = "manifest.json"
 PROGRESS = "progress.json"
 WEIGHTS = "model.safetensors"
 TRAINING = "training.pt"
 KEPT_STATES = 2
+_NAME = re.compile(r"step-(0|[1-9][0-9]{0,17})")  # digits of ASCII alone: others have `isdigit`, and no `int`
 LITTLE_ROOM = 1 << 20
 """Bytes: a disk with less is what a failed write of a state has met."""
 
@@ -69,16 +74,16 @@ def read_training(state: Path) -> dict[str, Any]:
     """The states of the training. Raises :class:`StateError` for a file that holds more than tensors and numbers."""
     try:
         return dict(torch.load(state / TRAINING, map_location="cpu", weights_only=True))
-    except UnpicklingError as error:
+    except Exception as error:  # what is no file of torch.save ends in almost any error
         raise StateError(
             f"{state}: holds something else than tensors and numbers, which reading it could run; it is not read. "
             "No run wrote it: remove the folder `resume` of this run, and it is trained anew"
         ) from error
 
 
-def read_progress(state: Path) -> dict[str, Any]:
-    """What :func:`publish` was given."""
-    return dict(read_json(state / PROGRESS))
+def read_progress(state: Path) -> Progress:
+    """What :func:`publish` was given. Raises ``ValueError`` for what no run wrote."""
+    return Progress.from_json(read_json(state / PROGRESS))
 
 
 def step_of(state: Path | None) -> int:
@@ -88,19 +93,23 @@ def step_of(state: Path | None) -> int:
 
 def _states(root: Path) -> list[Path]:
     """Resumable states, newest first."""
-    found = [p for p in root.glob("step-*") if p.name.removeprefix("step-").isdigit()]
-    return sorted(found, key=step_of, reverse=True)
+    return sorted((p for p in root.glob("step-*") if _NAME.fullmatch(p.name)), key=step_of, reverse=True)
 
 
-def publish(scratch: Path, root: Path, step: int, progress: dict[str, Any]) -> Path:
-    """Make the finished checkpoint in ``scratch`` the state of ``step``; keep the newest two."""
-    write_json(scratch / PROGRESS, progress)
+def publish(scratch: Path, root: Path, step: int, progress: Progress, settings: RunSettings) -> Path:
+    """Make the finished checkpoint in ``scratch`` the state of ``step``; keep the newest two.
+
+    ``settings``: of the run; a state is used by a run of the same settings alone.
+    """
+    write_json(scratch / PROGRESS, progress.to_json())
+    apply_umask(scratch)
     files = sorted(p for p in scratch.rglob("*") if p.is_file())
     for path in files:
         with path.open("rb") as handle:
             os.fsync(handle.fileno())
     checksums = {str(p.relative_to(scratch)): sha256(p) for p in files}
-    write_json(scratch / MANIFEST, numbered("state", {"files": checksums}))
+    content = {"step": step, "settings": redact(settings.to_json()), "files": checksums}
+    write_json(scratch / MANIFEST, numbered("state", content))
     target = root / f"step-{step}"
     replace_folder(scratch, target)
     for old in _states(root)[KEPT_STATES:]:
@@ -108,14 +117,14 @@ def publish(scratch: Path, root: Path, step: int, progress: dict[str, Any]) -> P
     return target
 
 
-def damage(state: Path) -> str | None:
-    """What is wrong with a state, in words; None if every file is as it was written.
+def damage(state: Path, settings: RunSettings) -> str | None:
+    """Why a run of ``settings`` cannot go on from a state, in words; None if it can.
 
     Raises :class:`~attndrift.formats.FormatError` for a state of another version.
     """
     try:
         manifest = read_json(state / MANIFEST)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return f"its manifest cannot be read ({error})"
     try:
         check_format("state", manifest, state)
@@ -123,22 +132,36 @@ def damage(state: Path) -> str | None:
         if isinstance(manifest, dict) and PROGRESS in manifest:  # the form of version 0.1; anything else is damage
             raise
         return str(error)
-    files = manifest.get("files")
-    if not isinstance(files, dict):
-        return "its manifest names no files"
-    for name, expected in files.items():
-        path = state / name
-        if not path.is_file():
+    files, there = manifest.get("files"), manifest.get("settings")
+    if not isinstance(files, dict) or not isinstance(there, dict):
+        return "its manifest names no files, or no settings"
+    if manifest.get("step") != step_of(state):
+        return f"its manifest is that of step {str(manifest.get('step'))[:20]}"
+    for name in (WEIGHTS, TRAINING, PROGRESS):  # nothing else is read
+        if not (state / name).is_file():
             return f"{name} is missing"
-        if sha256(path) != expected:
+        if sha256(state / name) != files.get(name):
             return f"{name} does not have its recorded checksum"
+    differences = differing_settings(there, settings)
+    if differences:
+        return f"it was saved with other settings: {name_differences(differences)}"
+    try:
+        read_progress(state)
+    except (OSError, ValueError, RecursionError) as error:
+        return f"{PROGRESS} holds what no run wrote ({str(error).splitlines()[0]})"
     return None
 
 
-def newest(root: Path, warn: Any) -> Path | None:
-    """The newest undamaged state below ``root``; ``warn`` is told of each damaged one that is passed over."""
+def newest(root: Path, settings: RunSettings, warn: Callable[[str], object]) -> Path | None:
+    """The newest state below ``root`` that a run of ``settings`` can go on from.
+
+    ``warn`` is told of each one that is passed over.
+    """
+    for path in sorted(root.glob("step-*")):
+        if not _NAME.fullmatch(path.name):
+            warn(f"{path.name} is not the name of a state and is passed over")
     for state in _states(root):
-        problem = damage(state)
+        problem = damage(state, settings)
         if problem is None:
             return state
         warn(f"{state.name} is damaged ({problem}); an earlier state is used")

@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from attndrift.importing.foreign import WrittenFloat
 from attndrift.results.columns import Column
-from attndrift.results.foreign import WrittenFloat
 from attndrift.results.tables import TableError, columns_of
 
 Decimal = Literal[".", ","]
@@ -24,7 +24,8 @@ NULLS = ("", "-", "--", "–", "—", "?", "na", "n/a", "n.a.", "nan", "none", "
 """Words for "nothing" in columns of numbers and truth values, in any case."""
 
 _SPREADSHEET_ERROR = re.compile(
-    r"#(DIV/0!|N/A|VALUE!|REF!|NAME\?|NUM!|NULL!|SPILL!|CALC!|GETTING_DATA|WERT!|BEZUG!|ZAHL!)"
+    # `#VALUE!`, `#DIV/0!`, `#NAME?` in any language; `#N/A` in those that differ; `Err:502` of LibreOffice
+    r"#[¡¿]?[^\W\d_][^\s#]{0,20}[!?]|#(?:N/A|NV|N/D|N/V|GETTING_DATA)|Err:\d{3}"
 )
 _TRUTH = {"true": True, "yes": True, "1": True, "1.0": True, "false": False, "no": False, "0": False, "0.0": False}
 _LARGEST_EXACT = 2**53
@@ -170,7 +171,7 @@ class CellReader:
             read = self._one(text, column, proof, shown)
             if read is None:
                 return value
-            if not re.fullmatch(r"[-+]?[0-9.]+([eE][-+]?[0-9]+)?", text) or float(text) != read:
+            if not re.fullmatch(r"[-+]?[0-9]*\.?[0-9]*([eE][-+]?[0-9]+)?", text) or float(text) != read:
                 unusual[value] = read
             return read * factor if value.endswith("%") else read
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import difflib
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from attndrift.metrics.registry import structure_metrics
-from attndrift.results.cells import NULLS
+from attndrift.importing.cells import NULLS
+from attndrift.losses.registry import LOSSES
+from attndrift.methods.registry import HEADS, METHODS
+from attndrift.metrics.registry import METRICS, layer_metrics, structure_metrics
 from attndrift.results.columns import Column
 from attndrift.results.tables import TABLES, TableError, columns_of, transfer_sets
 
-_OPEN = ("method", "loss", "head")
+_OPEN = ("method", "loss", "head", "metric", "guard")
 """Columns whose words are open: a package, or somebody else's study, adds to them."""
 _KEYS = {
     "losses": ["run_id", "loss"],
@@ -26,13 +28,24 @@ _KEYS = {
 }
 
 
-def words_of(column: Column) -> tuple[str, ...]:
-    """The words that a column may hold, as its meaning lists them; empty where any text may stand."""
+def words_of(column: Column, table: str) -> tuple[str, ...]:
+    """The words that a column may hold: names of what is registered, or as its meaning lists them; empty for any text."""
+    if column.name == "method":
+        return tuple(METHODS.names())
+    if column.name == "head" and column.kind == "string":
+        return tuple(HEADS.names())
+    if column.name == "metric":
+        return tuple(layer_metrics())
+    if column.name == "guard":
+        return ("retention_pct", *METRICS.names())
+    if column.name == "loss" and table == "losses":
+        return tuple(LOSSES.names())
     words = column.meaning.partition(":")[0].split(" | ")
     return tuple(words) if len(words) > 1 and all(word.isidentifier() for word in words) else ()
 
 
-def _spelling(text: str) -> str:
+def spelling_of(text: str) -> str:
+    """``text`` without what spellings of one word differ in: case, width, spaces, underscores, hyphens, slashes."""
     return re.sub(r"[\s_\-/]+", "", unicodedata.normalize("NFKC", text).casefold())
 
 
@@ -60,20 +73,24 @@ def check_words(frame: pd.DataFrame, table: str, where: str, notes: list[str]) -
     for column in columns_of(table, frame):
         if column.kind != "string" or column.name not in frame.columns or column.name == "run_id":
             continue
-        known = words_of(column)
-        spellings = {_spelling(word): word for word in known}
+        if column.name == "loss" and table == "runs":
+            continue  # names with weights, see attndrift.importing.losses
+        known = words_of(column, table)
+        spellings = {spelling_of(word): word for word in known}
         replaced: dict[str, str | None] = {}
         found: dict[str, str] = {}
         for value in frame[column.name].dropna().unique():
             if not isinstance(value, str) or value in known:
                 continue
-            spelling = _spelling(value)
+            spelling = spelling_of(value)
+            if column.name == "lora_targets":
+                spelling = ",".join(sorted(spelling.split(",")))
             if spelling in spellings:
                 replaced[value] = spellings[spelling]
             elif known and value.lower() in NULLS:
                 replaced[value] = None
             elif known:
-                _refuse_unknown(value, column, where, notes)
+                refuse_unknown(value, column.name, known, where, notes)
             if found.setdefault(spelling, value) != value and spelling not in spellings:
                 raise TableError(
                     f"{where}: column `{column.name}` holds `{found[spelling]}` and `{value}`; if they are one, "
@@ -85,19 +102,29 @@ def check_words(frame: pd.DataFrame, table: str, where: str, notes: list[str]) -
             notes.append(f"{int(same.sum())} cells `{old}` of `{column.name}` read as {f'`{new}`' if new else 'null'}")
 
 
-def _refuse_unknown(value: str, column: Column, where: str, notes: list[str]) -> None:
-    known = words_of(column)
-    spelling = _spelling(value)
-    near = [word for word in known if spelling.startswith(_spelling(word)) or _spelling(word).startswith(spelling)]
-    near = near or difflib.get_close_matches(spelling, [_spelling(word) for word in known], n=1, cutoff=0.6)
-    if not near and column.name in _OPEN:
-        notes.append(f"`{value}` of `{column.name}` is none of {', '.join(known)}: kept as a {column.name} of its own")
+def refuse_unknown(
+    value: str, column: str, known: Sequence[str], where: str, notes: list[str], *, within: str | None = None
+) -> None:
+    """Raise :class:`TableError` for a word that is near one of ``known``, and for any word of a closed column.
+
+    ``within``: the cell that the word is a part of.
+    """
+    spelling, cell = spelling_of(value), within or value
+    near = [word for word in known if spelling.startswith(spelling_of(word)) or spelling_of(word).startswith(spelling)]
+    near = near or difflib.get_close_matches(spelling, [spelling_of(word) for word in known], n=1, cutoff=0.6)
+    if not near and column in _OPEN:
+        notes.append(f"`{value}` of `{column}` is none of {', '.join(known)}: kept as a {column} of its own")
         return
-    near = [word for word in known if near and _spelling(word) == _spelling(near[0])] or [known[0]]
-    own = f', or to keep it apart, --map "{column.name}:{value}=their {value}"' if column.name in _OPEN else ""
+    near = [word for word in known if near and spelling_of(word) == spelling_of(near[0])]
+    if not near:
+        raise TableError(
+            f"{where}: column `{column}` holds `{cell}`; it has {', '.join(known)}. Say which it is: "
+            f'--map "{column}:{cell}=ONE_OF_THESE"'
+        )
+    own = f', or to keep it apart, --map "{column}:{cell}=their {cell}"' if column in _OPEN else ""
     raise TableError(
-        f"{where}: column `{column.name}` holds `{value}`; it has {', '.join(known)}. "
-        f'If that is `{near[0]}`: --map "{column.name}:{value}={near[0]}"{own}'
+        f"{where}: column `{column}` holds `{cell}`; it has {', '.join(known)}. "
+        f'If that is `{near[0]}`: --map "{column}:{cell}={cell.replace(value, near[0])}"{own}'
     )
 
 
@@ -137,6 +164,20 @@ def check_derived(runs: pd.DataFrame, where: str) -> None:
                 raise TableError(
                     f"{where}: run `{row['run_id']}` has `{small}` {row[small]} above `{large}` {row[large]}"
                 )
+
+
+def check_series(frame: pd.DataFrame, axis: str, where: str) -> None:
+    """As :func:`check_derived`, for tables with a row a step or alpha: changes are relative to the row at 0 of the run."""
+    if axis not in frame.columns:
+        return
+    start = frame[pd.to_numeric(frame[axis], errors="coerce") == 0].drop_duplicates("run_id").set_index("run_id")
+    pairs = [(f"{metric}_change_pct", metric, True) for metric in structure_metrics()]
+    pairs.append(("monitor_zero_shot_retention_pct", "monitor_zero_shot_accuracy", False))
+    for derived, value, of_change in pairs:
+        if {derived, value} <= set(frame.columns):
+            before = f"{value} at {axis} 0"
+            base = frame["run_id"].map(start[value].astype("float64"))
+            _compare(frame.assign(**{before: base}), where, derived, value, before, of_change=of_change)
 
 
 def _compare(runs: pd.DataFrame, where: str, derived: str, final: str, base: str, *, of_change: bool) -> None:

@@ -16,12 +16,20 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
-from attndrift.metrics.registry import layer_metrics, structure_metrics
-from attndrift.results.cells import CellReader, Decimal
-from attndrift.results.foreign import SUFFIXES, ForeignTable, one_row_a_run_and_step, read_foreign
+from attndrift.files import refuse_links
+from attndrift.importing.cells import CellReader, Decimal
+from attndrift.importing.foreign import SUFFIXES, ForeignTable, one_row_a_run_and_step, read_foreign
+from attndrift.importing.losses import check_losses, derive_losses
+from attndrift.importing.vocabulary import check_derived, check_keys, check_series, check_words, map_values
+from attndrift.losses.registry import LOSSES
+from attndrift.methods.registry import METHODS
+from attndrift.metrics.registry import METRICS, layer_metrics, structure_metrics
+from attndrift.own_settings import fields_of, words_of
+from attndrift.results.columns import Column, metric_columns
 from attndrift.results.tables import (
     TABLES,
     TableError,
@@ -31,32 +39,39 @@ from attndrift.results.tables import (
     transfer_sets,
     write_tables,
 )
-from attndrift.results.vocabulary import check_derived, check_keys, check_words, map_values
 
-COSTS: tuple[tuple[str, tuple[str, ...], str], ...] = (
-    ("runs", ("seed",), "telling seeds apart: all runs count as one seed, so everything is descriptive"),
-    ("runs", ("dataset",), "telling data sets apart: all runs are taken to share one"),
-    ("runs", ("learning_rate",), "rate tables, correlations with the rate, cells, operating points"),
-    ("runs", ("best_val_accuracy",), "selection rules, operating points of best validation, iso-accuracy"),
-    ("runs", ("test_accuracy",), "the accuracy-retention front on test accuracy (validation is used instead)"),
-    ("runs", ("selected_epoch",), "which step the final layer values belong to (the last one is used)"),
-    ("runs", ("status",), "setting diverged runs aside (all count as finished)"),
-    ("runs", ("selection",), "telling selections apart"),
-    ("runs", ("entropy_last_layer_change_pct",), "the last block beside the mean"),
-    ("runs", ("cka_mean",), "CKA as an outcome and as a signal"),
-    ("runs", ("embedding_drift",), "embedding drift as an outcome and as a signal"),
-    ("runs", ("weight_drift",), "weight drift as an outcome and as a signal"),
-    ("runs", ("lora_rank",), "the rank table"),
-    ("runs", ("weight_decay",), "the weight decay table"),
-    ("runs", ("freeze_layers",), "the freezing table"),
-    ("runs", ("loss",), "the table of preservation losses"),
-    ("history", ("entropy_change_pct",), "collapse onset, entropy as a signal after the first epoch"),
-    ("history", ("val_accuracy",), "convergence"),
-    ("history", ("epoch",), "the first epoch (derived from steps and planned epochs where those are given)"),
-    ("history", ("cka_mean", "embedding_drift", "weight_drift"), "drift signals after the first epoch"),
-    ("layers", ("value",), "change per layer, the ANOVA over layer groups, the baseline by layer"),
-    ("interpolation", ("alpha",), "interpolation sweeps"),
-)
+
+def costs() -> list[tuple[str, tuple[str, ...], str]]:
+    """(table, columns, what the analysis loses if one of these columns is missing)."""
+    swept = [(name, words_of(name, one)["sweep"]) for name, one in fields_of([*METHODS, *LOSSES]).items()]
+    return [
+        ("runs", ("seed",), "telling seeds apart: all runs count as one seed, so everything is descriptive"),
+        ("runs", ("dataset",), "telling data sets apart: all runs are taken to share one"),
+        ("runs", ("learning_rate",), "rate tables, correlations with the rate, cells, operating points"),
+        ("runs", ("best_val_accuracy",), "selection rules, operating points of best validation, iso-accuracy"),
+        ("runs", ("test_accuracy",), "the accuracy-retention front on test accuracy (validation is used instead)"),
+        ("runs", ("selected_epoch",), "which step the final layer values belong to (the last one is used)"),
+        ("runs", ("status",), "setting diverged runs aside (all count as finished)"),
+        ("runs", ("selection",), "telling selections apart"),
+        ("runs", ("entropy_last_layer_change_pct",), "the last block beside the mean"),
+        *(("runs", (c.name,), f"{c.label} as an outcome and as a signal") for c in _compared("runs")),
+        *(("runs", (name,), f"the table: {title}") for name, title in swept if title),
+        ("runs", ("weight_decay",), "the weight decay table"),
+        ("runs", ("freeze_layers",), "the freezing table"),
+        ("runs", ("loss",), "the table of preservation losses"),
+        ("history", ("entropy_change_pct",), "collapse onset, entropy as a signal after the first epoch"),
+        ("history", ("val_accuracy",), "convergence"),
+        ("history", ("epoch",), "the first epoch (derived from steps and planned epochs where those are given)"),
+        ("history", tuple(c.name for c in _compared("history")), "drift signals after the first epoch"),
+        ("layers", ("value",), "change per layer, the ANOVA over layer groups, the baseline by layer"),
+        ("interpolation", ("alpha",), "interpolation sweeps"),
+    ]
+
+
+def _compared(table: Literal["runs", "history"]) -> list[Column]:
+    """The columns that compare the adapted model with the pretrained one, the mean over blocks of each metric."""
+    compared = {metric.name for metric in METRICS if metric.compared and metric.analysed}
+    return [one for one in metric_columns(table) if one.metric in compared and one.statistic in ("value", "mean")]
 
 
 @dataclass
@@ -157,6 +172,8 @@ class _Import:
         reader = CellReader(where, table.separator, options.decimal, options.nulls, report.read_as)
         frame = reader.read(frame, name)
         check_words(frame, name, where, report.read_as)
+        if name == "runs":
+            check_losses(frame, where, report.read_as)
         _scale(frame, name, options.scale, self.scaled, report)
         check_keys(frame, name, where)
         _describe(frame, name, report)
@@ -236,8 +253,12 @@ def import_tables(
     if "runs" not in frames:
         raise TableError(f"{_shown(source)}: no table `runs` ({', '.join(f'runs{suffix}' for suffix in SUFFIXES)})")
     _derive_retention(frames["runs"], result)
+    result.hints += derive_losses(frames, str(files["runs"][0]))
     tables = _conformed(frames, result)
     check_derived(tables.runs, str(files["runs"][0]))
+    for name, axis in (("history", "step"), ("interpolation", "alpha")):
+        if name in files:
+            check_series(getattr(tables, name), axis, str(files[name][0]))
     result.hints += _unit_hints(tables)
     result.costs = _costs(reports, tables)
     if not check_only:
@@ -330,6 +351,7 @@ def _files(
         if root.is_dir():
             paths = sorted(path for path in root.iterdir() if path.suffix.lower() in SUFFIXES)
             paths = [path for path in paths if path.stem in TABLES] or paths
+            refuse_links(root, [path.name for path in paths])
             if not paths:
                 expected = ", ".join(f"runs{suffix}" for suffix in SUFFIXES)
                 raise TableError(f"{root}: no tables here; expected {expected} (and history, layers, interpolation)")
@@ -446,6 +468,7 @@ _SYNONYMS = {
     "global_step": "step",
     "trainer/global_step": "step",
     "state": "status",
+    "loss": "train_loss",
     "id": "run_id",
     "runname": "run_id",
     "mlflow.runname": "run_id",
@@ -518,7 +541,7 @@ def _unit_hints(tables: Tables) -> list[str]:
 def _costs(reports: list[TableReport], tables: Tables) -> list[str]:
     by_name = {report.name: report for report in reports}
     result: list[str] = []
-    for table, columns, cost in COSTS:
+    for table, columns, cost in costs():
         report = by_name[table]
         absent = [column for column in columns if column not in report.present]
         if report.source is None:

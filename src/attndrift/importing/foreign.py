@@ -1,7 +1,7 @@
 """Files of other programs as tables of cells, before anything is known of their columns.
 
 The cells of a text file stay text, so that the run `1.10` is not the run `1.1`: their column's type decides what they
-are (:mod:`attndrift.results.cells`). Numbers of a JSON file keep the way they were written.
+are (:mod:`attndrift.importing.cells`). Numbers of a JSON file keep the way they were written.
 """
 
 from __future__ import annotations
@@ -116,12 +116,21 @@ def _read_text(text: str, separator: str | None) -> ForeignTable:
     return table
 
 
+def _without_doubles(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the name `{next(n for n in names if names.count(n) > 1)}` stands twice in one object")
+    return found
+
+
 def _records(text: str, *, one: bool) -> list[dict[str, object]]:
     """The records of a JSON list, or of one JSON object a line."""
-    if one:
-        records = json.loads(text, parse_float=WrittenFloat)
-    else:
-        records = [json.loads(line, parse_float=WrittenFloat) for line in text.splitlines() if line.strip()]
+
+    def load(part: str) -> object:
+        return json.loads(part, parse_float=WrittenFloat, object_pairs_hook=_without_doubles)
+
+    records = load(text) if one else [load(line) for line in text.splitlines() if line.strip()]
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         raise ValueError("a list of objects, one a row, is expected")
     return records

@@ -1,0 +1,159 @@
+"""A ``peft`` LoRA adapter as one side of a comparison: merged into a copy of the model that it belongs to."""
+
+from __future__ import annotations
+
+import copy
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import CLIPModel
+
+from attndrift.compare.errors import CompareError
+from attndrift.compare.model_files import read_object
+from attndrift.compare.resolved import ResolvedModel
+from attndrift.compare.tower_source import tower_place
+from attndrift.extras import importing
+from attndrift.methods.adapters import ADAPTER_WEIGHTS, load_adapter, read_tensors
+from attndrift.methods.classifier import seeded
+from attndrift.models.errors import CheckpointError
+from attndrift.sanitize import printable
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+# Imports inside functions: these packages take time to load, which only who needs them pays.
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+_LORA_TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_(?:A|B|embedding_A|embedding_B|magnitude_vector)(?:\..+)?")
+_LORA_SETTINGS = ("r", "lora_alpha", "use_rslora", "use_dora", "fan_in_fan_out", "bias", "lora_bias", "modules_to_save")
+_LORA_UNKNOWN = (
+    "alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "monteclora_config",
+    "target_parameters", "trainable_token_indices", "use_bdlora", "use_qalora", "velora_config",
+)  # fmt: skip
+"""Settings under which an adapter computes something else than W + scale B A."""
+
+
+def base_named_by(folder: Path) -> str:
+    """The model that an adapter was trained on, as its settings name it."""
+    named = read_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not named:
+        raise CompareError(f"{printable(folder)}: an adapter that names no base model; as BASE give a whole model")
+    return str(named)
+
+
+def merged_adapter(folder: Path, base: ResolvedModel, *, under: str) -> ResolvedModel:
+    """A ``peft`` LoRA merged into a copy of ``base``, which ``under`` calls by its name in a note."""
+    with importing("peft", "an adapter"):
+        from peft import get_peft_model
+    where = printable(folder)
+    settings = read_object(folder / ADAPTER_CONFIG)
+    if settings.get("peft_type") != "LORA":
+        kind = printable(settings.get("peft_type"))
+        raise CompareError(f"{where}: an adapter of type {kind}; LORA is what can be compared")
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise CompareError(
+            f"{where}: holds no {ADAPTER_WEIGHTS}. Pickled weights can run code when they are read, so they are refused; "
+            "save the adapter with safe_serialization=True"
+        )
+    tensors = read_tensors(folder / ADAPTER_WEIGHTS)
+    names = adapter_places(tensors, base.clip)
+    model = copy.deepcopy(base.clip)
+    config = _lora_config(settings, names, where)
+    try:
+        with seeded(0), warnings.catch_warnings():
+            # peft asks transformers under a name that it is about to drop; nothing to do with the adapters.
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+            adapted: Any = get_peft_model(model, config)
+        load_adapter(adapted, folder, names=names, text_tower=True, allow_zero=False)
+        merged: CLIPModel = adapted.merge_and_unload(safe_merge=True)
+    except CheckpointError:
+        raise
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise CheckpointError(f"{where}: the adapter does not fit the base model: {error}") from error
+    _check_changed(merged, base.clip, where)
+    side = ResolvedModel(
+        where,
+        "adapter",
+        merged.eval(),
+        base.image_processor,
+        base.tokenizer,
+        notes=[f"an adapter merged into a copy of {under}"],
+    )
+    if any(old != new for old, new in names.items()):
+        side.notes.append("saved under the keys of a bare CLIPVisionModel, which were mapped to those of BASE")
+    return side
+
+
+def adapter_places(stored: Iterable[str], clip: CLIPModel) -> dict[str, str]:
+    """The name in ``clip`` of every tensor of an adapter's file, from either layout of ``CLIPVisionModel``.
+
+    Raises :class:`CheckpointError` for a tensor whose module ``clip`` does not have.
+    """
+    modules = {name for name, _ in clip.named_modules()}
+    places: dict[str, str] = {}
+    for name in stored:
+        plain = name.removeprefix("base_model.model.")
+        place = tower_place(plain)
+        match = _LORA_TENSOR.fullmatch(f"base_model.model.{place}")
+        # A trained bias belongs to the layer that the adapter wraps.
+        module = match.group(1) if match else place.rpartition(".")[0].removesuffix(".base_layer")
+        if plain == name or module not in modules:
+            raise CheckpointError(
+                f"{ADAPTER_WEIGHTS}: {printable(name)} has no place in the base model, so the adapter would do nothing there; it "
+                "was saved from another kind of model"
+            )
+        places[name] = f"base_model.model.{place}"
+    return places
+
+
+def _lora_config(settings: Mapping[str, Any], names: Mapping[str, str], where: str) -> LoraConfig:
+    """The adapter's settings with exactly those modules that its file has tensors for, under BASE's names.
+
+    Names of modules alone (``q_proj``) would reach into the text tower, and patterns of one layout do
+    not match in the other; ranks and scales are therefore taken under the file's own names.
+    """
+    from peft import LoraConfig
+    from peft.utils.other import get_pattern_key
+
+    strange = [name for name in _LORA_UNKNOWN if settings.get(name)]
+    if strange:
+        raise CompareError(f"{where}: an adapter with {strange[0]}, which is not plain LoRA and cannot be compared")
+    start = settings.get("init_lora_weights", True)
+    if not isinstance(start, bool) and start != "gaussian":
+        raise CompareError(
+            f"{where}: an adapter initialised by {printable(start)}, which changes the base weights too; convert it to plain LoRA "
+            "when saving it (path_initial_model_for_weight_conversion)"
+        )
+    ranks: dict[str, int] = {}
+    scales: dict[str, float] = {}
+    for old, new in names.items():
+        match, placed = _LORA_TENSOR.fullmatch(old), _LORA_TENSOR.fullmatch(new)
+        if match is None or placed is None:
+            continue
+        for patterns, default, found in (
+            ("rank_pattern", "r", ranks),
+            ("alpha_pattern", "lora_alpha", scales),
+        ):
+            given = settings.get(patterns) or {}
+            found[placed.group(1)] = given.get(get_pattern_key(list(given), match.group(1)), settings.get(default, 8))
+    if not ranks:
+        raise CheckpointError(f"{where}: {ADAPTER_WEIGHTS} holds no LoRA tensors")
+    values = {name: settings[name] for name in _LORA_SETTINGS if settings.get(name) is not None}
+    return LoraConfig(
+        **values,
+        target_modules=sorted(ranks),
+        rank_pattern=ranks,
+        alpha_pattern=scales,
+        lora_dropout=0.0,
+    )
+
+
+def _check_changed(adapted: CLIPModel, base: CLIPModel, where: str) -> None:
+    before = base.state_dict()
+    if all(torch.equal(value, before[name]) for name, value in adapted.state_dict().items()):
+        raise CheckpointError(f"{where}: the adapter changes no weight by as much as float32 can tell")

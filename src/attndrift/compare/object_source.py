@@ -1,0 +1,113 @@
+"""A model in memory as one side of a comparison: a plain copy of the CLIP inside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+from transformers import CLIPModel, CLIPVisionConfig
+
+from attndrift.attention.errors import ObservationError
+from attndrift.attention.families import find_vision_tower
+from attndrift.compare.errors import CompareError
+from attndrift.compare.resolved import ResolvedModel
+from attndrift.compare.tower_source import tower_on
+from attndrift.models.computed import copy_without_hooks
+from attndrift.models.evaluation import unwrapped
+from attndrift.models.from_config import image_processor_for
+from attndrift.models.load import OTHER_FAMILIES
+from attndrift.models.module_utils import is_a
+from attndrift.models.parameters import adapter_types
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def from_object(
+    model: object, base: ResolvedModel | None, image_processor: Any = None, tokenizer: Any = None
+) -> ResolvedModel:
+    """The CLIP inside ``model``, copied in float32 on the CPU, adapters and parametrizations merged, hooks left out.
+
+    Args:
+        model: a ``CLIPModel``, or anything that holds one: a ``peft`` model, a classifier, ``DistributedDataParallel``.
+            With ``base``, also what holds the vision tower alone, which is put into a copy of ``base``.
+        image_processor, tokenizer: its own; by default those of ``base``, else CLIP's image processor and no tokenizer.
+
+    Raises :class:`CompareError` for what holds no CLIP, or more than one, and says what can be done with it.
+    """
+    side = "BASE" if base is None else "ADAPTED"
+    if not isinstance(model, nn.Module):
+        hint = "give a folder, a name or a torch.nn.Module"
+        if isinstance(model, Mapping):
+            hint = "load the state dict into its model, and give that"
+        raise CompareError(f"{side}: {type(model).__name__} is no model; {hint}")
+    source = type(model).__name__
+    model = unwrapped(model)
+    clips = [module for module in model.modules() if isinstance(module, CLIPModel)]
+    if len(clips) > 1:
+        raise CompareError(f"{side} ({source}): holds {len(clips)} CLIPModels; give the one that is meant")
+    if clips:
+        found = ResolvedModel(source, "object", _plain(clips[0]), image_processor, tokenizer)
+    else:
+        tower = _tower(model, side)
+        found = tower_on(base, tower.named_parameters(), tower.config, source)
+        found.kind, found.image_processor, found.tokenizer = "object", image_processor, tokenizer
+    _own_processors(found, base)
+    if any(part._forward_hooks or part._forward_pre_hooks for part in model.modules()):
+        found.notes.append("forward hooks of the model are left out")
+    return found
+
+
+def _tower(model: nn.Module, side: str) -> nn.Module:
+    """The vision tower of CLIP inside ``model``, with its projection where it has one; a plain copy."""
+    whole = [module for module in model.modules() if is_a(module, "transformers.CLIPVisionModelWithProjection")]
+    refused = f"{side} ({type(model).__name__}): holds no CLIP. {OTHER_FAMILIES}"
+    try:
+        family, tower, _ = find_vision_tower(model)
+    except ObservationError as error:
+        raise CompareError(refused if "more than one" not in str(error) else f"{side}: {error}") from error
+    if family.name != "clip" or not isinstance(getattr(tower, "config", None), CLIPVisionConfig):
+        raise CompareError(refused)
+    return _plain(whole[0] if len(whole) == 1 else tower)
+
+
+def _plain(module: M) -> M:
+    """A copy whose parameters are what ``module`` computes with, under their plain names."""
+    plain = cast(M, copy_without_hooks(module).to("cpu", torch.float32).eval())
+    tuners, copies = adapter_types()
+    for name, part in list(plain.named_modules()):
+        layer: Any = part
+        if isinstance(part, tuners):
+            if not layer.merged and not layer.disable_adapters:
+                layer.merge(safe_merge=True)
+            _replace(plain, name, layer.get_base_layer())
+        elif isinstance(part, copies):
+            active = not layer.disable_adapters and layer.active_adapters
+            _replace(plain, name, layer.modules_to_save[active[0]] if active else layer.original_module)
+    for part in list(plain.modules()):
+        for parameter in list(getattr(part, "parametrizations", ())):
+            parametrize.remove_parametrizations(part, parameter, leave_parametrized=True)
+        if "_original_forward" in vars(part):
+            # What accelerate puts over a forward for mixed precision; this copy is float32.
+            part.__dict__.pop("forward", None)
+    return plain
+
+
+def _replace(model: nn.Module, name: str, part: nn.Module) -> None:
+    parent, _, own = name.rpartition(".")
+    setattr(model.get_submodule(parent), own, part)
+
+
+def _own_processors(side: ResolvedModel, base: ResolvedModel | None) -> None:
+    """Give ``side`` an image processor where it was given none, and BASE's tokenizer."""
+    if base is not None:
+        if side.image_processor is None:
+            side.image_processor = base.image_processor
+            side.notes.append("BASE's image processor is used; image_processor= gives another")
+        side.tokenizer = side.tokenizer or base.tokenizer
+    elif side.image_processor is None:
+        side.image_processor = image_processor_for(side.clip.config)
+        size = side.clip.config.vision_config.image_size
+        side.notes.append(f"CLIP's own image processor is used, at {size} pixels; image_processor= gives another")

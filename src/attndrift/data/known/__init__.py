@@ -1,0 +1,1 @@
+"""The datasets known by name; each module registers its rows."""

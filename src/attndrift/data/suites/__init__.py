@@ -1,0 +1,1 @@
+"""The suites known by name; each module registers one."""

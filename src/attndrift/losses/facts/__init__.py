@@ -1,0 +1,1 @@
+"""The preservation losses of this package, a file each."""

@@ -1,0 +1,62 @@
+"""What adaptation methods share that put adapters of ``peft`` into the image tower: one file gives the configuration."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any
+
+from attndrift.extras import importing
+from attndrift.methods.registry import Method
+
+
+class AdapterMethod(Method):
+    """Adapters, projection and classifier are trained; subclasses give :meth:`config`, facts and own settings.
+
+    ``adapter_parameters`` is what the names of the adapters' parameters have in common, such as ``.lora_``.
+    Checkpoints hold the adapters in the form that ``peft`` itself loads.
+    """
+
+    requires = ("peft",)
+
+    @abstractmethod
+    def config(self, backbone: Any, settings: Any) -> Any:
+        """A ``peft`` configuration. Its ``target_modules`` come from ``backbone.adapter_pattern(names)``.
+
+        A list of names would reach into the text tower too, whose layers have the same names.
+        """
+
+    def apply(self, backbone: Any, settings: Any, seed: int) -> Any:
+        """Put the adapters into the image tower."""
+        # Imported here: the facts of a method are read without torch and peft.
+        with importing("peft", f"the method `{self.name}`"):
+            from peft import get_peft_model
+
+        from attndrift.methods.adapters import check_adapter_places
+        from attndrift.methods.classifier import seeded
+
+        with seeded(seed), warnings.catch_warnings():
+            # peft asks transformers under a name that it is about to drop; nothing to do with the adapters.
+            warnings.filterwarnings(
+                "ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning
+            )
+            adapted = get_peft_model(backbone.model, self.config(backbone, settings))
+        check_adapter_places(adapted)
+        return adapted
+
+    def save(self, clip: Any, folder: Path) -> None:
+        """Write the form that peft itself loads, on top of the same model."""
+        # Asked to judge the vocabulary by itself, peft would look the backbone up on the hub at every checkpoint.
+        clip.save_pretrained(folder / "adapter", safe_serialization=True, save_embedding_layers=False)
+        (folder / "adapter" / "README.md").unlink(missing_ok=True)
+
+    def load(self, clip: Any, folder: Path) -> None:
+        """Put the adapters back, every tensor or none."""
+        from attndrift.methods.adapters import load_adapter  # needs torch
+
+        load_adapter(clip, folder / "adapter")
+
+    def merge(self, clip: Any) -> Any:
+        """Add the adapters to the weights, and remove them."""
+        return clip.merge_and_unload()

@@ -1,0 +1,1 @@
+"""The heads of this package, a file each."""

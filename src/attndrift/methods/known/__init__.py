@@ -1,0 +1,1 @@
+"""The adaptation methods of this package, a file each."""

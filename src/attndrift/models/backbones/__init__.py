@@ -1,0 +1,1 @@
+"""The backbones known by name; each module registers one."""

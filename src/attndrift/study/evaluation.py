@@ -1,0 +1,72 @@
+"""Measuring a model of a run: accuracy on a split, drift from the pretrained model, zero-shot transfer."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+
+from attndrift.data.pixels import PixelStore
+from attndrift.drift.drift import Drift
+from attndrift.drift.monitor import DriftMonitor, measure_drift
+from attndrift.methods.classifier import CLIPClassifier
+from attndrift.methods.parameter_drift import projection_drift, weight_drift
+from attndrift.models.evaluation import evaluation_mode
+from attndrift.process_group import Processes
+from attndrift.study.run_images import TransferSet
+from attndrift.study.run_inputs import RunInputs
+from attndrift.study.settings import RunSettings
+
+
+def split_accuracy(model: CLIPClassifier, store: PixelStore, labels: ArrayLike, settings: RunSettings) -> float:
+    """Top-1 accuracy of the classifier on all images of a store; ``labels`` by position.
+
+    Several processes (``torch.distributed``) share the images; each gets the accuracy on all of them.
+    """
+    wanted = torch.as_tensor(np.asarray(labels))
+    processes, device = Processes.current(), next(model.parameters()).device
+    mine = torch.arange(processes.rank, len(wanted), processes.count)
+    correct = torch.tensor(0)
+    with processes.agreeing(), evaluation_mode(model):
+        for part in mine.split(settings.evaluation_batch_size):
+            logits = model(pixel_values=store.fetch(part.tolist()).to(device)).logits.float().cpu()
+            correct += (logits.argmax(-1) == wanted[part]).sum()
+    return int(processes.sum(correct.reshape(1))) / len(wanted)
+
+
+def accuracy(model: CLIPClassifier, inputs: RunInputs, part: str) -> float:
+    """Top-1 accuracy on the ``validation`` or the ``test`` split of a run."""
+    store = inputs.target.validation if part == "validation" else inputs.target.test
+    return split_accuracy(model, store, getattr(inputs.target.splits, part).labels, inputs.settings)
+
+
+def weight_drifts(model: CLIPClassifier, inputs: RunInputs) -> tuple[float, float]:
+    """Relative weight drift of the vision tower and of the projection."""
+    tower, projection = inputs.pretrained.squared_norms
+    clip = inputs.pretrained.clip
+    return weight_drift(model, clip, tower), projection_drift(model, clip, projection)
+
+
+def monitor_of(model: CLIPClassifier, inputs: RunInputs) -> DriftMonitor:
+    """The monitor of a run's model, on the probe images."""
+    return DriftMonitor(
+        model,
+        lambda: inputs.target.probe_batches(inputs.settings.evaluation_batch_size),
+        reference=inputs.baseline,
+        embed=model.embed,
+        weight_drift=lambda: weight_drifts(model, inputs),
+    )
+
+
+def drift_of(model: CLIPClassifier, inputs: RunInputs) -> Drift:
+    """The drift of a model on the probe images, once."""
+    batches = inputs.target.probe_batches(inputs.settings.evaluation_batch_size)
+    drifts = partial(weight_drifts, model, inputs)
+    return measure_drift(inputs.baseline, model, batches, drifts, model.embed, processes=Processes.current())
+
+
+def monitored_accuracy(monitored: TransferSet, model: CLIPClassifier, inputs: RunInputs) -> float:
+    """Zero-shot accuracy on the images that a run watches while it trains."""
+    return monitored.evaluate(model, inputs.pretrained, inputs.settings, images=monitored.monitor).accuracy

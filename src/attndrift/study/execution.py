@@ -1,0 +1,271 @@
+"""One run, step by step: from its settings to its record."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+
+from attndrift.drift.drift import Drift
+from attndrift.drift.monitor import DriftMonitor
+from attndrift.guard.budget import RETENTION, Budget, RetentionBudget
+from attndrift.guard.guard import Guard
+from attndrift.losses.registry import LOSSES
+from attndrift.methods.adaptation import adapt
+from attndrift.methods.classifier import CLIPClassifier
+from attndrift.methods.registry import HEADS
+from attndrift.results.measures import MEASURES
+from attndrift.retention.task import RetentionResult
+from attndrift.retention.zero_shot import ZeroShotResult
+from attndrift.study.evaluation import accuracy, drift_of, monitor_of, monitored_accuracy
+from attndrift.study.outcomes.registry import Trained
+from attndrift.study.outcomes.rows import outcome_records
+from attndrift.study.phases import PhaseReporter
+from attndrift.study.resolved import adaptation, device_of
+from attndrift.study.resources import StudyResources
+from attndrift.study.retention_measures import measure_retention
+from attndrift.study.run_folder import RunFolder
+from attndrift.study.run_images import TransferSet
+from attndrift.study.run_inputs import RunInputs
+from attndrift.study.run_record import baseline_columns, run_record, sizes, transfer_columns
+from attndrift.study.settings import NamedRun
+from attndrift.study.training.loop import fit
+from attndrift.study.training.plan import FitResult, TrainingPlan, evaluation_steps, only_value
+
+Retained = ZeroShotResult | RetentionResult
+
+
+def execute_run(run: NamedRun, folder: Path, resources: StudyResources, reporter: Any) -> dict[str, Any]:
+    """Execute ``run`` in ``folder`` and return its record, which is not written yet."""
+    with _no_bars(), _threads(run.settings.threads):
+        phases = PhaseReporter(reporter)
+        inputs = RunInputs.load(run, resources, device_of(run.settings), phases)
+        files = RunFolder(folder, inputs, phases.say)
+        files.write_splits()
+        execution = _Execution(inputs, files, phases)
+        return execution.adapted() if run.settings.facts.adapts else execution.pretrained()
+
+
+@contextlib.contextmanager
+def _no_bars() -> Iterator[None]:
+    # A study has its own progress; a bar for each file of weights would break its lines.
+    before = is_progress_bar_enabled()
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        if before:
+            enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    # The number of threads changes the order of sums, so it is a setting and not an accident.
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Execution:
+    """The steps of one run, in order."""
+
+    def __init__(self, inputs: RunInputs, files: RunFolder, reporter: PhaseReporter) -> None:
+        self.inputs, self.files, self.reporter = inputs, files, reporter
+        self.settings, self.target = inputs.settings, inputs.target
+
+    def pretrained(self) -> dict[str, Any]:
+        """The run of the pretrained model: nothing is trained."""
+        inputs, drift = self.inputs, self.inputs.results.no_drift()
+        self.files.write_history([{"step": 0, "epoch": 0.0, **drift.row()}])
+        transfer, details = self._transfer(None, drift)
+        self.files.write_maps(None)
+        values = {
+            "trainable_parameters": 0,
+            "total_parameters": sum(p.numel() for p in inputs.pretrained.clip.parameters()),
+            "n_probe": len(self.target.splits.probe),
+        }
+        return self._record("finished", values | drift.columns("runs") | transfer, details)
+
+    def adapted(self) -> dict[str, Any]:
+        """A run that adapts the model, trains it and measures what came of it."""
+        inputs = self.inputs
+        model = adapt(
+            inputs.pretrained.copy(), adaptation(self.settings), len(self.target.class_names), self.settings.seed,
+            text_features=self._text_features(),
+        ).to(inputs.device)  # fmt: skip
+        monitor = monitor_of(model, inputs)
+        guard = self._guard(model, monitor)
+        plan = self._plan(model, monitor, guard)
+        self.reporter.phase("training")
+        result = fit(model, plan, self.files.folder, self.reporter)
+        values = sizes(model, inputs) | {
+            "best_val_accuracy": result.best_accuracy,
+            "selected_epoch": result.selected_epoch,
+            "loss_active_fraction": only_value(result.active_fractions),
+            "guard_outcome": None if guard is None else guard.summary()["outcome"],
+        }
+        if result.status == "diverged":
+            self.files.save_last_good()
+            record = self._record("diverged", values | baseline_columns(inputs), {}, problem=result.problem)
+            return record | {"last_good_step": result.last_good_step}
+        return self._measured(model, result, guard, values)
+
+    def _text_features(self) -> Tensor | None:
+        if not HEADS[self.settings.head].needs_text:
+            return None
+        return self.inputs.resources.text(self.settings, self.inputs.pretrained, self.target.class_names).features
+
+    def _guard(self, model: CLIPClassifier, monitor: DriftMonitor) -> Guard | None:
+        settings, n_train = self.settings, len(self.target.splits.train)
+        if settings.guard is None:
+            return None
+        if settings.guard != RETENTION:
+            limits = {"at_least": settings.guard_at_least, "at_most": settings.guard_at_most}
+            budget: Budget | RetentionBudget = Budget(settings.guard, **limits)
+        else:
+            # Without the set the guard cannot measure its budget, and an unguarded run must not be recorded as guarded.
+            if settings.transfer[0] in self.inputs.absent:
+                raise ValueError(f"`guard`: {self.inputs.absent[settings.transfer[0]]}")
+            item = self.inputs.transfer[0]
+            assert item.guard is not None
+            budget = Budget.retention(
+                (settings.guard_at_least or 0.0) / 100, item.guard.store, item.guard.part.labels, text_features=item.text,
+                confidence=settings.guard_confidence, batch_size=settings.evaluation_batch_size,
+            )  # fmt: skip
+        self.reporter.phase("the guard's probe")
+        steps = evaluation_steps(settings, n_train, settings.guard_checks_per_epoch)
+        return Guard(
+            monitor, budget, steps, first=math.ceil(settings.guard_from * steps[-1]), head=model.classifier,
+            validate=lambda: accuracy(model, self.inputs, "validation"), echo=self.reporter.say,
+        )  # fmt: skip
+
+    def _plan(self, model: CLIPClassifier, monitor: DriftMonitor, guard: Guard | None) -> TrainingPlan:
+        settings, inputs, target = self.settings, self.inputs, self.target
+        monitored = next((item for item in inputs.transfer if item.monitor is not None), None)
+        first: dict[str, Any] = {"step": 0, "epoch": 0.0, **inputs.results.no_drift().row()}
+        if monitored is not None:
+            before = inputs.results.transfer(monitored, monitored.monitor)
+            first["monitor_zero_shot_accuracy"] = before.accuracy
+            first["monitor_zero_shot_retention_pct"] = monitored.retention(before.accuracy, before.accuracy)
+        reference = None
+        if any(weight and "cached attention" in LOSSES[name].needs for name, weight in settings.losses.items()):
+            self.reporter.phase("pretrained attention of the training images")
+            reference = inputs.results.teacher()
+        return TrainingPlan(
+            settings=settings,
+            images=target.train,
+            labels=torch.from_numpy(target.splits.train.labels),
+            monitor=monitor,
+            validate=lambda: accuracy(model, inputs, "validation"),
+            monitor_zero_shot=(lambda: monitored_accuracy(monitored, model, inputs)) if monitored else None,
+            monitored_retention=(lambda value: monitored.retention(value, before.accuracy))
+            if monitored
+            else (lambda _: None),
+            baseline=first,
+            save_weights=lambda name: self.files.save_checkpoint(model, name),
+            pretrained_entropy=inputs.baseline.structure.layers("entropy"),
+            reference=reference,
+            device=inputs.device,
+            guard=guard,
+            trackers=self.settings.trackers,
+        )
+
+    def _measured(
+        self, model: CLIPClassifier, result: FitResult, guard: Guard | None, values: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The record of a run that has finished its training: the selected checkpoint measured."""
+        if self.settings.keep != "best":
+            self.files.save_final(model, result, guarded=guard is not None)
+        selected = self.files.load_selected()
+        self.reporter.phase("test")
+        if self.settings.selection == "test":
+            # The test split selects the checkpoint and gives the reported accuracy too; the report warns of it. All other
+            # numbers are those of the last epoch, as in the original study.
+            values["test_accuracy"] = result.best_accuracy
+            measured = model
+        else:
+            values["test_accuracy"] = accuracy(selected, self.inputs, "test")
+            measured = selected
+        if measured is model and guard is None and result.final_drift is not None:
+            drift = result.final_drift  # nothing has changed the model since
+        else:
+            drift = drift_of(measured, self.inputs)
+        transfer, details = self._transfer(measured, drift)
+        self.files.write_maps(measured)
+        record = self._record("finished", values | drift.columns("runs") | transfer, details)
+        record["measured_checkpoint"] = "final" if self.settings.selection == "test" else "selected"
+        record["embedding_distance"] = drift.embedding_distance
+        record["loss_active_fractions"] = result.active_fractions
+        if guard is not None:
+            record["guard"] = guard.summary() | {"events": [event.to_json() for event in guard.events]}
+        trained = Trained(
+            pretrained=self.inputs.pretrained.clip,
+            last=lambda: copy.deepcopy(model),
+            selected=lambda: self.files.load_selected(merged=True),
+            validate=lambda one: accuracy(one, self.inputs, "validation"),
+        )
+        record["outcomes"] = outcome_records(
+            record, trained, result.followers, self._outcome_columns, self.reporter.phase
+        )
+        return record
+
+    def _outcome_columns(self, model: CLIPClassifier) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Columns and details of a model that was made of the trained one."""
+        drift = drift_of(model, self.inputs)
+        validated = accuracy(model, self.inputs, "validation")
+        tested = validated if self.settings.selection == "test" else accuracy(model, self.inputs, "test")
+        transfer, details = self._transfer(model, drift, keep=False)
+        return {"best_val_accuracy": validated, "test_accuracy": tested} | drift.columns("runs") | transfer, details
+
+    def _transfer(
+        self, model: CLIPClassifier | None, drift: Drift, *, keep: bool = True
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Columns and details of every zero-shot set; without a ``model``, of the pretrained one alone.
+
+        ``keep``: also write which images were right.
+        """
+        columns: dict[str, Any] = {}
+        details: dict[str, Any] = {}
+        for item in self.inputs.transfer:
+            details[item.name] = {
+                "hash": item.evaluation.part.hash,
+                "monitor_hash": None if item.monitor is None else item.monitor.part.hash,
+                "skipped": item.skipped,
+            }
+            for measure in self.settings.measures:
+                before, after = self._retention(measure, item, model, drift)
+                values, detail = transfer_columns(item, measure, before, after)
+                columns |= values
+                details[item.name] |= {measure: detail}
+                if keep:
+                    self.files.write_transfer(item, measure, before, after)
+        return columns, details
+
+    def _retention(
+        self, measure: str, item: TransferSet, model: CLIPClassifier | None, drift: Drift
+    ) -> tuple[Retained, Retained]:
+        """A measure of the pretrained model, and of ``model``; without one, of the pretrained one twice."""
+        results, inputs = self.inputs.results, self.inputs
+        self.reporter.phase("the pretrained model")
+        before: Retained = results.transfer(item) if measure == "zero_shot" else results.retention(measure, item)
+        if model is None:
+            return before, before
+        self.reporter.phase(f"{MEASURES[measure].label} on {item.name}")
+        if measure == "zero_shot":
+            return before, item.evaluate(model, inputs.pretrained, self.settings, weight_drift=drift.weight_drift)
+        return before, measure_retention(measure, item, model, inputs.pretrained, self.settings, results.cache)
+
+    def _record(
+        self, status: str, values: dict[str, Any], transfer: dict[str, Any], problem: str | None = None
+    ) -> dict[str, Any]:
+        return run_record(self.inputs, status, values, transfer, self.reporter.seconds(), problem)

@@ -1,0 +1,1 @@
+"""The launchers known by name; each module registers one."""

@@ -1,0 +1,1 @@
+"""The outcomes of this package, a file each."""

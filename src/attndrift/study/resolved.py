@@ -1,0 +1,41 @@
+"""What a run's settings come to: the adaptation that they describe, and the device that is there."""
+
+from __future__ import annotations
+
+import torch
+
+from attndrift.methods.adaptation import AdaptationSettings
+from attndrift.methods.registry import HEADS
+from attndrift.study.settings import FLOAT16_ON_CPU, RunSettings
+
+
+def adaptation(settings: RunSettings) -> AdaptationSettings:
+    """The part of a run's settings that decides which parameters are trained."""
+    own = {**dict(settings.settings_of(settings.facts)), **dict(settings.settings_of(HEADS[settings.head]))}
+    return AdaptationSettings(
+        settings.method, head=settings.head, train_projection=settings.train_projection,
+        freeze_layers=settings.freeze_layers, **own,
+    )  # fmt: skip
+
+
+def device_of(settings: RunSettings) -> torch.device:
+    """``auto`` resolved: an accelerator where there is one.
+
+    Raises ``ValueError`` for an accelerator that is not there, and for float16 on a CPU, where ``accelerate``
+    would train in float32 without a word.
+    """
+    present = ["cpu"]
+    if torch.cuda.is_available():
+        present.append("cuda")
+    if torch.backends.mps.is_available():
+        present.append("mps")
+    name: str = settings.device
+    if name == "auto":
+        name = "cuda" if "cuda" in present else present[-1]
+    if name not in present:
+        raise ValueError(
+            f"`device` is {name!r}, which torch does not find on this machine; it has {', '.join(present)}"
+        )
+    if name == "cpu" and settings.precision == "float16":
+        raise ValueError(FLOAT16_ON_CPU)
+    return torch.device(name)

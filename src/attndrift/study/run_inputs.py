@@ -1,0 +1,65 @@
+"""What a run has before it trains: its settings, the images, the pretrained model and what that makes of the images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from attndrift.drift.drift import Snapshot
+from attndrift.models.reference import at_commit
+from attndrift.process_group import Processes
+from attndrift.study.pretrained import Pretrained
+from attndrift.study.pretrained_results import PretrainedResults
+from attndrift.study.resources import StudyResources
+from attndrift.study.run_images import Target, TransferSet
+from attndrift.study.settings import NamedRun, RunSettings
+from attndrift.study.used_inputs import inputs_of, places_of
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """The inputs of one run; those that other runs of the study share are made once.
+
+    Attributes:
+        transfer: the zero-shot sets.
+        absent: those that are out of reach, and why.
+        results: what the pretrained model comes to on the run's images.
+        baseline: the pretrained model on the probe images.
+    """
+
+    run: NamedRun
+    resources: StudyResources
+    device: torch.device
+    pretrained: Pretrained
+    target: Target
+    transfer: list[TransferSet]
+    absent: dict[str, str]
+    results: PretrainedResults
+    baseline: Snapshot
+
+    @classmethod
+    def load(cls, run: NamedRun, resources: StudyResources, device: torch.device, reporter: Any) -> RunInputs:
+        """Load or make everything. Raises what the model, the images and the settings are refused with."""
+        settings = run.settings
+        reporter.phase("images")
+        pretrained = resources.pretrained(at_commit(settings.model, run.model_revision), device)
+        target = resources.target(settings, pretrained)
+        transfer, absent = resources.transfer_sets(settings, target, pretrained)
+        for name, reason in absent.items():
+            reporter.say(f"transfer set {name} is left out: {reason}")
+        reporter.say(target.splits.who_gets_what)
+        processes = Processes.current()
+        with processes.agreeing():
+            if processes.first:
+                places = places_of([target.dataset, *(item.dataset for item in transfer)])
+                reporter.inputs(inputs_of(settings, pretrained, target, transfer), places)
+        reporter.phase("the pretrained model")
+        results = resources.results(settings, target, pretrained)
+        return cls(run, resources, device, pretrained, target, transfer, absent, results, results.baseline())
+
+    @property
+    def settings(self) -> RunSettings:
+        """Of the run."""
+        return self.run.settings

@@ -1,0 +1,137 @@
+"""The record of a run that finished or diverged: its row of the table ``runs``, and what is needed to trust or repeat it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attndrift import metrics
+from attndrift.methods.classifier import CLIPClassifier
+from attndrift.process_group import Processes
+from attndrift.results.tables import TRANSFER_FIELDS
+from attndrift.retention.task import RetentionResult
+from attndrift.retention.zero_shot import ZeroShotResult
+from attndrift.study import record as records
+from attndrift.study.run_images import TransferSet
+from attndrift.study.run_inputs import RunInputs
+from attndrift.study.training.plan import precision_of
+
+
+def sizes(model: CLIPClassifier, inputs: RunInputs) -> dict[str, Any]:
+    """Columns of ``runs``: how many images and parameters."""
+    splits = inputs.target.splits
+    return {
+        "n_train": len(splits.train),
+        "n_validation": len(splits.validation),
+        "n_test": len(splits.test),
+        "n_probe": len(splits.probe),
+        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "total_parameters": sum(p.numel() for p in model.parameters()),
+    }
+
+
+def baseline_columns(inputs: RunInputs) -> dict[str, Any]:
+    """Columns of ``runs``: what they say of the pretrained model alone."""
+    columns = inputs.results.no_drift().columns("runs")
+    return {name: value for name, value in columns.items() if name.endswith("_baseline")}
+
+
+def transfer_columns(
+    item: TransferSet, measure: str, before: ZeroShotResult | RetentionResult, after: ZeroShotResult | RetentionResult
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Columns of ``runs`` of a measure on a transfer set, and what the record says of it besides."""
+    kept = item.retention(after.accuracy, before.accuracy)
+    values = {"accuracy": after.accuracy, "pretrained": before.accuracy, "retention_pct": kept, "n": after.n}
+    columns = {f"transfer_{item.name}_{measure}_{field}": value for field, value in values.items()}
+    return columns, {"adapted": after.to_json(), "pretrained": before.to_json(), "retention_pct": kept}
+
+
+def run_record(
+    inputs: RunInputs,
+    status: str,
+    values: dict[str, Any],
+    transfer: dict[str, Any],
+    time: dict[str, Any],
+    problem: str | None = None,
+) -> dict[str, Any]:
+    """The record of a run.
+
+    Args:
+        values: columns of ``runs`` that were measured.
+        transfer: what is to be said of each zero-shot set besides its columns.
+        time: seconds, of the whole run and of its phases.
+        problem: why it diverged.
+    """
+    settings, pretrained, baseline = inputs.settings, inputs.pretrained, inputs.baseline
+    row = _row(inputs, status, values)
+    device, processes = str(inputs.device), Processes.current()
+    precision = precision_of(settings, inputs.device)
+    repeats = records.determinism(device, settings.threads, processes.count, precision)
+    return {
+        "status": status,
+        "run_id": inputs.run.run_id,
+        "problem": problem,
+        "settings": settings.to_json(),
+        "settings_hash": settings.hash,
+        "row": row,
+        "nulls": _nulls(inputs, row),
+        "transfer": transfer,
+        "cka_chance_level": metrics.cka_chance_level(baseline.hidden.shape[1], baseline.hidden.shape[-1]),
+        "versions": records.versions(),
+        "hardware": records.hardware(device, settings.threads),
+        "processes": processes.count,
+        "precision": precision,
+        "deterministic": not repeats["not_bit_for_bit"],
+        "determinism": repeats,
+        "hashes": {"model": pretrained.description, "data": inputs.target.splits.hash},
+        "data": inputs.target.dataset.source,
+        "preprocessing": pretrained.preprocessing,
+        "time": time,
+    }
+
+
+def _row(inputs: RunInputs, status: str, values: dict[str, Any]) -> dict[str, Any]:
+    settings = inputs.settings
+    trains = settings.facts.adapts
+    return {
+        "experiment": settings.experiment,
+        "selection": settings.selection,
+        "model": settings.model,
+        "model_revision": inputs.pretrained.description.get("revision"),
+        "dataset": settings.dataset,
+        "method": settings.method,
+        "learning_rate": settings.learning_rate if trains else None,
+        "seed": settings.seed,
+        "data_seed": settings.data_seed,
+        "epochs": settings.epochs if trains else None,
+        "batch_size": settings.batch_size if trains else None,
+        "weight_decay": settings.weight_decay if trains else None,
+        **settings.own,
+        "train_projection": settings.train_projection if trains else None,
+        "freeze_layers": settings.freeze_layers if settings.facts.freezes_blocks else None,
+        "loss": settings.loss,
+        "head": settings.head if trains else None,
+        "parent_run": None,
+        "guard": settings.guard,
+        "guard_at_least": settings.guard_at_least,
+        "guard_at_most": settings.guard_at_most,
+        "status": status,
+        **values,
+        **{
+            f"transfer_{name}_{measure}_{field}": None
+            for name in inputs.absent
+            for measure in settings.measures
+            for field in TRANSFER_FIELDS
+        },
+    }
+
+
+def _nulls(inputs: RunInputs, row: dict[str, Any]) -> dict[str, str]:
+    """Why a value that a reader would expect is null."""
+    measures = inputs.settings.measures
+    reasons = {f"transfer_{name}_{one}_accuracy": reason for name, reason in inputs.absent.items() for one in measures}
+    for item in inputs.transfer:
+        for one in measures:
+            retention = f"transfer_{item.name}_{one}_retention_pct"
+            if f"transfer_{item.name}_{one}_accuracy" in row and row[retention] is None:
+                reasons[retention] = "the pretrained accuracy is below twice chance: there is nothing to retain"
+    return reasons

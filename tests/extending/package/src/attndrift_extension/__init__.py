@@ -1,0 +1,1 @@
+"""One of each kind that attndrift takes from other packages."""

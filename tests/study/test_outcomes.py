@@ -1,0 +1,107 @@
+"""Outcomes of a run: rows of their own, made of its training without training anew, also after an interruption."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attndrift.study.distributed import SilentReporter
+from attndrift.study.executor import Executor
+from attndrift.study.interpolation import interpolate
+from attndrift.study.outcomes.registry import canonical_outcomes, outcome_run
+from attndrift.study.record import write_record
+from attndrift.study.resources import StudyResources
+from attndrift.study.settings import NamedRun, RunSettings
+
+ENDS = ("ema:0", "wise_ft:0", "wise_ft:1")
+SETTINGS: dict[str, Any] = {
+    "dataset": "digits", "train_per_class": 4, "validation_per_class": 2, "probe_size": 20, "test_limit": 30,
+    "epochs": 2, "batch_size": 10, "learning_rate": 1e-3, "transfer": ["objects"], "transfer_limit": 100,
+    "monitor_zero_shot_images": 0, "evaluations_per_epoch": 1, "map_images": 0, "threads": 1,
+    "outcomes": (*ENDS, "ema:0.9", "wise_ft:0.25"),
+}  # fmt: skip
+
+
+class Reporter(SilentReporter):
+    """Says nothing, and stops at the first saved state where it is told to."""
+
+    def __init__(self, *, stops: bool = False) -> None:
+        self.stops = stops
+
+    def inputs(self, found: Any, places: Any) -> None: ...
+
+    def saved(self, step: int) -> None:
+        if self.stops:
+            raise KeyboardInterrupt
+
+
+def _execute(
+    model: Path, folder: Path, reporter: Reporter, resources: StudyResources | None = None, **settings: Any
+) -> dict[str, Any]:
+    run = NamedRun(run_id="run", settings=RunSettings(model=str(model), **{**SETTINGS, **settings}))
+    with Executor(resources or StudyResources(folder.parent / "cache")) as execute:
+        folder.mkdir(exist_ok=True)
+        return execute(run, folder, reporter)
+
+
+MEASURED = (
+    "best_val_accuracy", "test_accuracy", "entropy_final", "cka_mean", "embedding_drift", "weight_drift",
+    "transfer_objects_zero_shot_accuracy",
+)  # fmt: skip
+
+
+def _rows(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {one["row"]["outcome"]: one["row"] for one in record["outcomes"]}
+
+
+@pytest.mark.parametrize(("method", "settings"), [("full", {}), ("lora", {"lora_rank": 2}), ("last_block", {})])
+def test_the_ends_are_the_pretrained_and_the_selected_model(
+    tiny_clip: Path, tmp_path: Path, method: str, settings: dict[str, Any]
+) -> None:
+    record = _execute(tiny_clip, tmp_path / "run", Reporter(), method=method, **settings)
+    rows, own = _rows(record), record["row"]
+    assert set(rows) == set(canonical_outcomes(SETTINGS["outcomes"]))
+    for name in MEASURED:
+        assert rows["wise_ft:1"][name] == pytest.approx(own[name], rel=1e-5), name
+    start = rows["wise_ft:0"]
+    assert start["weight_drift"] == pytest.approx(0.0, abs=1e-9)
+    assert start["cka_mean"] == pytest.approx(1.0, abs=1e-6)
+    assert start["transfer_objects_zero_shot_accuracy"] == own["transfer_objects_zero_shot_pretrained"]
+    assert rows["wise_ft:0.25"]["weight_drift"] == pytest.approx(0.25 * own["weight_drift"], rel=1e-4)
+    assert 0 < rows["ema:0.9"]["weight_drift"] < rows["ema:0"]["weight_drift"]
+    assert {row["parent_run"] for row in rows.values()} == {"run"}
+    assert {row["selected_epoch"] for row in rows.values()} == {None}
+
+
+def test_an_outcome_is_the_point_of_a_sweep(tiny_clip: Path, tmp_path: Path) -> None:
+    resources = StudyResources(tmp_path / "cache")
+    record = _execute(tiny_clip, tmp_path / "run", Reporter(), resources)
+    write_record(tmp_path / "run", record)
+    (point,) = interpolate(tmp_path / "run", [0.25], resources=resources)
+    row = _rows(record)["wise_ft:0.25"]
+    for name in ("test_accuracy", "cka_mean", "embedding_drift", "weight_drift", "transfer_objects_zero_shot_accuracy"):
+        assert row[name] == pytest.approx(point[name], rel=1e-6), name
+
+
+def test_an_average_goes_on_after_an_interruption(tiny_clip: Path, tmp_path: Path) -> None:
+    whole = _execute(tiny_clip, tmp_path / "whole", Reporter())
+    with pytest.raises(KeyboardInterrupt):
+        _execute(tiny_clip, tmp_path / "run", Reporter(stops=True))
+    assert (tmp_path / "run" / "resume").is_dir()
+    assert _rows(_execute(tiny_clip, tmp_path / "run", Reporter())) == _rows(whole)
+
+
+def test_outcomes_change_nothing_of_the_run(tiny_clip: Path, tmp_path: Path) -> None:
+    with_them = _execute(tiny_clip, tmp_path / "with", Reporter())
+    without = _execute(tiny_clip, tmp_path / "without", Reporter(), outcomes=())
+    assert with_them["row"] == without["row"]
+    assert without["outcomes"] == []
+
+
+def test_outcomes_have_one_spelling() -> None:
+    assert canonical_outcomes(["wise_ft:0.50", " ema ", "wise_ft:1e-1"]) == ("ema:0.999", "wise_ft:0.1", "wise_ft:0.5")
+    assert outcome_run("a_full_lr1e-5_s42", "wise_ft:0.5") == "a_full_lr1e-5_s42_wise-ft0.5"
+    with pytest.raises(ValueError, match="named twice"):
+        canonical_outcomes(["wise_ft", "wise_ft:0.5"])
