@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 # What the demo needs, and all that the tests and tools need: in one environment.
 DEMO_STAMP := $(VENV)/.installed-demo
 STAMP := $(VENV)/.installed
-# Bytecode of what is imported is written at the first import; of the rest it is never needed.
+# Bytecode of what is imported is written at the first import; of the rest it is never needed. Containers often forbid to write
+# it: then each of some hundred processes compiles torch and transformers again.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 # The tests read CLIP's vocabulary and tokenizer in the wheel of open_clip. Not beside the other packages: without torchvision
 # it cannot be imported, and would be found all the same.
@@ -77,6 +79,7 @@ bench: $(STAMP) ## Measure costs as ratios: an hour or two alone on the machine;
 	$(BENCH).drift --output $(RESULTS)/drift.json
 	$(BENCH).train --kind plain --kind observed --pairs 12 --output $(RESULTS)/train-observed.json
 	$(BENCH).train --output $(RESULTS)/train.json
+	$(BENCH).losses --output $(RESULTS)/losses.json
 	$(BENCH).study --pairs 2 --output $(RESULTS)/study.json
 	$(BENCH).study --epochs 20 --no-script --output $(RESULTS)/study-20-epochs.json
 	$(BENCH).analysis --output $(RESULTS)/analysis.json

@@ -114,12 +114,21 @@ def train(given: argparse.Namespace) -> list[float]:
         "track" if before else "monitor_zero_shot": None,
         "track_retention" if before else "monitored_retention": lambda _: None,
     }
+    entropy = monitor.reference.structure.layers("entropy")
+
+    def teacher(positions: Any, flipped: Any) -> Any:
+        return uniform[:, positions]
+
+    context: dict[str, Any] = {"pretrained_entropy": entropy, "reference": teacher}
+    if "context" in {field.name for field in fields(TrainingPlan)}:
+        from attndrift.losses.base import StudyContext
+
+        context = {"context": StudyContext(entropy, {"attention": teacher})}
     with tempfile.TemporaryDirectory() as folder:
         plan = TrainingPlan(
             settings=settings, images=images, labels=torch.from_numpy(store.labels), monitor=monitor,
             validate=lambda: 0.0, **unmonitored, baseline={"step": 0},
-            save_weights=lambda name: None, pretrained_entropy=monitor.reference.structure.layers("entropy"),
-            reference=lambda positions, flipped: uniform[:, positions], device=device,
+            save_weights=lambda name: None, **context, device=device,
         )  # fmt: skip
         fit(model, plan, Path(folder), clock)
     # The last one is measured and saved too.

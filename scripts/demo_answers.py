@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from attndrift.analysis.bootstrap import t_interval
+from attndrift.analysis.intervals import t_row
 from attndrift.results.tables import read_tables
 
 KEPT, ENTROPY, ACCURACY = "transfer_objects_zero_shot_retention_pct", "entropy_change_pct", "test_accuracy"
@@ -19,8 +19,8 @@ KEPT, ENTROPY, ACCURACY = "transfer_objects_zero_shot_retention_pct", "entropy_c
 
 def _interval(values: pd.Series) -> str:
     """Mean and 95% t interval over the seeds of ``values``, without correction; or why there is none."""
-    found = t_interval(values.tolist())
-    spread = f"({found.reason})" if found.low is None else f"[{found.low:+.1f}, {found.high:+.1f}]"
+    found = t_row(values, 0.95)
+    spread = f"({found['reason']})" if found["low"] is None else f"[{found['low']:+.1f}, {found['high']:+.1f}]"
     return f"{values.mean():+.1f} {spread}"
 
 

@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from filelock import FileLock, Timeout
 
-from attndrift.analysis.bootstrap import t_interval
+from attndrift.analysis.intervals import t_row
 from attndrift.files import read_json, write_json
 from attndrift.losses import split_weight
 from attndrift.study.interpolation import interpolate
@@ -77,9 +77,9 @@ def _best(curve: list[Point], budget: float) -> Point | None:
 
 def _interval(values: list[float]) -> str:
     """Mean and 95% t interval over seeds; the mean alone where there is none."""
-    found = t_interval(values)
+    found = t_row(values, 0.95)
     mean = f"{float(np.mean(values)):.1f}"
-    return mean if found.low is None else f"{mean} [{found.low:.1f}, {found.high:.1f}]"
+    return mean if found["low"] is None else f"{mean} [{found['low']:.1f}, {found['high']:.1f}]"
 
 
 def compare(study: Path, seeds: list[int]) -> dict[str, Any]:

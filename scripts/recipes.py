@@ -12,9 +12,9 @@ END = "<!-- end of recipes -->"
 RECIPES = {
     "largest_share": "a metric: it then appears in history, tables, figures, the report, alerts and budgets",
     "biases": "an adaptation method, with settings of its own",
-    "ia3": "a method with adapters of `peft`",
-    "cosine": "a head",
-    "l2_sp": "a preservation loss, for studies and for a loop of your own",
+    "loha": "a method with adapters of `peft`",
+    "sharp_cosine": "a head",
+    "l1_sp": "a preservation loss, for studies and for a loop of your own",
     "mean_weights": "an outcome: another model made of a run, without training anew",
     "toy": "a backbone for whole studies, with its attention family",
     "stripes": "a dataset and a suite",

@@ -242,6 +242,27 @@ def metrics() -> str:
     return "\n".join(lines) + "\n"
 
 
+LOSSES_BEGIN, LOSSES_END = "<!-- losses: made by `python scripts/reference_pages.py` -->", "<!-- end of losses -->"
+
+
+def losses() -> str:
+    """The guide to the preservation losses, with its table made from their facts."""
+    before, _, rest = (DOCS / "losses.md").read_text(encoding="utf-8").partition(LOSSES_BEGIN)
+    lines = ["| loss | class | formula | what it adds | source | needs | cost besides |", "| --- " * 7 + "|"]
+    for one in LOSSES:
+        cells = [
+            f"`{one.name}`",
+            f"`{one.cls.__name__}`",
+            f"`{one.formula}`",
+            one.meaning,
+            one.source,
+            one.needed,
+            one.cost,
+        ]
+        lines.append(f"| {' | '.join(_cell(cell) for cell in cells)} |")
+    return f"{before}{LOSSES_BEGIN}\n\n" + "\n".join(lines) + f"\n\n{LOSSES_END}{rest.partition(LOSSES_END)[2]}"
+
+
 def _cell(text: str | None) -> str:
     return " ".join((text or "").split()).replace("|", "\\|")
 
@@ -249,6 +270,7 @@ def _cell(text: str | None) -> str:
 PAGES = {
     "command-line.md": command_line,
     "settings.md": settings,
+    "losses.md": losses,
     "metrics.md": metrics,
     "tables.md": tables_markdown,
     "analysis-schema.md": schema_markdown,

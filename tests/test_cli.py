@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 
 from attndrift.cli import main as cli
 from attndrift.cli.main import app
+from attndrift.study.loading import parse_study
+from attndrift.study.storage import prepare_folder
 
 runner = CliRunner()
 
@@ -73,7 +75,9 @@ COMMANDS = [
     "demo",
     "list",
     "show",
+    "watch",
     "interpolate",
+    "soup",
     "figures",
     "report",
     "compare",
@@ -124,10 +128,38 @@ def test_a_study_runs_collects_analyses_and_is_shown(study: Path, tmp_path: Path
     assert (folder / "analysis.json").is_file()
     shown = runner.invoke(app, ["show", str(next((folder / "runs").glob("E2_*"))), "--json"])
     assert json.loads(shown.output)["row"]["status"] == "finished"
+    listed = json.loads(runner.invoke(app, ["show", str(folder), "--json"]).output)
+    assert [run["status"] for run in listed] == ["finished", "finished"]
+    for width in ("70", "200"):
+        printed = runner.invoke(app, ["show", str(folder)], env={"COLUMNS": width}).output
+        assert f"{listed[1]['run_id']}" in printed, "names are never broken"
+        assert f"{listed[1]['test_accuracy']:.1%}" in printed
     collected = runner.invoke(app, ["collect", str(folder), "--json"])
     assert json.loads(collected.output) | {"history": 0, "layers": 0} == {
         "runs": 2, "history": 0, "layers": 0, "without_record": [],
     }  # fmt: skip
+
+
+def test_a_report_of_no_finished_run_is_refused_and_says_what_to_do(tmp_path: Path) -> None:
+    prepare_folder(parse_study("name: s\nshared: {dataset: tiles}\nruns: [{seed: 1}]\n", where="s"), tmp_path / "s")
+    run_id = json.loads((tmp_path / "s" / "study.json").read_text())["runs"][0]["run_id"]
+    (tmp_path / "s" / "runs" / run_id).mkdir(parents=True)
+    record = {
+        "format": 2,
+        "status": "failed",
+        "run_id": run_id,
+        "row": {"dataset": "tiles", "method": "full", "seed": 1},
+    }
+    (tmp_path / "s" / "runs" / run_id / "record.json").write_text(
+        json.dumps({**record, "row": {**record["row"], "status": "failed"}})
+    )
+    found = runner.invoke(app, ["report", str(tmp_path / "s")])
+    assert isinstance(found.exception, ValueError)
+    assert "no run has finished" in str(found.exception)
+    assert "attndrift show" in str(found.exception)
+    assert not (tmp_path / "s" / "report.html").exists()
+    listed = runner.invoke(app, ["show", str(tmp_path / "s")])
+    assert "failed" in listed.output
 
 
 def test_the_dry_run_counts_and_estimates_and_writes_nothing(study: Path, tmp_path: Path) -> None:

@@ -62,6 +62,54 @@ def test_what_looks_like_a_credential_is_hidden(text: str, expected: str) -> Non
     assert without_secrets(text) == expected
 
 
+PAIRS = [
+    "token=abc123", "token = 'abc123'", "TOKEN=abcdef", "HF_TOKEN=abc123def", "hub_token: abc123def", '"token": "abc123"', "token:abc123",
+    r'{\"api_key\": \"abc123\"}', "api_key: abc123", "'apiKey': 'abc123'", "x-api-key: abc123", "X-Auth-Token: abc123",
+    "Authorization: Bearer abc123", '"Authorization": "Bearer abc123"', "authorization: token abc123", "Authorization: Basic dXNlcjpw",
+    "authorization=abc123", "aws_secret_access_key = abc123def", "AWS_SESSION_TOKEN=abc123==", "password = \"abc123 def ghi\"",
+    "PASSWORD='abc 123'", "client_secret=abc123", "Server=x;Uid=me;Pwd=abc123;", "run --token abc123", "--hf-token abc123", "--password abcdef",
+    "machine api.wandb.ai login user password abc123", "AKIA" + "ABCD1234" * 2 + ":" + "abc123defg" * 4, "wandb_v1_abc123" + "a" * 24,
+    "f(token='abc123')", "[token=abc123]", "a token=abc123, b", "token=abc123&x=1", "secret:\n  abc123",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", PAIRS)
+def test_the_value_of_a_secret_pair_is_hidden(text: str) -> None:
+    shown = without_secrets(text)
+    assert "***" in shown
+    for part in ("abc", "123", "def", "ghi", "dXN"):
+        assert part not in shown.lower().replace("token", ""), shown
+    assert "abc123" not in json.dumps(redact({"log": [text]}))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tokens=77", "token_count: 5", "token=5", "token: 77", "n_tokens: 1234567", "max_token=2048", "token=None", "token=true",
+        "eos_token: <|endoftext|>", "pad_token='!'", "class token: layer4_head7", "cls_token=vision_model", "tokenizer=clip-vit-b32",
+        "tokens: 49406, 320, 1125", "a basic transformer model", "the bearer instruments", "the class token: attention to itself",
+        "the token: not accepted", "--tokens 77", "token 12345678", "authorization failed", "secret: none", "password: none",
+        "prompt of 80 tokens, 77 at most", "token_embedding.weight=0.25", "visual.class_token: 768", "--token --json",
+        "text token: image12", "KeyError: 'token'", "token=[UNK]", "password=", "logit_scale: 4.6052",
+    ],
+)  # fmt: skip
+def test_numbers_and_names_of_tokens_stay(text: str) -> None:
+    assert without_secrets(text) == text
+
+
+def test_whatever_stands_under_the_name_of_a_secret_is_hidden() -> None:
+    given = {
+        "api_keys": ["one", "two"],
+        "credentials": {"user": "me", "n": 3},
+        "Authorization": "Bearer x",
+        "secret": b"x",
+        "password": "",
+    }
+    assert redact(given) == {
+        "api_keys": ["***", "***"], "credentials": {"user": "***", "n": 3}, "Authorization": "***", "secret": "***", "password": "",
+    }  # fmt: skip
+
+
 TOKENS = [
     "hf_ABCDEFGHIJKLMNOPQRST", "github_pat_11ABCDEFG0abcdefghijkl_mnopqrstuvwxyz0123456789", "ghp_" + "a1B2" * 9, "glpat-" + "x" * 20,
     "xoxb-123456789012-abcdefABCDEF", "sk-proj-abc123def456ghi789jkl012", "sk_live_" + "a" * 24, "pypi-AgEIcHlwaS5vcmc" + "a" * 70,

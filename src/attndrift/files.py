@@ -197,7 +197,8 @@ def refuse_links(folder: Path, names: Iterable[str] | None = None) -> None:
     root = Path(os.path.realpath(folder))
     starts = [root] if names is None else [root / name for name in names]
     for start in starts:
-        _refuse_link(start, root)
+        if not is_inside(start, root):  # by a link on the way to it, too
+            raise _leads_out(start)
         for where, folders, files in os.walk(start):
             for name in (*folders, *files):
                 _refuse_link(Path(where) / name, root)
@@ -205,10 +206,14 @@ def refuse_links(folder: Path, names: Iterable[str] | None = None) -> None:
 
 def _refuse_link(path: Path, root: Path) -> None:
     if path.is_symlink() and not is_inside(path, root):
-        raise LinkError(
-            f"{printable(path)}: a link that leads out of its folder, to {printable(os.path.realpath(path))}; nothing is "
-            "read or written through it. Put the files themselves there, or link the whole folder"
-        )
+        raise _leads_out(path)
+
+
+def _leads_out(path: Path) -> LinkError:
+    return LinkError(
+        f"{printable(path)}: a link that leads out of its folder, to {printable(os.path.realpath(path))}; nothing is "
+        "read or written through it. Put the files themselves there, or link the whole folder"
+    )
 
 
 def sha256(path: Path) -> str:

@@ -63,7 +63,8 @@ class StrictSettings(BaseModel):
         if bool in kinds and not isinstance(value, (bool, NoneType)):
             raise ValueError("must be true or false")
         if kinds & {int, float} and str not in kinds and isinstance(value, (bool, str)):
-            raise ValueError("must be a number" + (", without quotation marks" if isinstance(value, str) else ""))
+            plain = ", in plain digits without separators, units or quotation marks" if isinstance(value, str) else ""
+            raise ValueError(f"must be a number{plain}")
         return value
 
 

@@ -77,11 +77,15 @@ def near_match(name: str, known: Iterable[str]) -> str:
 
     >>> near_match("Lora", ["lora", "full"])
     '; did you mean `lora`?'
+    >>> near_match("cka", ["weight_drift", "cka_mean"])
+    '; did you mean `cka_mean`?'
     >>> near_match("xyz", ["lora", "full"])
     ''
     """
     spellings = {one.lower().replace("-", "_"): one for one in known}
-    found = difflib.get_close_matches(name.lower().replace("-", "_"), list(spellings), n=1, cutoff=0.6)
+    asked = name.lower().replace("-", "_")
+    found = difflib.get_close_matches(asked, list(spellings), n=1, cutoff=0.6)
+    found = found or [one for one in spellings if len(asked) > 2 and one.startswith(asked)]
     return f"; did you mean `{spellings[found[0]]}`?" if found else ""
 
 

@@ -17,7 +17,8 @@ _SECRET_NAME = re.compile(
     r"TOKEN(?!IZ)|SECRET|PASSW|PASSPHRASE|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|CREDENTIAL|WEBHOOK|CONNECTION_STRING", re.I
 )
 _SECRET_KEY = re.compile(
-    r"TOKEN$|SECRET|PASSW|PASSPHRASE|API[_-]?KEY|ACCESS[_-]?KEY|PRIVATE[_-]?KEY|CREDENTIAL|WEBHOOK|CONNECTION_STRING",
+    r"TOKEN$|SECRET|PASSW|PASSPHRASE|API[_-]?KEY|ACCESS[_-]?KEY|PRIVATE[_-]?KEY|CREDENTIAL|WEBHOOK"
+    r"|CONNECTION_STRING|AUTHORIZATION|^COOKIE$",
     re.I,
 )
 """Keys of a dictionary. Not `tokens`, under which records keep what a tokenizer made."""
@@ -41,6 +42,16 @@ _TOKENS = (
     r"[MNO][A-Za-z\d_-]{23,25}\.[A-Za-z\d_-]{6}\.[A-Za-z\d_-]{27,}",  # Discord
     r"\d{8,10}:[0-9A-Za-z_-]{35}",  # Telegram
 )  # fmt: skip
+_EQUALS = r"\\?[\"']?\s{0,3}[=:]\s{0,3}"
+_QUOTED = r"(\\?[\"'])(?:(?!\3)[^\n\\]){4,500}\3"
+_BARE = r"[^\s\"'\\,;&)}\]]"
+_NAMED = r"(?:passw(?:or)?d|passphrase|secret|api[_-]?key|access[_-]?key|private[_-]?key|account[_-]?key|(?<=;)pwd)[\w.-]{0,20}"
+_TOKEN_NAME = (
+    # Not `tokens`, `token_count`, nor what a tokenizer calls its own: `eos_token`, `class token`.
+    r"(?<![a-z])(?<!bos[_ -])(?<!eos[_ -])(?<!pad[_ -])(?<!unk[_ -])(?<!cls[_ -])(?<!sep[_ -])(?<!mask[_ -])(?<!class[_ -])"
+    r"(?<!start[_ -])(?<!end[_ -])(?<!image[_ -])(?<!text[_ -])(?<!special[_ -])(?<!next[_ -])(?<!last[_ -])token"
+)
+_VALUE = rf"(?!(?:true|false|none|null|\d{{1,12}}(?:\.\d*)?)(?![\w.-])|[<\[*])({_BARE}{{4,500}})"
 _SHAPES = (
     # user:password@ in an address, up to the last @ of it: passwords may hold @, / and quotation marks. A number
     # between the colon and a slash is a port.
@@ -52,16 +63,18 @@ _SHAPES = (
         rf"\1{HIDDEN}",
     ),
     (re.compile(r"(\bhooks\.slack\.com/services/|\bdiscord(?:app)?\.com/api/webhooks/)[\w/-]+", re.I), rf"\1{HIDDEN}"),
-    (re.compile(r"\b((?:bearer|basic)\s+)[\w.~+/=-]{8,}", re.I), rf"\1{HIDDEN}"),
-    # password = "...", and AccountKey=... of Azure
-    (
-        re.compile(
-            r"((?:passw(?:or)?d|passphrase|secret|api[_-]?key|access[_-]?key|private[_-]?key|account[_-]?key"
-            r"|(?:auth|access|refresh)[_-]?token)[\w.-]{0,20}[\"']?\s{0,3}[=:]\s{0,3}[\"']?)[^\s\"',;&]{6,}",
-            re.I,
-        ),
-        rf"\1{HIDDEN}",
-    ),
+    (re.compile(r"(\bauthorization\\?[\"']?\s{0,3}[=:]\s{0,3}\\?[\"']?(?:(?:bearer|basic|token|digest|apikey)\s+)?)[^\s\"'\\,;]{4,}", re.I), rf"\1{HIDDEN}"),
+    # Words follow `basic` too, and none of them holds a digit.
+    (re.compile(r"\b((?:bearer|basic)\s+)(?=[\w.~+/=-]{0,500}[0-9=])[\w.~+/=-]{8,}", re.I), rf"\1{HIDDEN}"),
+    # password = "...", token: abc123, \"api_key\": \"...\", --token abc123, and AccountKey=... of Azure
+    (re.compile(rf"({_NAMED}{_EQUALS})({_QUOTED})", re.I), rf"\1\3{HIDDEN}\3"),
+    (re.compile(rf"({_NAMED}{_EQUALS}\\?[\"']?){_BARE}{{6,}}", re.I), rf"\1{HIDDEN}"),
+    (re.compile(rf"({_TOKEN_NAME}{_EQUALS})({_QUOTED})", re.I), rf"\1\3{HIDDEN}\3"),
+    (re.compile(rf"({_TOKEN_NAME}\\?[\"']?\s{{0,3}}=\s{{0,3}}){_VALUE}", re.I), rf"\1{HIDDEN}"),
+    (re.compile(rf"({_TOKEN_NAME}{_EQUALS}\\?[\"']?)(?={_BARE}{{0,500}}[0-9]){_VALUE}", re.I), rf"\1{HIDDEN}"),
+    (re.compile(rf"((?<!-)--[\w-]{{0,40}}(?:token|passw(?:or)?d|secret|api-?key)\s+)(?!-){_BARE}{{4,}}", re.I), rf"\1{HIDDEN}"),
+    (re.compile(r"(\blogin\s+\S{1,200}\s+password\s+)\S+", re.I), rf"\1{HIDDEN}"),  # .netrc
+    (re.compile(r"(?<![A-Za-z0-9])(?:AKIA|ASIA)[0-9A-Z]{16}\\?[\"']?[\s:,/]{1,3}[\"']?[A-Za-z0-9/+=]{40}(?![A-Za-z0-9/+=])"), HIDDEN),
     (
         re.compile(r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----.*?(?:-----END [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----|\Z)", re.S),
         HIDDEN,
@@ -169,18 +182,26 @@ def _secrets() -> list[str]:
 def redact(value: Any) -> Any:
     """``value`` (dicts, lists, texts, numbers) with every text :func:`without_secrets`, keys too.
 
-    A text under a key whose name says secret (``{"hf_token": ...}``) is hidden whole.
+    A text under a key whose name says secret (``{"hf_token": ...}``) is hidden whole, also in a list or dictionary there.
     """
     if isinstance(value, str):
         return without_secrets(value)
     if isinstance(value, dict):
         return {
-            redact(key): HIDDEN if isinstance(item, str) and item and _SECRET_KEY.search(str(key)) else redact(item)
-            for key, item in value.items()
+            redact(key): _hidden(item) if _SECRET_KEY.search(str(key)) else redact(item) for key, item in value.items()
         }
     if isinstance(value, (list, tuple)):
         return [redact(item) for item in value]
     return value
+
+
+def _hidden(value: Any) -> Any:
+    """``value`` without its texts."""
+    if isinstance(value, dict):
+        return {redact(key): _hidden(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_hidden(item) for item in value]
+    return HIDDEN if isinstance(value, (str, bytes)) and value else value
 
 
 def sanitize(text: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from typer.testing import CliRunner
 
 from attndrift.analysis import (
@@ -24,14 +26,14 @@ from attndrift.analysis import (
 from attndrift.analysis.configurations import prepare
 from attndrift.analysis.formats import to_markdown
 from attndrift.analysis.interpolation import largest_alpha
-from attndrift.analysis.pareto import crossings, on_front
+from attndrift.analysis.operating import on_front
 from attndrift.analysis.schema import schema_markdown, table_meanings, tables_markdown
 from attndrift.analysis.storing import all_tables, write_analysis
 from attndrift.cli.main import app
 from attndrift.results.tables import Tables, write_tables
 from benchmarks.synthetic import synthetic_tables
 
-QUICK = AnalysisSettings(bootstrap_resamples=200)
+QUICK = AnalysisSettings()
 
 
 def tables(**options: Any) -> Tables:
@@ -59,13 +61,6 @@ def test_the_order_of_rows_and_columns_does_not_matter(usual: Tables, result: An
         layers=shuffled(usual.layers, 3),
     )
     assert analyze(other, settings=QUICK).to_json() == result.to_json()
-
-
-def test_only_the_bootstrap_seed_moves_the_intervals(usual: Tables, result: Analysis) -> None:
-    assert analyze(usual, settings=QUICK).to_json() == result.to_json()
-    other = analyze(usual, settings=QUICK.model_copy(update={"bootstrap_seed": 7}))
-    assert [c.interval.low for c in other.comparisons] != [c.interval.low for c in result.comparisons]
-    assert [c.cells for c in other.comparisons] == [c.cells for c in result.comparisons]
 
 
 def test_the_input_is_left_alone(usual: Tables) -> None:
@@ -121,29 +116,29 @@ def test_from_parquet_with_all_of_layers_equals_the_cut_down_reading(tmp_path: P
     assert mine["tables"]["baseline_heads"]["rows"]
 
 
+def rows_of(result: Analysis, table: str, **wanted: Any) -> list[dict[str, Any]]:
+    rows = result.tables[table].rows
+    return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+
+
 def everything_null_has_a_reason(result: Analysis) -> None:
-    for c in [*result.comparisons, *result.changes]:
-        for level in (c.cells, c.configurations):
-            assert all(test.p is not None or test.reason for test in level.tests)
-        assert c.interval.low is not None or c.interval.reason
-    for r in result.rate_correlations:
-        for level in (r.cells, r.configurations):
-            assert level.pearson.p is not None or level.pearson.reason
-            assert level.spearman.p is not None or level.spearman.reason
-    for s in result.signals:
-        assert s.spearman_runs.p is not None or s.spearman_runs.reason
-        assert s.roc_auc is not None or s.roc_reason
-        assert s.within_mean is not None or s.within_reason
-    for a in result.anova:
-        assert a.p is not None or a.reason
+    for name in ("differences", "changes", "operating_differences"):
+        for row in result.tables[name].rows:
+            assert row["p"] is not None or row["reason"], (name, row)
+            assert (row["low"] is None) == (row["verdict"] == "no test"), (name, row)
+    for name in ("signals", "signal_differences", "partial_associations", "early_warning"):
+        for row in result.tables[name].rows:
+            assert row["low"] is not None or row["reason"], (name, row)
+            assert row["verdict"], (name, row)
+    for row in result.tables["operating_points"].rows:
+        assert row["low"] is not None or row["reason"]
     for table in result.tables.values():
         assert table.rows or table.notes, table.name
-    for question in ("RQ1", "RQ2", "RQ3", "RQ4", "RQ5"):
-        assert any(f.question == question for f in result.findings)
     assert len({f.id for f in result.findings}) == len(result.findings)
     for f in result.findings:
         assert "nan" not in f.sentence.lower().split()
         assert "None" not in f.sentence
+        assert all(0 <= number < len(result.tables[f.table].rows) for number in f.rows)
 
 
 def no_runs() -> Tables:
@@ -157,7 +152,7 @@ def bare() -> Tables:
 
 
 def small(**options: Any) -> Tables:
-    return tables(**({"rates": 3, "seeds": 2, "layers": 4} | options))
+    return tables(**({"datasets": ("eurosat",), "rates": 3, "seeds": 2, "layers": 4} | options))
 
 
 def with_runs(**changes: Any) -> Tables:
@@ -175,9 +170,9 @@ def some_null(runs: pd.DataFrame) -> pd.Series:
 CASES = {
     "no runs": no_runs,
     "bare": bare,
-    "one run": lambda: small(methods=("full",), datasets=("eurosat",), rates=1, seeds=1, baseline=False),
+    "one run": lambda: small(methods=("full",), rates=1, seeds=1, baseline=False),
     "one seed": lambda: small(seeds=1),
-    "one dataset": lambda: small(datasets=("eurosat",)),
+    "two datasets": lambda: small(datasets=("eurosat", "pets")),
     "one method": lambda: small(methods=("full",)),
     "one rate": lambda: small(rates=1),
     "two rates": lambda: small(rates=2),
@@ -218,7 +213,10 @@ def with_only_baselines() -> Tables:
     return Tables(runs=runs, layers=made.layers[made.layers["run_id"].isin(runs["run_id"])])
 
 
-@pytest.mark.parametrize("case", list(CASES))
+RARE = ("two rates", "seven layers", "two transfer sets", "constant retention", "null validation", "null structure")
+
+
+@pytest.mark.parametrize("case", [pytest.param(one, marks=pytest.mark.slow if one in RARE else ()) for one in CASES])
 def test_nothing_missing_is_a_crash_or_a_silence(case: str, tmp_path: Path) -> None:
     found = analyze(CASES[case](), settings=QUICK)
     everything_null_has_a_reason(found)
@@ -230,7 +228,7 @@ def test_history_and_layers_may_be_absent(usual: Tables) -> None:
     found = analyze(Tables(runs=usual.runs), settings=QUICK)
     everything_null_has_a_reason(found)
     assert any("`history` is empty" in note for note in found.notes)
-    assert not [s for s in found.signals if s.when == "first epoch"]
+    assert not rows_of(found, "signals", when="first epoch")
 
 
 def test_diverged_runs_are_listed_and_left_out(usual: Tables, result: Analysis) -> None:
@@ -241,80 +239,133 @@ def test_diverged_runs_are_listed_and_left_out(usual: Tables, result: Analysis) 
     found = analyze(Tables(runs=runs, history=usual.history, layers=usual.layers), settings=QUICK)
     assert {item.run_id for item in found.data.excluded} == set(runs.loc[lost, "run_id"])
     assert {row["run_id"] for row in found.tables["runs"].rows} == {row["run_id"] for row in result.tables["runs"].rows}
-    (entropy,) = [c for c in found.comparisons if (c.measure, c.scope) == ("entropy_change_pct", "all datasets")]
-    assert entropy.n_cells == 2 * 4 * 2
-    assert abs(entropy.first_mean or 0) < 20
+    for row in rows_of(found, "differences", measure="entropy_change_pct", contrast="mean of rates"):
+        assert (row["n_rates"], row["n_seeds"]) == (4, 2)
+        assert abs(row["first_mean"]) < 20
     rows = [row for row in found.tables["configurations"].rows if row["variant"] == "full"]
     assert {row["n_runs"] for row in rows} == {2}
 
 
-def test_pairs_are_identical_cells(usual: Tables, result: Analysis) -> None:
+def test_each_dataset_is_compared_by_itself(usual: Tables, result: Analysis) -> None:
+    """Never one mean over several targets; unequal seeds are paired by those that both have."""
     runs = usual.runs[usual.runs["method"] != "none"]
-    keys = ["dataset", "learning_rate", "seed"]
-    a = runs[runs["method"] == "full"].set_index(keys)["entropy_change_pct"]
-    b = runs[runs["method"] == "lora"].set_index(keys)["entropy_change_pct"]
-    d = (a - b).dropna()
-    (found,) = [c for c in result.comparisons if (c.measure, c.scope) == ("entropy_change_pct", "all datasets")]
-    assert found.n_cells == len(d) == 24
-    assert found.cells.mean == pytest.approx(d.mean())
-    assert found.cells.sd == pytest.approx(d.std())
-    means = d.groupby(["dataset", "learning_rate"]).mean()
-    assert found.n_configurations == len(means) == 8
-    assert found.configurations.sd == pytest.approx(means.std())
-    assert not found.configurations.descriptive
+    found = rows_of(result, "differences", measure="entropy_change_pct", contrast="mean of rates")
+    assert [row["dataset"] for row in found] == ["eurosat", "pets"]
+    for row in found:
+        own = runs[runs["dataset"] == row["dataset"]]
+        a, b = (own[own["method"] == m].groupby("seed")["entropy_change_pct"].mean() for m in ("full", "lora"))
+        assert row["estimate"] == pytest.approx((a - b).mean())
+        assert row["sd"] == pytest.approx((a - b).std())
+    fewer = runs[~((runs["method"] == "lora") & (runs["seed"] == 2) & (runs["dataset"] == "pets"))]
+    again = analyze(Tables(runs=fewer), settings=QUICK)
+    counts = {
+        row["dataset"]: row["n_seeds"] for row in rows_of(again, "differences", measure="cka_mean", contrast="one rate")
+    }
+    assert counts == {"eurosat": 3, "pets": 2}
 
 
 def test_runs_that_differ_in_another_setting_are_no_pair(usual: Tables) -> None:
     runs = usual.runs.copy()
     runs.loc[runs["method"] == "lora", "batch_size"] = 64
     found = analyze(Tables(runs=runs), settings=QUICK)
-    assert found.comparisons == []
-    assert any(f.id == "rq2-unmatched" for f in found.findings)
+    assert found.tables["differences"].rows == []
+    assert any("share dataset, settings and learning rate" in note for note in found.notes)
+
+
+def test_methods_without_a_shared_seed_are_compared_all_the_same(usual: Tables) -> None:
+    runs = usual.runs[usual.runs["method"] != "none"].copy()
+    lora = runs["method"] == "lora"
+    runs.loc[lora, "seed"] += 100
+    found = analyze(Tables(runs=runs), settings=QUICK)
+    (row,) = rows_of(found, "differences", measure="cka_mean", contrast="mean of rates", dataset="pets")
+    own = runs[runs["dataset"] == "pets"]
+    a, b = (own[own["method"] == m].groupby("seed")["cka_mean"].mean() for m in ("full", "lora"))
+    expected = stats.ttest_ind(a, b, equal_var=False)
+    assert row["method"] == "Welch's t, no shared seed"
+    assert row["p"] == pytest.approx(expected.pvalue)
+    assert (row["low"], row["high"]) == pytest.approx(tuple(expected.confidence_interval(0.95)))
 
 
 def test_a_large_effect_is_supported_and_noise_is_not() -> None:
     made = tables(datasets=("a", "b"), rates=4, seeds=5)
     runs = made.runs.copy()
     noise = np.random.default_rng(0).standard_normal(len(runs))
-    runs["entropy_change_pct"] = noise
-    runs["transfer_cifar100_zero_shot_retention_pct"] = np.where(runs["method"] == "full", 20.0, 90.0) + noise
+    runs["entropy_change_pct"] = 3 * noise
+    runs["transfer_cifar100_zero_shot_retention_pct"] = np.where(runs["method"] == "full", 20.0, 99.5) + noise
     found = analyze(Tables(runs=runs), settings=QUICK)
-    strengths = {f.id: f.strength for f in found.findings if f.question == "RQ2"}
-    entropy = next(v for k, v in strengths.items() if "entropy-change-pct" in k)
-    kept = next(v for k, v in strengths.items() if "retention" in k)
-    assert (entropy, kept) == ("no evidence", "supported")
-    sentence = next(f.sentence for f in found.findings if f.question == "RQ2" and "retention" in f.id)
-    assert "in 40 of 40 cells" in sentence
-    assert "Holm" in sentence
+    verdicts = {
+        (row["dataset"], row["measure"]): row["verdict"]
+        for row in rows_of(found, "differences", contrast="mean of rates")
+    }
+    assert {verdicts[name, "transfer_cifar100_zero_shot_retention_pct"] for name in "ab"} == {"lower"}
+    assert {verdicts[name, "entropy_change_pct"] for name in "ab"} == {"no evidence"}
+    told = [f for f in found.findings if f.topic == "methods"]
+    assert told
+    assert {f.strength for f in told} == {"supported"}
+    assert all(f.sentence.startswith(("On a: ", "On b: ")) for f in found.findings)
+    kept = rows_of(found, "changes", variant="LoRA r=8", measure="transfer_cifar100_zero_shot_retention_pct")
+    assert {row["verdict"] for row in kept if row["contrast"] == "mean of rates"} == {"equivalent"}
+    assert any("preserves the zero-shot accuracy on cifar100 within 2 points" in f.sentence for f in found.findings)
+
+
+def test_equal_answers_of_two_weight_decays_are_one_test(usual: Tables, result: Analysis) -> None:
+    again = usual.runs[usual.runs["method"] != "none"].copy()
+    again["run_id"], again["weight_decay"] = again["run_id"] + "_wd", 0.1
+    found = analyze(Tables(runs=pd.concat([usual.runs, again], ignore_index=True)), settings=QUICK)
+    for name in ("differences", "changes", "operating_differences"):
+        counts = [len([row for row in r.tables[name].rows if "blocks" not in row["measure"] and "late" not in row["measure"]])
+                  for r in (found, result)]  # fmt: skip
+        assert counts[0] == counts[1], name
+    assert any("repeat the numbers of another one of a different weight decay" in note for note in found.notes)
+
+
+def test_findings_name_dataset_and_model_where_there_are_two(usual: Tables) -> None:
+    other = usual.runs[(usual.runs["dataset"] == "pets") & (usual.runs["method"] != "none")].copy()
+    other["run_id"], other["model"] = other["run_id"] + "_b", "vit-b"
+    one = usual.runs[(usual.runs["dataset"] == "pets") & (usual.runs["method"] != "none")]
+    found = analyze(Tables(runs=pd.concat([one, other], ignore_index=True)), settings=QUICK)
+    assert {f.sentence.split(":")[0] for f in found.findings} == {"On synthetic-vit", "On vit-b"}
+
+
+NUMBER = re.compile(r"(?<![\w.-])[-+]?\d[\d.]*(?:e-?\d+)?")
+
+
+@pytest.mark.parametrize("options", [{"seeds": 1}, {"seeds": 3}, {"seeds": 5, "datasets": ("a",)}])
+def test_findings_are_short_and_name_their_rows(options: dict[str, Any]) -> None:
+    found = analyze(tables(transfer=("objects",), **options), settings=QUICK)
+    assert {"transfer", "methods", "entropy"} <= {f.topic for f in found.findings}
+    for finding in found.findings:
+        text = finding.sentence.replace("LoRA r=8", "LoRA")
+        assert len(NUMBER.findall(text)) <= 4, finding.sentence
+        assert len(re.findall(r"\.(?: |$)", text)) <= 2, finding.sentence
+        assert finding.table in found.tables
+        assert finding.rows or "no run beside" in finding.sentence
+    # The caveat of one seed is said once.
+    assert sum("another seed moved the retention by" in note for note in found.notes) == (options["seeds"] == 1)
+    assert not any("seed" in f.sentence for f in found.findings)
+
+
+def test_no_word_stands_against_its_interval(result: Analysis) -> None:
+    for name in ("differences", "changes", "operating_differences"):
+        for row in result.tables[name].rows:
+            if row["low"] is None:
+                assert row["verdict"] == "no test"
+            elif row["low"] > 0 or row["high"] < 0:
+                assert row["verdict"] != "no evidence", row
+            else:
+                assert row["verdict"] in ("no evidence", "equivalent"), row
 
 
 def test_one_seed_is_never_supported() -> None:
     found = analyze(tables(seeds=1, rates=6), settings=QUICK)
-    assert "supported" not in {f.strength for f in found.findings}
+    assert {f.strength for f in found.findings} == {"descriptive"}
     assert found.data.single_seed
+    assert {row["verdict"] for row in found.tables["differences"].rows} == {"no test"}
+    # What seeds would do is taken from published runs, and said to be.
+    assert {row["source"] for row in found.tables["power"].rows} == {
+        "39 published runs (CLIP ViT-B/32, EuroSAT, three seeds)"
+    }
     assert all("Single-seed study" in to_markdown(table) for table in all_tables(found).values())
-
-
-def test_signals_against_pandas(usual: Tables) -> None:
-    result = analyze(usual, settings=QUICK.model_copy(update={"damaged_below_pct": 80.0}))
-    runs = usual.runs[usual.runs["method"] != "none"]
-    kept = runs["transfer_cifar100_zero_shot_retention_pct"]
-    (found,) = [s for s in result.signals if (s.scope, s.when, s.signal) == ("all runs", "final", "abs_entropy_change")]
-    assert found.spearman_runs.statistic == pytest.approx(
-        runs["entropy_change_pct"].abs().corr(kept, method="spearman")
-    )
-    groups = [
-        part["entropy_change_pct"].abs().corr(part["transfer_cifar100_zero_shot_retention_pct"], method="spearman")
-        for _, part in runs.groupby(["dataset", "method"])
-    ]
-    assert found.within_mean == pytest.approx(np.mean(groups))
-    assert found.within_mean_absolute == pytest.approx(np.mean(np.abs(groups)))
-    damaged = kept < 80
-    score = runs["entropy_change_pct"].abs()
-    pairs = [(a > b) + (a == b) / 2 for a in score[damaged] for b in score[~damaged]]
-    assert pairs
-    assert found.roc_auc == pytest.approx(np.mean(pairs))
-    assert found.n_damaged == damaged.sum()
 
 
 def test_selection_rules_share_ties() -> None:
@@ -329,19 +380,20 @@ def test_selection_rules_share_ties() -> None:
             "transfer_s_zero_shot_retention_pct": [10.0, 30.0, 50.0, 99.0],
         }
     )
-    found = {s.margin_points: s for s in analyze(Tables(runs=runs), settings=QUICK).selection_rules}
-    two = found[2.0]
-    assert (two.n_runs, two.oracle_pct, two.random_pct) == (3, 50.0, 30.0)
-    (choice,) = [c for c in two.choices if c.rule == "lowest embedding_drift"]
-    assert (choice.n_tied, choice.retention_pct, choice.run_ids) == (2, 40.0, ["b", "c"])
-    assert choice.reason is not None
+    found = rows_of(analyze(Tables(runs=runs), settings=QUICK), "selection_rules", margin_points=2.0)
+    rules = {row["rule"]: row for row in found}
+    assert {row["n_runs"] for row in found} == {3}
+    assert (rules["oracle"]["retention_pct"], rules["random"]["retention_pct"]) == (50.0, 30.0)
+    tied = rules["lowest embedding_drift"]
+    assert (tied["n_tied"], tied["retention_pct"]) == (2, 40.0)
+    assert tied["reason"] is not None
 
 
 def test_retention_is_never_invented(usual: Tables) -> None:
     """Null retention beside accuracies means: pretrained too close to chance. It stays null."""
     runs = usual.runs.assign(transfer_cifar100_zero_shot_retention_pct=None)
     found = analyze(Tables(runs=runs), settings=QUICK)
-    assert not found.signals
+    assert not found.tables["signals"].rows
     assert any("below twice chance" in note for note in found.notes)
 
 
@@ -354,7 +406,7 @@ def test_contradicting_changes_are_named(usual: Tables) -> None:
 
 def test_blocks_that_do_not_divide_by_three_are_stated() -> None:
     found = analyze(tables(layers=7), settings=QUICK)
-    assert found.anova[0].blocks == {"early": [1, 2, 3], "middle": [4, 5], "late": [6, 7]}
+    assert "Blocks of a model of 7: early 1-3, middle 4-5, late 6-7." in found.notes
 
 
 def test_onset_and_convergence(usual: Tables) -> None:
@@ -383,14 +435,6 @@ def test_front_is_what_nothing_dominates(items: list[tuple[int, int]]) -> None:
     a, b = (np.array(column, dtype=float) for column in zip(*items, strict=True))
     slow = [not any((x >= p and y >= q) and (x > p or y > q) for x, y in items) for p, q in items]
     assert (on_front(a, b) > 0).tolist() == slow
-
-
-def test_equal_accuracy_is_interpolated_and_never_beyond() -> None:
-    x, y = np.array([-6.0, -5.0, -4.0]), np.array([0.5, 0.9, 0.7])
-    assert crossings(x, y, 0.8) == pytest.approx([-5.25, -4.5])
-    assert crossings(x, y, 0.9) == [-5.0]
-    assert crossings(x, y, 0.95) == []
-    assert crossings(x, y, 0.4) == []
 
 
 def test_alpha_keeps_all_the_way() -> None:
@@ -438,28 +482,11 @@ def test_alpha_is_chosen_by_the_predictions_that_stay() -> None:
     assert row["retained"]
     assert rows[95.0, "agreement"]["alpha"] == pytest.approx(0.5 * 0.05 / 0.08)
     assert rows[90.0, "cka"]["reason"] == "`cka_mean` was not measured along alpha"
-    (claim,) = [f for f in found.findings if f.evidence.get("rule") == "agreement"]
-    assert "for 90% it was reached in 1 of 1, the retention there +2." in claim.sentence
-    assert "the test accuracy +1.2 points below that of the best alpha" in claim.sentence
-    assert claim.strength == "too few"
-
-
-def test_intervals_are_of_the_mean_that_is_printed(usual: Tables) -> None:
-    """With unequal seeds each configuration counts once, in the mean, its test and its interval alike."""
-    runs = usual.runs[usual.runs["method"] != "none"]
-    spare = (runs["seed"] != 0) & (runs["learning_rate"] == runs["learning_rate"].min())
-    for c in (found := analyze(Tables(runs=runs[~spare]), settings=QUICK)).changes:
-        assert c.interval.low is None or c.interval.low <= (c.configurations.mean or 0) <= (c.interval.high or 0)
-    (c,) = [c for c in found.comparisons if (c.measure, c.scope) == ("entropy_change_pct", "all datasets")]
-    assert c.cells.mean != pytest.approx(c.configurations.mean)
-    assert (c.first_mean or 0) - (c.second_mean or 0) == pytest.approx(c.configurations.mean)
-    (claim,) = [f for f in found.findings if f.id.startswith("rq2") and "entropy-change-pct" in f.id]
-    assert claim.evidence["effect"] == c.configurations.mean
 
 
 def test_settings_from_text() -> None:
-    made = parse_analysis_settings(["damaged_below_pct=60", "iso_accuracies=0.8, 0.9"])
-    assert (made.damaged_below_pct, made.iso_accuracies) == (60.0, (0.8, 0.9))
+    made = parse_analysis_settings(["damaged_below_pct=60", "least_accuracies=0.8, 0.9"])
+    assert (made.damaged_below_pct, made.least_accuracies) == (60.0, (0.8, 0.9))
     for wrong, said in (("damaged=60", "the names are"), ("level=2", "`level`.*less than 1"), ("alpha", "NAME=VALUE")):
         with pytest.raises(ValueError, match=said):
             parse_analysis_settings([wrong])
@@ -473,8 +500,6 @@ def test_the_command_prints_json_for_programs(usual: Tables, tmp_path: Path) -> 
         "--json",
         "--set",
         "damaged_below_pct=80",
-        "--set",
-        "bootstrap_resamples=100",
     ]
     printed = CliRunner().invoke(app, arguments)
     assert printed.exit_code == 0, printed.output
@@ -483,8 +508,8 @@ def test_the_command_prints_json_for_programs(usual: Tables, tmp_path: Path) -> 
 
 
 def test_unknown_settings_are_errors() -> None:
-    with pytest.raises(ValueError, match="bootstrap_resample"):
-        AnalysisSettings(bootstrap_resample=10)  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match="damaged_below"):
+        AnalysisSettings(damaged_below=10)  # type: ignore[call-arg]
 
 
 def test_the_schema_page_is_current_and_complete(result: Analysis) -> None:
@@ -492,7 +517,10 @@ def test_the_schema_page_is_current_and_complete(result: Analysis) -> None:
     assert page.read_text(encoding="utf-8") == schema_markdown(), (
         "write it again: python -c 'from attndrift.analysis.schema import schema_markdown as s; print(s(), end=\"\")'"
     )
-    assert set(table_meanings()) == set(result.tables)
+    # Made only where the runs have their columns.
+    optional = {"corruption", "transfer_agreement", "damage", "reported_means", "reported_differences"}
+    assert set(result.tables) <= set(table_meanings())
+    assert set(table_meanings()) - set(result.tables) <= optional
     page = page.with_name("tables.md")
     assert page.read_text(encoding="utf-8") == tables_markdown(), (
         "write it again: python -c 'from attndrift.analysis.schema import tables_markdown as s; print(s(), end=\"\")'"

@@ -19,7 +19,7 @@ from attndrift.figures.draw import draw_figures
 from attndrift.report.build import write_report
 from attndrift.results.tables import TableError, Tables
 
-QUICK = AnalysisSettings(bootstrap_resamples=100)
+QUICK = AnalysisSettings()
 NOT_A_NUMBER = re.compile(r"(?<![\w`'\".-])[-+]?(nan|inf|NaN|NaT|None|<NA>)(?![\w`'\"])")
 
 
@@ -31,18 +31,15 @@ def numbers(value: Any, where: str = "") -> list[str]:
     return [found for key, item in items for found in numbers(item, f"{where}.{key}")]
 
 
-def statistics_of(value: Any) -> list[dict[str, Any]]:
-    found = [value] if isinstance(value, dict) and {"p", "statistic", "n"} <= set(value) else []
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return found + [test for item in items for test in statistics_of(item)]
-
-
 def prose(text: str) -> str:
     """``text`` without what stands between backticks, which is foreign."""
     return re.sub(r"`[^`]*`", "", text)
 
 
-@pytest.mark.parametrize("seed", range(14))
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("seed", [*range(6), *(pytest.param(seed, marks=SLOW) for seed in range(6, 14))])
 def test_analysis(seed: int, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         # A warning is how numpy says that a NaN was made in silence.
@@ -51,18 +48,13 @@ def test_analysis(seed: int, tmp_path: Path) -> None:
         found = analyze(tables, settings=QUICK)
     content = json.loads(found.to_json())
     assert numbers(content) == []
-    for test in statistics_of(content):
-        if test["p"] is None:
-            assert test["reason"], test
-        else:
-            assert 0 < test["p"] <= 1, test
-            assert test["n"] >= 3, test
-    assert {f.question for f in found.findings} == {"RQ1", "RQ2", "RQ3", "RQ4", "RQ5"}
+    for name in ("differences", "changes", "operating_differences"):
+        for row in found.tables[name].rows:
+            assert row["reason"] if row["p"] is None else 0 <= row["p"] <= row["p_holm"] <= 1, row
+            assert row["p"] is None or row["n_seeds"] >= 3, row
     for finding in found.findings:
         assert not NOT_A_NUMBER.search(prose(finding.sentence)), finding.sentence
-        if finding.strength == "supported":
-            assert found.data.n_seeds > 1
-            assert finding.evidence["n_configurations"] >= QUICK.min_configurations
+        assert finding.strength == "descriptive" or found.data.n_seeds > 2
     write_analysis(found, tmp_path)
     assert read_analysis(tmp_path) == found
     for path in tmp_path.glob("tables/*.md"):
@@ -72,7 +64,7 @@ def test_analysis(seed: int, tmp_path: Path) -> None:
         assert len(heights) <= 1, path.name
 
 
-@pytest.mark.parametrize("seed", [3, 9])
+@pytest.mark.parametrize("seed", [3, pytest.param(9, marks=SLOW)])
 def test_figures_and_report(seed: int, tmp_path: Path) -> None:
     tables = Tables(**Hostile(seed).tables())
     found = analyze(tables, settings=QUICK)
@@ -108,7 +100,7 @@ def test_runs_without_seeds_or_data_sets_are_read_and_support_nothing() -> None:
     assert found.data.datasets == ["not given"]
     assert any("42 of 42 runs name no seed" in note for note in found.notes)
     assert any("42 of 42 runs name no data set" in note for note in found.notes)
-    assert {f.strength for f in found.findings} <= {"descriptive", "too few"}
+    assert {f.strength for f in found.findings} <= {"descriptive"}
     assert not any("over 3 seeds" in f.sentence for f in found.findings)
 
 

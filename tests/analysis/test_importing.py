@@ -9,14 +9,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from attndrift.importing.importer import (
-    ImportOptions,
-    import_tables,
-    parse_constants,
-    parse_renames,
-    parse_scales,
-    parse_values,
-)
+from attndrift.importing.importer import import_tables
+from attndrift.importing.options import ImportOptions, parse_constants, parse_renames, parse_scales, parse_values
 from attndrift.results.tables import TableError, read_tables
 from benchmarks.synthetic import synthetic_tables
 

@@ -9,7 +9,6 @@ import pytest
 
 from attndrift.analysis.configurations import prepare
 from attndrift.analysis.core import analyze
-from attndrift.analysis.settings import AnalysisSettings
 from attndrift.results.tables import Tables
 
 RUN = {
@@ -33,7 +32,9 @@ DIFFERENT = [
         "full + entropy floor 1 (floor 0.9)",
     ),
     # Of a method that is not installed nobody can say which settings are its own, so that none is dropped.
-    ({"method": "dora", "lora_rank": 4}, {"method": "dora", "lora_rank": 8}, "dora, lora rank 8"),
+    ({"method": "loha", "lora_rank": 4}, {"method": "loha", "lora_rank": 8}, "loha, lora rank 8"),
+    ({"method": "dora", "lora_rank": 4}, {"method": "dora", "lora_rank": 8}, "DoRA r=8"),
+    ({"method": "full"}, {"method": "full", "optimisation": "layer_decay:0.75+spd:1"}, "full, layer decay 0.75, SPD 1"),
 ]
 
 
@@ -65,6 +66,6 @@ def test_a_loss_with_settings_of_its_own_stands_beside_the_run_without_it() -> N
         {"method": "full", "loss": "entropy_floor:1", "entropy_floor_fraction": 0.7},
         {"method": "full", "loss": "entropy_floor:1", "entropy_floor_fraction": 0.9},
     )
-    found = analyze(tables, settings=AnalysisSettings(bootstrap_resamples=100))
+    found = analyze(tables)
     rows = found.tables["sweep_loss"].rows
     assert [row["setting"] for row in rows] == ["none", "entropy_floor 1", "entropy_floor 1 (floor 0.9)"]

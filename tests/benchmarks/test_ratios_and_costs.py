@@ -251,6 +251,7 @@ def test_what_other_programs_took_is_a_share_of_the_machine() -> None:
     [
         ("capture", ["--model", TINY, "--batch", "2", "--pairs", "2"]),
         ("train", ["--model", TINY, "--batch", "2", "--pairs", "2"]),
+        ("losses", ["--model", TINY, "--batch", "2", "--pairs", "2"]),
         ("drift", ["--model", TINY, "--images", "6", "--pairs", "2"]),
         ("commands", ["--pairs", "1"]),
         ("analysis", ["--runs", "100", "--pairs", "1"]),

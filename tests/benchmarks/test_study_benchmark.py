@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from attndrift.cli.main import app
 from attndrift.data import PixelStore
 from attndrift.data.shuffle import TrainingImages, training_loader
 from attndrift.models import load_processor
@@ -62,7 +63,9 @@ def planned(images: Path, tmp_path: Path) -> tuple[Study, Path]:
 def test_the_command_line_makes_the_study_that_is_measured(images: Path, tmp_path: Path) -> None:
     workload = Workload(images, 3, None)
     command = workload.command(tmp_path / "study", 2)
-    dry = subprocess.run([*command, "--dry-run", "--json"], capture_output=True, text=True, check=True, timeout=300)
+    assert command[1:3] == ["-m", "attndrift"]
+    dry = CliRunner().invoke(app, [*command[3:], "--dry-run", "--json"])
+    assert dry.exit_code == 0, dry.output
     planned = json.loads(dry.stdout)
     study = workload.load()
     assert len(study.runs) == 23

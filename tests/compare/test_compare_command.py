@@ -124,7 +124,7 @@ def test_retention_has_its_n_interval_and_prompts(compared: tuple[Result, Path])
     assert measured["retention_pct"] == 100 * measured["adapted_accuracy"] / measured["base_accuracy"]
     interval = measured["retention_pct_interval"]
     assert interval["low"] < measured["retention_pct"] < interval["high"]
-    assert (interval["unit"], interval["n"], interval["level"], interval["seed"]) == ("image", 1000, 0.95, 0)
+    assert (interval["unit"], interval["n"], interval["level"]) == ("image", 1000, 0.95)
     assert measured["templates"] == ["a photo of a {class}."]
     assert len(measured["class_names"]) == 100
     assert found["summary"]["retention_low_pct"] == interval["low"]
@@ -160,17 +160,19 @@ def test_paired_intervals_are_those_of_resampled_images() -> None:
     generator = np.random.default_rng(5)
     before = generator.random(300) < 0.7
     after = np.where(generator.random(300) < 0.8, before, generator.random(300) < 0.3)
-    change, kept = paired_intervals(before, after, seed=0)
+    change, kept = paired_intervals(before, after)
     picks = generator.integers(0, 300, (10_000, 300))
     slow_change = 100 * (after[picks].mean(1) - before[picks].mean(1))
     slow_kept = 100 * after[picks].mean(1) / before[picks].mean(1)
     for ours, slow in ((change, slow_change), (kept, slow_kept)):
         low, high = np.percentile(slow, [2.5, 97.5])
         width = high - low
-        assert ours["low"] == pytest.approx(low, abs=0.05 * width)
-        assert ours["high"] == pytest.approx(high, abs=0.05 * width)
-    assert paired_intervals(before, after, seed=0) == (change, kept)
-    assert paired_intervals(before, after, seed=1) != (change, kept)
+        assert ours["low"] == pytest.approx(low, abs=0.08 * width)
+        assert ours["high"] == pytest.approx(high, abs=0.08 * width)
+    # Without an image that is answered differently the interval is narrow, and has a width.
+    change, kept = paired_intervals(before, before)
+    assert -1.3 < change["low"] < 0 < change["high"] < 1.3
+    assert 98 < kept["low"] < 100 < kept["high"] < 102
 
 
 def test_a_base_under_twice_chance_has_no_retention_and_says_why(photos: Path, tmp_path: Path) -> None:
@@ -226,12 +228,11 @@ def test_a_condition_compares_with_its_number(text: str, value: float, holds: bo
     assert parse_condition(text, summary_names()).holds({"cka_mean": value}, {}) is holds
 
 
-def test_an_unknown_name_lists_those_there_are_before_anything_is_measured(tmp_path: Path) -> None:
+def test_an_unknown_name_gets_one_near_match_before_anything_is_measured(tmp_path: Path) -> None:
     result = _compare("embedded", "nowhere", "--images", tmp_path, "--fail-if", "cka_men<0.9")
     assert result.exit_code == 1
     message = str(result.exception)
-    assert "Did you mean cka_mean?" in message
-    assert all(name in message for name in summary_names())
+    assert message.endswith("there is no number `cka_men`; did you mean `cka_mean`?")
 
 
 def test_an_unknown_zero_shot_dataset_lists_those_there_are(photos: Path, adapter: Path, tmp_path: Path) -> None:

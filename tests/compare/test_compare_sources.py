@@ -171,7 +171,8 @@ def test_an_adapter_that_lacks_a_tensor_is_zero_or_pickled_raises(adapter: Path,
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"peft_type": "IA3"}, "of type IA3; LORA"),
+        ({"peft_type": "LOHA"}, "of type LOHA; LORA, IA3"),
+        ({"peft_type": "IA3"}, "has no place in the base model"),
         ({"init_lora_weights": "pissa"}, "initialised by pissa"),
         ({"target_parameters": ["x"]}, "target_parameters, which is not plain LoRA"),
         ({"r": 2}, "r|shape"),

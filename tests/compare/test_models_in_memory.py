@@ -84,6 +84,46 @@ def _parametrized(clip: CLIPModel) -> nn.Module:
     return model
 
 
+class _Branch(nn.Module):
+    """LoRA by hand: a branch beside a frozen layer."""
+
+    def __init__(self, base: nn.Linear, update: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.base, self.more = base, nn.Parameter(bias)
+        left, values, right = torch.linalg.svd(update.double(), full_matrices=False)
+        self.A = nn.Parameter((values[:, None] * right).float())
+        self.B = nn.Parameter(left.float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + nn.functional.dropout(x, 0.1, self.training) @ self.A.T @ self.B.T + self.more
+
+
+class _Extended(nn.Linear):
+    """A layer with a further parameter."""
+
+    def __init__(self, base: nn.Linear, update: Tensor, bias: Tensor) -> None:
+        super().__init__(base.in_features, base.out_features)
+        self.load_state_dict(base.state_dict())
+        self.update = nn.Parameter(torch.cat([update, bias[:, None]], 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight + self.update[:, :-1], self.bias + self.update[:, -1])
+
+
+def _by_hand(kind: Callable[..., nn.Module]) -> Callable[[CLIPModel], nn.Module]:
+    def build(clip: CLIPModel) -> nn.Module:
+        model: Any = copy.deepcopy(clip)
+        for name, module in load_clip("config:tiny").vision_model.named_modules():
+            if name.endswith(("q_proj", "fc1")):
+                other = clip.vision_model.get_submodule(name)
+                update, bias = other.weight - module.weight, other.bias - module.bias
+                parent, _, own = name.rpartition(".")
+                setattr(model.vision_model.get_submodule(parent), own, kind(module, update.detach(), bias.detach()))
+        return model
+
+    return build
+
+
 WRAPPED: dict[str, Callable[[CLIPModel], nn.Module]] = {
     "itself": lambda clip: clip,
     "DataParallel": nn.DataParallel,
@@ -93,6 +133,8 @@ WRAPPED: dict[str, Callable[[CLIPModel], nn.Module]] = {
     "a classifier of this package": _trained_by_adapt,
     "two wrappers": lambda clip: nn.Sequential(_Classifier(clip)),
     "parametrized weights": _parametrized,
+    "a branch beside layers": _by_hand(_Branch),
+    "layers with another parameter": _by_hand(_Extended),
     "float64": lambda clip: copy.deepcopy(clip).double(),
     "in training": lambda clip: copy.deepcopy(clip).train(),
 }

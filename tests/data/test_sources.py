@@ -63,8 +63,8 @@ def test_one_level_of_folders_is_a_training_split_without_a_test(image_folder: P
 def test_a_missing_split_names_those_there_are(image_folder: Path) -> None:
     with pytest.raises(DataError, match=r"no split `valid` \(test_split\)\. The splits are test, train"):
         load_dataset({"name": "zoo", "path": str(image_folder), "test_split": "valid"})
-    (image_folder / "train").rename(image_folder / "training")
-    with pytest.raises(DataError, match=r"no split `train`.*test, training"):
+    (image_folder / "train").rename(image_folder / "fold")
+    with pytest.raises(DataError, match=r"no split `train`.*fold, test"):
         load_dataset({"name": "zoo", "path": str(image_folder)})
 
 

@@ -327,7 +327,7 @@ def test_no_image_is_watched_and_evaluated(
     counts = {"train": train, "test": [n // 2 + 1 for n in train]}
     dataset = in_memory(counts, train_split="test" if one_split else "train")
     evaluated, _ = evaluation_part(dataset, limit=limit, data_seed=seed)
-    watched, _ = monitor_part(dataset, count, data_seed=seed, taken=evaluated)
+    watched, _ = monitor_part(dataset, count, data_seed=seed, taken=[evaluated])
     left = sum(counts["test"]) - len(evaluated) if one_split else sum(train)
     if watched is None:
         assert left == 0
@@ -362,7 +362,7 @@ def test_images_that_cannot_be_read_are_not_watched(tmp_path: Path) -> None:
         (tmp_path / "train" / "a" / f"{index}.png").write_bytes(b"no picture")
     dataset = load_dataset({"name": "t", "path": str(tmp_path)})
     evaluated, _ = evaluation_part(dataset)
-    watched, skipped = monitor_part(dataset, 50, unreadable="skip", taken=evaluated)
+    watched, skipped = monitor_part(dataset, 50, unreadable="skip", taken=[evaluated])
     assert watched is not None
     assert watched.class_counts(2) == [4, 6]
     assert set(skipped) == {"a/0.png", "a/3.png"}

@@ -72,9 +72,18 @@ def _made(way: str, clip: CLIPModel) -> Classifier:
     return model.to(torch.bfloat16) if way == "bfloat16 weights" else model
 
 
+PARTS = ("compiled", "bfloat16 autocast", "accumulation")
+"""What the last of the ways does at once."""
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
-@pytest.mark.parametrize("protected", [False, True], ids=["watched", "protected"])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("way", "protected"),
+    [
+        *(pytest.param(way, False, marks=pytest.mark.slow if way in PARTS else ()) for way in WAYS),
+        *(pytest.param(way, True, marks=() if "peft" in way or "frozen" in way else pytest.mark.slow) for way in WAYS),
+    ],
+)
 def test_every_way_to_train_is_measured_and_left_bit_for_bit_as_it_is(
     clip: CLIPModel, images: Tensor, tmp_path: Path, way: str, protected: bool
 ) -> None:

@@ -12,17 +12,20 @@ from peft import LoraConfig, get_peft_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
-from transformers import CLIPModel, Trainer, TrainerCallback
+from transformers import CLIPModel, PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from attndrift.callbacks import DriftCallback
 from attndrift.drift import Alert, DriftMonitor
 from attndrift.losses import (
+    L2SP,
+    LDIFS,
     AttentionCache,
     AttentionPreservation,
     EntropyFloor,
     PreservationLoss,
     PreservationLossError,
+    SummedLoss,
 )
 from attndrift.models import load_clip
 from attndrift.results.tables import read_tables
@@ -166,10 +169,11 @@ def _protections(model: nn.Module, images: Tensor) -> dict[str, PreservationLoss
         "copy": AttentionPreservation(model, 3.0),
         "cache": AttentionPreservation(model, 3.0, teacher=AttentionCache(model, images)),
         "floor": EntropyFloor(model, 3.0, probe=images, fraction=1.0),
+        "sum": SummedLoss(L2SP(model, 3.0), LDIFS(model, 3.0)),
     }
 
 
-@pytest.mark.parametrize(("kind", "accumulation"), [("copy", 1), ("cache", 3), ("floor", 3)])
+@pytest.mark.parametrize(("kind", "accumulation"), [("copy", 1), ("cache", 3), ("floor", 3), ("sum", 3)])
 def test_protect_is_one_argument_and_the_same_as_by_hand(
     clip: CLIPModel, images: Tensor, tmp_path: Path, kind: str, accumulation: int
 ) -> None:
@@ -201,7 +205,7 @@ def test_protect_is_one_argument_and_the_same_as_by_hand(
     assert not second._forward_pre_hooks
     assert any(logs.get("drift/preservation_loss", 0.0) > 0 for _, logs in tracker.seen)
     run = read_tables(tmp_path / "d").runs.iloc[0]
-    assert run["loss"] == f"{preserve.name}:3"
+    assert run["loss"] == "+".join(f"{name}:3" for name in preserve.weights)
     plain = Classifier(copy.deepcopy(clip))
     trainer_of(plain, images, tmp_path, **options).train()
     assert not torch.equal(
@@ -358,3 +362,21 @@ def test_tensorboard_gets_the_drift(clip: CLIPModel, images: Tensor, tmp_path: P
     events = [(event.step, event.value) for event in board.Scalars(tag)]
     assert [step for step, _ in events] == [0, 3, 6]
     assert [value for _, value in events] == pytest.approx([drift.weight_drift for _, drift in callback.drift])
+
+
+@pytest.mark.parametrize("bars", [True, False], ids=["progress bar", "printed logs"])
+def test_a_measurement_is_one_line_on_the_console_and_whole_in_the_trackers(
+    clip: CLIPModel, images: Tensor, tmp_path: Path, capsys: pytest.CaptureFixture[str], bars: bool
+) -> None:
+    model, tracker = Classifier(clip), Tracker()
+    callback = DriftCallback(DriftMonitor(model, images), every=3)
+    trainer = trainer_of(model, images, tmp_path, tracker, callback)
+    trainer.add_callback(ProgressCallback() if bars else PrinterCallback())
+    trainer.train()
+    printed = capsys.readouterr().out
+    assert printed.count("drift at step") == 3
+    assert "drift/" not in printed
+    assert "drift_" not in printed
+    assert "train_loss" in printed or bars, "the trainer's own logs stay"
+    assert sum("drift/cka_mean" in logs for _, logs in tracker.seen) == 3
+    assert any(isinstance(one, (PrinterCallback, ProgressCallback)) for one in trainer.callback_handler.callbacks)

@@ -30,11 +30,11 @@ def test_the_tables_hold_settings_and_losses(runs: pd.DataFrame, extended_study:
     assert runs.set_index("experiment").loc["cosine", "cosine_scale"] == 50
     losses = pd.read_parquet(extended_study / "losses.parquet")
     several = losses[losses.groupby("run_id")["loss"].transform("count") == 2].set_index("loss")
-    assert several["weight"].to_dict() == {"entropy_floor": 1.0, "l2_sp": 1.0}
-    assert several["active_fraction"].notna().to_dict() == {"entropy_floor": True, "l2_sp": False}
-    drift = runs[runs["loss"].isin(["l2_sp:0.1", "l2_sp:1"])].set_index("loss")["weight_drift"]
+    assert several["weight"].to_dict() == {"entropy_floor": 1.0, "l1_sp": 1.0}
+    assert several["active_fraction"].notna().to_dict() == {"entropy_floor": True, "l1_sp": False}
+    drift = runs[runs["loss"].isin(["l1_sp:0.0001", "l1_sp:0.01"])].set_index("loss")["weight_drift"]
     free = runs[(runs["experiment"] == "full") & runs["outcome"].isna()]["weight_drift"].item()
-    assert drift["l2_sp:1"] < drift["l2_sp:0.1"] < free
+    assert drift["l1_sp:0.01"] < drift["l1_sp:0.0001"] < free
 
 
 def test_a_backbone_is_trained_adapted_and_guarded(runs: pd.DataFrame, extended_study: Path) -> None:
@@ -93,8 +93,8 @@ def test_a_launcher_runs_a_study(command: Callable[..., Any], tmp_path: Path) ->
 
 
 def test_adapters_are_saved_loaded_and_merged(runs: pd.DataFrame, extended_study: Path) -> None:
-    own = runs.assign(made=runs["outcome"].fillna("itself"))[runs["method"] == "ia3"].set_index("made")
-    assert own["ia3_targets"].tolist() == ["v", "v"]
+    own = runs.assign(made=runs["outcome"].fillna("itself"))[runs["method"] == "loha"].set_index("made")
+    assert own["loha_rank"].tolist() == [2, 2]
     # The selected checkpoint was loaded, against its fingerprint, and merged for the interpolation.
     half, whole = own.loc["wise_ft:0.5", "weight_drift"], own.loc["itself", "weight_drift"]
     assert half == pytest.approx(whole / 2, rel=1e-3)
@@ -123,26 +123,26 @@ def test_an_outcome_is_a_row_of_its_own(runs: pd.DataFrame) -> None:
 def test_analysis_figures_and_report_call_everything_by_its_label(
     command: Callable[..., Any], extended_study: Path
 ) -> None:
-    command("report", extended_study, "--set", "bootstrap_resamples=100")
+    command("report", extended_study)
     analysis = json.loads((extended_study / "analysis.json").read_text(encoding="utf-8"))
     variants = {row["variant"] for row in analysis["tables"]["configurations"]["rows"]}
     assert {
-        "BitFit, blocks=1, bias norms False",
-        "BitFit, bias norms False",
-        "full, cosine head, scale=50",
-        "full + L2-SP 1",
+        "last biases, blocks=1, bias norms False",
+        "last biases, bias norms False",
+        "full, sharp cosine head, scale=50",
+        "full + L1-SP 0.01",
         "full, WiSE-FT 0.5",
         "full, mean weights 1",
-        "IA3, on v",
-        "IA3, on v, WiSE-FT 0.5",
+        "LoHa, r=2",
+        "LoHa, r=2, WiSE-FT 0.5",
     } <= variants
     swept = analysis["tables"]["sweep_bias_blocks"]
     assert swept["title"].startswith("Blocks with trained biases")
     assert [row["setting"] for row in swept["rows"]] == ["1", "2"]
     held = {row["setting"] for row in analysis["tables"]["sweep_loss"]["rows"]}
-    assert {"none", "l2_sp 0.1", "l2_sp 1"} <= held
+    assert {"none", "l1_sp 0.0001", "l1_sp 0.01"} <= held
     report = (extended_study / "report.md").read_text(encoding="utf-8")
-    assert "BitFit" in report
+    assert "last biases" in report
     assert "Largest share" in report
     assert "objects nearest-centroid accuracy" in report
     assert "## Largest shares" in report
@@ -164,7 +164,7 @@ model = load_clip("config:tiny").train()
 model.text_model.requires_grad_(False)
 pixels = torch.randn(8, 3, 28, 28)
 monitor = DriftMonitor(model, pixels)
-preserve = LOSSES["l2_sp"].cls(model, weight=0.5)
+preserve = LOSSES["l1_sp"].cls(model, weight=0.5)
 optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
 losses = []
 for _ in range(3):

@@ -15,8 +15,8 @@ ROOT = HERE.parents[1]
 BROUGHT = {
     "metrics": "largest_share",
     "methods": "biases",
-    "heads": "cosine",
-    "losses": "l2_sp",
+    "heads": "sharp_cosine",
+    "losses": "l1_sp",
     "outcomes": "mean_weights",
     "backbones": "toy",
     "families": "toy",
@@ -46,10 +46,10 @@ WRONG = [
     ("{method: biases, bias_norms: 1}", "`bias_norms` is 1: must be true or false"),
     ("{method: full, bias_blocks: 2}", "`bias_blocks` needs method: biases; this run has method: full"),
     ("{method: biases, bias_block: 2}", "unknown key `bias_block`; did you mean `bias_blocks`?"),
-    ("{method: full, head: cosin}", "did you mean `cosine`?"),
-    ("{method: full, cosine_scale: 2}", "`cosine_scale` needs head: cosine"),
-    ("{method: full, loss: 'l2_ps:1'}", "did you mean `l2_sp`?"),
-    ("{method: full, loss: 'entropy_floor:1', l2_sp_norms: true}", "`l2_sp_norms` needs loss: l2_sp"),
+    ("{method: full, head: sharp_cosin}", "did you mean `sharp_cosine`?"),
+    ("{method: full, cosine_scale: 2}", "`cosine_scale` needs head: sharp_cosine"),
+    ("{method: full, loss: 'l1_ps:1'}", "did you mean `l1_sp`?"),
+    ("{method: full, loss: 'entropy_floor:1', l1_sp_norms: true}", "`l1_sp_norms` needs loss: l1_sp"),
     ("{method: full, measures: [nearest_centroids]}", "did you mean `nearest_centroid`?"),
     ("{method: full, trackers: [line]}", "did you mean `lines`?"),
     ("{method: full, outcomes: [mean_weight]}", "did you mean `mean_weights`?"),
@@ -88,7 +88,7 @@ def test_the_dry_run_counts_what_is_trained(command: Callable[..., Any]) -> None
     toys = {row["experiment"]: row for row in rows.values() if row["model"] == "toy:2"}
     assert 0 < toys["toy-lora"]["trainable_parameters"] < toys["toy"]["trainable_parameters"]
     assert toys["toy"]["seconds"] < full["seconds"], "a smaller model"
-    assert any("cosine-head_" in name and "cosine-scale50" in name for name in rows), list(rows)
+    assert any("sharp-cosine-head_" in name and "cosine-scale50" in name for name in rows), list(rows)
 
 
 def test_the_recipes_are_these_files() -> None:

@@ -98,7 +98,8 @@ EXTRAS_OF = {
     "study/launchers/ray.py": ("ray",), "study/launchers/slurm.py": ("slurm",), "study/launchers/worker.py": ("slurm",),
     "retention/baseline.py": ("study",), "callbacks/lightning.py": ("lightning",),
     # A model that has adapters has peft.
-    "methods/adapters.py": ("peft",), "methods/known/lora.py": ("peft",), "models/parameters.py": ("peft",),
+    "methods/adapters.py": ("peft",), "models/parameters.py": ("peft",),
+    **{f"methods/known/{name}.py": ("peft",) for name in ("lora", "_decomposed_lora", "boft", "ia3", "oft", "osf", "vera")},
     "compare/adapter_source.py": ("report", "peft"),
 }  # fmt: skip
 """The extras that each of these files and packages may count on where it imports; any other has the plain package."""

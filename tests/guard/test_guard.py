@@ -248,11 +248,15 @@ def test_what_the_embedding_does_not_depend_on_is_not_guarded(images: Tensor) ->
         WeightInterpolator(DriftMonitor(_model("linear_probe"), images[:8]))
 
 
-def test_adapters_without_a_known_way_back_are_refused(images: Tensor) -> None:
-    config = LoraConfig(r=2, target_modules=r".*vision_model.*q_proj", use_dora=True)
+def test_merged_adapters_are_refused(images: Tensor) -> None:
+    config = LoraConfig(r=2, target_modules=r".*vision_model.*q_proj")
     adapted = get_peft_model(load_clip("config:tiny"), config)
-    with pytest.raises(ValueError, match="not one plain LoRA pair"):
-        Guard(DriftMonitor(adapted, images[:8]), Budget("cka_mean", at_least=0.9))
+    monitor = DriftMonitor(adapted, images[:8])
+    adapted.merge_adapter()
+    for parameter in adapted.parameters():
+        parameter.requires_grad_(True)
+    with pytest.raises(ValueError, match="is merged into the weights"):
+        Guard(monitor, Budget("cka_mean", at_least=0.9))
 
 
 # -- zero-shot retention -----------------------------------------------------------------------------

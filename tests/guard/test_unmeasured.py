@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -158,4 +159,30 @@ def test_a_late_guard_of_texts_is_refused(images: Tensor) -> None:
         model.visual_projection.weight.mul_(1.5)
     _move_texts(model)
     with pytest.raises(ValueError, match=r"pretrained values are not known, the first is `text"):
+        Guard(monitor, budget, echo=None)
+
+
+LATE: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "all": (_all, "text"),
+    "texts alone": (_text_alone, "text"),
+    "the projection of texts": (_text_projection, "text_projection"),
+    "the last block of texts": (_last_text_block, r"text_model\.encoder\.layers\.\d\."),
+    "wrapped": (_wrapped, r"clip\.text"),
+}
+
+
+@pytest.mark.parametrize("reference", ["as it was", "another model"])
+@pytest.mark.parametrize("kind", LATE)
+def test_a_guard_that_is_made_after_texts_alone_were_trained_is_refused(
+    kind: str, reference: str, images: Tensor
+) -> None:
+    """The image encoder is where it was, so that no measurement of the monitor shows that training has begun."""
+    make, name = LATE[kind]
+    model: Any = make()
+    given = {} if reference == "as it was" else {"reference": copy.deepcopy(model)}
+    monitor = DriftMonitor(model, images[:16], **given)
+    budget = Budget.retention(0.5, images, _labels(model, images), NAMES, tokenizer=TOKENIZER)
+    Guard(monitor, budget, echo=None)
+    _move_texts(model)
+    with pytest.raises(ValueError, match=rf"of \d+ trained parameters .* not known, the first is `{name}"):
         Guard(monitor, budget, echo=None)

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from small_study import STUDY, interrupt, run, run_folder, small_study
 
+from attndrift.analysis.image_intervals import read_image_outcomes
 from attndrift.analysis.storing import read_analysis
 from attndrift.cli import main as cli
-from attndrift.files import read_json, write_json
+from attndrift.files import LeftOutWarning, read_json, write_json
 from attndrift.results.attention_maps import read_maps
 from attndrift.results.tables import read_tables
 from attndrift.study.collect import gather
@@ -208,6 +209,9 @@ def test_a_report_is_made_of_the_runs_that_can_be_read(
     in_tables = set(read_tables(folder).runs["run_id"])
     assert in_tables == {"good-1", "good-2"} | {names[key] for key, (_, _, stays) in bad.items() if stays}
     page = (folder / "report.html").read_text()
+    with pytest.warns(LeftOutWarning) as left_out:  # figures read outcomes of images where they show a single run
+        read_image_outcomes(folder)
+    said += "\n".join(str(one.message) for one in left_out)
     for key, (file, _, _) in bad.items():
         told = said + page if file == "maps.npz" else said
         assert names[key] in told, key
@@ -322,7 +326,13 @@ def test_a_folder_that_is_called_like_a_state_is_none(
     assert len(said) == 1
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+SPREAD = ("empty", "list", "deep object")
+"""Shapes that stand for all where a test runs whole commands; the others are tried by the slow tests."""
+
+
+@pytest.mark.parametrize(
+    "shape", [pytest.param(one, marks=() if one in SPREAD else pytest.mark.slow) for one in SHAPES]
+)
 def test_files_that_commands_write_and_read_again(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shape: str
 ) -> None:

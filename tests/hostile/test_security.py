@@ -22,19 +22,20 @@ from small_study import STUDY, interrupt, run, run_folder, small_study
 from attndrift.analysis import analyze
 from attndrift.analysis.storing import write_analysis
 from attndrift.cli import main as cli
-from attndrift.cli.reporting import report_on
+from attndrift.cli.reporting import analysed, report_on
 from attndrift.cli.run_table import StudyTable
-from attndrift.cli.show_run import describe_run
+from attndrift.cli.showing import describe_run
 from attndrift.compare.errors import CompareError
 from attndrift.compare.sources import resolve
 from attndrift.data import DataError, load_dataset
+from attndrift.figures.draw import draw_figures
 from attndrift.files import LinkError, read_json, sha256, write_json
 from attndrift.formats import numbered
 from attndrift.importing.importer import import_tables
 from attndrift.methods import load_adapted
 from attndrift.models import CheckpointError, ModelError, load_clip, load_config, load_processor
 from attndrift.report.build import write_report
-from attndrift.results.tables import Tables, write_tables
+from attndrift.results.tables import Tables, read_tables, write_tables
 from attndrift.sanitize import DIRECTION_MARKS
 from attndrift.study.collect import StudyFolderError, collect, planned_runs
 from attndrift.study.interpolation import interpolate
@@ -329,7 +330,7 @@ def test_a_link_out_of_the_folder_that_a_report_goes_to_is_not_written_through(t
     output.mkdir()
     (output / what).symlink_to(outside / "file" if "." in what else outside)
     with pytest.raises(LinkError, match="leads out of its folder"):
-        report_on(folder, output)
+        report_on([folder], output)
     assert not list(outside.iterdir())
 
 
@@ -366,7 +367,11 @@ def test_links_within_a_folder_and_beside_its_results_stay(tmp_path: Path) -> No
     (folder / "runs.parquet").symlink_to(folder / "kept" / "runs.parquet")
     (folder / "python").symlink_to(sys.executable)
     (tmp_path / "link").symlink_to(folder)
-    assert report_on(tmp_path / "link", tmp_path / "link")[0].findings
+    link = tmp_path / "link"
+    found = analysed([link])
+    assert found.findings
+    write_analysis(found, link)
+    assert draw_figures(read_tables(link), link / "figures", analysis=found, only=["dose_response"])[0].files
 
 
 def test_a_study_folder_may_itself_be_a_link(tiny_clip: Path, tmp_path: Path) -> None:

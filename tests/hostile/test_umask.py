@@ -22,8 +22,10 @@ from attndrift.files import new_folder, write_json
 from attndrift.importing.importer import import_tables
 from attndrift.process_group import Processes
 
+MASKS = {"private": 0o077, "group writes": 0o002, "group reads": 0o027}
 
-@pytest.fixture(params=[0o077, 0o002, 0o027], ids=["private", "group writes", "group reads"])
+
+@pytest.fixture(params=MASKS.values(), ids=MASKS)
 def umask(request: pytest.FixtureRequest) -> Iterator[int]:
     before = os.umask(request.param)
     yield request.param
@@ -41,6 +43,11 @@ def _wrong(folder: Path, umask: int) -> list[str]:
     return found
 
 
+@pytest.mark.parametrize(
+    "umask",
+    [0o077, *(pytest.param(MASKS[name], marks=pytest.mark.slow) for name in ("group writes", "group reads"))],
+    indirect=True,
+)
 def test_a_study_and_its_report_follow_the_umask(tiny_clip: Path, tmp_path: Path, umask: int) -> None:
     study, folder = small_study(tiny_clip), tmp_path / "study"
     interrupt(study, folder)
@@ -48,7 +55,7 @@ def test_a_study_and_its_report_follow_the_umask(tiny_clip: Path, tmp_path: Path
     assert states
     assert not _wrong(folder, umask)
     run(study, folder)
-    report_on(folder, folder)
+    report_on([folder], folder)
     written = {path.suffix for path in folder.rglob("*")}
     assert written >= {".json", ".jsonl", ".parquet", ".safetensors", ".npz", ".png", ".svg", ".csv", ".md", ".html"}
     assert not _wrong(folder, umask)

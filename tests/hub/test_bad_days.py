@@ -79,7 +79,8 @@ DAYS = {
     "silence": Day((Fault(".", "silence"),), r"(?i)no answer within 10 seconds", requests=10),
     "silence in the downloads": Day((Fault("GET /lfs/", "silence"),), r"(?i)10 seconds"),
 }
-FAST = {"gated", "404", "429 for an hour", "500", "cut download", "changed byte", "silence"}
+FAST = {"gated", "404", "changed byte", "silence"}
+"""A 429 and a 500 of the whole hub are in `test_what_the_whole_hub_refuses_is_one_reason`."""
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in DAYS])
@@ -176,6 +177,8 @@ def test_offline_with_an_empty_cache(computer: Computer, hub: Hub) -> None:
     assert nothing_was_run(computer)
 
 
+@pytest.mark.slow
+@pytest.mark.ci("hub")
 def test_offline_after_a_check_alone(computer: Computer) -> None:
     """A check leaves the descriptions of the datasets in the cache, and none of their images."""
     assert computer.attndrift("check", *readme_command()[1:], *TINY_BUDGET).returncode == 0

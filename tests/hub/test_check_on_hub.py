@@ -41,6 +41,8 @@ def test_the_study_of_the_readme_can_run(computer: Computer, hub: Hub) -> None:
     assert not whole, "the hub sends the column of labels alone"
 
 
+@pytest.mark.slow
+@pytest.mark.ci("hub")
 def test_the_table_of_a_terminal_of_80_columns(computer: Computer) -> None:
     done = computer.attndrift("check", "collapse-21", COLUMNS="80")
     assert done.returncode == 0, done.stderr
@@ -118,6 +120,8 @@ def _without_a_class(hub: Hub) -> tuple[Repository, str]:
     return repository, EUROSAT[gone]
 
 
+@pytest.mark.slow
+@pytest.mark.ci("hub")
 def test_a_class_without_images_is_said_before_a_download(computer: Computer, hub: Hub) -> None:
     repository, name = _without_a_class(hub)
     hub.repositories["datasets", repository.name] = repository
@@ -137,6 +141,8 @@ def test_a_class_without_images_is_said_before_a_download(computer: Computer, hu
         del hub.repositories["datasets", repository.name]
 
 
+@pytest.mark.slow
+@pytest.mark.ci("hub")
 def test_too_few_images_in_a_set_that_is_not_here(computer: Computer) -> None:
     done = computer.attndrift("check", "collapse-21", "--set", "probe_size=900", "--json")
     assert done.returncode == 1
@@ -157,6 +163,8 @@ def test_a_revision_of_a_dataset(computer: Computer) -> None:
     assert "no such revision" in done.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.ci("hub")
 def test_a_copy_under_another_name_is_of_the_same_source(computer: Computer) -> None:
     path = Path(computer.work) / "copy.yaml"
     path.write_text(

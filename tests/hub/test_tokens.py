@@ -65,6 +65,8 @@ def open_clip_tokenizer() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
+@pytest.mark.ci("hub")
 def test_tokens_of_all_class_prompts_are_those_of_open_clip(
     hub: Hub, tmp_path: Path, open_clip_tokenizer: ModuleType
 ) -> None:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from attndrift.analysis.measures import outcomes, signals
+from attndrift.analysis.measures import outcomes
+from attndrift.analysis.signal_sources import signals
 from attndrift.drift import Alert, DriftMonitor, DriftWatch, watchable
 from attndrift.guard.budget import Budget
 from attndrift.metrics import METRICS, Metric

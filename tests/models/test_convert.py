@@ -44,6 +44,11 @@ def _equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     )
 
 
+def slow(*values: Any) -> Any:
+    """A case for the slow tests: every conversion starts a process that imports torch."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def test_the_new_folder_is_the_same_model(pickled: Path, tiny_clip: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=rf"attndrift convert {pickled} FOLDER"):
         load_clip(pickled)
@@ -142,7 +147,7 @@ def _bare_pickle(path: Path, content: Any) -> None:
         (_zip_file, True, _ASKED_FOR_SYSTEM),
         (_old_file, False, _ASKED_FOR_SYSTEM),
         (_bare_pickle, True, "refused, and nothing of it ran"),
-        pytest.param(_zip_file, False, _ASKED_FOR_SYSTEM, marks=pytest.mark.slow),
+        slow(_zip_file, False, _ASKED_FOR_SYSTEM),
     ],
 )
 def test_a_pickle_that_would_create_a_file_is_refused_and_creates_none(
@@ -167,8 +172,8 @@ def test_a_pickle_that_would_create_a_file_is_refused_and_creates_none(
     ("content", "message"),
     [
         ({"weight": torch.ones(2), "epoch": 3}, "'epoch' is no tensor, but int"),
-        pytest.param([torch.ones(2)], "no tensors by name, but list", marks=pytest.mark.slow),
-        pytest.param({}, "no tensors by name", marks=pytest.mark.slow),
+        slow([torch.ones(2)], "no tensors by name, but list"),
+        slow({}, "no tensors by name"),
     ],
 )
 def test_what_is_no_tensor_is_named(content: Any, message: str, pickled: Path, tmp_path: Path) -> None:
@@ -189,10 +194,10 @@ def _quantized() -> Tensor:
     ("name", "make", "message"),
     [
         ("weight", _quantized, r"'weight' is quantized \(torch\.qint8\), and safetensors cannot hold it"),
-        ("weight", lambda: torch.eye(3).to_sparse(), r"'weight' is not dense \(torch\.sparse_coo\)"),
-        ("weight", lambda: torch.ones(2, device="meta"), "'weight' has no values"),
+        slow("weight", lambda: torch.eye(3).to_sparse(), r"'weight' is not dense \(torch\.sparse_coo\)"),
+        slow("weight", lambda: torch.ones(2, device="meta"), "'weight' has no values"),
         ("__metadata__", lambda: torch.ones(2), "'__metadata__' has the name that the format keeps"),
-        ("weight", lambda: torch.ones(2, dtype=torch.complex128), r"'weight' is of torch\.complex128"),
+        slow("weight", lambda: torch.ones(2, dtype=torch.complex128), r"'weight' is of torch\.complex128"),
     ],
 )
 def test_tensors_that_the_format_cannot_hold_are_named(

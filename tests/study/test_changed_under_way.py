@@ -51,7 +51,7 @@ class Executor:
         reporter.phase("counting")
         if self.during is not None and seed == self.at:
             self.during(folder)
-        with (folder / "history.jsonl").open("a") as file:
+        with (folder / "history.jsonl").open("w") as file:
             file.write('{"step": 0, "epoch": 0.0, "entropy": 3.5}\n')
         row = {"dataset": "tiles", "method": "full", "seed": seed, "status": "finished"}
         return {"status": "finished", "run_id": run.run_id, "row": row}

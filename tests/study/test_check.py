@@ -561,7 +561,9 @@ def test_a_full_disk_is_said_before_the_first_run(
 
 
 @pytest.mark.parametrize("method", ["full", "last_block", "lora", "linear_probe", "none"])
-@pytest.mark.parametrize("model", ["folder", "embedded", "config:tiny"])
+@pytest.mark.parametrize(
+    "model", ["folder", *(pytest.param(name, marks=pytest.mark.slow) for name in ("embedded", "config:tiny"))]
+)
 def test_the_fast_form_asks_for_less_room_than_the_plan_and_not_for_much_less(
     study: Path, tiny_clip: Path, method: str, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,7 +45,7 @@ RUNS = """
   - {method: none}
   - {method: full}
   - {method: lora, lora_rank: 4, lora_dropout: 0.0}
-  - {method: full, loss: "attention_preservation:1"}
+  - {method: full, loss: "attention_preservation:1+l2_sp:1+embedding_cosine:1+reference_distillation:1", reference: tiles, reference_images: 20}
   - {method: full, batch_size: 24, loss: "entropy_floor:1", entropy_floor_fraction: 1.0, gradient_accumulation: 2}
 """
 

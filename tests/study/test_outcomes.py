@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from attndrift.study.distributed import SilentReporter
 from attndrift.study.executor import Executor
 from attndrift.study.interpolation import interpolate
-from attndrift.study.outcomes.registry import canonical_outcomes, outcome_run
+from attndrift.study.outcomes.registry import Trained, canonical_outcomes, outcome_run, parse_outcome
 from attndrift.study.record import write_record
 from attndrift.study.resources import StudyResources
 from attndrift.study.settings import NamedRun, RunSettings
@@ -20,7 +22,7 @@ SETTINGS: dict[str, Any] = {
     "dataset": "digits", "train_per_class": 4, "validation_per_class": 2, "probe_size": 20, "test_limit": 30,
     "epochs": 2, "batch_size": 10, "learning_rate": 1e-3, "transfer": ["objects"], "transfer_limit": 100,
     "monitor_zero_shot_images": 0, "evaluations_per_epoch": 1, "map_images": 0, "threads": 1,
-    "outcomes": (*ENDS, "ema:0.9", "wise_ft:0.25"),
+    "outcomes": (*ENDS, "ema:0.9", "swa:2", "wise_ft:0.25"),
 }  # fmt: skip
 
 
@@ -71,6 +73,7 @@ def test_the_ends_are_the_pretrained_and_the_selected_model(
     assert start["transfer_objects_zero_shot_accuracy"] == own["transfer_objects_zero_shot_pretrained"]
     assert rows["wise_ft:0.25"]["weight_drift"] == pytest.approx(0.25 * own["weight_drift"], rel=1e-4)
     assert 0 < rows["ema:0.9"]["weight_drift"] < rows["ema:0"]["weight_drift"]
+    assert 0 < rows["swa:2"]["weight_drift"] < rows["ema:0"]["weight_drift"]
     assert {row["parent_run"] for row in rows.values()} == {"run"}
     assert {row["selected_epoch"] for row in rows.values()} == {None}
 
@@ -105,3 +108,81 @@ def test_outcomes_have_one_spelling() -> None:
     assert outcome_run("a_full_lr1e-5_s42", "wise_ft:0.5") == "a_full_lr1e-5_s42_wise-ft0.5"
     with pytest.raises(ValueError, match="named twice"):
         canonical_outcomes(["wise_ft", "wise_ft:0.5"])
+
+
+class _Asked:
+    """A model on a line, for rules that choose a place on it."""
+
+    def __init__(self) -> None:
+        self.backbone = torch.nn.Linear(1, 1, bias=False)
+        torch.nn.init.ones_(self.backbone.weight)
+
+    @property
+    def alpha(self) -> float:
+        return round(float(self.backbone.weight.detach()), 6)
+
+
+RULES = {
+    "the smallest within a point": ("wise_ft_validated:1", lambda a: 0.9 + 0.05 * min(a, 0.6), 0.4),
+    "the best itself": ("wise_ft_validated:0", lambda a: 0.9 + 0.05 * min(a, 0.6), 0.6),
+    "all are as good": ("wise_ft_validated:0", lambda a: 0.5, 0.0),
+    "anything goes": ("wise_ft_validated:100", lambda a: a, 0.0),
+    "the largest that agrees": ("wise_ft_unlabelled:0.9", lambda a: 1 - a / 4, 0.4),
+    "it must agree all the way": ("wise_ft_unlabelled:0.9", lambda a: 0.0 if a == 0.2 else 1.0, 0.15),
+    "nothing agrees": ("wise_ft_unlabelled:1", lambda a: 1.0 if a == 0 else 0.5, 0.0),
+    "all agree": ("wise_ft_unlabelled:0.9", lambda a: 1.0, 1.0),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_rule_chooses_alpha(rule: str) -> None:
+    text, values, expected = RULES[rule]
+    outcome, value = parse_outcome(text)
+    pretrained = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(pretrained.weight)
+    run = Trained(
+        pretrained=pretrained, last=_Asked, selected=_Asked, validate=lambda one: values(one.alpha),
+        agreement=lambda one: values(one.alpha),
+    )  # fmt: skip
+    model = outcome.finish(value, run)
+    assert run.chosen == {"alpha": pytest.approx(expected)}
+    assert model.alpha == pytest.approx(expected)
+
+
+def test_alphas_are_chosen_in_a_run_and_recorded(tiny_clip: Path, tmp_path: Path) -> None:
+    asked = ("wise_ft_validated:0", "wise_ft_unlabelled:0.95", "wise_ft:0.5")
+    record = _execute(tiny_clip, tmp_path / "run", Reporter(), outcomes=asked, monitor_zero_shot_images=60)
+    rows = _rows(record)
+    own = record["row"]
+    for name in asked[:2]:
+        alpha = rows[name]["outcome_alpha"]
+        assert 0 <= alpha <= 1
+        assert rows[name]["weight_drift"] == pytest.approx(alpha * own["weight_drift"], rel=1e-4)
+    assert rows["wise_ft_validated:0"]["best_val_accuracy"] >= own["best_val_accuracy"]
+    assert rows["wise_ft:0.5"]["outcome_alpha"] is None
+
+
+def test_an_outcome_without_the_images_that_it_needs_is_refused() -> None:
+    for given in ({"transfer": ()}, {"transfer": ("objects",), "monitor_zero_shot_images": 0}):
+        with pytest.raises(ValueError, match=r"`outcomes`: wise_ft_unlabelled:0.9 needs a set in `transfer`"):
+            RunSettings(dataset="digits", outcomes=("wise_ft_unlabelled",), **given)
+
+
+def test_the_mean_is_that_of_the_weights_at_its_steps() -> None:
+    model = torch.nn.Linear(2, 2).double()
+    outcome, value = parse_outcome("swa:3")
+    follower = outcome.follow(value, model)
+    assert follower is not None
+    seen = [model.weight.detach().clone()]
+    for step in range(1, 11):
+        with torch.no_grad():
+            model.weight.add_(torch.randn(2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(step)))
+        follower.after_step(step)
+        if step % 3 == 0:
+            seen.append(model.weight.detach().clone())
+        if step == 5:  # goes on from what was kept
+            state = copy.deepcopy(follower.state_dict())
+            follower = outcome.follow(value, model)
+            assert follower is not None
+            follower.load_state_dict(state)
+    torch.testing.assert_close(follower.state_dict()["values"]["weight"], torch.stack(seen).mean(0), rtol=1e-12, atol=0)

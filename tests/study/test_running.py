@@ -99,7 +99,7 @@ def _row(runs: pd.DataFrame, **wanted: Any) -> pd.Series[Any]:
 
 
 # Null where a setting has no meaning for a method; everything else is filled.
-NOT_FOR_ALL = {"model_revision", "outcome", *own_fields(),
+NOT_FOR_ALL = {"model_revision", "outcome", "outcome_alpha", "optimisation", *own_fields(),
     "experiment", "freeze_layers", "loss", "parent_run",
     "loss_active_fraction", "transfer_objects_zero_shot_retention_pct", "guard", "guard_at_least", "guard_at_most",
     "guard_outcome",
@@ -173,6 +173,7 @@ def test_history_has_step_0_and_about_as_many_rows_as_asked(study: Path) -> None
     assert history["epoch"].tolist() == [0.0, 0.5, 1.0, 1.5, 2.0]
     assert history["val_accuracy"].notna().tolist() == [False, False, True, False, True]
     assert history["monitor_zero_shot_accuracy"].notna().tolist() == [True, False, True, False, True]
+    assert tables.runs.set_index("run_id").loc["E2_digits_full_lr0.001_s42", "monitor_disjoint"]
     assert history["train_loss"].notna().tolist() == [False, True, True, True, True]
     row = _row(tables.runs, experiment="E2")
     assert row["best_val_accuracy"] == history["val_accuracy"].max()

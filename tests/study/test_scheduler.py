@@ -24,8 +24,11 @@ def _end(lengths, loads, parts) -> float:
 def test_every_run_is_given_to_one_process_and_the_last_ends_near_the_earliest_that_is_possible(lengths, loads) -> None:
     parts = divided(lengths, loads)
     assert sorted(itertools.chain(*parts)) == list(range(len(lengths)))
-    # Graham's bound for the longest first, of which loads that are there already are the longest.
+    # Graham's bound for the longest first, of which loads that are there already are the longest. Of more runs than processes,
+    # two of the longest ones share a process.
     least = max([sum(lengths + loads) / len(loads), *lengths, *loads])
+    if len(lengths) > len(loads):
+        least = max(least, sum(sorted(lengths)[-len(loads) - 1 :][:2]))
     assert _end(lengths, loads, parts) <= 4 / 3 * least + max(loads) + 1e-6
 
 

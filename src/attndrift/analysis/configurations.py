@@ -25,8 +25,10 @@ from attndrift.methods.registry import DEFAULT_HEAD, HEADS, METHODS, PRETRAINED
 from attndrift.metrics.registry import structure_metrics
 from attndrift.own_settings import Owner, as_text, fields_of, words_of
 from attndrift.results.columns import own_setting_columns
+from attndrift.results.means import seeds_behind
 from attndrift.results.measures import MEASURES
 from attndrift.results.tables import TABLES, Tables, infinite_values, transfer_sets
+from attndrift.study.optimisation import optimisation_label
 from attndrift.study.outcomes.registry import outcome_label
 
 CONDITION_COLUMNS = ("model", "selection", "dataset", "epochs", "batch_size", "weight_decay", "n_train")
@@ -36,7 +38,7 @@ def method_columns() -> tuple[str, ...]:
     """The columns that tell methods apart: what every run has, and what registered methods, heads and losses bring."""
     own = (column.name for column in own_setting_columns())
     return (
-        "method", *own, "train_projection", "freeze_layers", "head", "outcome", "loss_name", "loss_weight",
+        "method", *own, "train_projection", "freeze_layers", "head", "optimisation", "outcome", "loss_name", "loss_weight",
         "guard", "guard_at_least", "guard_at_most",
     )  # fmt: skip
 
@@ -47,6 +49,8 @@ def configuration_columns() -> tuple[str, ...]:
 
 
 NOT_GIVEN = "not given"
+_TELLING = 3
+"""Equal numbers of so many measures are no chance."""
 _FINISHED = {"finished", "done", "complete", "completed", "ok", "success"}
 
 
@@ -65,6 +69,12 @@ class Prepared:
     def adapted(self) -> pd.DataFrame:
         """The analysed runs without the pretrained rows (method ``none``)."""
         return self.runs[self.runs["method"] != PRETRAINED]
+
+    @property
+    def distinct(self) -> pd.DataFrame:
+        """The adapted runs without those that give another configuration's answers once more: what tests count."""
+        adapted = self.adapted
+        return adapted[~adapted["repeated"]]
 
 
 def _text(values: pd.Series) -> pd.Series:
@@ -105,6 +115,8 @@ def method_label(keys: Mapping[str, str]) -> str:
             f"{sign} {keys[name]}" for name, sign in (("guard_at_least", "≥"), ("guard_at_most", "≤")) if keys[name]
         ]
         label += f", guarded: {keys['guard'].removesuffix('_pct')} {', '.join(limits)}"
+    if keys["optimisation"]:
+        label += f", {optimisation_label(keys['optimisation'])}"
     return label + (f", {outcome_label(keys['outcome'])}" if keys["outcome"] else "")
 
 
@@ -230,7 +242,13 @@ def _name_what_is_missing(tables: Tables, runs: pd.DataFrame, notes: list[str]) 
     if nameless.any():
         runs.loc[nameless, "dataset"] = NOT_GIVEN
         notes.append(f"{int(nameless.sum())} of {len(runs)} runs name no data set: they are taken to share one.")
-    unseeded = int((runs["seed"].isna() & (runs["method"] != PRETRAINED)).sum())
+    means = seeds_behind(runs) > 1
+    if means.any():
+        notes.append(
+            f"{int(means.sum())} of {len(runs)} rows are means over several seeds (`n_seeds`). Where seeds are counted, theirs "
+            "are; a test that needs single runs takes such a row as one value."
+        )
+    unseeded = int((runs["seed"].isna() & ~means & (runs["method"] != PRETRAINED)).sum())
     if unseeded:
         notes.append(
             f"{unseeded} of {len(runs)} runs name no seed: they count as one seed, so nothing that needs several is "
@@ -314,6 +332,7 @@ def prepare(tables: Tables) -> Prepared:
         notes.append(f"{len(excluded)} of {len(runs)} runs are listed but not analysed ({shown}).")
     _count_duplicates(kept, notes)
     measures = [m for m in outcomes(sets) if m.name in kept.columns and kept[m.name].notna().any()]
+    kept["repeated"] = _repeated(kept, [m.name for m in measures], notes)
     # Of retention measures that nobody asked for nothing is missing.
     unasked = {m.name for name in sets for one in MEASURES.names() for m in transfer_measures(name, one)}
     unasked -= {str(column) for column in runs.columns}
@@ -375,6 +394,21 @@ def _count_duplicates(runs: pd.DataFrame, notes: list[str]) -> None:
             f"{int(twice.sum())} runs share configuration and seed with another (first: `{first}`); "
             "in paired tests they count as one cell, their mean."
         )
+
+
+def _repeated(runs: pd.DataFrame, names: list[str], notes: list[str]) -> pd.Series:
+    """Runs whose whole configuration gives, seed by seed, the numbers of one of another weight decay."""
+    told = runs[names].notna().sum(axis=1) >= _TELLING
+    same = [f"key_{c}" for c in configuration_columns() if c != "weight_decay"]
+    again = runs.duplicated([*same, "replicate", *names]) & told & (runs["method"] != PRETRAINED)
+    whole = again.groupby(runs["configuration"]).transform("all").astype(bool)
+    n = runs.loc[whole, "configuration"].nunique()
+    if n:
+        notes.append(
+            f"{n} configurations repeat the numbers of another one of a different weight decay, seed by seed (first: "
+            f"`{runs.loc[whole, 'configuration'].iloc[0]}`); tests count each once."
+        )
+    return whole
 
 
 def configuration_means(runs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import pandas as pd
 
-from attndrift.analysis import findings as claims
+from attndrift.analysis.across_sets import across_sets_tables
 from attndrift.analysis.configurations import Prepared, evidence_label, prepare
+from attndrift.analysis.contrasts import effect_tables
 from attndrift.analysis.dynamics import dynamics_tables, epochs_from_steps, order_history
-from attndrift.analysis.image_intervals import ImageIntervals, Outcomes
+from attndrift.analysis.early_warning import early_warning
+from attndrift.analysis.findings import generate
 from attndrift.analysis.interpolation import interpolation_tables
-from attndrift.analysis.layers import baseline_tables, change_per_layer, layer_anova, layer_values, measured_steps
-from attndrift.analysis.pairs import changes_from_zero, compare_methods
-from attndrift.analysis.pareto import best_validation_table, iso_accuracy_table, pareto_table
-from attndrift.analysis.rates import rate_correlations
+from attndrift.analysis.layers import baseline_tables, block_changes, change_per_layer, layer_values, measured_steps
+from attndrift.analysis.means import means_tables, seeds_in
+from attndrift.analysis.operating import operating_tables
+from attndrift.analysis.power import PUBLISHED, PUBLISHED_SPREAD, power_table, variance_table
 from attndrift.analysis.result import Analysis, Summary, Table
+from attndrift.analysis.selection_rules import selection_rules
 from attndrift.analysis.settings import AnalysisSettings
-from attndrift.analysis.signals import selection_rules, signal_scores
+from attndrift.analysis.signal_findings import signal_findings
+from attndrift.analysis.signal_sources import signal_values
+from attndrift.analysis.signals import signal_tables
 from attndrift.analysis.summary import aggregate_table, all_runs_table, sweep_tables
-from attndrift.methods.registry import PRETRAINED
+from attndrift.analysis.timing import timing_table
+from attndrift.methods.registry import PRETRAINED, label_of
 from attndrift.results.tables import Tables
 
 
-def analyze(tables: Tables, *, settings: AnalysisSettings | None = None, outcomes: Outcomes | None = None) -> Analysis:
+def analyze(tables: Tables, *, settings: AnalysisSettings | None = None) -> Analysis:
     """Everything that the tables support, with honest uncertainty; reads nothing but ``tables``.
-
-    ``outcomes`` is optional: which image each run had right (:func:`attndrift.analysis.image_intervals.read_image_outcomes`).
-    It makes the intervals over images of single runs paired, hence narrower, and changes nothing else; without it
-    they come from the accuracies and their n.
 
     The order of rows does not matter, equal tables and settings give equal results. Runs whose
     status is not finished are listed and take no part in means and tests. Raises
@@ -44,6 +46,7 @@ def analyze(tables: Tables, *, settings: AnalysisSettings | None = None, outcome
         notes.append("The table `history` is empty: no onset, no convergence, no prediction from the first epoch.")
     steps = measured_steps(prepared, history, epoch)
     values = layer_values(prepared, tables.layers, steps, notes)
+    measured = signal_values(prepared, history, epoch, notes)
 
     result: dict[str, Table] = {
         table.name: table
@@ -54,50 +57,39 @@ def analyze(tables: Tables, *, settings: AnalysisSettings | None = None, outcome
             *baseline_tables(prepared, values, tables.layers, notes),
             change_per_layer(prepared, values, notes),
             *dynamics_tables(prepared, history, epoch, settings, notes),
-            best_validation_table(prepared),
-            iso_accuracy_table(prepared, settings),
-            pareto_table(prepared),
+            timing_table(prepared, history, epoch, settings),
+            *operating_tables(prepared, settings),
+            *effect_tables(prepared, block_changes(prepared, values, notes), settings, notes),
+            variance_table(prepared, settings),
+            *signal_tables(prepared, measured, settings, notes),
+            early_warning(prepared, measured, settings, notes),
+            selection_rules(prepared, settings),
             *interpolation_tables(prepared, tables.interpolation, settings, notes),
+            *across_sets_tables(prepared, settings),
+            *means_tables(prepared, settings),
         )
     }
-    changes = changes_from_zero(prepared, settings, notes)
-    comparisons = compare_methods(prepared, settings, notes)
-    rates = rate_correlations(prepared, settings, notes)
-    anova = layer_anova(prepared, values, settings, notes)
-    signals = signal_scores(prepared, history, epoch, settings, notes)
-    chosen = selection_rules(prepared, settings, notes)
+    result["power"] = power_table(prepared, result["differences"], settings)
     summary = _summary(prepared, tables, settings)
-    evidence = claims.Evidence(
-        settings,
-        result,
-        changes,
-        comparisons,
-        rates,
-        anova,
-        signals,
-        chosen,
-        prepared.transfer,
-        summary.n_seeds,
-    )
+    of_seeds = f"Intervals of findings about methods: {settings.level:.0%}, Student's t over seeds ({summary.n_seeds})."
+    notes.append(_ONE_SEED if summary.single_seed else of_seeds)
     return Analysis(
         settings=settings,
         data=summary,
         notes=list(dict.fromkeys(notes)),
-        findings=claims.generate(evidence, prepared.adapted, ImageIntervals(outcomes or {}, settings.level)),
+        findings=generate(prepared, result, settings, signal_findings(result, settings)),
         tables=result,
-        changes=changes,
-        comparisons=comparisons,
-        rate_correlations=rates,
-        anova=anova,
-        signals=signals,
-        selection_rules=chosen,
     )
+
+
+_SPREADS = ", ".join(f"{spread:g} points ({label_of(name)})" for name, spread in PUBLISHED_SPREAD.items())
+_ONE_SEED = f"One seed. In {PUBLISHED} another seed moved the retention by {_SPREADS}: one standard deviation each."
 
 
 def _summary(prepared: Prepared, tables: Tables, settings: AnalysisSettings) -> Summary:
     adapted = prepared.adapted
     n_configurations = int(adapted["configuration"].nunique())
-    n_seeds = int(adapted["replicate"].nunique())
+    n_seeds = seeds_in(adapted)
     return Summary(
         n_runs=len(tables.runs),
         n_analysed=len(prepared.runs),

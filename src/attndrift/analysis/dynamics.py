@@ -9,11 +9,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from attndrift.analysis.configurations import Prepared
+from attndrift.analysis.means import seed_counts
 from attndrift.analysis.numbers import Floats
 from attndrift.analysis.result import Table
 from attndrift.analysis.settings import AnalysisSettings
 from attndrift.analysis.summary import plain_columns, records, seed_note
 from attndrift.methods.registry import PRETRAINED
+from attndrift.results.means import SEEDS, seeds_behind
 
 EPOCH_SLACK = 1e-6
 
@@ -91,177 +93,93 @@ def first_epoch_rows(history: History, epoch: Floats) -> NDArray[np.intp]:
     return np.where(inside >= 0, inside, later)
 
 
-@dataclass
-class _Dynamics:
-    """The row in the history, -1 where there is none, of what is told of each run, and its accuracies."""
-
-    tracked: NDArray[np.intp]
-    onset: NDArray[np.intp]
-    validated: NDArray[np.intp]
-    near_best: NDArray[np.intp]
-    near_final: NDArray[np.intp]
-    best: Floats
-    final: Floats
-
-
-def _find_dynamics(history: History, settings: AnalysisSettings) -> _Dynamics:
-    step, entropy = history.values("step"), history.values("entropy_change_pct")
-    accuracy = history.values("val_accuracy")
-    measured = np.isfinite(accuracy) & (step > 0)
-    validated = history.last(measured)
-    best = np.full(history.n_runs, -np.inf)
-    np.maximum.at(best, history.run[measured], accuracy[measured])
-    final = history.take("val_accuracy", validated)
-
-    def near(reference: Floats) -> NDArray[np.intp]:
-        # Accuracies are multiples of 1/n: the margin is meant to include its own end.
-        target = reference[history.run] - settings.convergence_points / 100 - 1e-9 if len(step) else accuracy
-        return history.first(measured & (accuracy >= target))
-
-    return _Dynamics(
-        tracked=history.last(np.isfinite(entropy) & (step > 0)),
-        onset=history.first((entropy <= settings.collapse_onset_pct) & (step > 0)),
-        validated=validated,
-        near_best=near(best),
-        near_final=near(final),
-        best=np.where(np.isfinite(best), best, np.nan),
-        final=final,
-    )
-
-
-def _dynamics_frame(
-    prepared: Prepared, history: History, epoch: Floats, found: _Dynamics, settings: AnalysisSettings
-) -> pd.DataFrame:
-    runs = prepared.runs
-    frame = pd.DataFrame(
-        {
-            "run_id": runs["run_id"].astype(object),
-            "configuration": runs["configuration"],
-            "dataset": runs["dataset"].astype(object),
-            "variant": runs["variant"],
-            "learning_rate": runs["learning_rate"],
-            "seed": runs["seed"],
-            "replicate": runs["replicate"],
-            "collapsed": pd.array(np.where(found.tracked >= 0, found.onset >= 0, False), dtype="boolean"),
-            "onset_step": history.take("step", found.onset),
-            "onset_epoch": _take(epoch, found.onset),
-            "best_val_accuracy": found.best,
-            "final_val_accuracy": found.final,
-            "converged_step_best": history.take("step", found.near_best),
-            "converged_epoch_best": _take(epoch, found.near_best),
-            "converged_step_final": history.take("step", found.near_final),
-            "converged_epoch_final": _take(epoch, found.near_final),
-        }
-    )
-    frame.loc[found.tracked < 0, "collapsed"] = pd.NA
-    frame["reason"] = _reasons(found.tracked, found.onset, found.validated, settings)
-    return frame
+_RUNS = plain_columns(
+    ("run_id", "Run"), ("configuration", "Configuration"), ("dataset", "Dataset"), ("variant", "Method"),
+    ("learning_rate", "Rate"), ("seed", "Seed"), ("collapsed", "Collapsed"), ("onset_step", "Onset, step"),
+    ("onset_epoch", "Onset, epoch"), ("best_val_accuracy", "Best validation accuracy"),
+    ("final_val_accuracy", "Last validation accuracy"), ("converged_step_best", "Near best, step"),
+    ("converged_epoch_best", "Near best, epoch"), ("converged_step_final", "Near last, step"),
+    ("converged_epoch_final", "Near last, epoch"), ("reason", "Note"),
+)  # fmt: skip
+_CONFIGURATIONS = plain_columns(
+    ("configuration", "Configuration"), ("dataset", "Dataset"), ("variant", "Method"), ("learning_rate", "Rate"),
+    ("n_runs", "Runs"), ("n_seeds", "Seeds"), ("n_collapsed", "Collapsed runs"), ("median_onset_step", "Median onset, step"),
+    ("median_onset_epoch", "Median onset, epoch"), ("median_converged_epoch_best", "Median epoch near best"),
+    ("median_converged_epoch_final", "Median epoch near last"), ("note", "Note"),
+)  # fmt: skip
 
 
 def dynamics_tables(
     prepared: Prepared, history: History, epoch: Floats, settings: AnalysisSettings, notes: list[str]
 ) -> list[Table]:
     """Onset of collapse and convergence: ``dynamics`` (a row a configuration) and ``dynamics_runs`` (a row a run)."""
-    found = _find_dynamics(history, settings)
-    adapted = (prepared.runs["method"] != PRETRAINED).to_numpy()
-    frame = _dynamics_frame(prepared, history, epoch, found, settings)[adapted]
-    table_notes: list[str] = []
-    if not (found.tracked[adapted] >= 0).any():
-        table_notes.append("The history holds no entropy change after step 0: the onset of collapse is unknown.")
-    if not (found.validated[adapted] >= 0).any():
-        table_notes.append("The history holds no validation accuracy: convergence is unknown.")
-    notes += table_notes
-    table_notes.append(
+    whole = _dynamics(prepared, history, epoch, settings)
+    frame = whole[(prepared.runs["method"] != PRETRAINED).to_numpy()]
+    said: list[str] = []
+    if frame["collapsed"].isna().all():
+        said.append("The history holds no entropy change after step 0: the onset of collapse is unknown.")
+    if frame["final_val_accuracy"].isna().all():
+        said.append("The history holds no validation accuracy: convergence is unknown.")
+    notes += said
+    said.append(
         f"Collapse begins at the first evaluation with an entropy change of {settings.collapse_onset_pct:g}% or "
         f"lower; converged is the first evaluation within {settings.convergence_points:g} points of the best (final) "
         "validation accuracy. Both are resolved no finer than the evaluations."
     )
-    per_run = plain_columns(
-        ("run_id", "Run"),
-        ("configuration", "Configuration"),
-        ("dataset", "Dataset"),
-        ("variant", "Method"),
-        ("learning_rate", "Rate"),
-        ("seed", "Seed"),
-        ("collapsed", "Collapsed"),
-        ("onset_step", "Onset, step"),
-        ("onset_epoch", "Onset, epoch"),
-        ("best_val_accuracy", "Best validation accuracy"),
-        ("final_val_accuracy", "Last validation accuracy"),
-        ("converged_step_best", "Near best, step"),
-        ("converged_epoch_best", "Near best, epoch"),
-        ("converged_step_final", "Near last, step"),
-        ("converged_epoch_final", "Near last, epoch"),
-        ("reason", "Note"),
-    )
+    title = "Onset of collapse and convergence"
+    runs = records(frame[[column.name for column in _RUNS]])
+    medians = [*said, "The median onset is over the collapsed runs alone."]
     return [
-        _per_configuration(frame, table_notes),
-        Table(
-            name="dynamics_runs",
-            title="Onset of collapse and convergence, run by run",
-            columns=per_run,
-            rows=records(frame[[c.name for c in per_run]]),
-            notes=table_notes,
-        ),
+        Table(name="dynamics", title=title, columns=_CONFIGURATIONS, rows=_per_configuration(frame), notes=medians),
+        Table(name="dynamics_runs", title=f"{title}, run by run", columns=_RUNS, rows=runs, notes=said),
     ]
 
 
-def _take(values: Floats, rows: NDArray[np.intp]) -> Floats:
-    return np.where(rows >= 0, values[rows], np.nan) if len(values) else np.full(len(rows), np.nan)
+def _dynamics(prepared: Prepared, history: History, epoch: Floats, settings: AnalysisSettings) -> pd.DataFrame:
+    """When each run collapsed and converged; nulls with a reason."""
+    step, entropy = history.values("step"), history.values("entropy_change_pct")
+    accuracy = history.values("val_accuracy")
+    measured = np.isfinite(accuracy) & (step > 0)
+    best = np.full(history.n_runs, -np.inf)
+    np.maximum.at(best, history.run[measured], accuracy[measured])
+    final = history.take("val_accuracy", history.last(measured))
+    tracked = history.last(np.isfinite(entropy) & (step > 0)) >= 0
+    onset = history.first((entropy <= settings.collapse_onset_pct) & (step > 0))
+    frame = prepared.runs[
+        ["run_id", "configuration", "dataset", "variant", "learning_rate", "seed", "replicate"]
+    ].copy()
+    frame[SEEDS] = seeds_behind(prepared.runs)
+    frame["collapsed"] = pd.array(onset >= 0, dtype="boolean")
+    frame.loc[~tracked, "collapsed"] = pd.NA
+    frame["best_val_accuracy"], frame["final_val_accuracy"] = np.where(np.isfinite(best), best, np.nan), final
+    places = {"onset": onset}
+    for name, reference in (("best", best), ("final", final)):
+        # Accuracies are multiples of 1/n: the margin is meant to include its own end.
+        near = accuracy >= reference[history.run] - settings.convergence_points / 100 - 1e-9
+        places[f"converged_{name}"] = history.first(measured & near)
+    for name, rows in places.items():
+        kind, _, reference_name = name.partition("_")
+        end = f"_{reference_name}" if reference_name else ""
+        frame[f"{kind}_step{end}"] = history.take("step", rows)
+        frame[f"{kind}_epoch{end}"] = np.where(rows >= 0, epoch[rows], np.nan) if len(epoch) else np.nan
+    never = np.where(onset >= 0, "", f"entropy change never at {settings.collapse_onset_pct:g}%")
+    reasons = np.where(tracked, never, "no entropy in the history").astype(object)
+    missing = np.where(np.isfinite(final), "", "no validation accuracy in the history").astype(object)
+    frame["reason"] = ["; ".join(filter(None, pair)) for pair in zip(reasons, missing, strict=True)]
+    return frame
 
 
-def _reasons(
-    tracked: NDArray[np.intp],
-    onset: NDArray[np.intp],
-    validated: NDArray[np.intp],
-    settings: AnalysisSettings,
-) -> list[str]:
-    result = []
-    for has_entropy, has_onset, has_validation in zip(tracked >= 0, onset >= 0, validated >= 0, strict=True):
-        parts = []
-        if not has_entropy:
-            parts.append("no entropy in the history")
-        elif not has_onset:
-            parts.append(f"entropy change never at {settings.collapse_onset_pct:g}%")
-        if not has_validation:
-            parts.append("no validation accuracy in the history")
-        result.append("; ".join(parts))
-    return result
-
-
-def _per_configuration(frame: pd.DataFrame, notes: list[str]) -> Table:
-    columns = plain_columns(
-        ("configuration", "Configuration"),
-        ("dataset", "Dataset"),
-        ("variant", "Method"),
-        ("learning_rate", "Rate"),
-        ("n_runs", "Runs"),
-        ("n_seeds", "Seeds"),
-        ("n_collapsed", "Collapsed runs"),
-        ("median_onset_step", "Median onset, step"),
-        ("median_onset_epoch", "Median onset, epoch"),
-        ("median_converged_epoch_best", "Median epoch near best"),
-        ("median_converged_epoch_final", "Median epoch near last"),
-        ("note", "Note"),
-    )
+def _per_configuration(frame: pd.DataFrame) -> list[dict[str, object]]:
     groups = frame.groupby("configuration", sort=False)
     medians = groups[["onset_step", "onset_epoch", "converged_epoch_best", "converged_epoch_final"]].median()
-    medians.columns = pd.Index([f"median_{name}" for name in medians.columns])
     whole = pd.concat(
         [
             groups[["dataset", "variant", "learning_rate"]].first(),
-            pd.DataFrame({"n_runs": groups.size(), "n_seeds": groups["replicate"].nunique()}),
+            pd.DataFrame({"n_runs": groups.size(), "n_seeds": seed_counts(frame)}),
             groups["collapsed"].sum(min_count=1).rename("n_collapsed"),
-            medians,
+            medians.add_prefix("median_"),
         ],
         axis=1,
     ).reset_index()
     whole["note"] = whole["n_seeds"].map(seed_note)
-    notes = [*notes, "The median onset is over the collapsed runs alone."]
-    return Table(
-        name="dynamics",
-        title="Onset of collapse and convergence",
-        columns=columns,
-        rows=records(whole[[c.name for c in columns]]),
-        notes=notes,
-    )
+    return records(whole[[column.name for column in _CONFIGURATIONS]])

@@ -12,14 +12,13 @@ import numpy as np
 import pandas as pd
 
 from attndrift.analysis.configurations import Prepared
+from attndrift.analysis.held_out import falling_curve
 from attndrift.analysis.numbers import Floats, number
 from attndrift.analysis.result import Table
 from attndrift.analysis.settings import AnalysisSettings
 from attndrift.analysis.summary import plain_columns, records
 from attndrift.results.columns import Column
 from attndrift.results.tables import transfer_sets
-
-# Imports inside functions: these packages take time to load, which only who needs them pays.
 
 _CALIBRATION = 4
 
@@ -38,40 +37,21 @@ def interpolation_tables(
     )
     for name in names:
         frame[f"transfer_{name}_zero_shot_retention_pct"] = _retention(frame, prepared, name, notes)
+    transfer = [f"transfer_{name}_zero_shot" for name in names]
     columns = plain_columns(
-        ("run_id", "Run"),
-        ("configuration", "Configuration"),
-        ("alpha", "alpha"),
-        ("dataset", "Dataset"),
-        ("variant", "Method"),
-    )
+        ("run_id", "Run"), ("configuration", "Configuration"), ("alpha", "alpha"), ("dataset", "Dataset"), ("variant", "Method")
+    )  # fmt: skip
+    columns.append(_share("test_accuracy", "Test accuracy"))
+    columns += [_share(f"{stem}_accuracy", f"{n} zero-shot accuracy") for n, stem in zip(names, transfer, strict=True)]
     columns += [
-        Column(name="test_accuracy", label="Test accuracy", unit="%", digits=2, scale=100.0),
-        *[
-            Column(
-                name=f"transfer_{n}_zero_shot_accuracy",
-                label=f"{n} zero-shot accuracy",
-                unit="%",
-                digits=2,
-                scale=100.0,
-            )
-            for n in names
-        ],
-        *[
-            Column(
-                name=f"transfer_{n}_zero_shot_agreement",
-                label=f"{n}: pretrained prediction kept",
-                unit="%",
-                digits=1,
-                scale=100.0,
-            )
-            for n in names
-            if frame[f"transfer_{n}_zero_shot_agreement"].notna().any()
-        ],
-        *[
-            Column(name=f"transfer_{n}_zero_shot_retention_pct", label=f"{n} retention", unit="%", digits=1)
-            for n in names
-        ],
+        _share(f"{stem}_agreement", f"{n}: pretrained prediction kept", 1)
+        for n, stem in zip(names, transfer, strict=True) if frame[f"{stem}_agreement"].notna().any()
+    ]  # fmt: skip
+    columns += [
+        Column(name=f"{stem}_retention_pct", label=f"{n} retention", unit="%", digits=1)
+        for n, stem in zip(names, transfer, strict=True)
+    ]
+    columns += [
         Column(name="entropy_change_pct", label="Entropy change", unit="%", digits=2, signed=True),
         Column(name="cka_mean", label="CKA, mean over blocks", digits=3),
         Column(name="embedding_drift", label="Embedding drift", digits=3),
@@ -86,6 +66,11 @@ def interpolation_tables(
         notes=empty,
     )
     return [sweeps, _choices(prepared, frame, names, settings, list(empty))]
+
+
+def _share(name: str, label: str, digits: int = 2) -> Column:
+    """A column of shares 0..1, printed in percent."""
+    return Column(name=name, label=label, unit="%", digits=digits, scale=100.0)
 
 
 def _retention(frame: pd.DataFrame, prepared: Prepared, name: str, notes: list[str]) -> Floats:
@@ -121,34 +106,17 @@ class _Rule:
 
 
 RULES = (
-    _Rule(
-        "agreement",
-        "transfer_{}_zero_shot_agreement",
-        "largest alpha at which at least the wanted share of the transfer images, without their labels, keeps the "
-        "pretrained model's prediction; retention is no lower than that share where right predictions change no more "
-        "often than wrong ones",
-        False,
-    ),
+    _Rule("agreement", "transfer_{}_zero_shot_agreement",
+          "largest alpha at which at least the wanted share of the transfer images, without their labels, keeps the pretrained "
+          "model's prediction; retention is no lower than that share where right predictions change no more often than wrong ones",
+          False),
     _Rule("cka", "cka_mean", "largest alpha with a mean CKA of at least the wanted share", False),
-    _Rule(
-        "embedding_drift",
-        "embedding_drift",
-        "largest alpha with an embedding drift of at most 1 - the wanted share",
-        False,
-    ),
-    _Rule(
-        "calibrated embedding_drift",
-        "embedding_drift",
-        "largest alpha whose embedding drift, read through the other runs' (drift, retention) pairs, reaches it",
-        True,
-    ),
-    _Rule(
-        "calibrated cka",
-        "cka_mean",
-        "largest alpha whose mean CKA, read through the other runs' (CKA, retention) pairs, reaches it",
-        True,
-    ),
-)
+    _Rule("embedding_drift", "embedding_drift", "largest alpha with an embedding drift of at most 1 - the wanted share", False),
+    _Rule("calibrated embedding_drift", "embedding_drift",
+          "largest alpha whose embedding drift, read through the other runs' (drift, retention) pairs, reaches it", True),
+    _Rule("calibrated cka", "cka_mean",
+          "largest alpha whose mean CKA, read through the other runs' (CKA, retention) pairs, reaches it", True),
+)  # fmt: skip
 
 
 def largest_alpha(alpha: Floats, keeps: Floats, wanted: float) -> float | None:
@@ -178,9 +146,9 @@ def _choices(
         Column(name="alpha", label="alpha", digits=3),
         Column(name="retention_pct", label="Retention there", unit="%", digits=1),
         Column(name="error_points", label="Retention - wanted", unit="points", digits=1, signed=True),
-        Column(name="test_accuracy", label="Test accuracy there", unit="%", digits=2, scale=100.0),
+        _share("test_accuracy", "Test accuracy there"),
         Column(name="best_alpha", label="Best alpha (labels)", digits=3),
-        Column(name="best_test_accuracy", label="Test accuracy at it", unit="%", digits=2, scale=100.0),
+        _share("best_test_accuracy", "Test accuracy at it"),
         *plain_columns(("retained", "Reached it"), ("reason", "Note")),
     ]
     rows: list[dict[str, object]] = []
@@ -259,8 +227,6 @@ def _calibration(
     column: str, run_id: str, sweep: pd.DataFrame, prepared: Prepared, transfer_set: str
 ) -> tuple[Floats, Floats] | str:
     """A falling curve through the other configurations' (drift, retention), isotonic, starting at (none, 100)."""
-    from scipy.optimize import isotonic_regression
-
     kept = f"transfer_{transfer_set}_zero_shot_retention_pct"
     runs = prepared.adapted
     if kept not in runs.columns:
@@ -274,9 +240,5 @@ def _calibration(
     if len(means) < _CALIBRATION:
         return f"{len(means)} other configurations have both: the calibration needs {_CALIBRATION}"
     x = means[column].to_numpy(dtype=float)
-    x = -x if column == "cka_mean" else x
-    start = -1.0 if column == "cka_mean" else 0.0
-    x, y = np.r_[start, x], np.r_[100.0, means[kept].to_numpy(dtype=float)]
-    order = np.lexsort((-y, x))
-    fitted = isotonic_regression(y[order], increasing=False).x
-    return x[order], np.asarray(fitted, dtype=np.float64)
+    start, x = (-1.0, -x) if column == "cka_mean" else (0.0, x)
+    return falling_curve(np.r_[start, x], np.r_[100.0, means[kept].to_numpy(dtype=float)])

@@ -1,4 +1,4 @@
-"""Change per layer, ANOVA over early, middle and late blocks, and the pretrained baseline."""
+"""Change per layer, of early, middle and late blocks, and the pretrained baseline."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from numpy.typing import NDArray
 
 from attndrift.analysis.configurations import Prepared
 from attndrift.analysis.dynamics import EPOCH_SLACK, History
-from attndrift.analysis.hypothesis_tests import correct_family, repeated_measures_anova
+from attndrift.analysis.means import seed_counts
 from attndrift.analysis.numbers import Floats, number
-from attndrift.analysis.pairs import ALL_DATASETS, MOST_DATASETS
-from attndrift.analysis.result import Anova, Table
-from attndrift.analysis.settings import AnalysisSettings
+from attndrift.analysis.result import Table
 from attndrift.analysis.summary import plain_columns, records
 from attndrift.methods.registry import PRETRAINED
 from attndrift.metrics.registry import METRICS, structure_metrics
 from attndrift.results.columns import Column
+from attndrift.results.means import SEEDS, seeds_behind
 
 GROUPS = ("early", "middle", "late")
 
@@ -112,13 +111,14 @@ def change_per_layer(prepared: Prepared, values: LayerValues, notes: list[str]) 
         change = pd.DataFrame(values.change(metric)[adapted], columns=layer_names)
         for name in ("configuration", "dataset", "variant", "learning_rate", "replicate"):
             change[name] = runs[name].to_numpy()[adapted]
+        change[SEEDS] = seeds_behind(runs).to_numpy()[adapted]
         change = change[change[layer_names].notna().any(axis=1)] if layer_names else change.iloc[:0]
         if change.empty:
             continue
         groups = change.groupby("configuration", sort=False)
         sd = groups[layer_names].std(ddof=1)
         sd.columns = pd.Index([f"{name}_sd" for name in layer_names])
-        counts = pd.DataFrame({"n_runs": groups.size(), "n_seeds": groups["replicate"].nunique()})
+        counts = pd.DataFrame({"n_runs": groups.size(), "n_seeds": seed_counts(change)})
         whole = pd.concat(
             [groups[["dataset", "variant", "learning_rate"]].first(), counts, groups[layer_names].mean(), sd],
             axis=1,
@@ -155,76 +155,25 @@ def thirds(layers: int) -> list[NDArray[np.intp]]:
     return [part.astype(np.intp) for part in np.array_split(np.arange(layers), 3)]
 
 
-def layer_anova(prepared: Prepared, values: LayerValues, settings: AnalysisSettings, notes: list[str]) -> list[Anova]:
-    """ANOVA of the change over layer groups: the unit is the run (or the configuration), layers repeat."""
-    result: list[Anova] = []
-    if values.layers < 3:
-        if values.layers:
-            notes.append(f"{values.layers} layers: no early, middle and late blocks, so no ANOVA over them.")
-        return result
+def block_changes(prepared: Prepared, values: LayerValues, notes: list[str]) -> pd.DataFrame:
+    """Change (percent) of early, middle and late blocks, and late less early, of each metric: a row a run."""
     runs = prepared.runs
-    adapted = runs["method"] != PRETRAINED
-    depth_of_run = np.isfinite(values.first["entropy"]).sum(axis=1)
-    groups: list[tuple[str, str, str, str, NDArray[np.intp]]] = []
-    for (model, selection, variant), part in runs[adapted].groupby(
-        ["model_name", "selection_name", "variant"], sort=True
-    ):
-        index = part.index.to_numpy(dtype=np.intp)
-        groups.append((str(model), str(selection), ALL_DATASETS, str(variant), index))
-        if 1 < part["dataset"].nunique() <= MOST_DATASETS:
-            for dataset, inner in part.groupby("dataset", sort=True):
-                groups.append(
-                    (
-                        str(model),
-                        str(selection),
-                        str(dataset),
-                        str(variant),
-                        inner.index.to_numpy(dtype=np.intp),
-                    )
-                )
-    groups.sort(key=lambda g: (-len(g[4]), *g[:4]))
-    limit = 4 * settings.max_method_pairs
-    if len(groups) > limit:
-        notes.append(f"The ANOVA over layer groups covers the {limit} largest of {len(groups)} groups of runs.")
-    for model, selection, scope, variant, index in sorted(groups[:limit], key=lambda g: g[:4]):
-        depths = depth_of_run[index]
-        depth = int(depths.max()) if len(depths) else 0
-        if depth < 3:
-            continue
-        blocks = thirds(depth)
-        for metric in structure_metrics():
-            change = values.change(metric)[index][:, :depth]
-            table = np.column_stack([change[:, block].mean(axis=1) for block in blocks])
-            whole = np.isfinite(table).all(axis=1)
-            if not whole.any():
-                continue
-            configuration = runs["configuration"].to_numpy()[index][whole]
-            means = pd.DataFrame(table[whole]).groupby(configuration, sort=False).mean().to_numpy()
-            for level, subjects in (("cells", table[whole]), ("configurations", means)):
-                entry = Anova(
-                    model=model,
-                    selection=selection,
-                    scope=scope,
-                    method=variant,
-                    metric=metric,
-                    level=level,  # type: ignore[arg-type]
-                    n=len(subjects),
-                    blocks={name: [int(b) + 1 for b in block] for name, block in zip(GROUPS, blocks, strict=True)},
-                    means={name: number(v) for name, v in zip(GROUPS, subjects.mean(axis=0), strict=True)},
-                    descriptive=level == "cells" or len(subjects) < settings.min_configurations,
-                )
-                try:
-                    for name, number_ in repeated_measures_anova(subjects).items():
-                        setattr(entry, name, number_)
-                except ValueError as error:
-                    entry.reason = str(error)
-                result.append(entry)
-    for level in ("cells", "configurations"):
-        for whole_scope in (True, False):
-            chosen = [a for a in result if a.level == level and (a.scope == ALL_DATASETS) == whole_scope]
-            scope = "all datasets" if whole_scope else "single datasets"
-            correct_family(chosen, f"layer groups, {scope}, {level}: all methods and metrics")
-    return result
+    depths = np.isfinite(values.first["entropy"]).sum(axis=1)
+    found: dict[str, Floats] = {}
+    for metric in structure_metrics():
+        change = values.change(metric)
+        means = np.full((len(runs), len(GROUPS)), np.nan)
+        for depth in np.unique(depths[depths >= len(GROUPS)]):
+            rows = np.flatnonzero(depths == depth)
+            for place, blocks in enumerate(thirds(int(depth))):
+                means[rows, place] = change[np.ix_(rows, blocks)].mean(axis=1)
+        if np.isfinite(means).any():
+            found |= {f"{metric}_{name}_blocks_change_pct": means[:, place] for place, name in enumerate(GROUPS)}
+            found[f"{metric}_late_less_early_pct"] = means[:, -1] - means[:, 0]
+    for depth in np.unique(depths[depths >= len(GROUPS)]).tolist() if found else []:
+        parts = [f"{name} {b[0] + 1}-{b[-1] + 1}" for name, b in zip(GROUPS, thirds(depth), strict=True)]
+        notes.append(f"Blocks of a model of {depth}: {', '.join(parts)}.")
+    return pd.DataFrame(found, index=runs.index)
 
 
 def baseline_tables(prepared: Prepared, values: LayerValues, layers: pd.DataFrame, notes: list[str]) -> list[Table]:

@@ -7,6 +7,7 @@ and at the selected step, and the heads of the pretrained model.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,9 @@ from attndrift.methods.registry import PRETRAINED
 from attndrift.metrics.registry import layer_metrics
 from attndrift.results.tables import TableError, Tables, check_size, conform, read_tables
 
+NAMES = ("runs", "history", "interpolation")
+"""The tables that are read whole."""
+
 
 def load_tables(folder: str | os.PathLike[str]) -> Tables:
     """The tables of ``folder`` for :func:`attndrift.analysis.analyze`, with ``layers`` cut down to what it reads.
@@ -36,40 +40,56 @@ def load_tables(folder: str | os.PathLike[str]) -> Tables:
     :func:`attndrift.results.tables.read_tables` does.
     """
     root = Path(folder)
-    tables = read_tables(root, names=("runs", "history", "interpolation"))
+    tables = read_tables(root, names=NAMES)
+    layers = load_layers(root, tables)
+    if layers is not None:
+        # Assigned, not passed to a new Tables, which would check (and copy) the long history once more.
+        tables.layers = layers
+    return tables
+
+
+def load_layers(root: Path, tables: Tables, names: Mapping[str, str] | None = None) -> pd.DataFrame | None:
+    """What an analysis of ``tables`` reads of the table ``layers`` in ``root``; None where there is none.
+
+    ``names``: what the runs in the file are called in ``tables``, where that is another name.
+    """
     pa.default_memory_pool().release_unused()
     refuse_links(root, ["layers.parquet"])
     path = root / "layers.parquet"
     if not path.is_file():
-        return tables
+        return None
     try:
         with pq.ParquetFile(path) as file:
             check_size(file)
             check_table_metadata(file.schema_arrow.metadata, path)
-            names = set(file.schema_arrow.names)
-            if not {"run_id", "step", "layer", "metric", "value"} <= names:
+            found = set(file.schema_arrow.names)
+            if not {"run_id", "step", "layer", "metric", "value"} <= found:
                 # The common reader says which column is missing.
-                return read_tables(root)
-            frame = _needed(file, tables, "head" in names)
+                return read_tables(root, names=("runs", "layers")).layers
+            frame = _needed(file, _wanted(tables, "head" in found), names)
     except FormatError:
         raise
     except (pa.ArrowException, ValueError, OSError) as error:
         raise TableError(
             f"{path}: not a readable Parquet file ({error}); write it again with `attndrift collect`"
         ) from error
-    # Assigned, not passed to a new Tables, which would check (and copy) the long history once more.
-    tables.layers = conform("layers", frame, where=str(path))
-    strangers = set(tables.layers["run_id"].unique()) - set(tables.runs["run_id"])
-    if strangers:
-        raise TableError(f"{path}: run_id `{min(strangers)}` is not in the table runs")
-    return tables
+    return conform("layers", frame, where=str(path))
 
 
-def _needed(file: pq.ParquetFile, tables: Tables, heads: bool) -> pd.DataFrame:
+def join_layers(parts: Sequence[pd.DataFrame], tables: Tables) -> pd.DataFrame:
+    """What an analysis of ``tables`` reads of several tables ``layers`` together."""
+    return conform("layers", _wanted(tables, heads=True).of(pd.concat(parts, ignore_index=True)))
+
+
+def _wanted(tables: Tables, heads: bool) -> _Wanted:
     prepared = prepare(tables)
     history = order_history(prepared, tables.history)
     limits = measured_steps(prepared, history, epochs_from_steps(history, prepared))
-    wanted = _Wanted(pd.Index(prepared.runs["run_id"].astype(object)), limits, *_baseline_runs(prepared), heads=heads)
+    return _Wanted(pd.Index(prepared.runs["run_id"].astype(object)), limits, *_baseline_runs(prepared), heads=heads)
+
+
+def _needed(file: pq.ParquetFile, wanted: _Wanted, names: Mapping[str, str] | None) -> pd.DataFrame:
+    heads = wanted.heads
     columns = ["run_id", "step", "layer", "metric", "value"] + (["head"] if heads else [])
     kept = file.schema_arrow.empty_table().select(columns).to_pandas()
     waiting: list[pd.DataFrame] = []
@@ -78,7 +98,10 @@ def _needed(file: pq.ParquetFile, tables: Tables, heads: bool) -> pd.DataFrame:
         mask = pc.is_in(table["metric"], value_set=pa.array(list(layer_metrics()), type=table["metric"].type))
         if heads:
             mask = pc.and_(mask, pc.or_(pc.is_null(table["head"]), pc.equal(table["step"], 0)))
-        waiting.append(wanted.of(table.filter(mask).to_pandas()))
+        part = table.filter(mask).to_pandas()
+        if names is not None:
+            part["run_id"] = part["run_id"].map(names)
+        waiting.append(wanted.of(part))
         if sum(len(part) for part in waiting) > 1_000_000:
             kept, waiting = wanted.of(pd.concat([kept, *waiting], ignore_index=True)), []
     return wanted.of(pd.concat([kept, *waiting], ignore_index=True))

@@ -6,11 +6,13 @@ import re
 from typing import Any
 
 from attndrift.analysis import result
-from attndrift.analysis.measures import signals
+from attndrift.analysis.signal_sources import signals
 from attndrift.analysis.summary import sweeps
 from attndrift.importing.foreign import SUFFIXES
 from attndrift.results import tables as stored
-from attndrift.results.tables import agreement_column, transfer_columns
+from attndrift.results.columns import Column
+from attndrift.results.means import columns_of_means
+from attndrift.results.tables import agreement_column, corruption_column, transfer_columns
 
 
 def table_meanings() -> dict[str, str]:
@@ -25,10 +27,26 @@ def table_meanings() -> dict[str, str]:
         "change_per_layer": "change of each layer in percent, mean and standard deviation over seeds",
         "dynamics": "onset of collapse and convergence, a row a configuration (medians)",
         "dynamics_runs": "onset of collapse and convergence, a row a run",
-        "best_validation": "for each method and dataset the configuration with the best mean validation accuracy",
-        "iso_accuracy": "methods at equal validation accuracy, interpolated in log10 rate, never beyond measured rates",
+        "timing": "whether the attention entropy fell before the zero-shot monitor lost the transfer, a row a run",
+        "operating_points": "each method at its best validation, and at its best retention with enough accuracy",
+        "operating_differences": "differences between methods, each at its own operating point",
+        "differences": "differences between methods at equal settings: mean over the rates, slope, and each rate",
+        "changes": "changes of each method against the pretrained model, also of early, middle and late blocks",
+        "variance_components": "standard deviations between seeds, configurations and datasets",
+        "power": "seeds needed for a difference of 2, 5 and 10 points",
+        "signals": "which signal goes with the retention, in sample and of configurations left out",
+        "signals_within_groups": "the same within the runs of each method",
+        "signal_differences": "two signals compared: difference of their rank correlations with the retention",
+        "partial_associations": "what a signal adds given another one: partial rank correlations",
+        "early_warning": "thresholds that warn of a low retention: in sample, held out by configuration and by dataset",
+        "selection_rules": "what each signal would have chosen among the runs near the best validation accuracy",
         "pareto": "configurations by accuracy and retention; `pareto` marks those that no other one dominates",
         "interpolation": "accuracy, retention and drift along alpha",
+        "corruption": "test accuracy on corrupted images, a row a configuration: their mean, what is lost, each of them",
+        "transfer_agreement": "for two transfer sets how alike they rank the configurations, and which runs each calls damaged",
+        "damage": "mean of every measure over damaged and over healthy configurations",
+        "reported_means": "rows that are means over seeds: mean, standard deviation, interval",
+        "reported_differences": "differences of such rows under equal settings, with an interval",
         "interpolation_choice": "the alpha that each label-free rule chooses for a wanted retention, and the retention there",
     }
 
@@ -40,9 +58,7 @@ def schema_markdown() -> str:
         "",
         "Generated from `attndrift.analysis.result`; do not edit. Schema version "
         f"{result.SCHEMA_VERSION}. Percentages are in percent, accuracies in 0..1, entropies in nats. "
-        "A number that could not be computed is null and a `reason` stands beside it. Levels: `cells` are single "
-        "(conditions, rate, seed) runs, `configurations` are means over the seeds of one configuration; claims rest on "
-        "configurations.",
+        "A number that could not be computed is null and a `reason` stands beside it. The replicates are seeds.",
         "",
     ]
     schema = result.Analysis.model_json_schema(mode="serialization")
@@ -56,10 +72,20 @@ def schema_markdown() -> str:
     lines += ["## Tables", "", "Written to `tables/` as CSV (stored values), Markdown and LaTeX (rounded).", ""]
     lines += ["| table | content |", "| --- | --- |"]
     lines += [f"| `{name}` | {meaning} |" for name, meaning in table_meanings().items()]
-    lines += ["", "## Signals", "", "| signal | column | expected sign |", "| --- | --- | --- |"]
+    lines += [
+        "",
+        "## Signals",
+        "",
+        "| signal | at the end, in `runs` | during training, in `history` | expected sign |",
+    ]
+    lines += ["| --- | --- | --- | --- |"]
     for source in signals():
-        column = f"absolute value of `{source.column}`" if source.absolute else f"`{source.column}`"
-        lines.append(f"| `{source.name}` | {column} | {source.expected_sign:+d} |")
+        places = (
+            f"`{column}`" if column else "last of `history`" if at == 0 else ""
+            for at, column in enumerate((source.final, source.during))
+        )
+        size = " (absolute value)" if source.absolute else ""
+        lines.append(f"| `{source.name}`{size} | {' | '.join(places)} | {source.expected_sign:+d} |")
     return "\n".join(lines) + "\n"
 
 
@@ -84,8 +110,8 @@ def tables_markdown() -> str:
         "Each file has a format number in the metadata of its schema (`attndrift_format`). One without it, or with that of "
         "another version, is refused: records of other programs come in through `attndrift import`, which needs no number.",
         "",
-        "A file named `runs`, `history`, `layers`, `interpolation` or `losses` is that table, any other is told by its columns; suffixes are "
-        f"{', '.join(f'`{suffix}`' for suffix in SUFFIXES)}:",
+        "A file named `runs`, `history`, `layers`, `interpolation` or `losses` is that table, any other is told by its columns. Forms are "
+        f"{', '.join(f'`{suffix}`' for suffix in SUFFIXES)}; under another suffix the content tells:",
         "",
         "```",
         "attndrift import theirs/ -o imported --check                        # what is missing, and what that costs",
@@ -99,21 +125,40 @@ def tables_markdown() -> str:
         "from the column `loss`, and compared with it where both are given.",
         "",
         "Nothing is guessed about names and units: a likely misnomer and a likely other unit are pointed out, a value out "
-        "of range is an error.",
+        "of range is an error. A cell with a percent sign has its unit, and `--scale` leaves it alone. "
+        "`transfer_SET_pretrained` is read as `transfer_SET_zero_shot_pretrained`, and said.",
+        "",
+        "Tables are compared with each other: a run that contradicts its whole history is refused, with the option that sets "
+        "one of them aside. What may have another reason, such as a history that was cut short, is said.",
+        "",
+        "Exports of trackers are made a row a run and step: a chart of W&B (`Name: RUN - METRIC`), a scalar of TensorBoard "
+        "(`run-RUN-tag-TAG.csv`), a row a value (`run`, `tag`, `step`, `value`). Usual names (`params.lr`, `val/accuracy`) "
+        "are pointed out with the option that renames them.",
+        "",
+        "A row of `runs` may be a mean over seeds: `n_seeds` says of how many, `MEASURE_sd` is the standard deviation. "
+        "A cell such as `91.2 ± 0.3` becomes both; `--set n_seeds=5` gives the number for all rows. The analysis counts "
+        "these seeds, and gives intervals in `reported_means` and `reported_differences`.",
     ]
     for table in stored.TABLES:
         lines += ["", f"## {table}", "", _TABLE_WORDS[table], ""]
         lines += ["| column | type | range | meaning |", "| --- | --- | --- | --- |"]
         shown = list(stored.schema(table))
         if table == "runs":
-            shown += transfer_columns("SET")
+            shown += [*transfer_columns("SET"), corruption_column("NAME")]
+            shown += columns_of_means(
+                [Column("MEASURE_accuracy", low=0.0, high=1.0)], ["n_seeds", "MEASURE_accuracy_sd"]
+            )
         elif table == "interpolation":
             shown += [transfer_columns("SET")[0], agreement_column("SET")]
         for column in shown:
             name = f"`{column.name}`" + (" (required)" if column.required else "")
             meaning = column.meaning.replace("|", "\\|")
             lines.append(f"| {name} | {column.kind} | {_range(column.low, column.high)} | {meaning} |")
-    lines += ["", "`SET` stands for the name of a transfer set; there may be several.", ""]
+    lines += [
+        "",
+        "`SET` stands for the name of a transfer set, `NAME` for that of a corruption, `MEASURE` for a measured column; there may be several.",
+        "",
+    ]
     return "\n".join(lines)
 
 

@@ -6,18 +6,15 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from attndrift.own_settings import plain_kinds
+from attndrift.plain_digits import decimal_number
+
 
 class AnalysisSettings(BaseModel):
-    """Thresholds, resampling and caps of :func:`attndrift.analysis.analyze`; unknown fields are errors."""
+    """Thresholds, levels and caps of :func:`attndrift.analysis.analyze`; unknown fields are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    bootstrap_resamples: int = Field(
-        default=2000,
-        ge=100,
-        description="resamples of every bootstrap (fewer where configurations are many; stated)",
-    )
-    bootstrap_seed: int = Field(default=0, ge=0, description="seed of every bootstrap and permutation")
     level: float = Field(default=0.95, gt=0.5, lt=1.0, description="coverage of the intervals")
     alpha: float = Field(default=0.05, gt=0.0, lt=0.5, description="a Holm-corrected p below it supports a claim")
     min_configurations: int = Field(
@@ -40,8 +37,15 @@ class AnalysisSettings(BaseModel):
         default=(1.0, 2.0, 3.0, 5.0),
         description="selection among runs within so many points of the best validation",
     )
-    iso_accuracies: tuple[float, ...] = Field(
-        default=(0.8, 0.9, 0.95), description="validation accuracies (0..1) at which methods are compared"
+    least_accuracies: tuple[float, ...] = Field(
+        default=(0.8, 0.9, 0.95),
+        description="validation accuracies (0..1): of each method the best retention with at least so much is given",
+    )
+    equivalent_within_points: float = Field(
+        default=2.0, gt=0.0, description="differences of accuracy and retention that are none (points): equivalence"
+    )
+    equivalent_within_pct: float = Field(
+        default=1.0, gt=0.0, description="changes of attention that are none (percent): equivalence"
     )
     wanted_retentions_pct: tuple[float, ...] = Field(
         default=(95.0, 90.0, 80.0), description="retentions (percent) that the interpolation is to keep"
@@ -50,11 +54,16 @@ class AnalysisSettings(BaseModel):
         default=10, ge=1, description="pairs of methods compared, those with most shared cells"
     )
     max_rate_groups: int = Field(default=40, ge=1, description="rate sweeps tested, those with most rates and runs")
+    max_targets: int = Field(
+        default=20,
+        ge=1,
+        description="(model, dataset, transfer set) whose signals are ranked, those with most configurations",
+    )
     max_sweeps: int = Field(default=40, ge=1, description="sweep tables of each kind, the largest ones")
 
 
 def parse_analysis_settings(pairs: Sequence[str]) -> AnalysisSettings:
-    """Settings from ``["damaged_below_pct=60", "iso_accuracies=0.8,0.9"]``; what is not named keeps its default.
+    """Settings from ``["damaged_below_pct=60", "least_accuracies=0.8,0.9"]``; what is not named keeps its default.
 
     Raises ValueError, saying which setting and what is allowed.
     """
@@ -66,7 +75,14 @@ def parse_analysis_settings(pairs: Sequence[str]) -> AnalysisSettings:
             names = ", ".join(AnalysisSettings.model_fields)
             raise ValueError(f"analysis setting `{pair}`: write NAME=VALUE; the names are {names}")
         several = isinstance(known.default, tuple)
-        given[name.strip()] = tuple(part.strip() for part in value.split(",") if part.strip()) if several else value
+        parts = tuple(part.strip() for part in value.split(",") if part.strip()) if several else (value,)
+        if plain_kinds(known.annotation) & {int, float}:
+            try:
+                for part in parts:
+                    decimal_number(part)
+            except ValueError as error:
+                raise ValueError(f"analysis setting `{name.strip()}`: {error}") from None
+        given[name.strip()] = parts if several else parts[0]
     try:
         return AnalysisSettings.model_validate(given)
     except ValidationError as error:

@@ -1,298 +1,420 @@
-"""Which signal predicts the retention of zero-shot accuracy, at the end and after the first epoch."""
+"""Which signal goes with the retention of what a model could do: alone, beside another one, and given another one.
+
+A target is one transfer set of one (model, selection, dataset); signals are never pooled over several. Its units are
+configurations, means over their seeds. To rank in sample is one thing; only a signal that tells the retention of
+configurations left out of its fit predicts.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 
-from attndrift.analysis.bootstrap import (
-    percentile_interval,
-    rank_correlation_draws,
-    resample_counts,
-    resampled_ranks,
-    roc_area_draws,
-)
-from attndrift.analysis.configurations import Prepared, evidence_label
-from attndrift.analysis.dynamics import History, first_epoch_rows
-from attndrift.analysis.hypothesis_tests import correct_family, is_constant, spearman
-from attndrift.analysis.measures import SignalSource, retention, signals
+from attndrift.analysis.configurations import Prepared
+from attndrift.analysis.held_out import falling_curve, folds_of, gain_p, held_out_errors
+from attndrift.analysis.intervals import holm, spearman, spearman_limits
+from attndrift.analysis.means import seeds_in
+from attndrift.analysis.measures import retention
 from attndrift.analysis.numbers import Floats, number
-from attndrift.analysis.result import Choice, GroupCorrelation, Interval, SelectionRules, Signal
+from attndrift.analysis.rank_intervals import (
+    difference_limits,
+    difference_p,
+    partial_limits,
+    partial_p,
+    partial_rho,
+    ranks,
+    share_won,
+    why_none,
+)
+from attndrift.analysis.result import Table
 from attndrift.analysis.settings import AnalysisSettings
-from attndrift.methods.registry import PRETRAINED
+from attndrift.analysis.signal_sources import MOMENTS, SignalSource, signals
+from attndrift.results.columns import Column
 
-ALL_RUNS = "all runs"
-_LISTED = 20
-_GROUPS_LISTED = 60
+PREDICTS, RANKS, BETTER, ADDS = "predicts", "ranks in sample", "ranks better", "adds"
+NO_EVIDENCE, DESCRIPTIVE, TOO_FEW, UNTESTED = "no evidence", "descriptive", "too few", "no test"
+UNCORRECTED = ", not after correction"
+TARGET = ("model_name", "selection_name", "dataset", "transfer_set", "when")
+Rows = list[dict[str, Any]]
 
 
-@dataclass
-class _Scope:
-    name: str
+@dataclass(frozen=True)
+class Target:
+    """One transfer set of one (model, selection, dataset).
+
+    Attributes:
+        rows: places of its runs, those with a retention.
+        codes: the configuration of each of these runs, 0..n-1.
+        kept: mean retention of each configuration, percent.
+        group: the group of each of its runs, by method; ``names`` of them.
+    """
+
+    model_name: str
+    selection_name: str
+    dataset: str
+    transfer_set: str
     rows: NDArray[np.intp]
+    codes: NDArray[np.intp]
+    kept_runs: Floats
+    kept: Floats
+    group: NDArray[np.intp]
+    names: list[str]
+    n_seeds: int
 
+    @property
+    def n(self) -> int:
+        """Configurations."""
+        return len(self.kept)
 
-def signal_scores(
-    prepared: Prepared, history: History, epoch: Floats, settings: AnalysisSettings, notes: list[str]
-) -> list[Signal]:
-    """Spearman, within-group Spearman and ROC area of every signal, transfer set, scope and moment."""
-    result: list[Signal] = []
-    runs = prepared.runs
-    adapted = (runs["method"] != PRETRAINED).to_numpy()
-    early_rows = first_epoch_rows(history, epoch)
-    if not (early_rows[adapted] >= 0).any():
-        notes.append("The history has no evaluation within the first epoch: nothing is predicted from it.")
-    for name in prepared.transfer:
-        kept = runs[retention(name).name].to_numpy(dtype=float)
-        for scope in _scopes(runs, adapted & np.isfinite(kept)):
-            samples: dict[bytes, _Sample] = {}
-            for when in ("final", "first epoch"):
-                for source in signals():
-                    values = _values(runs, history, early_rows, source, when)
-                    if values is None:
-                        continue
-                    rows = scope.rows[np.isfinite(values[scope.rows])]
-                    if len(rows) < 3:
-                        continue
-                    key = rows.tobytes()
-                    if key not in samples:
-                        samples[key] = _Sample(prepared, settings, scope.name, rows, kept[rows])
-                    result.append(_score(samples[key], name, when, source, values[rows]))
-    if not prepared.transfer:
-        notes.append("There is no transfer set: nothing can be said about which signal predicts retention.")
-    for when in ("final", "first epoch"):
-        chosen = [s for s in result if s.scope == ALL_RUNS and s.when == when]
-        correct_family([s.spearman_runs for s in chosen], f"signals, {when}, runs: all signals and transfer sets")
-        correct_family(
-            [s.spearman_configurations for s in chosen],
-            f"signals, {when}, configurations: all signals and transfer sets",
-        )
-    return result
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Its columns in a row."""
+        return {name: getattr(self, name) for name in TARGET[:-1]}
 
-
-def _scopes(runs: pd.DataFrame, usable: NDArray[np.bool_]) -> list[_Scope]:
-    every = np.flatnonzero(usable)
-    result = [_Scope(ALL_RUNS, every)]
-    for column in ("model_name", "dataset"):
-        values = runs[column].astype(object).to_numpy()
-        names = sorted(set(values[every]))
-        if len(names) > 1:
-            result += [
-                _Scope(f"{column.removesuffix('_name')} {name}", every[values[every] == name]) for name in names[:6]
-            ]
-    return result
-
-
-def _values(
-    runs: pd.DataFrame, history: History, rows: NDArray[np.intp], source: SignalSource, when: str
-) -> Floats | None:
-    """The signal of every run, or None where it is never given at this moment."""
-    if when == "final" or source.column == "learning_rate":
-        if when != "final" or source.column not in runs.columns:
-            return None
-        values = runs[source.column].to_numpy(dtype=float)
-    else:
-        column = "val_accuracy" if source.column == "best_val_accuracy" else source.column
-        if column not in history.frame.columns:
-            return None
-        values = history.take(column, rows)
-    if not np.isfinite(values).any():
-        return None
-    return np.abs(values) if source.absolute else values
-
-
-class _Sample:
-    """The runs that one or several signals are scored on, with what does not depend on the signal."""
-
-    def __init__(
-        self, prepared: Prepared, settings: AnalysisSettings, scope: str, rows: NDArray[np.intp], kept: Floats
-    ):
-        runs = prepared.runs.iloc[rows]
-        self.settings, self.scope, self.kept = settings, scope, kept
-        self.codes = pd.factorize(runs["configuration"])[0]
-        self.n = int(self.codes.max()) + 1
-        self.counts = np.bincount(self.codes, minlength=self.n)
-        self.mean_kept = self.means(kept)
-        self.n_seeds = int(runs["replicate"].nunique())
-        self.label = evidence_label(self.n, self.n_seeds, settings.min_configurations)
-        keys = ["dataset", "variant"]
-        if runs["model_name"].nunique() > 1:
-            keys = ["model_name", *keys]
-        self.group = runs.groupby(keys, sort=True).ngroup().to_numpy()
-        self.group_size = np.bincount(self.group)
-        self.group_names = runs.iloc[np.unique(self.group, return_index=True)[1]][keys].astype(str).to_numpy()
-        self.group_kept = self.centred_ranks(kept)
-        self.damaged = kept < settings.damaged_below_pct
+    def elsewhere(self, other: Target) -> bool:
+        """Whether ``other`` differs from it in its dataset alone."""
+        same = (name for name in TARGET[:-1] if name != "dataset")
+        return other.dataset != self.dataset and all(getattr(other, name) == getattr(self, name) for name in same)
 
     def means(self, values: Floats) -> Floats:
-        """Configuration means; rounded, because means of equal values differ by rounding, which would break ties."""
-        return np.round(np.bincount(self.codes, weights=values, minlength=self.n) / self.counts, 12)
+        """Configuration means of ``values``, one a run of the analysis; NaN where no run of a configuration has one."""
+        return means_by(self.codes, values[self.rows], self.n)
 
-    def centred_ranks(self, values: Floats) -> Floats:
-        """Ranks within each dataset x method group, less the group's mean rank."""
-        ranks = pd.Series(values).groupby(self.group).rank().to_numpy()
-        return ranks - (self.group_size[self.group] + 1) / 2
-
-    def within(self, products: Floats) -> Floats:
-        return np.asarray(np.bincount(self.group, weights=products), dtype=np.float64)
-
-    @cached_property
-    def counts_drawn(self) -> Floats:
-        """How often each configuration was drawn in each resample: (resamples, configurations)."""
-        return resample_counts(self.settings, self.n, "signals", self.scope, runs=len(self.codes))
-
-    @cached_property
-    def kept_ranks(self) -> Floats:
-        """Ranks of the configurations' retentions in each resample: (resamples, configurations)."""
-        return resampled_ranks(self.mean_kept, self.counts_drawn)
+    def strength(self, n: int, settings: AnalysisSettings) -> str | None:
+        """The verdict that so few configurations or seeds leave, else None."""
+        if n < 3:
+            return TOO_FEW
+        return DESCRIPTIVE if n < settings.min_configurations or self.n_seeds < 2 else None
 
 
-def _score(sample: _Sample, transfer_set: str, when: str, source: SignalSource, signal: Floats) -> Signal:
-    settings = sample.settings
-    mean_signal = sample.means(signal)
-    names = (f"`{source.name}`", "the retention")
-    by_configuration = spearman(mean_signal, sample.mean_kept, names)
-    if by_configuration.statistic is None:
-        interval = Interval(level=settings.level, n=sample.n, reason=by_configuration.reason)
-    else:
-        draws = rank_correlation_draws(
-            resampled_ranks(mean_signal, sample.counts_drawn), sample.kept_ranks, sample.counts_drawn
-        )
-        interval = percentile_interval(draws, settings, sample.n, minimum=4)
-    result = Signal(
-        transfer_set=transfer_set,
-        scope=sample.scope,
-        when=when,  # type: ignore[arg-type]
-        signal=source.name,
-        expected_sign=source.expected_sign,
-        n_runs=len(signal),
-        n_configurations=sample.n,
-        n_seeds=sample.n_seeds,
-        spearman_runs=spearman(signal, sample.kept, names),
-        spearman_configurations=by_configuration,
-        interval=interval,
-        label=sample.label,
-    )
-    _within_groups(result, sample, signal)
-    _early_warning(result, sample, signal, source)
-    return result
+def means_by(codes: NDArray[np.intp], values: Floats, n: int) -> Floats:
+    """Means of the finite ``values`` of each code; rounded, because equal means differ by rounding, which breaks ties."""
+    known = np.isfinite(values)
+    counts = np.bincount(codes[known], minlength=n)
+    totals = np.bincount(codes[known], weights=values[known], minlength=n)
+    return np.round(np.divide(totals, counts, out=np.full(n, np.nan), where=counts > 0), 12)
 
 
-def _within_groups(result: Signal, sample: _Sample, signal: Floats) -> None:
-    """Spearman within each dataset x method group, and the mean of those that exist."""
-    a, b, size = sample.centred_ranks(signal), sample.group_kept, sample.group_size
-    spread_a, spread_b = sample.within(a * a), sample.within(b * b)
-    defined = (size >= 3) & (spread_a > 0) & (spread_b > 0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        rho = np.clip(sample.within(a * b) / np.sqrt(spread_a * spread_b), -1.0, 1.0)
-    known = rho[defined]
-    result.n_groups = len(known)
-    if len(known):
-        result.within_mean = float(np.mean(known))
-        result.within_mean_absolute = float(np.mean(np.abs(known)))
-    else:
-        result.within_reason = "no group has three runs in which signal and retention both vary"
-    for place in range(min(len(size), _GROUPS_LISTED)):
-        *dataset, method = sample.group_names[place]
-        entry = GroupCorrelation(dataset=" · ".join(dataset), method=str(method), n=int(size[place]))
-        if defined[place]:
-            entry.rho = float(rho[place])
-        elif size[place] < 3:
-            entry.reason = f"n = {size[place]}: a correlation needs at least 3 points"
-        else:
-            entry.reason = "the signal is constant" if spread_a[place] == 0 else "the retention is constant"
-        result.within_groups.append(entry)
-
-
-def _early_warning(result: Signal, sample: _Sample, signal: Floats, source: SignalSource) -> None:
-    settings, damaged = sample.settings, sample.damaged
-    result.n_damaged = int(damaged.sum())
-    if not damaged.any() or damaged.all():
-        word = "every" if damaged.all() else "no"
-        result.roc_reason = f"{word} run ends below {settings.damaged_below_pct:g}% retention: nothing to tell apart"
-        return
-    score = -source.expected_sign * signal
-    result.roc_auc = float(roc_auc_score(damaged, score))
-    if is_constant(signal):
-        result.roc_reason = "the signal is constant"
-    # A configuration that is drawn brings all its runs.
-    draws = roc_area_draws(score, damaged, sample.counts_drawn[:, sample.codes])
-    result.roc_interval = percentile_interval(draws, settings, sample.n, minimum=4)
-
-
-def selection_rules(prepared: Prepared, settings: AnalysisSettings, notes: list[str]) -> list[SelectionRules]:
-    """Retention of what each rule picks among the runs near the best validation accuracy."""
-    result: list[SelectionRules] = []
-    needed = ["model_name", "selection_name", "dataset", "run_id", "best_val_accuracy"]
-    needed += [retention(name).name for name in prepared.transfer] + [source.column for source in signals()]
-    present = [column for column in dict.fromkeys(needed) if column in prepared.runs.columns]
-    # Without the other columns, which every selection below would copy.
-    adapted = prepared.adapted[present]
+def find_targets(prepared: Prepared, settings: AnalysisSettings, notes: list[str]) -> list[Target]:
+    """The targets, those with most configurations first where there are more than ``max_targets``."""
+    runs = prepared.runs
+    counted = runs.index.isin(prepared.distinct.index)
+    found: list[Target] = []
     for name in prepared.transfer:
-        column = retention(name).name
-        for (model, selection, dataset), group in adapted.groupby(
-            ["model_name", "selection_name", "dataset"], sort=True
-        ):
-            usable = group[group[column].notna() & group["best_val_accuracy"].notna()]
-            values = {name: usable[name].to_numpy(dtype=float) for name in present if name not in _NAMES}
-            run_ids = usable["run_id"].to_numpy(dtype=object)
-            for margin in settings.selection_margins:
-                entry = SelectionRules(
-                    model=str(model),
-                    selection=str(selection),
-                    dataset=str(dataset),
-                    transfer_set=name,
-                    margin_points=margin,
-                    best_validation=None,
-                    n_runs=0,
-                )
-                if usable.empty:
-                    entry.reason = f"no run has both a validation accuracy and a retention on {name}"
-                else:
-                    _select(entry, values, run_ids, column, margin)
-                result.append(entry)
-    return result
+        kept = runs[retention(name).name].to_numpy(dtype=float)
+        usable = runs[counted & np.isfinite(kept)]
+        for key, part in usable.groupby(["model_name", "selection_name", "dataset"], sort=True):
+            rows = part.index.to_numpy(dtype=np.intp)
+            codes = pd.factorize(part["configuration"])[0].astype(np.intp)
+            group, names = pd.factorize(part["variant"], sort=True)
+            n = int(codes.max()) + 1
+            seeds = seeds_in(part)
+            means = means_by(codes, kept[rows], n)
+            model, selection, dataset = map(str, key)
+            found.append(
+                Target(model, selection, dataset, name, rows, codes, kept[rows], means, group, list(names), seeds)
+            )
+    if not prepared.transfer:
+        notes.append("There is no transfer set: nothing can be said of which signal goes with retention.")
+    if len(found) > settings.max_targets:
+        notes.append(
+            f"Signals are given for {settings.max_targets} of {len(found)} targets, those with most configurations."
+        )
+        found = sorted(found, key=lambda target: -target.n)[: settings.max_targets]
+    return found
 
 
-def _select(
-    entry: SelectionRules, usable: dict[str, Floats], run_ids: NDArray[np.object_], column: str, margin: float
-) -> None:
-    accuracy = usable["best_val_accuracy"]
-    entry.best_validation = float(accuracy.max())
-    # Accuracies are multiples of 1/n: the margin is meant to include its own end.
-    near = np.flatnonzero(accuracy >= accuracy.max() - margin / 100 - 1e-9)
-    kept = usable[column][near]
-    entry.n_runs = len(near)
-    entry.oracle_pct, entry.random_pct = float(kept.max()), float(kept.mean())
-    if len(near) < 2:
-        entry.reason = "one run only: there is nothing to choose"
-    signed = {source.column for source in signals() if source.absolute}
-    for source in signals():
-        if source.column not in usable or not (source.absolute or source.column not in signed):
-            continue
-        values = usable[source.column][near]
-        values = np.abs(values) if source.absolute else values
-        choice = Choice(rule=("highest " if source.expected_sign > 0 else "lowest ") + source.name)
-        if source.name == "validation_accuracy":
-            choice.rule, values = "highest validation_accuracy", -values
-        missing = int((~np.isfinite(values)).sum())
-        if missing:
-            choice.reason = f"the signal is missing in {missing} of {len(near)} runs"
+def signal_tables(
+    prepared: Prepared, values: dict[str, pd.DataFrame], settings: AnalysisSettings, notes: list[str]
+) -> list[Table]:
+    """``signals``, ``signals_within_groups``, ``signal_differences`` and ``partial_associations``.
+
+    ``values``: what :func:`~attndrift.analysis.signal_sources.signal_values` returns. Each (target, moment) is a
+    question of its own: p values are corrected within it.
+    """
+    targets = find_targets(prepared, settings, notes)
+    made: tuple[Rows, Rows, Rows, Rows] = ([], [], [], [])
+    for target in targets:
+        for when in MOMENTS:
+            for rows, more in zip(made, _of_target(target, targets, values[when], settings), strict=True):
+                rows += [{**target.identity, "when": when, **row} for row in more]
+    return _as_tables(settings, *made)
+
+
+def _of_target(
+    target: Target, targets: list[Target], values: pd.DataFrame, settings: AnalysisSettings
+) -> tuple[Rows, Rows, Rows, Rows]:
+    """The rows of the four tables for one target and moment."""
+    runs = {source: values[source.name].to_numpy() for source in signals() if source.name in values}
+    means = {source: target.means(own) for source, own in runs.items()}
+    means = {source: own for source, own in means.items() if np.isfinite(own).sum() >= 3}
+    others = [other for other in targets if target.elsewhere(other)]
+    ranked: Rows = []
+    groups: Rows = []
+    for source, own in means.items():
+        within = _within_groups(target, source, runs[source])
+        groups += within
+        learned = [(other.means(runs[source]), other.kept) for other in others]
+        ranked.append(
+            _ranked(target, source, own, runs[source], settings)
+            | _over_groups(source, within, settings)
+            | _from_others(source, own, target.kept, learned)
+        )
+    differences: Rows = []
+    partial: Rows = []
+    place = _Ranks(target, means)
+    for first, second in _pairs([source for source in means if source.compared]):
+        compared = place.compare(first, second, settings)
+        differences += compared[:1]
+        partial += compared[1:]
+    for measured in (True, False):
+        # What is known from training anyway is a family of its own: it must not cost the measured ones their power.
+        own_family = [row for row in ranked if row["measured"] is measured]
+        for name in ("held_out_p", "other_datasets_p"):
+            correct(own_family, name)
+        conclude(own_family, settings, lambda row: RANKS)
+    for row in ranked:
+        if row["verdict"] not in (TOO_FEW, DESCRIPTIVE) and _below(row["held_out_p_holm"], settings.alpha):
+            row["verdict"] = PREDICTS
+    conclude(differences, settings, lambda row: f"{row['first' if row['difference'] > 0 else 'second']} {BETTER}")
+    conclude(partial, settings, lambda row: ADDS)
+    return ranked, groups, differences, partial
+
+
+def _pairs(sources: list[SignalSource]) -> Iterator[tuple[SignalSource, SignalSource]]:
+    """Every headline signal with every other signal, each pair once, a headline one first."""
+    for place, first in enumerate(sources):
+        for second in sources[place + 1 :]:
+            if first.headline or second.headline:
+                yield (first, second) if first.headline else (second, first)
+
+
+def _below(p: float | None, alpha: float) -> bool:
+    return p is not None and p < alpha
+
+
+def correct(rows: Rows, name: str = "p") -> None:
+    """Add Holm's corrected p of the column ``name`` over ``rows``, one family; ``family_size`` tests are in it."""
+    corrected = holm([np.nan if row[name] is None else row[name] for row in rows])
+    for row, p in zip(rows, corrected, strict=True):
+        row[f"{name}_holm"], row["family_size"] = number(p), int(np.isfinite(corrected).sum())
+
+
+def conclude(rows: Rows, settings: AnalysisSettings, claim: Callable[[dict[str, Any]], str]) -> None:
+    """Correct ``rows``, one family, and give each the ``verdict`` that its p allows, where it has none yet."""
+    correct(rows)
+    for row in rows:
+        if row["verdict"] is None:
+            made = claim(row) if _below(row["p"], settings.alpha) else NO_EVIDENCE
+            holds = made == NO_EVIDENCE or _below(row["p_holm"], settings.alpha)
+            row["verdict"] = UNTESTED if row["p"] is None else made if holds else made + UNCORRECTED
+
+
+def limits_row(low: Any, high: Any, n: int, method: str, reason: str | None) -> dict[str, Any]:
+    """``low, high, unit, method, reason`` of one interval over configurations; null with a reason where there is none."""
+    if reason is None and not np.isfinite(low):
+        reason = "a perfect order has no interval" if n >= 3 else f"{n} configurations: too few"
+    none = reason is not None
+    return {
+        "low": None if none else float(low), "high": None if none else float(high), "unit": "configuration",
+        "method": "none" if none else method, "reason": reason,
+    }  # fmt: skip
+
+
+def _ranked(
+    target: Target, source: SignalSource, means: Floats, runs: Floats, settings: AnalysisSettings
+) -> dict[str, Any]:
+    """The rank correlation of one signal, in sample, and how well it tells configurations that are left out."""
+    known = np.isfinite(means)
+    x, y, n = means[known], target.kept[known], int(known.sum())
+    rho, p = spearman(x, y)
+    single = runs[target.rows]
+    measured = np.isfinite(single)
+    constant = next((name for name, of in (("signal", x), ("retention", y)) if np.ptp(of) <= 1e-12), None)
+    reason = f"the {constant} is constant" if constant else why_none(x, y)
+    errors, plain = held_out_errors(-source.expected_sign * x, y, folds_of(n))
+    return {
+        "signal": source.name, "label": source.label, "measured": source.measured,
+        "expected_sign": source.expected_sign, "n_runs": int(measured.sum()), "n_configurations": n,
+        "n_seeds": target.n_seeds, "rho": number(rho),
+        **limits_row(*spearman_limits(rho, n, settings.level), n, "Fisher's z, Bonett-Wright", reason),
+        "p": number(p), "rho_runs": number(spearman(single[measured], target.kept_runs[measured])[0]),
+        "held_out_error": number(errors.mean()), "mean_error": number(plain.mean()),
+        "held_out_p": gain_p(errors, plain), "verdict": target.strength(n, settings),
+    }  # fmt: skip
+
+
+def _from_others(source: SignalSource, x: Floats, y: Floats, others: list[tuple[Floats, Floats]]) -> dict[str, Any]:
+    """How well the curve through other datasets' configurations tells the retention here."""
+    usable = [(a[np.isfinite(a)], b[np.isfinite(a)]) for a, b in others]
+    learned, kept = (np.concatenate([pair[i] for pair in usable]) if usable else np.zeros(0) for i in (0, 1))
+    if len(learned) < 3:
+        return {"other_datasets_error": None, "other_datasets_p": None}
+    known = np.isfinite(x)
+    curve = falling_curve(-source.expected_sign * learned, kept)
+    errors = np.abs(np.interp(-source.expected_sign * x[known], *curve) - y[known])
+    return {
+        "other_datasets_error": number(errors.mean()),
+        "other_datasets_p": gain_p(errors, np.abs(kept.mean() - y[known])),
+    }
+
+
+def _within_groups(target: Target, source: SignalSource, runs: Floats) -> Rows:
+    """Spearman over the runs of each method; its learning rates are fixed, its seeds replicate them."""
+    own = runs[target.rows]
+    rows: Rows = []
+    for place, method in enumerate(target.names):
+        inside = (target.group == place) & np.isfinite(own)
+        rho, p = spearman(own[inside], target.kept_runs[inside])
+        n = int(inside.sum())
+        reason = None if np.isfinite(rho) else f"n = {n}: too few" if n < 3 else "signal or retention is constant"
+        rows.append(
+            {"signal": source.name, "method": method, "n": n, "rho": number(rho), "p": number(p), "reason": reason}
+        )
+    return rows
+
+
+def _over_groups(source: SignalSource, rows: Rows, settings: AnalysisSettings) -> dict[str, Any]:
+    """The mean within groups, and a warning where a signed signal goes both ways."""
+    rho = [row["rho"] for row in rows if row["rho"] is not None]
+    clear = [row for row in rows if row["p"] is not None and row["p"] < settings.alpha]
+    up = [row["method"] for row in clear if row["rho"] > 0]
+    down = [row["method"] for row in clear if row["rho"] < 0]
+    warning = None
+    if up and down:
+        warning = f"changes its sign: rises with the retention in {', '.join(up)}, falls with it in {', '.join(down)}"
+        if not source.absolute and f"abs_{source.name}" in {one.name for one in signals()}:
+            warning += f"; see abs_{source.name}"
+    return {
+        "within_mean": number(np.mean(rho)) if rho else None,
+        "within_mean_absolute": number(np.mean(np.abs(rho))) if rho else None,
+        "n_groups": len(rho),
+        "warning": warning,
+    }
+
+
+class _Ranks:
+    """Two signals of the same configurations; correlations are turned, so that +1 is the order a signal is taken for."""
+
+    def __init__(self, target: Target, means: dict[SignalSource, Floats]) -> None:
+        self.target = target
+        self.turned = {source: source.expected_sign * own for source, own in means.items()}
+        self.known = {source: np.isfinite(own) for source, own in means.items()}
+        self.ranked: dict[tuple[str, bytes], Floats] = {}
+
+    def _ranks(self, name: str, values: Floats, known: NDArray[np.bool_]) -> Floats:
+        key = name, known.tobytes()
+        if key not in self.ranked:
+            self.ranked[key] = ranks(values[known])
+        return self.ranked[key]
+
+    def compare(self, one: SignalSource, two: SignalSource, settings: AnalysisSettings) -> Rows:
+        """A row of ``signal_differences``, then two of ``partial_associations``; none where one of them is constant."""
+        known = self.known[one] & self.known[two]
+        n, y = int(known.sum()), self.target.kept[known]
+        outcome = self._ranks("", self.target.kept, known)
+        first, second = (self._ranks(source.name, self.turned[source], known) for source in (one, two))
+        if n < 3 or not (first.any() and second.any() and outcome.any()):
+            return []
+        a, b = self.turned[one][known], self.turned[two][known]
+        x, z, between = float(first @ outcome), float(second @ outcome), float(first @ second)
+        won, differing = share_won(a, b, y)
+        reason, fixed = why_none(a, b, y), self.target.strength(n, settings)
+        limits = difference_limits(x, z, between, n, settings.level)
+        rows: Rows = [
+            {
+                "first": one.name, "second": two.name, "n_configurations": n, "rho_first": x, "rho_second": z,
+                "difference": x - z, **limits_row(*limits, n, "Zou, of Bonett-Wright limits", reason),
+                "pairs_won": won, "pairs_differing": differing, "share_won": won / differing if differing else None,
+                "p": number(difference_p(x, z, between, n)), "verdict": fixed,
+            }
+        ]  # fmt: skip
+        for source, given, alone, other in ((one, two, x, z), (two, one, z, x)):
+            rho = partial_rho(alone, other, between)
+            alike = None if np.isfinite(rho) else f"given {given.name} nothing is left: two orders are nearly the same"
+            limits = partial_limits(rho, n, settings.level)
+            rows.append(
+                {
+                    "signal": source.name, "given": given.name, "n_configurations": n, "rho_alone": alone,
+                    "rho": number(rho), **limits_row(*limits, n, "Fisher's z, partial", reason or alike),
+                    "p": number(partial_p(rho, n)), "verdict": fixed,
+                }
+            )  # fmt: skip
+        return rows
+
+
+def _column(name: str, label: str = "", unit: str = "", digits: int | None = None, signed: bool = False) -> Column:
+    return Column(
+        name=name, label=label or name.replace("_", " ").capitalize(), unit=unit, digits=digits, signed=signed
+    )
+
+
+def columns(*names: str) -> list[Column]:
+    """Columns by name: ``rho`` and its limits signed with two decimals, errors in points, the rest as it is."""
+    found: list[Column] = []
+    for name in names:
+        if name.startswith(("rho", "difference", "within_mean")) or name in ("low", "high"):
+            found.append(_column(name, digits=2, signed=True))
+        elif name.endswith(("error", "_pct")):
+            found.append(_column(name, unit="points" if name.endswith("error") else "%", digits=1))
+        elif name.startswith("share") or name.endswith(("sensitivity", "specificity", "auc")):
+            found.append(_column(name, digits=2))
         else:
-            best = values.max() if source.expected_sign > 0 else values.min()
-            tied = np.flatnonzero(values == best)
-            choice.n_tied = len(tied)
-            choice.retention_pct = number(kept[tied].mean())
-            choice.run_ids = [str(v) for v in run_ids[near[tied[:_LISTED]]]]
-            if len(tied) > 1:
-                choice.reason = f"{len(tied)} runs tie: their mean retention"
-        if missing < len(near):
-            entry.choices.append(choice)
+            found.append(_column(name))
+    return found
 
 
-_NAMES = ("model_name", "selection_name", "dataset", "run_id")
+_LIMITS = ("low", "high", "unit", "method", "reason")
+
+
+def _as_tables(settings: AnalysisSettings, ranked: Rows, groups: Rows, differences: Rows, partial: Rows) -> list[Table]:
+    level = f"{settings.level:.0%} intervals over configurations."
+    family = "Holm within one target and moment, measured signals and those known from training apart."
+    turned = "Correlations are turned by the expected sign: +1 is a perfect order in the sense the signal is taken for."
+    none = [] if ranked else ["No target has three configurations with a retention and a signal."]
+    return [
+        Table(
+            name="signals", title="Which signal goes with retention",
+            columns=columns(
+                *TARGET, "signal", "label", "measured", "expected_sign", "n_runs", "n_configurations", "n_seeds", "rho", *_LIMITS,
+                "p", "p_holm", "rho_runs", "within_mean", "within_mean_absolute", "n_groups", "warning", "held_out_error",
+                "mean_error", "held_out_p", "held_out_p_holm", "other_datasets_error", "other_datasets_p",
+                "other_datasets_p_holm", "family_size", "verdict",
+            ),
+            rows=ranked,
+            notes=[
+                *none, level, family,
+                "`held_out_error`: mean absolute error of the retention of a configuration left out, told by a never rising "
+                "curve through the others; `mean_error`: told by their mean alone. A signal predicts where the first is smaller.",
+            ],
+        ),
+        Table(
+            name="signals_within_groups", title="Spearman with retention within the runs of each method",
+            columns=columns(*TARGET, "signal", "method", "n", "rho", "p", "reason"), rows=groups, notes=none,
+        ),
+        Table(
+            name="signal_differences", title="Which of two signals ranks better",
+            columns=columns(
+                *TARGET, "first", "second", "n_configurations", "rho_first", "rho_second", "difference", *_LIMITS,
+                "pairs_won", "pairs_differing", "share_won", "p", "p_holm", "family_size", "verdict",
+            ),
+            rows=differences,
+            notes=[
+                *none, turned, level, family,
+                "`share_won`: of the pairs of configurations that the two order differently, those that the first has right.",
+            ],
+        ),
+        Table(
+            name="partial_associations", title="What a signal adds given another one",
+            columns=columns(
+                *TARGET, "signal", "given", "n_configurations", "rho_alone", "rho", *_LIMITS, "p", "p_holm", "family_size",
+                "verdict",
+            ),
+            rows=partial, notes=[*none, turned, level, family],
+        ),
+    ]  # fmt: skip

@@ -8,16 +8,20 @@ from pydantic import ValidationError
 
 from attndrift.analysis.formats import SUFFIXES, write_table
 from attndrift.analysis.result import SCHEMA_VERSION, SINGLE_SEED, Analysis, Table
-from attndrift.analysis.statistics_tables import STATISTICS_TABLES, statistics_tables
 from attndrift.files import read_json, refuse_links, write_text
+from attndrift.results.columns import Column
 
 MAX_ANALYSIS_BYTES = 1 << 30
 """An analysis of thousands of runs has some hundred megabytes."""
 
 
 def all_tables(analysis: Analysis) -> dict[str, Table]:
-    """The tables, and the statistics laid out as tables; those of a study of one seed say so."""
-    tables = analysis.tables | statistics_tables(analysis)
+    """The tables and the findings as one; those of a study of one seed say so."""
+    names = ("id", "topic", "question", "strength", "sentence", "table", "rows")
+    columns = [Column(name=name, label=name.capitalize()) for name in names]
+    rows = [{name: getattr(finding, name) for name in names} for finding in analysis.findings]
+    findings = Table(name="findings", title="Findings", columns=columns, rows=rows, notes=[])
+    tables = {"findings": findings, **analysis.tables}
     if not analysis.data.single_seed:
         return tables
     return {name: table.model_copy(update={"notes": [SINGLE_SEED, *table.notes]}) for name, table in tables.items()}
@@ -50,9 +54,7 @@ def _table_names(path: Path) -> set[str]:
     except (OSError, ValueError, KeyError, TypeError):
         return set()
     # The names become paths that are deleted, so only plain ones count.
-    return {name for name in names if isinstance(name, str) and name.replace("_", "").isalnum()} | set(
-        STATISTICS_TABLES
-    )
+    return {name for name in names if isinstance(name, str) and name.replace("_", "").isalnum()}
 
 
 def read_analysis(path: str | Path) -> Analysis:

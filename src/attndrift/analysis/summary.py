@@ -19,6 +19,7 @@ from attndrift.analysis.configurations import (
     method_columns,
     method_label,
 )
+from attndrift.analysis.means import pooled, seed_counts, seeds_in
 from attndrift.analysis.measures import Measure
 from attndrift.analysis.numbers import number
 from attndrift.analysis.result import Table
@@ -109,8 +110,7 @@ def all_runs_table(prepared: Prepared) -> Table:
     columns += [m.column() for m in (*measures, *extra)]
     columns = [c for c in columns if frame[c.name].notna().any()]
     notes = [] if len(every) else ["There are no runs."]
-    seeds = prepared.adapted["replicate"].nunique()
-    if seeds == 1:
+    if seeds_in(prepared.adapted) == 1:
         notes.append("One seed: no row carries an uncertainty.")
     if prepared.excluded:
         notes.append("Rows whose status is not finished take no part in any test or mean.")
@@ -158,7 +158,10 @@ def aggregate(runs: pd.DataFrame, measures: Sequence[Measure], identity: Sequenc
     low, high = groups[names].min(), groups[names].max()
     sd = sd.where(~((low == high) & sd.notna()), 0.0)
     sd.columns = pd.Index([f"{name}_sd" for name in names])
-    counts = pd.DataFrame({"n_runs": groups.size(), "n_seeds": groups["replicate"].nunique()})
+    own_mean, own_sd = pooled(runs, names)
+    if len(own_mean):
+        mean.loc[own_mean.index], sd.loc[own_sd.index] = own_mean, own_sd
+    counts = pd.DataFrame({"n_runs": groups.size(), "n_seeds": seed_counts(runs)})
     result = pd.concat([first, counts, mean, sd], axis=1).reset_index()
     result["note"] = result["n_seeds"].map(lambda n: ONE_SEED if n == 1 else "")
     return result

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from attndrift.metrics import kernels
+from attndrift.metrics.attention import working_dtype
 
 # Imports inside functions: these packages take time to load, which only who needs them pays.
 
@@ -31,13 +32,9 @@ _HIDDEN = -1e30
 """Logit of a token that a mask hides: its attention is 0, and 0 times its logarithm is 0 and not NaN."""
 
 
-def _precision(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
-
-
 def _product(query: Tensor, keys: Tensor, scale: float) -> Tensor:
     # Multiply and sum, not matmul, whose precision settings (TF32, bfloat16 products, autocast) lower.
-    dtype = _precision(keys)
+    dtype = working_dtype(keys)
     query, keys, tokens_first = _along_memory(query, keys)
     most = _PRODUCT if keys.device.type == "cpu" else _PRODUCT_ON_ACCELERATOR
     images = max(1, most // max(1, keys[0].numel()))
@@ -171,7 +168,7 @@ def _applied(logits: Tensor, bias: Tensor) -> Tensor:
 
 
 def _map_logits(queries: Tensor, keys: Tensor, scale: float, mask: Mask) -> Tensor:
-    dtype = _precision(keys)
+    dtype = working_dtype(keys)
     with torch.autocast(keys.device.type, enabled=False):
         logits = (queries.to(dtype) @ keys.to(dtype).transpose(-1, -2)) * scale
     if mask.bias is not None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
-from transformers import TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from attndrift.callbacks.added_loss import PreservationCallback, check_trained
 from attndrift.drift.alerts import Alert, AlertEvent
@@ -192,19 +192,26 @@ class DriftCallback(Picklable, TrainerCallback):
         logged = scalars(drift.row())
         if self.preserve is not None and self.preserve.last is not None:
             logged["drift/preservation_loss"] = float(self.preserve.last)
-        if self._trainer is not None:
-            # Logging clears the request for the trainer's own log of this step, which is yet to come.
-            pending = self._trainer.control.should_log
-            self._trainer.log(logged)
-            self._trainer.control.should_log = pending
+        self._log(logged)
         if self._on_drift is not None:
             self._on_drift(step, float(epoch or 0.0), drift)
 
     def _report_guard(self, event: GuardEvent) -> None:
-        if self._trainer is not None and self._trainer.control is not None:
-            pending = self._trainer.control.should_log
-            self._trainer.log(event.scalars())
-            self._trainer.control.should_log = pending
+        self._log(event.scalars())
+
+    def _log(self, values: dict[str, float]) -> None:
+        """Pass ``values`` to the trainer's trackers and its history; the console has its line from ``echo``."""
+        trainer = self._trainer
+        if trainer is None or trainer.control is None:
+            return
+        handler, pending = trainer.callback_handler, trainer.control.should_log
+        every = handler.callbacks
+        handler.callbacks = [one for one in every if not isinstance(one, (PrinterCallback, ProgressCallback))]
+        try:
+            trainer.log(values)
+        finally:
+            # Logging clears the request for the trainer's own log of this step, which is yet to come.
+            handler.callbacks, trainer.control.should_log = every, pending
 
 
 def _move_last(trainer: Trainer, callback: DriftCallback) -> None:
@@ -223,7 +230,7 @@ def _described(args: TrainingArguments, preserve: PreservationLoss | None) -> di
         "learning_rate": args.learning_rate, "weight_decay": args.weight_decay, "epochs": float(args.num_train_epochs),
         "seed": args.seed, "data_seed": args.data_seed,
         "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
-        "loss": None if preserve is None else canonical_losses({preserve.name: preserve.weight}),
+        "loss": None if preserve is None else canonical_losses(preserve.weights),
     }  # fmt: skip
 
 

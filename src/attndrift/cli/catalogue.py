@@ -104,7 +104,7 @@ def _heads() -> list[Row]:
 def _losses() -> list[Row]:
     from attndrift.losses.registry import LOSSES
 
-    return _with_settings(LOSSES, "source", what="meaning")
+    return _with_settings(LOSSES, "formula", "source", "needed", "cost", what="meaning")
 
 
 def _outcomes() -> list[Row]:

@@ -10,6 +10,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from attndrift.plain_digits import decimal_number, whole_number
+
 EXIT_PROBLEM = 1
 EXIT_CONDITION = 3
 EXIT_DEFECT = 70
@@ -19,6 +21,17 @@ STUDIES, RESULTS, MODELS, NAMES = "Studies", "Results", "Models", "Names"
 """The groups of commands, in the order of ``attndrift --help``."""
 
 FolderArgument = Annotated[Path, typer.Argument(help="A study folder, or any folder that holds the tables.")]
+FoldersArgument = Annotated[
+    list[Path],
+    typer.Argument(help="A study folder, or any folder that holds the tables; several are analysed as one study."),
+]
+WhereOption = Annotated[
+    str | None,
+    typer.Option(
+        "--where",
+        help="Only these runs, e.g. \"model == 'ViT-B/16' and learning_rate < 1e-4\": columns of the table runs.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Where to write.")]
 AnalysisOption = Annotated[
@@ -36,6 +49,24 @@ _NO_PLACE = {
     errno.EPERM: "make it writable, or choose another place with --output",
     errno.EACCES: "make it writable, or choose another place with --output",
 }
+
+
+def number_option(*names: str, help: str, least: int = 0, decimal: bool = False) -> Any:
+    """An option that takes a number of at least ``least``, in plain digits: not ``1_0``, ``nan`` or full-width digits."""
+
+    def read(text: str) -> float:
+        # A default comes as it is.
+        try:
+            value = (decimal_number if decimal else whole_number)(str(text))
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+        if value < least:
+            raise typer.BadParameter(f"{text} is not in the range x>={least}.")
+        return value
+
+    return typer.Option(
+        *names, parser=read, metavar="FLOAT" if decimal else "INTEGER", help=f"{help} At least {least}."
+    )
 
 
 def example(text: str) -> str:

@@ -24,6 +24,8 @@ from attndrift.cli.commands import (  # noqa: F401 -- each registers its command
     report,
     run,
     show,
+    soup,
+    watch,
 )  # isort: skip
 from attndrift.cli.console import EXIT_DEFECT, EXIT_PROBLEM, complain, remedy
 from attndrift.extras import MissingExtraError

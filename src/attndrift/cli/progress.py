@@ -24,6 +24,12 @@ from attndrift.study.settings import NamedRun, Study
 MARKS = {"finished": "[green]✓[/]", "kept": "[green]=[/]", "diverged": "[yellow]~[/]", "failed": "[red]✗[/]"}
 
 
+def print_line(console: Console, message: str, run: str = "") -> None:
+    """Print a line about a study as a whole, or of the log of ``run``."""
+    shown = escape(sanitize(message))
+    console.print(f"  {run}: {shown}" if run else shown, highlight=False, soft_wrap=not run)
+
+
 class RunReporter:
     """Moves a run's bar."""
 
@@ -48,7 +54,7 @@ class RunReporter:
     def say(self, message: str) -> None:
         """Print a line of the run's log, where that was asked for."""
         if self._study.verbose:
-            self._study.console.print(f"  {self._name}: {escape(sanitize(message))}", highlight=False)
+            print_line(self._study.console, message, self._name)
 
 
 class StudyConsole:
@@ -79,7 +85,7 @@ class StudyConsole:
 
     def say(self, message: str) -> None:
         """Print a line about the study as a whole."""
-        self.console.print(escape(sanitize(message)), highlight=False, soft_wrap=True)
+        print_line(self.console, message)
 
     def begin(self, study: Study, done: int) -> None:
         """The study starts; ``done`` of its runs are finished already."""

@@ -2,44 +2,96 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from attndrift.cli.console import fail
 from attndrift.files import refuse_links
 
 WRITTEN = ("analysis.json", "figures", "report.html", "report.md", "runs", "tables")
 """What commands read and write in a folder of results, beside the tables."""
 
 
-def analysed(folder: Path, settings: list[str] | None = None) -> Any:
-    """The analysis of the tables in ``folder``, which a study's runs are collected into first."""
+def analysed(folders: Sequence[Path], settings: list[str] | None = None, where: str | None = None) -> Any:
+    """The analysis of the tables in ``folders``, which a study's runs are collected into first."""
     from attndrift.analysis.core import analyze as analyze_tables
-    from attndrift.analysis.image_intervals import read_image_outcomes
-    from attndrift.analysis.loading import load_tables
+    from attndrift.analysis.joined import load_studies
     from attndrift.analysis.settings import parse_analysis_settings
 
     chosen = parse_analysis_settings(settings or [])
-    refuse_links(folder, WRITTEN)
-    collect_if_study(folder)
-    return analyze_tables(load_tables(folder), settings=chosen, outcomes=read_image_outcomes(folder))
+    for folder in folders:
+        refuse_links(folder, WRITTEN)
+        collect_if_study(folder)
+    studies = load_studies(folders, where)
+    analysis = analyze_tables(studies.tables, settings=chosen)
+    analysis.notes[:0] = studies.notes
+    return analysis
 
 
 def report_on(
-    folder: Path, output: Path, settings: list[str] | None = None, *, processes: int = 1
+    folders: Sequence[Path],
+    output: Path,
+    settings: list[str] | None = None,
+    *,
+    where: str | None = None,
+    processes: int = 1,
 ) -> tuple[Any, list[Any], tuple[Path, Path]]:
-    """Write the analysis, the figures and the report of ``folder``: the analysis, the figures, and both paths of the report."""
+    """Write the analysis, the figures and the report of ``folders``: the analysis, the figures, and both paths of the report."""
+    from attndrift.analysis.joined import load_studies
     from attndrift.analysis.storing import write_analysis
-    from attndrift.figures.draw import draw_figures
     from attndrift.report.build import write_report
-    from attndrift.results.tables import read_tables
 
     refuse_links(output, WRITTEN)
-    analysis = analysed(folder, settings)
+    analysis = analysed(folders, settings, where)
+    if not analysis.data.n_analysed:
+        first = folders[0]
+        raise ValueError(
+            f"{first}: no run has finished, so there is nothing to report; `attndrift show {first}` lists the runs"
+        )
     write_analysis(analysis, output)
-    tables = read_tables(folder)
-    drawn = draw_figures(tables, output / "figures", maps=folder, analysis=analysis, processes=processes)
-    paths = write_report(folder, output=output, analysis=analysis, figures=drawn, tables=tables)
+    studies = load_studies(folders, where, whole=True)
+    drawn = drawn_for(studies, output / "figures", analysis, processes=processes)
+    paths = write_report(output, records=_records(studies), analysis=analysis, figures=drawn, tables=studies.tables)
     return analysis, drawn, paths
+
+
+def drawn_for(studies: Any, output: Path, analysis: Any, **options: Any) -> list[Any]:
+    """Draw the figures of studies, with the attention maps of their runs."""
+    from attndrift.figures.draw import draw_figures
+    from attndrift.figures.maps import find_maps
+
+    maps = {
+        names.get(run, run): path
+        for root, names in studies.folders
+        for run, path in find_maps(root, list(names)).items()
+    }
+    return list(draw_figures(studies.tables, output, maps=maps, analysis=analysis, **options))
+
+
+def output_for(folders: Sequence[Path], output: Path | None) -> Path:
+    """Where to write: beside the tables of a single study. Ends the command where several have no folder of their own."""
+    if output is None and len(folders) > 1:
+        fail("several studies: say where to write with --output")
+    return output or folders[0]
+
+
+def _records(studies: Any) -> Any:
+    """What the runs recorded beside the tables, under the names that they have there."""
+    from attndrift.report.explore import run_order
+    from attndrift.report.records import Records, read_records
+
+    found = Records()
+    order = run_order(studies.tables.runs)
+    for root, names in studies.folders:
+        refuse_links(root, ("runs",))
+        runs = {name: run for run, name in names.items()}
+        own = read_records(root, [runs[name] for name in order if name in runs])
+        found.found.update({names[run]: replace(record, run_id=names[run]) for run, record in own.found.items()})
+        found.missing.extend(names[run] for run in own.missing)
+        found.problems.extend(own.problems)
+    return found
 
 
 def collect_if_study(folder: Path) -> None:

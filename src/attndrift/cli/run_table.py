@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from attndrift.cli.progress import MARKS
+from attndrift.cli.progress import MARKS, print_line
 from attndrift.sanitize import sanitize, sanitize_line
 from attndrift.study.settings import NamedRun, Study
 
@@ -95,7 +95,7 @@ class StudyTable:
 
     def say(self, message: str) -> None:
         """Print a line about the study as a whole."""
-        self.console.print(escape(sanitize(message)), highlight=False, soft_wrap=True)
+        print_line(self.console, message)
 
     def begin(self, study: Study, done: int) -> None:
         """The study starts; ``done`` of its runs are finished already."""
@@ -166,4 +166,4 @@ class _Printing(Row):
 
     def say(self, message: str) -> None:
         """Print a line of the run's log."""
-        self._console.print(f"  {self.name}: {escape(sanitize(message))}", highlight=False)
+        print_line(self._console, message, self.name)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, get_type_hints
 
 import typer
 
-from attndrift.cli.console import OnlyOption, fail
+from attndrift.cli.console import OnlyOption, fail, number_option
 
 if TYPE_CHECKING:
     from attndrift.study.launchers import Options
@@ -47,10 +47,10 @@ class StudyOptions:
         str | None, typer.Option("--seeds", help="Repeat every run with each of these seeds, e.g. 0,1,2.")
     ] = None
     only: OnlyOption = None
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most this many runs.")] = None
+    limit: Annotated[int | None, number_option("--limit", least=1, help="At most this many runs.")] = None
     keep: Annotated[str | None, typer.Option("--keep", help="Checkpoints to keep: best, best+final or all.")] = None
     jobs: Annotated[
-        int, typer.Option("--jobs", "-j", min=1, help="Runs at a time, each in a process with its own threads.")
+        int, number_option("--jobs", "-j", least=1, help="Runs at a time, each in a process with its own threads.")
     ] = 1
     time_limit: Annotated[
         str | None, typer.Option("--time-limit", help="End a run that takes longer, e.g. 30m or 2h; others go on.")
@@ -63,13 +63,15 @@ class StudyOptions:
         typer.Option("--address", help="ray: of the cluster; default: $RAY_ADDRESS, or one is started here."),
     ] = None
     cpus_per_run: Annotated[
-        float | None, typer.Option("--cpus-per-run", min=0, help="ray, slurm: cores a run; default: its `threads`.")
+        float | None,
+        number_option("--cpus-per-run", decimal=True, help="ray, slurm: cores a run; default: its `threads`."),
     ] = None
     gpus_per_run: Annotated[
-        float, typer.Option("--gpus-per-run", min=0, help="ray, slurm: accelerators a run; ray: also 0.5 and so on.")
+        float,
+        number_option("--gpus-per-run", decimal=True, help="ray, slurm: accelerators a run; ray: also 0.5 and so on."),
     ] = 0.0
     retries: Annotated[
-        int, typer.Option("--retries", min=0, help="ray, slurm: how often a run goes on after its worker died.")
+        int, number_option("--retries", help="ray, slurm: how often a run goes on after its worker died.")
     ] = 3
     scheduler: Annotated[
         list[str] | None,

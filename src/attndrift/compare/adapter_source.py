@@ -1,4 +1,4 @@
-"""A ``peft`` LoRA adapter as one side of a comparison: merged into a copy of the model that it belongs to."""
+"""A ``peft`` adapter as one side of a comparison: merged into a copy of the model that it belongs to."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from transformers import CLIPModel
 
 from attndrift.compare.errors import CompareError
@@ -29,7 +30,23 @@ if TYPE_CHECKING:
 
 ADAPTER_CONFIG = "adapter_config.json"
 
-_LORA_TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_(?:A|B|embedding_A|embedding_B|magnitude_vector)(?:\..+)?")
+_TENSORS = {
+    "LORA": re.compile(r"base_model\.model\.(.+)\.lora_(?:A|B|embedding_A|embedding_B|magnitude_vector)(?:\..+)?"),
+    "IA3": re.compile(r"base_model\.model\.(.+)\.ia3_l"),
+    "OFT": re.compile(r"base_model\.model\.(.+)\.oft_R\.weight"),
+    "LN_TUNING": re.compile(r"base_model\.model\.(.+)\.ln_tuning_layers\.(?:weight|bias)"),
+}
+"""Names of an adapter's own tensors by its type; the group is the module that it belongs to."""
+
+_OFT_SETTINGS = (
+    "coft",
+    "eps",
+    "block_share",
+    "use_cayley_neumann",
+    "num_cayley_neumann_terms",
+    "fan_in_fan_out",
+    "bias",
+)
 _LORA_SETTINGS = ("r", "lora_alpha", "use_rslora", "use_dora", "fan_in_fan_out", "bias", "lora_bias", "modules_to_save")
 _LORA_UNKNOWN = (
     "alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "monteclora_config",
@@ -47,27 +64,29 @@ def base_named_by(folder: Path) -> str:
 
 
 def merged_adapter(folder: Path, base: ResolvedModel, *, under: str) -> ResolvedModel:
-    """A ``peft`` LoRA merged into a copy of ``base``, which ``under`` calls by its name in a note."""
+    """A ``peft`` adapter merged into a copy of ``base``, which ``under`` calls by its name in a note."""
     with importing("peft", "an adapter"):
         from peft import get_peft_model
     where = printable(folder)
     settings = read_object(folder / ADAPTER_CONFIG)
-    if settings.get("peft_type") != "LORA":
-        kind = printable(settings.get("peft_type"))
-        raise CompareError(f"{where}: an adapter of type {kind}; LORA is what can be compared")
+    kind = settings.get("peft_type")
+    if kind not in _TENSORS:
+        raise CompareError(f"{where}: an adapter of type {printable(kind)}; {', '.join(_TENSORS)} can be compared")
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise CompareError(
             f"{where}: holds no {ADAPTER_WEIGHTS}. Pickled weights can run code when they are read, so they are refused; "
             "save the adapter with safe_serialization=True"
         )
     tensors = read_tensors(folder / ADAPTER_WEIGHTS)
-    names = adapter_places(tensors, base.clip)
+    names = adapter_places(tensors, base.clip, kind)
     model = copy.deepcopy(base.clip)
-    config = _lora_config(settings, names, where)
+    config = _lora_config(settings, names, where) if kind == "LORA" else _other_config(kind, settings, names, tensors)
     try:
         with seeded(0), warnings.catch_warnings():
             # peft asks transformers under a name that it is about to drop; nothing to do with the adapters.
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+            # Its layers of norms are of no kind that it names.
+            warnings.filterwarnings("ignore", message="Unsupported layer type", category=UserWarning)
             adapted: Any = get_peft_model(model, config)
         load_adapter(adapted, folder, names=names, text_tower=True, allow_zero=False)
         merged: CLIPModel = adapted.merge_and_unload(safe_merge=True)
@@ -89,7 +108,7 @@ def merged_adapter(folder: Path, base: ResolvedModel, *, under: str) -> Resolved
     return side
 
 
-def adapter_places(stored: Iterable[str], clip: CLIPModel) -> dict[str, str]:
+def adapter_places(stored: Iterable[str], clip: CLIPModel, kind: str = "LORA") -> dict[str, str]:
     """The name in ``clip`` of every tensor of an adapter's file, from either layout of ``CLIPVisionModel``.
 
     Raises :class:`CheckpointError` for a tensor whose module ``clip`` does not have.
@@ -99,7 +118,7 @@ def adapter_places(stored: Iterable[str], clip: CLIPModel) -> dict[str, str]:
     for name in stored:
         plain = name.removeprefix("base_model.model.")
         place = tower_place(plain)
-        match = _LORA_TENSOR.fullmatch(f"base_model.model.{place}")
+        match = _TENSORS[kind].fullmatch(f"base_model.model.{place}")
         # A trained bias belongs to the layer that the adapter wraps.
         module = match.group(1) if match else place.rpartition(".")[0].removesuffix(".base_layer")
         if plain == name or module not in modules:
@@ -132,7 +151,7 @@ def _lora_config(settings: Mapping[str, Any], names: Mapping[str, str], where: s
     ranks: dict[str, int] = {}
     scales: dict[str, float] = {}
     for old, new in names.items():
-        match, placed = _LORA_TENSOR.fullmatch(old), _LORA_TENSOR.fullmatch(new)
+        match, placed = _TENSORS["LORA"].fullmatch(old), _TENSORS["LORA"].fullmatch(new)
         if match is None or placed is None:
             continue
         for patterns, default, found in (
@@ -151,6 +170,29 @@ def _lora_config(settings: Mapping[str, Any], names: Mapping[str, str], where: s
         alpha_pattern=scales,
         lora_dropout=0.0,
     )
+
+
+def _other_config(
+    kind: str, settings: Mapping[str, Any], names: Mapping[str, str], tensors: Mapping[str, Tensor]
+) -> Any:
+    """Of an adapter that is no LoRA, with exactly those modules that its file has tensors for, under BASE's names."""
+    from peft import IA3Config, LNTuningConfig, OFTConfig
+
+    found = {new: old for old, new in names.items()}
+    modules = {match.group(1): found[new] for new in found if (match := _TENSORS[kind].fullmatch(new))}
+    if not modules:
+        raise CheckpointError(f"{ADAPTER_WEIGHTS} holds no tensors of an adapter of type {kind}")
+    targets = sorted(modules)
+    if kind == "IA3":
+        # Factors of inputs are a row, those of outputs a column.
+        inputs = sorted(module for module, name in modules.items() if tensors[name].shape[0] == 1)
+        return IA3Config(target_modules=targets, feedforward_modules=inputs)
+    if kind == "LN_TUNING":
+        return LNTuningConfig(target_modules=targets)
+    values = {name: settings[name] for name in _OFT_SETTINGS if settings.get(name) is not None}
+    size = {"r": settings["r"], "oft_block_size": 0} if settings.get("r") else {}
+    size = size or {"oft_block_size": settings.get("oft_block_size", 32)}
+    return OFTConfig(target_modules=targets, **size, **values)
 
 
 def _check_changed(adapted: CLIPModel, base: CLIPModel, where: str) -> None:

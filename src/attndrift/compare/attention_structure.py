@@ -60,7 +60,7 @@ class ModelStructure:
 
     Attributes:
         model: the model, as plain values.
-        images: folder, number of images, names of those skipped with the reason, names in the maps.
+        images: folder, number of images, names of those skipped with the reason, files left out, names in the maps.
         summary: per metric ``mean`` and ``sd_images``, over heads, then blocks.
         layers: a row a block (``layer`` counts from 1): each metric's mean, ``_sd_images`` and ``_sd_heads``.
         heads: a row a head: each metric's mean and ``_sd_images``.

@@ -47,7 +47,6 @@ def compare_models(
     zero_shot_limit: int | None = None,
     skip_unreadable: bool = False,
     batch_size: int = 64,
-    seed: int = 0,
     cache: Path | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Comparison:
@@ -61,7 +60,6 @@ def compare_models(
         zero_shot: a registered dataset for the zero-shot accuracy; ``zero_shot_limit`` images of it at most.
         skip_unreadable: leave out (and list) images that cannot be decoded.
         batch_size: images a forward pass.
-        seed: of the bootstrap.
         cache: where pixels of the zero-shot images are kept; the usual cache folder by default.
         progress: told in words what is being done.
 
@@ -88,7 +86,7 @@ def compare_models(
         if zero_shot is not None:
             say(f"zero-shot accuracy on {printable(zero_shot)}")
             transfer = measure_zero_shot(
-                first, second, zero_shot, weight_drift=weights.moved, limit=zero_shot_limit, seed=seed,
+                first, second, zero_shot, weight_drift=weights.moved, limit=zero_shot_limit,
                 batch_size=batch_size, cache=cache,
             )  # fmt: skip
     except (InertModelError, DivergedError, ObservationError, FloatingPointError) as error:

@@ -31,7 +31,7 @@ class Comparison:
 
     Attributes:
         base, adapted: the two sides, as plain values.
-        images: folder, number of images, names of those skipped with the reason, names in the maps.
+        images: folder, number of images, names of those skipped with the reason, files left out, names in the maps.
         differences: a row for each setting in which the two differ beside their weights: ``setting``, ``base``,
             ``adapted``, and ``effect``, what it decides.
         summary: every name of :func:`~attndrift.compare.summary.summary_names`; None where it could not be measured.

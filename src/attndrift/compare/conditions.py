@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import operator
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from attndrift.compare.errors import CompareError
+from attndrift.registry import near_match
 
 _FORM = re.compile(
     r"\s*([A-Za-z_][A-Za-z0-9_]*)\s*(<=|>=|<|>)\s*([+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?)\s*"
@@ -38,27 +38,27 @@ class Condition:
         if value is None:
             reason = reasons.get(self.name, "it was not measured")
             raise CompareError(f"--fail-if {self}: {self.name} has no value ({reason}), so the condition is undecided")
+        return self.test(value)
+
+    def test(self, value: float) -> bool:
+        """Whether the condition holds for ``value``."""
         return _COMPARE[self.comparison](value, self.number)
 
 
-def parse_condition(text: str, allowed: Collection[str]) -> Condition:
-    """``text`` as a condition on one of the ``allowed`` names. Raises :class:`CompareError` saying what is allowed."""
+def parse_condition(text: str, allowed: Collection[str], option: str = "--fail-if") -> Condition:
+    """``text``, given with ``option``, as a condition on one of the ``allowed`` names. Raises :class:`CompareError`."""
     match = _FORM.fullmatch(text)
     if match is None:
-        raise CompareError(
-            f'--fail-if {text!r}: write a name, one of < <= > >=, and a number, such as "cka_mean<0.9". '
-            f"The names are {', '.join(sorted(allowed))}"
-        )
+        raise CompareError(f'{option} {text!r}: write a name, one of < <= > >=, and a number, such as "cka_mean<0.9"')
     name, comparison, number = match.groups()
     if name not in allowed:
-        close = difflib.get_close_matches(name, list(allowed), n=1)
-        hint = f" Did you mean {close[0]}?" if close else ""
-        raise CompareError(
-            f"--fail-if {text!r}: nothing is called {name!r}.{hint} The names are {', '.join(sorted(allowed))}"
+        hint = near_match(name, allowed) or (
+            f"; choose from {', '.join(allowed)}" if len(allowed) <= 8 else "; `--json` shows them all under `summary`"
         )
+        raise CompareError(f"{option} {text!r}: there is no number `{name}`{hint}")
     limit = float(number)
     if limit in (float("inf"), float("-inf")):
-        raise CompareError(f"--fail-if {text!r}: the number {number} is too large to compare with")
+        raise CompareError(f"{option} {text!r}: the number {number} is too large to compare with")
     return Condition(name, comparison, limit)
 
 

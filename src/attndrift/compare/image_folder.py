@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,8 @@ from torch import Tensor
 
 from attndrift.compare.errors import CompareError
 from attndrift.data.decoding import decode_image, quiet_decoding
-from attndrift.data.errors import UnreadableImageError, some
-from attndrift.data.readers import IMAGE_SUFFIXES
+from attndrift.data.errors import DataError, UnreadableImageError, some
+from attndrift.data.readers import IMAGE_SUFFIXES, describe_left_out, image_files, refuse_reached_twice
 from attndrift.sanitize import printable
 
 MAP_IMAGES = 4
@@ -30,12 +29,14 @@ class ImageFolder:
         folder: its path, in printable characters.
         paths, names: of the images, in order; names are paths below the folder, in printable characters.
         skipped: name and reason of those that cannot be read.
+        left_out: how many files, of which kinds, are no image by their suffix, in words; empty where there are none.
     """
 
     folder: str
     paths: list[Path]
     names: list[str]
     skipped: list[tuple[str, str]]
+    left_out: str
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -69,22 +70,37 @@ class ImageFolder:
         """Plain values for a record."""
         skipped = [{"name": name, "reason": reason} for name, reason in self.skipped]
         in_maps = [self.names[place] for place in self.in_maps]
-        return {"folder": self.folder, "n": len(self), "skipped": skipped, "in_maps": in_maps}
+        return {
+            "folder": self.folder,
+            "n": len(self),
+            "skipped": skipped,
+            "left_out": self.left_out or None,
+            "in_maps": in_maps,
+        }
 
 
 def open_images(folder: str | Path, *, skip_unreadable: bool = False) -> ImageFolder:
-    """The images of ``folder`` and of the folders below; hidden ones, and links to folders, are left out.
+    """The images of ``folder`` and of the folders below, as a dataset finds them; hidden ones are left out.
 
-    Raises :class:`CompareError` for a folder that is not there, for unreadable images unless
-    ``skip_unreadable``, naming them, and for fewer than two readable ones.
+    Raises :class:`CompareError` for a folder that is not there, for an image that would count twice through a link, for
+    unreadable images unless ``skip_unreadable``, naming them, and for fewer than two readable ones.
     """
     root, where = Path(folder), f"--images {printable(folder)}"
     if not root.is_dir():
         raise CompareError(f"{where}: not a folder")
-    found = [(path, printable(path.relative_to(root).as_posix())) for path in _files(root)]
+    others: list[Path] = []
+    linked: list[Path] = []
+    try:
+        paths = image_files(root, root, left_out=others, linked=linked)
+        refuse_reached_twice(linked, {}, where)
+    except DataError as error:
+        raise CompareError(printable(error)) from error
+    left_out = printable(describe_left_out(others)) if others else ""
+    found = [(path, printable(path.relative_to(root).as_posix())) for path in paths]
     if len(found) < 2:
         raise CompareError(
             f"{where}: holds {len(found)} image file(s); a comparison needs at least 2 ({', '.join(sorted(IMAGE_SUFFIXES))})"
+            + (f". {left_out}" if left_out else "")
         )
     reasons = [_why_unreadable(path) for path, _ in found]
     skipped = [(name, reason) for (_, name), reason in zip(found, reasons, strict=True) if reason is not None]
@@ -99,8 +115,18 @@ def open_images(folder: str | Path, *, skip_unreadable: bool = False) -> ImageFo
             f"{where}: {len(readable)} readable image(s) and {len(skipped)} unreadable; a comparison needs at least 2 "
             "readable ones"
         )
-    paths, names = zip(*readable, strict=True)
-    return ImageFolder(printable(folder), list(paths), list(names), skipped)
+    return ImageFolder(
+        printable(folder), [path for path, _ in readable], [name for _, name in readable], skipped, left_out
+    )
+
+
+def refuse_output_among_images(output: Path, images: Path) -> None:
+    """Raise :class:`CompareError` where the pictures that are written would be images of the next call."""
+    if output.resolve().is_relative_to(images.resolve()):
+        raise CompareError(
+            f"--output {printable(output)}: lies in --images {printable(images)}, where the pictures written now would be "
+            "measured the next time. Name a folder elsewhere"
+        )
 
 
 def _why_unreadable(path: Path) -> str | None:
@@ -110,12 +136,3 @@ def _why_unreadable(path: Path) -> str | None:
     except UnreadableImageError as error:
         return printable(error.reason)
     return None
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    for where, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            path = Path(where) / name
-            if not name.startswith(".") and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
-                yield path

@@ -20,6 +20,7 @@ from attndrift.models.evaluation import unwrapped
 from attndrift.models.from_config import image_processor_for
 from attndrift.models.load import OTHER_FAMILIES
 from attndrift.models.module_utils import is_a
+from attndrift.models.own_layers import Affine, own_layer
 from attndrift.models.parameters import adapter_types
 
 M = TypeVar("M", bound=nn.Module)
@@ -28,7 +29,7 @@ M = TypeVar("M", bound=nn.Module)
 def from_object(
     model: object, base: ResolvedModel | None, image_processor: Any = None, tokenizer: Any = None
 ) -> ResolvedModel:
-    """The CLIP inside ``model``, copied in float32 on the CPU, adapters and parametrizations merged, hooks left out.
+    """The CLIP inside ``model``, copied in float32 on the CPU, adapters, parametrizations and layers of one's own merged, hooks left out.
 
     Args:
         model: a ``CLIPModel``, or anything that holds one: a ``peft`` model, a classifier, ``DistributedDataParallel``.
@@ -92,7 +93,37 @@ def _plain(module: M) -> M:
         if "_original_forward" in vars(part):
             # What accelerate puts over a forward for mixed precision; this copy is float32.
             part.__dict__.pop("forward", None)
-    return plain
+    return _merge_own_layers(plain)
+
+
+def _merge_own_layers(model: M) -> M:
+    """``model`` with plain layers in place of layers of one's own that compute the same."""
+    merged: list[str] = []
+    for name, part in list(model.named_modules()):
+        if any(name.startswith(f"{outer}.") for outer in merged):
+            continue
+        try:
+            asked = own_layer(part, name)
+        except ValueError as error:
+            raise CompareError(
+                f"{error}; a comparison needs plain weights: merge them into those of a CLIPModel"
+            ) from error
+        if asked is not None:
+            merged.append(name)
+            _replace(model, name, _plain_layer(part, asked))
+    return model
+
+
+def _plain_layer(part: nn.Module, asked: Affine) -> nn.Module:
+    rows, columns, *kernel = asked.weight.shape
+    layer: Any
+    if kernel:
+        inner: Any = next(one for one in part.modules() if isinstance(one, nn.Conv2d))
+        layer = nn.Conv2d(columns, rows, (kernel[0], kernel[1]), stride=inner.stride, bias=asked.bias is not None)
+    else:
+        layer = nn.Linear(columns, rows, bias=asked.bias is not None)
+    layer.load_state_dict({name: value for name, value in asked._asdict().items() if value is not None})
+    return cast(nn.Module, layer)
 
 
 def _replace(model: nn.Module, name: str, part: nn.Module) -> None:

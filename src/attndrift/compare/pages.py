@@ -119,10 +119,12 @@ def numbered(names: Sequence[str]) -> list[str]:
 
 
 def print_images(images: Mapping[str, Any], console: Console) -> None:
-    """Which images were measured, and which could not be read."""
+    """Which images were measured, and which files were not."""
     console.print(f"images: {escape(images['folder'])}, n = {images['n']}", highlight=False)
     for skipped in images["skipped"]:
         console.print(escape(f"skipped: {skipped['name']} ({skipped['reason']})"), highlight=False)
+    if images["left_out"]:
+        console.print(escape(images["left_out"]), highlight=False)
 
 
 def print_tables(tables: Sequence[Mapping[str, Any]], console: Console) -> None:

@@ -1,4 +1,4 @@
-"""What is left of zero-shot accuracy, with a paired bootstrap interval over images."""
+"""What is left of zero-shot accuracy, with paired intervals over images."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from attndrift.analysis.intervals import Limits, paired_ratio_limits, tango_limits
 from attndrift.compare.differences import same_pixels
 from attndrift.compare.errors import CompareError
 from attndrift.compare.resolved import ResolvedModel
@@ -24,7 +25,6 @@ from attndrift.retention.zero_shot import (
     why_no_retention,
 )
 
-RESAMPLES = 10_000
 LEVEL = 0.95
 
 
@@ -45,7 +45,6 @@ def measure_zero_shot(
     *,
     weight_drift: float,
     limit: int | None = None,
-    seed: int = 0,
     batch_size: int = 64,
     cache: Path | None = None,
 ) -> dict[str, Any]:
@@ -57,11 +56,10 @@ def measure_zero_shot(
     Args:
         weight_drift: between the two; with it, embeddings that are bit for bit equal raise.
         limit: at most this many images, spread over the classes.
-        seed: of the bootstrap.
 
     Returns accuracies in 0..1, ``retention_pct`` (None, with ``retention_reason``, where the base is below
-    twice chance), the change in percentage points, each with the interval of a paired bootstrap that
-    resamples images, and what the accuracies are accuracies of.
+    twice chance), the change in percentage points, each with a paired
+    interval over images, and what the accuracies are accuracies of.
     """
     dataset = load_dataset(name)
     part, _ = evaluation_part(dataset, limit=limit)
@@ -87,7 +85,7 @@ def measure_zero_shot(
     before, after = results
     classes = len(dataset.class_names)
     reason = why_no_retention(before.accuracy, classes)
-    change, kept = paired_intervals(before.correct, after.correct, seed=seed)
+    change, kept = paired_intervals(before.correct, after.correct)
     return {
         "dataset": dataset.name,
         "split": part.split,
@@ -120,41 +118,21 @@ def _plain(value: Any) -> Any:
     return int(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def paired_intervals(
-    before: NDArray[np.bool_], after: NDArray[np.bool_], *, seed: int, resamples: int = RESAMPLES
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Percentile intervals of the change (points) and of the retention (percent) between two models.
+def paired_intervals(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Score intervals of the change (points; Tango) and of the retention (percent; Bonett and Price) of two models.
 
-    Images are resampled with replacement, both models' answers to an image together; models, prompts and
-    classes stay as they are. Only how many images fall into each of the four kinds (right or wrong before,
-    right or wrong after) matters, so the kinds are drawn from the multinomial distribution that
-    resampling images gives.
+    Only how many images are right in both, before alone and after alone matters; both hold where no image is
+    answered differently.
 
     Args:
         before, after: (images,), whether each model is right.
-        seed: of the draws.
     """
-    n = len(before)
-    cells = np.array([np.sum(before & after), np.sum(before & ~after), np.sum(~before & after)], dtype=np.float64)
-    probabilities = np.append(cells, n - cells.sum()) / n
-    both, lost, won, _ = np.random.default_rng(seed).multinomial(n, probabilities, size=resamples).T
-    right_before, right_after = both + lost, both + won
-    change = 100.0 * (right_after - right_before) / n
-    defined = right_before > 0
-    kept = 100.0 * right_after[defined] / right_before[defined]
-    return _interval(change, n, seed), _interval(kept, n, seed)
+    n, both = len(before), int((before & after).sum())
+    lost, won = int(before.sum()) - both, int(after.sum()) - both
+    change, kept = tango_limits(won, lost, n, LEVEL), paired_ratio_limits(both, won, lost, LEVEL)
+    return _interval(change, "Tango", n), _interval(kept, "Bonett and Price", n)
 
 
-def _interval(draws: NDArray[np.float64], n: int, seed: int) -> dict[str, Any]:
-    tail = 100 * (1 - LEVEL) / 2
-    low, high = np.percentile(draws, [tail, 100 - tail]) if len(draws) else (None, None)
-    return {
-        "low": None if low is None else float(low),
-        "high": None if high is None else float(high),
-        "level": LEVEL,
-        "method": "paired percentile bootstrap",
-        "unit": "image",
-        "n": n,
-        "resamples": len(draws),
-        "seed": seed,
-    }
+def _interval(limits: Limits, method: str, n: int) -> dict[str, Any]:
+    low, high = (100 * float(limit) if np.isfinite(limit) else None for limit in limits)
+    return {"low": low, "high": high, "level": LEVEL, "method": f"paired, {method}", "unit": "image", "n": n}

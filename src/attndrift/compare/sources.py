@@ -22,6 +22,7 @@ from attndrift.compare.model_files import check_unexpected_keys, read_object, we
 from attndrift.compare.object_source import from_object
 from attndrift.compare.resolved import ResolvedModel
 from attndrift.compare.tower_source import tower_on
+from attndrift.files import refuse_links
 from attndrift.formats import check_format
 from attndrift.methods.adapters import ADAPTER_WEIGHTS, read_tensors
 from attndrift.methods.checkpoint import DESCRIPTION, MERGED_TOLERANCE, check_fingerprint, load_adapted
@@ -79,6 +80,7 @@ def _checkpoint_in(folder: Path) -> Path | None:
         return folder
     best = folder / "checkpoints" / "best"
     if (best / DESCRIPTION).is_file():
+        refuse_links(folder, ["checkpoints", "settings.json"])
         return best
     runs = [folder / name for name in ("settings.json", "record.json") if (folder / name).is_file()]
     if runs:
@@ -149,7 +151,15 @@ def _own_processor(side: ResolvedModel, source: str, base: ResolvedModel | None)
         except HubError:
             raise
         except ModelError:
-            side.image_processor = CLIPImageProcessorPil.from_pretrained(str(model.fetch(model.others)))
+            folder = model.fetch(model.others)
+            try:
+                side.image_processor = CLIPImageProcessorPil.from_pretrained(str(folder))
+            # What is in the files is read by transformers, which raises whatever their shape leads to.
+            except Exception as error:
+                raise CompareError(
+                    f"{printable(source)}: its image processor (preprocessor_config.json or processor_config.json) cannot be "
+                    f"read: {type(error).__name__}: {printable(error)[:300]}"
+                ) from error
     if side.image_processor is None:
         if base is None:
             raise CompareError(

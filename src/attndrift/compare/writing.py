@@ -153,8 +153,8 @@ def _interval(value: Mapping[str, Any] | None) -> str:
     if value is None or value["low"] is None:
         return ""
     return (
-        f" ({100 * value['level']:.0f}% interval {value['low']:.2f} to {value['high']:.2f}; {value['method']}, unit: "
-        f"{value['unit']}, {value['resamples']:,} resamples, seed {value['seed']})"
+        f" ({100 * value['level']:.0f}% interval {value['low']:.2f} to {value['high']:.2f}; {value['method']}, over {value['n']:,} "
+        "images)"
     )
 
 

@@ -18,12 +18,10 @@ from attndrift.data.errors import DataError, UnreadableImageError
 from attndrift.data.prompts import clean_class_name
 from attndrift.data.readers import Reader
 from attndrift.data.registry import DatasetSpec
+from attndrift.data.split_names import chosen_splits
 
 Content = tuple[Reader, NDArray[np.int64], list[str]]
 """Images, labels (images,) and ids of one split."""
-
-TEST_NAMES = ("test", "validation", "valid", "val")
-"""Usual names of a held-out split, the first that is there is taken."""
 
 
 class ImageSplit:
@@ -132,11 +130,7 @@ class ImageDataset:
         self._openers = dict(splits)
         self._opened: dict[str, ImageSplit] = {}
         self.splits = tuple(self._openers)
-        self.train_split = spec.train_split or "train"
-        self.test_split = spec.test_split or next((n for n in TEST_NAMES if n in self._openers), None)
-        for role, name in (("train_split", self.train_split), ("test_split", self.test_split)):
-            if name is not None and name not in self._openers:
-                raise DataError(self._no_split(name, role))
+        self.train_split, self.test_split = chosen_splits(spec, self.splits)
         self.source: dict[str, Any] = {
             "name": self.name,
             "origin": self.origin,
@@ -149,13 +143,10 @@ class ImageDataset:
             **source,
         }
 
-    def _no_split(self, name: str, role: str) -> str:
-        return f"{self.name}: no split `{name}` ({role}). The splits are {', '.join(self.splits)}"
-
     def split(self, name: str) -> ImageSplit:
         """The split called ``name``; :class:`DataError`, with the names there are, for an unknown one."""
         if name not in self._openers:
-            raise DataError(self._no_split(name, "split"))
+            raise DataError(f"{self.name}: no split `{name}`. The splits are {', '.join(self.splits)}")
         if name not in self._opened:
             reader, labels, ids = self._openers[name]()
             if len(labels) == 0:

@@ -11,12 +11,13 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from attndrift.data.errors import UnreadableImageError
 
@@ -29,7 +30,8 @@ MAX_ASPECT = 200
 RawImage = bytes | Path | NDArray[np.uint8]
 """An encoded image, the file that holds one, or pixels (height, width, 3)."""
 
-_ORIENTATION = 0x0112
+_ORIENTATION, _PHOTOMETRIC = 0x0112, 0x0106
+_FEW_BITS = 14
 _SIXTEEN_BIT_GREY = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -62,29 +64,78 @@ def _grey(values: NDArray[np.float64], full: float) -> Image.Image:
 
 def _nearly_black(largest: str) -> ValueError:
     return ValueError(
-        f"its largest value {largest} of 65535: values of 12 bits or fewer in a 16-bit image come out nearly black. "
-        "Scale them to 16 bits, or save 8 bits"
+        f"its largest value {largest} of 65535: values of {_FEW_BITS} bits or fewer in a 16-bit image come out nearly black "
+        "(nearly white in CMYK). Scale them to 16 bits, or save 8 bits"
     )
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """How a file stores its values, which loading forgets: Pillow's word for it (``I;16B``) and the bits a channel."""
+
+    mode: str = ""
+    bits: int = 8
+    white_is_zero: bool = False
+
+
+def _stored(image: ImageFile.ImageFile) -> _Stored:
+    coder, given = (image.tile[0].codec_name, image.tile[0].args) if image.tile else ("", "")
+    mode = str(given[0] if isinstance(given, tuple) else given)
+    if image.format == "JPEG2000":
+        bits = _declared_bits(image)
+        if bits > 8 and image.mode not in _SIXTEEN_BIT_GREY:
+            raise ValueError(
+                f"its colours have {bits} bits, of which Pillow turns the brightest to black. Save it as PNG"
+            )
+    elif coder.startswith("ppm") and isinstance(given, tuple):
+        bits = int(given[-1]).bit_length()
+    elif mode == "I;12":
+        bits = 12
+    else:  # `BGR;16` is 5, 6 and 5 bits
+        deep = coder == "SGI16" or image.mode == "I" or (";16" in mode and not mode.startswith("BGR"))
+        bits = 16 if deep else 8
+    return _Stored(mode, bits, image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0)  # type: ignore[attr-defined]
+
+
+def _declared_bits(image: ImageFile.ImageFile) -> int:
+    """Bits a channel that a JPEG 2000 file declares; its decoder scales by them."""
+    assert image.fp is not None
+    place = image.fp.tell()
+    image.fp.seek(0)
+    head = image.fp.read(65_536)
+    image.fp.seek(place)
+    begin = head.find(b"\xff\x4f\xff\x51")  # the codestream's first two markers; channels follow 40 bytes of sizes
+    return (head[begin + 42] & 0x7F) + 1 if 0 <= begin < len(head) - 42 else 16
 
 
 def _refuse_dark_colours(image: Image.Image) -> None:
     """Of 16-bit colours Pillow keeps the upper 8 bits, which hold next to nothing of smaller values."""
     bands = np.asarray(image).reshape(-1, len(image.getbands()))
-    colours = bands[:, [name not in ("A", "X") for name in image.getbands()]]
-    if colours.max() < 16:
-        raise _nearly_black("is below 4096")
+    colours = bands[:, [name not in ("A", "a", "X") for name in image.getbands()]]
+    if colours.max() <= 2 ** (_FEW_BITS - 8):  # PPM rounds up
+        raise _nearly_black(f"is below {2**_FEW_BITS}")
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def _deep_grey(values: NDArray[np.float64], stored: _Stored) -> Image.Image:
+    if stored.mode == "I;12":
+        return _grey(values, 4095.0)
+    if stored.mode in ("I;16S", "I;16BS"):
+        raise ValueError(
+            "its 16-bit values are signed, and nothing says which is white. Save unsigned 16 bits, or 8 bits"
+        )
+    # Multiples of 257 are 8-bit values that were scaled to 16.
+    if stored.bits > _FEW_BITS and 0 < values.max() < 2**_FEW_BITS and (values % 257).any():
+        raise _nearly_black(f"is {values.max():g}")
+    return _grey(65535.0 - values if stored.white_is_zero else values, 65535.0)
+
+
+def _to_rgb(image: Image.Image, stored: _Stored) -> Image.Image:
     """8-bit RGB. Integer greys of more than 8 bits are read as 16-bit, floating-point ones as 0..1.
 
-    Raises ``ValueError`` for values outside those ranges, and for 16-bit images that hold 12 bits or fewer.
+    Raises ``ValueError`` for values outside those ranges, and for 16-bit images that hold 14 bits or fewer.
     """
     if image.mode in _SIXTEEN_BIT_GREY or image.mode == "I":
-        values = np.asarray(image).astype(np.float64)
-        if 0 < values.max() < 4096:
-            raise _nearly_black(f"is {values.max():g}")
-        image = _grey(values, 65535.0)
+        image = _deep_grey(np.asarray(image).astype(np.float64), stored)
     elif image.mode == "F":
         image = _grey(np.asarray(image).astype(np.float64), 1.0)
     has_alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa")
@@ -100,15 +151,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _decode_stream(stream: IO[bytes]) -> Image.Image:
     with Image.open(stream) as image:
         _refuse_size(image)
-        # Read before loading, which forgets how the file stores its values.
-        sixteen = any(";16" in str(tile[3]) for tile in image.tile) and image.mode in ("RGB", "RGBA", "RGBX", "LA")
+        stored = _stored(image)
         image.load()
-        if sixteen:
+        if stored.bits > _FEW_BITS and image.mode not in (*_SIXTEEN_BIT_GREY, "I", "F"):
             _refuse_dark_colours(image)
         turned: Image.Image = image
         if image.getexif().get(_ORIENTATION) is not None:
             turned = ImageOps.exif_transpose(image)
-        rgb = to_rgb(turned)
+        rgb = _to_rgb(turned, stored)
         # An image of the file's own class keeps the file; a plain copy keeps nothing.
         return Image.frombytes("RGB", rgb.size, rgb.tobytes())
 

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from attndrift.data.pixels import PixelStore
-from attndrift.data.to_device import to_device
+from attndrift.models.to_device import to_device
 
 SHARE = 1 / 8
 """Of the device's free memory: more than this no store may take for its pixels.

@@ -23,7 +23,7 @@ from attndrift.data.decoding import quiet_decoding
 from attndrift.data.errors import DataError, UnreadableImageError, some
 from attndrift.files import sync_folder, write_json
 
-_LAYOUT = 1
+_LAYOUT = 2
 """Raised when the way that pixels are made changes: older files are then made again."""
 
 _ONLY_NORMALIZING = (

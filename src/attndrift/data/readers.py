@@ -205,19 +205,36 @@ def image_files(
     are reached through a link. ``above``: real folders that led here, once a link was followed. Raises
     :class:`DataError` for a link that climbs.
     """
-    if above or folder.is_symlink():
-        above = (*above, folder.resolve())
     found: list[Path] = []
-    for entry in _visible(folder, root, above):
-        if entry.is_dir():
-            found += image_files(entry, root, left_out=left_out, linked=linked, above=above) if deep else []
+    # A stack and no recursion: a path may hold more folders than Python has frames.
+    waiting = [(folder, above)]
+    while waiting:
+        entry, way = waiting.pop()
+        if entry is folder or entry.is_dir():
+            if entry is not folder and not deep:
+                continue
+            inner = (*way, entry.resolve()) if way or entry.is_symlink() else ()
+            waiting += [(one, inner) for one in reversed(_visible(entry, root, inner))]
         elif entry.suffix.lower() in IMAGE_SUFFIXES and entry.is_file():
             found.append(entry)
-            if linked is not None and (above or entry.is_symlink()):
+            if linked is not None and (way or entry.is_symlink()):
                 linked.append(entry)
         elif left_out is not None:
             left_out.append(entry)
     return found
+
+
+def refuse_reached_twice(linked: Iterable[Path], reached: dict[Path, Path], where: str) -> None:
+    """Raise :class:`DataError` for an image that two links lead to.
+
+    ``linked``: as of :func:`image_files`. ``reached``: by its real path, every image found through a link so far; takes these.
+    """
+    for path in linked:
+        other = reached.setdefault(path.resolve(), path)
+        if other != path:
+            raise DataError(
+                f"{where}: {path} and {other} are links to one image, {path.resolve()}: it would count twice. Remove one"
+            )
 
 
 def class_folders(folder: Path, root: Path) -> list[Path]:
@@ -263,12 +280,7 @@ def read_class_folders(
         why = f". {describe_left_out(left_out)}" if left_out else ""
         remedy = "Move what is no class out of the dataset"
         raise DataError(f"{where}: classes without images in {folder}: {some(empty)}{why}. {remedy}")
-    for path in linked:
-        other = reached.setdefault(path.resolve(), path)
-        if other != path:
-            raise DataError(
-                f"{where}: {path} and {other} are links to one image, {path.resolve()}: it would count twice. Remove one"
-            )
+    refuse_reached_twice(linked, reached, where)
     if left_out:
         warnings.warn(f"{where}: {describe_left_out(left_out)}. Convert images among them to PNG", stacklevel=2)
     ids = [path.relative_to(folder).as_posix() for path in paths]

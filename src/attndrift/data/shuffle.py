@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from attndrift.data.to_device import to_device
+from attndrift.models.to_device import to_device
 
 _ORDER, _FLIP = 0, 1
 

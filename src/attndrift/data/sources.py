@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from attndrift.data import columns
-from attndrift.data.dataset import TEST_NAMES, Content, ImageDataset
+from attndrift.data.dataset import Content, ImageDataset
 from attndrift.data.errors import DataError, some
 from attndrift.data.hub import load_folder, load_hub
 from attndrift.data.readers import TableReader, class_folders, image_files, read_class_folders
 from attndrift.data.registry import DATASETS, DatasetSpec, find_spec, row_of_hub
+from attndrift.data.split_names import chosen_splits, is_split_name
 from attndrift.extras import importing
 from attndrift.registry import near_match
 
@@ -138,12 +139,8 @@ def _read(spec: DatasetSpec, data_dir: str | Path | None, cache_dir: str | Path 
 
 
 def used_splits(spec: DatasetSpec, names: Collection[str]) -> list[str]:
-    """The splits of ``names`` that train and test. Raises :class:`DataError` where the training split is not there."""
-    train = spec.train_split or "train"
-    if train not in names:
-        raise DataError(f"{spec.name}: no split `{train}` (train_split). The splits are {', '.join(names)}")
-    test = spec.test_split or next((name for name in TEST_NAMES if name in names), None)
-    return [name for name in (train, test) if name is not None and name in names]
+    """The splits of ``names`` that train and test. Raises :class:`DataError` as :func:`chosen_splits` does."""
+    return [name for name in chosen_splits(spec, names) if name is not None]
 
 
 def _tables(spec: DatasetSpec, tables: Mapping[str, Any], source: Mapping[str, Any]) -> ImageDataset:
@@ -188,9 +185,7 @@ def _image_folder(spec: DatasetSpec, path: Path) -> ImageDataset:
     """``path/SPLIT/CLASS/*.jpg``, or ``path/CLASS/*.jpg`` with one split, ``train``."""
     folders = _split_folders(spec, path) or {"train": path}
     _warn_of_stray(spec, path, image_files(path, path, deep=False))
-    train = spec.train_split or "train"
-    if train not in folders:
-        raise DataError(f"{spec.name}: no split `{train}` (train_split) in {path}. The splits are {', '.join(folders)}")
+    train, _ = chosen_splits(spec, folders)
     found = [folder.name for folder in class_folders(folders[train], path)]
     if not found:
         raise DataError(f"{spec.name}: {folders[train]} holds no class folders")
@@ -205,9 +200,6 @@ def _image_folder(spec: DatasetSpec, path: Path) -> ImageDataset:
     )
 
 
-_SPLIT_NAMES = ("train", "training", "testing", "dev", "eval", "unlabeled", "unlabelled", "extra", *TEST_NAMES)
-
-
 def _split_folders(spec: DatasetSpec, path: Path) -> dict[str, Path]:
     """The folders of splits, by name; empty where the folders in ``path`` are classes.
 
@@ -215,13 +207,13 @@ def _split_folders(spec: DatasetSpec, path: Path) -> dict[str, Path]:
     """
     tops = class_folders(path, path)
     nested = [top for top in tops if class_folders(top, path)]
-    named = (*_SPLIT_NAMES, spec.train_split, spec.test_split)
-    if not any(top.name.lower() in named or top.name in named for top in nested):
+    splits = {top.name for top in tops if is_split_name(top.name) or top.name in (spec.train_split, spec.test_split)}
+    if not any(top.name in splits for top in nested):
         flat = [top for top in tops if image_files(top, path, deep=False)]
         return {} if flat else {top.name: top for top in nested}
     for top in tops:
         stray = image_files(top, path, deep=False)
-        if stray and not {top.name, top.name.lower()} & set(named):
+        if stray and top.name not in splits:
             raise DataError(
                 f"{spec.name}: {top} holds images and stands beside {some(one.name for one in nested)}, which are splits: "
                 "is it a class? Move it into a split, or out of the dataset"

@@ -293,7 +293,7 @@ def make_splits(
         progress: told how many images of how many are decoded, under ``skip``.
 
     Raises :class:`DataError` for a class without images, fewer images than asked for, a missing held-out
-    split, and settings that are impossible.
+    split, one that trains too, and settings that are impossible.
     """
     _check_settings(selection, unreadable, validation_fraction, validation_per_class)
     _positive(
@@ -303,6 +303,7 @@ def make_splits(
         probe_per_class=probe_per_class,
         test_limit=test_limit,
     )
+    _refuse_one_split(dataset)
     train, train_skipped = _ranked(dataset, dataset.train, data_seed, unreadable, progress)
     test, test_skipped = _ranked(dataset, dataset.test, data_seed, unreadable, progress)
     zero = np.zeros(train.classes, dtype=np.int64)
@@ -341,6 +342,14 @@ def make_splits(
     )
 
 
+def _refuse_one_split(dataset: ImageDataset) -> None:
+    if dataset.train_split == dataset.test_split:
+        raise DataError(
+            f"{dataset.name}: the split `{dataset.train_split}` is both `train_split` and `test_split`: images of the test "
+            "would train"
+        )
+
+
 def evaluation_part(
     dataset: ImageDataset,
     *,
@@ -368,24 +377,25 @@ def monitor_part(
     *,
     data_seed: int = 0,
     unreadable: Literal["error", "skip"] = "error",
-    taken: SplitPart,
+    taken: Sequence[SplitPart],
+    name: str = "monitor",
 ) -> tuple[SplitPart | None, dict[str, str]]:
     """Images of a transfer set that a run may watch while it trains, at most ``count``, spread evenly over the classes.
 
-    They are of the set's own training split, which no run trains on, and none of them is in ``taken``. Returns the part,
+    They are of the set's own training split, which no run trains on, and none of them is in a part of ``taken``. Returns the part,
     None where nothing is left for it, and the unreadable images that were left out (id and reason).
     """
     _positive(count=count)
     split = dataset.train
     where = f"{dataset.name}, split `{split.name}`"
-    left_out = dict.fromkeys(taken.indices.tolist(), "taken") if taken.split == split.name else {}
+    left_out = {index: "taken" for part in taken if part.split == split.name for index in part.indices.tolist()}
     skipped: dict[str, str] = {}
     while True:
         ranked = _Ranked(split, data_seed, left_out, where, all_classes=False)
-        counts = ranked.fill(count, "monitor")
+        counts = ranked.fill(count, name)
         if not counts.any():
             return None, skipped
-        part = ranked.part("monitor", np.zeros_like(counts), counts)
+        part = ranked.part(name, np.zeros_like(counts), counts)
         # Only these are decoded: the split may be large.
         bad = split.unreadable_among(part.indices.tolist()) if unreadable == "skip" else {}
         if not bad:

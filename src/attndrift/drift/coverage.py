@@ -45,7 +45,9 @@ def _reads_text(name: str, module: nn.Module) -> bool:
 
 def describe_unmeasured(parts: Collection[UnmeasuredPart]) -> str:
     """One message that names them."""
-    said = f"trained, and not measured: {', '.join(map(str, parts))}. The drift stays the same however far they move."
+    said = (
+        f"trainable, and not measured: {', '.join(map(str, parts))}. If they are trained, the drift does not show it."
+    )
     if any(part.text for part in parts):
         said += (
             " Text features that were computed once stay those of the pretrained text tower: compute them anew for the "

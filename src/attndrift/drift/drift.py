@@ -165,11 +165,16 @@ class DeferredComparison:
     """
 
     def __init__(self, reference: Snapshot, hidden: Tensor, embeddings: Tensor, deferred: DeferredScalars) -> None:
-        if reference.embeddings.shape != embeddings.shape or reference.hidden.shape != hidden.shape:
-            raise ValueError(
-                f"the snapshots do not belong together: {tuple(reference.hidden.shape)} and "
-                f"{tuple(hidden.shape)} hidden states (layers, images, width)"
-            )
+        pairs = (
+            ("hidden states (layers, images, width)", reference.hidden, hidden),
+            ("embeddings (images, dimensions)", reference.embeddings, embeddings),
+        )
+        for what, before, now in pairs:
+            if before.shape != now.shape:
+                raise ValueError(
+                    f"the snapshots do not belong together: {what} are {tuple(before.shape)} in the reference and "
+                    f"{tuple(now.shape)} now; both must be of the same images, through models of the same shape"
+                )
         self._reference, self._images = reference, hidden.shape[1]
         self._alike = deferred.defer((hidden == hidden[:, :1]).flatten(1).all(1))
         self._zero = deferred.defer((embeddings == 0).all(dim=1).any())

@@ -20,8 +20,8 @@ class GuardLike(Protocol):
     def guard_model(self, model: nn.Module) -> None:
         """Guard ``model``, which has the monitor's model inside."""
 
-    def start(self) -> None:
-        """Training begins."""
+    def start(self, step: int | None = None) -> None:
+        """Training begins, or goes on, after ``step``; None where the first step will tell."""
 
     def step(self, step: int, epoch: float | None = None) -> Any:
         """After an optimizer step."""
@@ -36,7 +36,7 @@ class NoGuard:
     def guard_model(self, model: nn.Module) -> None:
         """Nothing is guarded."""
 
-    def start(self) -> None:
+    def start(self, step: int | None = None) -> None:
         """Nothing to hold."""
 
     def step(self, step: int, epoch: float | None = None) -> None:

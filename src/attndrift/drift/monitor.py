@@ -7,13 +7,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from attndrift.drift.alerts import logger
 from attndrift.drift.coverage import describe_unmeasured, unmeasured_parts
 from attndrift.drift.drift import Drift, Snapshot
 from attndrift.drift.measured_model import MeasuredModel
-from attndrift.drift.probe import Probe, checked, logger, read_probe, refuse_few
+from attndrift.drift.probe import Probe, read_probe, refuse_few
 from attndrift.drift.snapshot import begin_snapshot
 from attndrift.drift.weight_drift import ParameterDrift, WeightDrift, computed_parameters
+from attndrift.models.checksum import checksums
 from attndrift.models.evaluation import same_random_state
+from attndrift.models.input_images import checked_images
 from attndrift.models.parameters import bare, bare_parameters
 from attndrift.models.pickling import Picklable
 from attndrift.process_group import Processes
@@ -52,6 +55,11 @@ class DriftMonitor(Picklable):
         batch_size: images a forward pass, where ``probe`` is one tensor.
         distributed: False measures in this process alone whatever process group there is.
 
+    Attributes:
+        reference: the state to measure against.
+        reference_checksums: of the reference's parameters whose weight drift is not measured, by name; empty where it is a
+            snapshot.
+
     Raises:
         ObservationError: a model that cannot be observed.
         TypeError: a probe of something else than normalised images.
@@ -81,26 +89,42 @@ class DriftMonitor(Picklable):
         with same_random_state(self.model):
             self._probe = read_probe(probe)
         self._warns, self._warned_of = weight_drift is None, frozenset[nn.Parameter]()
+        # Of the weights that no copy is kept of, as of a text tower, at least whether they are still those.
+        self.reference_checksums: Mapping[str, int] = {}
         origin, values = measured, bare_parameters
         if isinstance(reference, Snapshot):
-            if isinstance(self._probe, Tensor):
-                list(checked([self._probe]))
+            self._check_against(reference)
             self.reference = reference
             self._weight_drift = weight_drift or ParameterDrift(measured, origin, values, known=False)
             refuse_few(self.reference.hidden)
             return
         if reference is None:
             with bare(measured.model, measured.modules):
-                under_way = begin_snapshot(measured, checked(self._batches()), embed, processes=self.processes)
+                under_way = begin_snapshot(
+                    measured, checked_images(self._batches(), "probe"), embed, processes=self.processes
+                )
         else:
             if embed is not None:
                 raise ValueError("embed belongs to the live model: with it, give the reference as a Snapshot")
             origin, values = MeasuredModel.of(reference), computed_parameters
-            under_way = begin_snapshot(origin, checked(self._batches()), processes=self.processes)
+            under_way = begin_snapshot(origin, checked_images(self._batches(), "probe"), processes=self.processes)
         with under_way.meanwhile():
             self._weight_drift = weight_drift or ParameterDrift(measured, origin, values)
         self.reference = under_way.read()
         refuse_few(self.reference.hidden)
+        weighed = {parameter for part in origin.parts for parameter in part.parameters()}
+        others = {name: value for name, value in origin.model.named_parameters() if value not in weighed}
+        self.reference_checksums = checksums(others)
+
+    def _check_against(self, reference: Snapshot) -> None:
+        """Look at the probe images, of which ``reference`` must be."""
+        count = sum(len(batch) for batch in checked_images(self._batches(), "probe"))
+        known = reference.hidden.shape[1]
+        if count != known:
+            raise ValueError(
+                f"reference: a snapshot of {known} images, and the probe has {count}; take the snapshot of the probe's images, "
+                "in the same order"
+            )
 
     def _batches(self) -> Iterable[Tensor]:
         if isinstance(self._probe, Tensor):
@@ -115,8 +139,11 @@ class DriftMonitor(Picklable):
 
     def measure(self) -> Drift:
         """Measure now. Raises :class:`DivergedError` where the model has left the finite numbers."""
+        batches = self._batches()
+        if not isinstance(self._probe, Tensor):
+            batches = checked_images(batches, "probe", warn=False, wait=False)  # a function may yield others each time
         drift = measure_drift(
-            self.reference, self.model, self._batches(), self._weight_drift, self._embed, processes=self.processes
+            self.reference, self.model, batches, self._weight_drift, self._embed, processes=self.processes
         )
         if self._warns and self.processes.first:
             self._warn_of_unmeasured()

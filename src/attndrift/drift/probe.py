@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-logger = logging.getLogger("attndrift.drift")
+from attndrift.models.input_images import HOW_TO_NORMALIZE
 
 Batches = Callable[[], Iterable[Tensor]]
 """Called at each measurement; yields the normalised probe images, float (images, 3, height, width)."""
@@ -20,9 +18,6 @@ Probe = Tensor | Mapping[str, Any] | Iterable[Any] | Batches
 
 FEWEST_IMAGES = 4
 """Debiased CKA has no value for fewer."""
-
-_REMEDY = "give normalised images, processor(images, return_tensors='pt')['pixel_values']"
-_LARGEST = 20.0  # of a normalised pixel; processors end within 4
 
 
 def read_probe(probe: Probe) -> Tensor | Batches:
@@ -42,42 +37,9 @@ def read_probe(probe: Probe) -> Tensor | Batches:
     if probe.dim() != 4 or not probe.is_floating_point():
         raise TypeError(
             f"probe: expected floating-point images (images, 3, height, width), got {str(probe.dtype).removeprefix('torch.')} "
-            f"{tuple(probe.shape)}; {_REMEDY}"
+            f"{tuple(probe.shape)}; {HOW_TO_NORMALIZE}"
         )
     return probe
-
-
-def checked(batches: Iterable[Tensor]) -> Iterator[Tensor]:
-    """``batches`` as they are; looks at all of their values, and says so where these are none of normalised images.
-
-    Raises TypeError for values that no processor gives, such as 0 to 255 or NaN. Values of 0 to 1 are warned of, as some
-    models take them so.
-    """
-    low, high = math.inf, -math.inf
-    for batch in batches:
-        if batch.numel() and batch.is_floating_point():
-            ends = torch.stack(torch.aminmax(batch.detach())).tolist()
-            if not all(math.isfinite(end) for end in ends):
-                raise TypeError(f"probe: some values are NaN or infinite; {_REMEDY}")
-            low, high = min(low, ends[0]), max(high, ends[1])
-        yield batch
-    if max(high, -low) > _LARGEST and math.isfinite(low):
-        raise TypeError(
-            f"probe: values from {low:.4g} to {high:.4g} are not normalised, as of pixels 0 to 255; {_REMEDY}"
-        )
-    if low >= 0 and high <= 1:
-        logger.warning(
-            "probe: all values lie between 0 and 1, so the images seem to be rescaled and not normalised. Unless the model "
-            "takes them so, %s",
-            _REMEDY,
-        )
-    elif high - low < 0.1:
-        logger.warning(
-            "probe: all values lie between %.4g and %.4g, as of images that were rescaled twice: %s, once",
-            low,
-            high,
-            _REMEDY,
-        )
 
 
 def refuse_few(hidden: Tensor) -> None:
@@ -117,7 +79,7 @@ def _collected(probe: Any) -> Tensor:
     shapes = {tuple(part.shape[1:]) for part in parts}
     if len(shapes) > 1:
         raise ValueError(
-            f"probe: images of {len(shapes)} different sizes, {', '.join(map(str, sorted(shapes)))}; {_REMEDY}"
+            f"probe: images of {len(shapes)} different sizes, {', '.join(map(str, sorted(shapes)))}; {HOW_TO_NORMALIZE}"
         )
     return torch.cat(parts)
 
@@ -128,7 +90,7 @@ def _items(probe: Any) -> Iterator[Any]:
         return (probe[index] for index in range(len(probe)))
     if hasattr(probe, "__iter__"):
         return iter(probe)
-    raise TypeError(f"probe: a {type(probe).__name__} holds no images; {_REMEDY}")
+    raise TypeError(f"probe: a {type(probe).__name__} holds no images; {HOW_TO_NORMALIZE}")
 
 
 def _images(item: Any) -> Tensor:
@@ -136,11 +98,11 @@ def _images(item: Any) -> Tensor:
     value = item
     if isinstance(value, Mapping):
         if "pixel_values" not in value:
-            raise TypeError(f"probe: a row with {', '.join(map(str, value))} and no `pixel_values`; {_REMEDY}")
+            raise TypeError(f"probe: a row with {', '.join(map(str, value))} and no `pixel_values`; {HOW_TO_NORMALIZE}")
         value = value["pixel_values"]
     elif isinstance(value, (tuple, list)) and value:
         value = value[0]
     if not isinstance(value, Tensor) or value.dim() not in (3, 4):
         what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-        raise TypeError(f"probe: {what} is not an image as the model takes it; {_REMEDY}")
+        raise TypeError(f"probe: {what} is not an image as the model takes it; {HOW_TO_NORMALIZE}")
     return value

@@ -15,6 +15,7 @@ from attndrift.drift.measured_model import MeasuredModel
 from attndrift.drift.weight_drift import WeightDrift
 from attndrift.metrics.deferred import Deferred, DeferredScalars
 from attndrift.metrics.structure_accumulator import StructureAccumulator, StructureSummary
+from attndrift.models.input_images import checked_images, named_size
 from attndrift.process_group import DivergedError, Processes
 
 
@@ -38,10 +39,11 @@ def take_snapshot(
     Raises:
         DivergedError: a hidden state or an embedding is not finite.
         ObservationError: attention is not finite though these are (on an accelerator, ValueError).
-        TypeError: images that are not floating-point, so not normalised.
-        ValueError: there are no images, or fewer than processes.
+        TypeError: images that are not normalised, or an ``embed`` that returns no embeddings.
+        ValueError: there are no images, or fewer than processes, or of a size that the model does not take.
     """
-    return begin_snapshot(MeasuredModel.of(model), batches, embed, processes=processes).read()
+    images = checked_images(batches, "images")
+    return begin_snapshot(MeasuredModel.of(model), images, embed, processes=processes).read()
 
 
 def begin_snapshot(
@@ -63,11 +65,11 @@ def begin_snapshot(
         with measured.preserved():
             check = measured.weight.device.type not in DeferredScalars.TOGETHER
             for batch in batches:
-                if not batch.is_floating_point():
-                    raise TypeError(f"probe: a batch of {batch.dtype}, which is not normalised; see DriftMonitor")
                 images, own = under_way.processes.share(batch, under_way.images)
                 with observe_tower(measured.tower, hidden=True, check=check) as seen:
-                    under_way.add(seen, measured.embed(images, embed), own, len(batch))
+                    with named_size(measured.tower.module, images, "probe"):
+                        embedded = measured.embed(images, embed)
+                    under_way.add(seen, embedded, own, len(batch))
             under_way.end()
     except Exception as error:
         if under_way.processes.count == 1:

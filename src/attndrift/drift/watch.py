@@ -134,7 +134,7 @@ class DriftWatch(Picklable):
         kept = self.record.begin(step)
         self._actions.begin(kept)
         self._since = step
-        self._guard.start()
+        self._guard.start(step)
         if measure:
             self.measure(step, epoch)
         self._last = None, None

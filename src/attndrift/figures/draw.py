@@ -11,6 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+
 from attndrift.figures.registry import FIGURES
 from attndrift.figures.source import Drawing, NoData, Source
 from attndrift.figures.style import styled
@@ -119,20 +123,21 @@ def _draw_held(name: str) -> FigureResult:
 
 
 def _save(drawing: Drawing, folder: Path, name: str) -> list[Path]:
-    paths: list[Path] = []
-    for suffix in (".png", ".svg"):
-        path = folder / f"{name}{suffix}"
-        with replacing(path) as temporary:
-            # Neither the date nor the version of the library, so that equal tables give equal bytes.
-            metadata: dict[str, Any] = {"Software": None} if suffix == ".png" else {"Date": None, "Creator": None}
-            drawing.figure.savefig(temporary, format=suffix[1:], metadata=metadata)
-            # Laid out once: what the layout found for the first file holds for the second, and is half of the work.
-            drawing.figure.set_layout_engine("none")
-        paths.append(path)
-    path = folder / f"{name}.csv"
+    figure = drawing.figure
+    # Laid out once for both files, and each drawn once: `savefig` draws every file twice, once only to lay it out.
+    figure.dpi = matplotlib.rcParams["savefig.dpi"]
+    if (layout := figure.get_layout_engine()) is not None:
+        layout.execute(figure)
+        figure.set_layout_engine("none")
+    paths = [folder / f"{name}{suffix}" for suffix in SUFFIXES]
+    # Neither the date nor the version of the library, so that equal tables give equal bytes.
+    with replacing(paths[0]) as temporary:
+        FigureCanvasAgg(figure).print_png(temporary, metadata={"Software": None})
+    with replacing(paths[1]) as temporary:
+        FigureCanvasSVG(figure).print_svg(temporary, metadata={"Date": None, "Creator": None})
     shown = drawing.data.map(lambda value: sheet_text(value) if isinstance(value, str) else value)
-    write_text(path, shown.to_csv(index=False, lineterminator="\n"))
-    return [*paths, path]
+    write_text(paths[2], shown.to_csv(index=False, lineterminator="\n"))
+    return paths
 
 
 def _write_index(folder: Path, results: list[FigureResult], *, partial: bool) -> None:

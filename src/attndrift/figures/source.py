@@ -236,10 +236,8 @@ def of_images(column: str) -> bool:
 def image_limits(images: ImageIntervals, run: Mapping[Any, Any], column: str) -> tuple[float, float]:
     """Limits over images of an accuracy (0..1) or a retention (percent) of one run; NaN where not known."""
     if column.endswith("_retention_pct"):
-        one = images.retention(run, column.removeprefix("transfer_").removesuffix("_zero_shot_retention_pct"))
-    else:
-        one = images.accuracy(run, column)
-    return (np.nan, np.nan) if one.low is None or one.high is None else (one.low, one.high)
+        return images.retention(run, column.removeprefix("transfer_").removesuffix("_zero_shot_retention_pct"))
+    return images.accuracy(run, column)
 
 
 def error_of(table: pd.DataFrame) -> Any:

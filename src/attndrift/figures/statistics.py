@@ -9,12 +9,12 @@ import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from attndrift.analysis.contrasts import HIGHER, LOWER, MEAN, ONE
 from attndrift.analysis.measures import headlines, measured_columns
-from attndrift.analysis.result import Comparison
 from attndrift.figures.panels import ROW_MM, color_bar, positions, row_axis
 from attndrift.figures.registry import figure
 from attndrift.figures.source import Drawing, NoData, Source, variants_of
-from attndrift.figures.style import DIVERGING, axis_label, legend, new_figure, percent, short_label, wrap, zero_line
+from attndrift.figures.style import DIVERGING, axis_label, legend, new_figure, short_label, wrap, zero_line
 
 _MOST_PAIRS = 5
 
@@ -26,26 +26,29 @@ _MOST_PAIRS = 5
     alt="Forest plot: a row a comparison, dots with intervals around the line of no difference.",
 )
 def statistical_summary(source: Source) -> Drawing:
-    """Forest plot: differences between methods on identical cells, with bootstrap intervals."""
+    """Forest plot: differences between methods at equal settings, with intervals over seeds."""
     every = [
-        c
-        for c in source.analysis.comparisons
-        if c.model == source.model and c.selection == source.selection and c.cells.mean is not None
+        row
+        for row in source.analysis.tables["differences"].rows
+        if (row["model_name"], row["selection_name"], row["dataset"])
+        == (source.model, source.selection, source.primary)
+        and row["contrast"] == (MEAN if row["n_rates"] > 1 else ONE)
     ]
-    scope = "all datasets" if any(c.scope == "all datasets" for c in every) else source.primary
-    every = [c for c in every if c.scope == scope]
+    several = {(row["first"], row["second"], row["measure"]) for row in every if row["contrast"] == MEAN}
+    key = ("first", "second", "measure")
+    every = [row for row in every if row["contrast"] == MEAN or tuple(row[name] for name in key) not in several]
     if not every:
-        raise NoData("no two methods share a cell of data set, learning rate and seed")
+        raise NoData("no two methods share data set, settings and learning rate")
     order = {name: number for number, (name, _) in enumerate(variants_of(source.adapted))}
-    every.sort(key=lambda c: (order.get(c.first, 99), order.get(c.second, 99)))
-    pairs = list(dict.fromkeys((c.first, c.second) for c in every))[:_MOST_PAIRS]
+    every.sort(key=lambda row: (order.get(row["first"], 99), order.get(row["second"], 99)))
+    pairs = list(dict.fromkeys((row["first"], row["second"]) for row in every))[:_MOST_PAIRS]
     wanted = [source.accuracy, *headlines(last_block=True)]
     wanted += source.retentions
-    found = {(c.first, c.second, c.measure): c for c in every}
+    found = {(row["first"], row["second"], row["measure"]): row for row in reversed(every)}
     measures = [m for m in wanted if any((*pair, m) in found for pair in pairs)]
     if not measures:
         raise NoData("the compared methods have none of the measures that the figure shows")
-    labels = [_pair_label(*pair, every) for pair in pairs]
+    labels = [wrap(f"{first}\u00a0− {second}", 21, 3) for first, second in pairs]
     places = positions(labels)
     rows = -(-len(measures) // 2)
     height = 12 + rows * (14 + ROW_MM * (places[-1] + 1.5))
@@ -65,21 +68,16 @@ def statistical_summary(source: Source) -> Drawing:
     for panel in axes[:, 0]:
         row_axis(panel, places, labels)
     frame = pd.DataFrame(data)
-    few = source.analysis.settings.min_configurations
+    open_mark = Line2D([], [], color="black", marker="s", markerfacecolor="white", linestyle="none")
     entries = [
-        ("mean, interval", Line2D([], [], color="black", marker="s")),
-        (
-            f"open: fewer than {few} configurations",
-            Line2D([], [], color="black", marker="s", markerfacecolor="white", linestyle="none"),
-        ),
+        ("mean, interval over seeds", Line2D([], [], color="black", marker="s")),
+        ("open: no test, or not after correction", open_mark),
     ]
     legend(figure, entries, {1} if source.analysis.data.single_seed else ())
-    level = source.analysis.settings.level
     text = (
-        f"Differences between methods on identical (data set, rate, seed) cells, {scope}. Lines: {level:.0%} "
-        "percentile bootstrap that resamples configurations; "
-        f"n = {_range(frame['n_configurations'], 'configuration')} (named at each pair), {_range(frame['n_cells'], 'cell')}. Open marks rest on fewer than {few} "
-        "configurations and are descriptive; marks without a line had too few configurations for an interval."
+        f"Differences between methods on {source.primary} at equal settings, mean over the learning rates that both "
+        f"have ({_range(frame['n_rates'], 'rate')}). Lines: {source.analysis.settings.level:.0%} intervals over seeds "
+        f"(Student's t, n = {_range(frame['n_seeds'], 'seed')}). Filled: not 0 after Holm's correction."
     )
     return Drawing(figure, source.caption(text), frame)
 
@@ -89,33 +87,13 @@ def _range(values: pd.Series, noun: str) -> str:
     return f"{high} {noun}{'' if high == 1 else 's'}" if low == high else f"{low} to {high} {noun}s"
 
 
-def _pair_label(first: str, second: str, comparisons: list[Comparison]) -> str:
-    n = max(c.n_configurations for c in comparisons if (c.first, c.second) == (first, second))
-    return wrap(f"{first}\u00a0− {second} (n\u00a0=\u00a0{n})", 21, 3)
-
-
-def _forest_row(panel: Any, place: float, one: Comparison) -> dict[str, Any]:
-    factor = 100.0 if percent(one.measure) else 1.0
-    mean = one.configurations.mean if one.configurations.mean is not None else one.cells.mean
-    low, high = one.interval.low, one.interval.high
-    if low is not None and high is not None:
-        panel.plot([factor * low, factor * high], [place, place], color="black", linewidth=1.0)
-    filled = "white" if one.configurations.descriptive else "black"
-    panel.plot(factor * (mean or 0.0), place, color="black", marker="s", markerfacecolor=filled)
-    return {
-        "first": one.first,
-        "second": one.second,
-        "measure": one.measure,
-        "difference": mean,
-        "low": low,
-        "high": high,
-        "interval_reason": one.interval.reason,
-        "d_z_cells": one.cells.d_z,
-        "n_configurations": one.n_configurations,
-        "n_cells": one.n_cells,
-        "n_seeds": one.n_seeds,
-        "label": one.label,
-    }
+def _forest_row(panel: Any, place: float, row: dict[str, Any]) -> dict[str, Any]:
+    if row["low"] is not None:
+        panel.plot([row["low"], row["high"]], [place, place], color="black", linewidth=1.0)
+    filled = "black" if row["verdict"] in (LOWER, HIGHER) else "white"
+    panel.plot(row["estimate"], place, color="black", marker="s", markerfacecolor=filled)
+    names = ("first", "second", "measure", "unit", "rates", "n_rates", "n_seeds", "estimate", "low", "high", "p_holm")
+    return {name: row[name] for name in (*names, "verdict", "reason")}
 
 
 def _difference_label(measure: str) -> str:

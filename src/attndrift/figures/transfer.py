@@ -12,9 +12,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
-from attndrift.analysis.image_intervals import wilson
-from attndrift.analysis.measures import headlines, signals
+from attndrift.analysis.intervals import wilson_limits
+from attndrift.analysis.measures import headlines
 from attndrift.analysis.numbers import format_rate
+from attndrift.analysis.signal_sources import signals
 from attndrift.figures.panels import image_words
 from attndrift.figures.registry import figure
 from attndrift.figures.source import (
@@ -232,46 +233,44 @@ def pareto_front(source: Source) -> Drawing:
 def predictor_ranking(source: Source) -> Drawing:
     """Which signal goes with retention: Spearman over all runs and within groups, final and early."""
     name = transfer_name(source.retention)
-    signals = [s for s in source.analysis.signals if s.transfer_set == name]
-    scope = "all runs"
-    if not any(s.scope == scope for s in signals) and signals:
-        scope = signals[0].scope
-    final = [
-        s for s in signals if s.scope == scope and s.when == "final" and s.spearman_configurations.statistic is not None
-    ]
+    rows_of = [s for s in source.analysis.tables["signals"].rows if s["transfer_set"] == name and s["rho"] is not None]
+    places = [tuple(s[key] for key in ("model_name", "selection_name", "dataset")) for s in rows_of]
+    # One target: several are never pooled. The one with most configurations.
+    target = max(zip((s["n_configurations"] for s in rows_of), places, strict=True), default=(0, ()))[1]
+    own = [s for s, place in zip(rows_of, places, strict=True) if place == target]
+    final = [s for s in own if s["when"] == "final"]
     if not final:
         raise NoData("no signal has a rank correlation with the retention (too few runs, or constant)")
-    early = {s.signal: s for s in signals if s.scope == scope and s.when == "first epoch"}
-    final.sort(key=lambda s: (-abs(s.spearman_configurations.statistic or 0.0), s.signal))
+    early = {s["signal"]: s for s in own if s["when"] == "first epoch"}
+    final.sort(key=lambda s: (-abs(s["rho"]), s["signal"]))
     figure, axes = new_figure(24 + 4.4 * len(final))
     panel = axes[0, 0]
     rows: list[dict[str, Any]] = []
     for place, one in enumerate(final):
-        rho = one.spearman_configurations.statistic
-        low, high = one.interval.low, one.interval.high
+        rho, low, high = one["rho"], one["low"], one["high"]
         if low is not None and high is not None:
             panel.plot([low, high], [place, place], color="#0072B2", linewidth=1.0)
         panel.plot(rho, place, color="#0072B2", marker="o")
-        if one.within_mean is not None:
-            panel.plot(one.within_mean, place - 0.2, color="#D55E00", marker="D", markerfacecolor="white")
-        first = early.get(one.signal)
-        start = first.spearman_configurations.statistic if first else None
+        if one["within_mean"] is not None:
+            panel.plot(one["within_mean"], place - 0.2, color="#D55E00", marker="D", markerfacecolor="white")
+        first = early.get(one["signal"])
+        start = first["rho"] if first else None
         if start is not None:
             panel.plot(start, place + 0.2, color="#009E73", marker="^", markerfacecolor="white")
         rows.append(
             {
-                "signal": one.signal,
+                "signal": one["signal"],
                 "rho_configurations": rho,
                 "low": low,
                 "high": high,
-                "within_groups_mean": one.within_mean,
-                "n_groups": one.n_groups,
+                "within_groups_mean": one["within_mean"],
+                "n_groups": one["n_groups"],
                 "first_epoch_rho": start,
-                "n_configurations": one.n_configurations,
-                "n_runs": one.n_runs,
+                "n_configurations": one["n_configurations"],
+                "n_runs": one["n_runs"],
             }
         )
-    panel.set_yticks(range(len(final)), [_signal_label(s.signal) for s in final])
+    panel.set_yticks(range(len(final)), [_signal_label(s["signal"]) for s in final])
     panel.set_ylim(len(final) - 0.5, -0.5)
     panel.set_xlim(-1.06, 1.06)
     panel.grid(axis="y", color="#e4e4e4", linewidth=0.5)
@@ -288,19 +287,19 @@ def predictor_ranking(source: Source) -> Drawing:
         handle = Line2D([], [], color="#009E73", marker="^", markerfacecolor="white", linestyle="none")
         entries.append(("after the first epoch", handle))
     legend(figure, entries, {1} if source.analysis.data.single_seed else ())
-    level = final[0].interval.level
+    level = source.analysis.settings.level
     text = (
-        f"Rank correlation of each signal with retention on {name}, ordered by its size. Filled: over configuration "
-        f"means (n = {final[0].n_configurations} configurations, {final[0].n_runs} runs), lines: {level:.0%} "
-        f"percentile bootstrap over configurations; diamonds: mean of the correlations within data set x method groups "
-        "of runs; triangles: the same signal after the first epoch. |·|: size of the change."
+        f"Rank correlation of each signal with retention on {name} ({target[2]}), ordered by its size. Filled: over configuration "
+        f"means (n = {final[0]['n_configurations']} configurations, {final[0]['n_runs']} runs), lines: {level:.0%} "
+        f"intervals over configurations (Fisher's z; none below ten configurations); diamonds: mean of the correlations within "
+        "the runs of each method; triangles: the same signal after the first epoch. |·|: size of the change."
     )
     return Drawing(figure, source.caption(text), data)
 
 
 def _signal_label(name: str) -> str:
     source = next(signal for signal in signals() if signal.name == name)
-    label = short_label(source.column)
+    label = short_label(source.final or source.during)
     return f"|{label}|" if source.absolute else label
 
 
@@ -399,7 +398,7 @@ def _image_band(panel: Any, alpha: pd.Series, column: str, values: pd.Series, ru
     count = "n_test" if column == "test_accuracy" else column.removesuffix("_accuracy") + "_n"
     if not column.endswith("_accuracy") or pd.isna(run.get(count)):
         return False
-    low, high = wilson(values, np.full(len(values), float(run[count])), LEVEL)
+    low, high = wilson_limits(values * float(run[count]), float(run[count]), LEVEL)
     panel.fill_between(alpha, 100 * low, 100 * high, color=look.color, alpha=0.18, linewidth=0)
     return True
 

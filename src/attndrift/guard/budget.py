@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from attndrift.drift.drift import Drift, watchable
 from attndrift.models.evaluation import preserve_state
+from attndrift.models.input_images import checked_images
 from attndrift.process_group import Processes
 from attndrift.registry import near_match
 from attndrift.retention.text_encoder import trained_text_parameters
@@ -146,6 +147,17 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class _Fetched:
+    """Images that have been looked at."""
+
+    images: Tensor
+
+    def fetch(self, positions: Any) -> Tensor:
+        """A slice of them."""
+        return self.images[positions.start : positions.stop]
+
+
+@dataclass(frozen=True)
 class _Probe:
     images: Images | Tensor
     labels: ArrayLike
@@ -165,8 +177,12 @@ class _Probe:
             raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1")
         text = text_features_of(None, self.class_names, self.text_features, self.tokenizer, self.templates)
         labels = checked_labels(self.labels, len((self.class_names or ()) if text is None else text.class_names))
-        if isinstance(self.images, Tensor) and len(self.images) != len(labels):
-            raise ValueError(f"labels: {len(labels)} for {len(self.images)} images; give one an image")
+        if isinstance(self.images, Tensor):
+            if len(self.images) != len(labels):
+                raise ValueError(f"labels: {len(labels)} for {len(self.images)} images; give one an image")
+            list(checked_images(self.images.split(self.batch_size), "images"))
+        else:
+            list(checked_images([self.images.fetch(range(min(len(labels), self.batch_size)))], "images"))
 
     def encoded(self, model: nn.Module) -> TextFeatures:
         """The text features that are given, or those of ``model`` as it is now."""
@@ -180,9 +196,10 @@ class _Probe:
 
     def correct(self, model: nn.Module, text: TextFeatures, processes: Processes | None = None) -> NDArray[np.float64]:
         """Whether the model names each image rightly, 1 or 0: (images,). Leaves no trace in the model."""
+        images = _Fetched(self.images) if isinstance(self.images, Tensor) else self.images
         with preserve_state(model):
             result = evaluate_zero_shot(
-                model, self.images, self.labels, text_features=text, batch_size=self.batch_size,
+                model, images, self.labels, text_features=text, batch_size=self.batch_size,
                 processes=processes,
             )  # fmt: skip
         return result.correct.astype(np.float64)

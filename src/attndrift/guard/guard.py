@@ -16,6 +16,7 @@ from torch import nn
 
 from attndrift.drift.alerts import logger
 from attndrift.drift.monitor import DriftMonitor
+from attndrift.drift.schedule import Schedule
 from attndrift.extras import importing
 from attndrift.guard.budget import Budget, RetentionBudget, text_parameters
 from attndrift.guard.coverage import why_unmeasured
@@ -61,8 +62,8 @@ class Guard:
 
     The way back leads to the weights of the monitor's reference, so make the monitor where the model is in its pretrained
     state (before a checkpoint is loaded), or give it the pretrained model as ``reference``. A guard that is made after
-    training began is refused where that reference lacks a weight. Full weights and plain LoRA can be guarded, frozen parts
-    too. In several processes every one of them must run the same calls; the first one's measurements decide.
+    training began is refused where that reference lacks a weight. Full weights and adapters of ``peft`` can be guarded,
+    frozen parts too. In several processes every one of them must run the same calls; the first one's measurements decide.
 
     Args:
         monitor: of the model in training; it measures the budgets on drift, on its own probe images.
@@ -88,7 +89,7 @@ class Guard:
         seconds: time spent in the guard.
 
     Raises:
-        ValueError: a budget that has no value for this model, nothing to guard, adapters other than plain LoRA, or pretrained
+        ValueError: a budget that has no value for this model, nothing to guard, adapters that are merged, or pretrained
             weights that are not known.
     """
 
@@ -107,8 +108,7 @@ class Guard:
         folder: str | os.PathLike[str] | None = None,
         echo: Callable[[str], Any] | None = print,
     ) -> None:
-        if isinstance(every, int) and every < 1:
-            raise ValueError(f"every is {every}; it must be at least 1")
+        self._schedule = Schedule(every)
         chosen = [budgets] if isinstance(budgets, (Budget, RetentionBudget)) else list(budgets)
         for budget in chosen:
             if not isinstance(budget, (Budget, RetentionBudget)):
@@ -126,8 +126,8 @@ class Guard:
         self.events: list[GuardEvent] = []
         self.infeasible = self.should_stop = False
         self.seconds = 0.0
-        self._every = every if isinstance(every, int) else frozenset(every)
         self._first, self._echo = first, echo
+        self._since: int | None = None  # last step that was looked at
         self._last: tuple[int | None, float | None] = (None, None)
         self._validation = ValidationTracker(
             validate, keep_best=keep_best, patience=patience, processes=partial(getattr, monitor, "processes")
@@ -151,17 +151,20 @@ class Guard:
     # -- in a loop ---------------------------------------------------------------------------------
 
     def due(self, step: int) -> bool:
-        """Whether to check after this step."""
-        if step < self._first:
-            return False
-        return step % self._every == 0 if isinstance(self._every, int) else step in self._every
+        """Whether to check after this step: a check falls due at it, or at one since the last that was reported."""
+        since = step - 1 if self._since is None or step <= self._since else self._since
+        return step >= self._first and self._schedule.due(step, max(since, self._first - 1))
 
     def checked(self, step: int) -> bool:
         """Whether the last check was made at ``step``: then the state is within every budget, or is the pretrained one."""
         return bool(self.events) and self.events[-1].step == step
 
-    def start(self) -> None:
-        """If the pretrained weights already break a budget: record it, restore them and freeze them."""
+    def start(self, step: int | None = None) -> None:
+        """Training begins, or goes on, after ``step``, None where the first step will tell.
+
+        If the pretrained weights already break a budget: record it, restore them and freeze them.
+        """
+        self._since = step
         if not self.meter.reachable and not self.infeasible:
             self._record(self._keeper.give_up(0, 0.0, self.meter.pretrained, None, self.meter.measurements))
 
@@ -169,7 +172,8 @@ class Guard:
         """To be called after every optimiser step: lowers the rate where that is lowered, checks where that is due."""
         self._last = step, epoch
         self.limits.after_step()
-        return self.check(step, epoch) if self.due(step) else None
+        due, self._since = self.due(step), step
+        return self.check(step, epoch) if due else None
 
     def check(self, step: int, epoch: float | None = None) -> GuardEvent:
         """Check now, whatever the step. Raises :class:`DivergedError` where a guarded weight is not finite."""
@@ -201,7 +205,7 @@ class Guard:
         return any(event.action not in ("kept", "frozen") for event in self.events[known:])
 
     def __enter__(self) -> Self:
-        self.start()
+        self.start(self.events[-1].step if self.events else 0)
         return self
 
     def __exit__(

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from attndrift.drift.monitor import DriftMonitor
 from attndrift.metrics.weights import LowRankUpdate
-from attndrift.models.parameters import adapter_types, plain_low_rank
+from attndrift.models.checksum import checksums
+from attndrift.models.parameters import adapter_types, decomposed_by, plain_low_rank
 from attndrift.process_group import DivergedError
 
 SAME = 1e-3  # relative distance of embeddings: a snapshot of another device differs by less
@@ -27,9 +28,10 @@ Kind = Literal["weight", "factor", "update"]
 
 @dataclass(frozen=True)
 class _Part:
-    """One guarded parameter. ``start`` is its pretrained value; adapters have none: their update is scaled instead.
+    """One guarded parameter. ``start`` is its pretrained value, or that of an adapter which does nothing yet.
 
-    The ``update`` is the B of a LoRA pair and goes with its ``factor`` A: dW = scale B A.
+    A plain LoRA pair has none, its update is scaled instead: the ``update`` is its B and goes with its ``factor`` A,
+    dW = scale B A.
     """
 
     name: str
@@ -52,8 +54,10 @@ class WeightInterpolator:
     """The trained parameters that what is measured depends on, and the line from their pretrained values.
 
     Full weights lie on theta = (1 - alpha) theta0 + alpha theta1. Of a LoRA pair, whose pretrained update is zero,
-    B is scaled by alpha, which puts W0 + alpha (scale B A) on the same line, exactly. Whatever the embedding does not
-    depend on (a classifier, a text tower) has no place on the line and is left alone: a new head has no pretrained value.
+    B is scaled by alpha, which puts W0 + alpha (scale B A) on the same line, exactly. The parameters of any other adapter
+    (DoRA, IA3, OFT, PiSSA, ...) go along their own line, from where the adapter changed nothing: both ends are the pretrained
+    and the trained model, and what lies between is a line of weights for IA3 alone. Whatever the embedding does not depend
+    on (a classifier, a text tower) has no place on the line and is left alone: a new head has no pretrained value.
 
     Args:
         monitor: of the model in training. The weights of its reference are the pretrained ones; of parameters that it knows
@@ -65,7 +69,7 @@ class WeightInterpolator:
         late: a parameter was no longer at its reference when this was made.
 
     Raises:
-        ValueError: nothing that the embedding depends on is trained; or adapters other than plain LoRA.
+        ValueError: nothing that the embedding depends on is trained; or adapters that are merged into the weights.
     """
 
     def __init__(self, monitor: DriftMonitor, beside: Mapping[str, nn.Parameter] | None = None) -> None:
@@ -142,8 +146,11 @@ def refuse_unknown_start(interpolator: WeightInterpolator, monitor: DriftMonitor
         moved = math.inf
     precision = next(p for p in interpolator.model.parameters() if p.is_floating_point()).dtype
     same = SAME if precision in (torch.float32, torch.float64) else SAME_IN_HALF_PRECISION
-    # Of a text encoder the monitor measures nothing: where the image encoder has left its reference, so has that.
-    if interpolator.late or moved is None or moved > same:
+    # Of a text encoder the monitor keeps no weights: where the image encoder has left its reference, so has that.
+    known = monitor.reference_checksums
+    now = checksums({name: value for name, value in _plain_names(interpolator).items() if name in known})
+    trained = any(known[name] != value for name, value in now.items())
+    if interpolator.late or trained or moved is None or moved > same:
         raise ValueError(
             f"guard: the model has left the state that its monitor measures against, and of {len(interpolator.assumed)} trained parameters the pretrained values are not known, the first is "
             f"`{interpolator.assumed[0]}`. Make the guard before training begins and before a checkpoint is loaded, or give "
@@ -151,23 +158,33 @@ def refuse_unknown_start(interpolator: WeightInterpolator, monitor: DriftMonitor
         )
 
 
+def _plain_names(interpolator: WeightInterpolator) -> dict[str, nn.Parameter]:
+    """The parameters whose present values are taken for pretrained, by the names that they have without ``peft``."""
+    parameters = dict(interpolator.model.named_parameters())
+    found = {name: parameters[name] for name in interpolator.assumed}
+    return found | {name.removeprefix("base_model.model."): value for name, value in found.items()}
+
+
 def _adapter_pairs(
     model: nn.Module, trained: Mapping[str, nn.Parameter]
 ) -> tuple[dict[nn.Parameter, tuple[nn.Parameter, float]], set[nn.Parameter]]:
-    """The B of every LoRA pair among ``trained`` with its A and scale; and all their As."""
+    """The B of every plain LoRA pair among ``trained`` with its A and scale; and all their As."""
     tuners, _ = adapter_types()
-    guarded = set(trained.values())
+    guarded, decomposed = set(trained.values()), decomposed_by(model.modules())
     pairs: dict[nn.Parameter, tuple[nn.Parameter, float]] = {}
     for name, layer in model.named_modules():
         tuned: Any = layer
         if not isinstance(layer, tuners) or guarded.isdisjoint(tuned.parameters()):
             continue
         adapter = plain_low_rank(tuned)
-        if adapter is None or tuned.merged:
+        if tuned.merged:
             raise ValueError(
-                f"guard: the adapter in {name} is not one plain LoRA pair, unmerged (no DoRA, no trained bias, one active "
-                "adapter), and the way back to the pretrained weights is known for those alone"
+                f"guard: the adapter in {name} is merged into the weights, so that its parameters take part no more; "
+                "unmerge it (`unmerge_adapter()`)"
             )
+        # PiSSA's B starts from a part of the weights: scaling it would lose that part.
+        if adapter is None or decomposed:
+            continue
         pairs[tuned.lora_B[adapter].weight] = (tuned.lora_A[adapter].weight, float(tuned.scaling[adapter]))
     return pairs, {factor for factor, _ in pairs.values()}
 

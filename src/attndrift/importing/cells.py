@@ -65,6 +65,7 @@ class CellReader:
         decimal: how the file writes decimals, where its owner says so.
         nulls: words that mean null in any column.
         notes: in words what was read in a way that is not plain.
+        percent: for each column that has percent signs, its rows that have one. Their unit is settled.
     """
 
     where: str
@@ -72,6 +73,7 @@ class CellReader:
     decimal: Decimal | None = None
     nulls: Sequence[str] = ()
     notes: list[str] = field(default_factory=list)
+    percent: dict[str, pd.Series[Any]] = field(default_factory=dict)
 
     def read(self, frame: pd.DataFrame, table: str) -> pd.DataFrame:
         """``frame`` with typed cells. Raises :class:`TableError` for a cell that is nothing of its column's type."""
@@ -161,6 +163,7 @@ class CellReader:
                 raise self._refuse(column, f"holds {values[percent].iloc[0]!r}, and it is no share: take the sign away")
             factor = 0.01 if column.high == 1.0 else 1.0
             meaning = "percent of 1" if factor == 0.01 else "percent"
+            self.percent[column.name] = percent
             self.notes.append(f"{int(percent.sum())} cells of `{column.name}` with a percent sign read as {meaning}")
         unusual: dict[str, float] = {}
 

@@ -10,6 +10,7 @@ import codecs
 import csv
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,9 +53,10 @@ class ForeignTable:
 
 def read_foreign(path: Path) -> ForeignTable:
     """Read a table. Raises :class:`TableError` for a file that is damaged or of no known form."""
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise TableError(f"{path}: unknown form; use {', '.join(SUFFIXES)}")
+    try:
+        suffix = path.suffix.lower() if path.suffix.lower() in SUFFIXES else _form(path)
+    except OSError as error:
+        raise TableError(f"{path}: cannot be read ({error})") from error
     try:
         if suffix == ".parquet":
             table = ForeignTable(read_parquet(path))
@@ -75,6 +77,30 @@ def read_foreign(path: Path) -> ForeignTable:
     if len(twice):
         raise TableError(f"{path}: the column `{twice[0]}` appears more than once")
     return table
+
+
+def _form(path: Path) -> str:
+    """The suffix that the content of a file of another name should have. Raises :class:`TableError` where it is none."""
+    with path.open("rb") as file:
+        start = file.read(4096)
+    for magic, what in _NO_TABLES.items():
+        if start.startswith(magic):
+            raise TableError(f"{path}: {what}; use {', '.join(SUFFIXES)}")
+    if start.startswith(b"PAR1"):
+        return ".parquet"
+    if b"\0" in start and not any(start.startswith(mark) for mark, _ in _BYTE_ORDER_MARKS):
+        raise TableError(f"{path}: unknown form; use {', '.join(SUFFIXES)}")
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n")
+    return ".json" if text.startswith(b"[") else ".jsonl" if text.startswith(b"{") else ".csv"
+
+
+_NO_TABLES = {
+    b"PK\x03\x04": "a ZIP archive or an Excel workbook, which is not read; save its sheet as CSV",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook, which is not read; save its sheet as CSV",
+    b"\x1f\x8b": "compressed; unpack it first",
+    b"BZh": "compressed; unpack it first",
+    b"SQLite format 3": "an SQLite file; export its table as CSV",
+}
 
 
 def _decoded(path: Path) -> str:
@@ -133,27 +159,13 @@ def _records(text: str, *, one: bool) -> list[dict[str, object]]:
     records = load(text) if one else [load(line) for line in text.splitlines() if line.strip()]
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         raise ValueError("a list of objects, one a row, is expected")
-    return records
+    return [dict(_flat(record)) for record in records]
 
 
-_RUN_AND_METRIC = re.compile(r"^(?P<run>.+) - (?P<metric>.+?)(?P<end>__MIN|__MAX|__STDERR)?$")
-_STEPS = ("step", "_step", "global_step", "trainer/global_step", "epoch")
-
-
-def one_row_a_run_and_step(table: ForeignTable) -> None:
-    """A chart exported by W&B, with a column `RUN - METRIC` a run, as rows of `run_id`, step and metric; in place."""
-    frame = table.frame
-    axis = [name for name in frame.columns if name.lower() in _STEPS]
-    wide = {name: match for name in frame.columns if (match := _RUN_AND_METRIC.match(name))}
-    if not wide or not axis or len(axis) + len(wide) != len(frame.columns) or "run_id" in frame.columns:
-        return
-    runs: dict[str, dict[str, str]] = {}
-    for name, match in wide.items():
-        if match["end"] is None:
-            runs.setdefault(match["run"], {})[match["metric"]] = name
-    parts = []
-    for run, columns in runs.items():
-        part = frame[[*axis, *columns.values()]].set_axis([*axis, *columns], axis=1).assign(run_id=run)
-        parts.append(part[~part[list(columns)].isin(["", None]).all(axis=1)])
-    table.frame = pd.concat(parts, ignore_index=True)
-    table.notes.append(f"one column a run ({len(runs)} runs): made one row a run and step")
+def _flat(record: dict[str, object], before: str = "") -> Iterator[tuple[str, object]]:
+    """The values of an object, those of objects within it under names with dots."""
+    for name, value in record.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", value

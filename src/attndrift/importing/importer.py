@@ -8,147 +8,41 @@ gives the option that decides it, and whatever is read in another way than it is
 from __future__ import annotations
 
 import difflib
-import math
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 
 from attndrift.files import refuse_links
-from attndrift.importing.cells import CellReader, Decimal
-from attndrift.importing.foreign import SUFFIXES, ForeignTable, one_row_a_run_and_step, read_foreign
+from attndrift.importing.adaptation import unused_settings
+from attndrift.importing.cells import CellReader
+from attndrift.importing.contradictions import check_across, check_derived, check_keys, check_series
+from attndrift.importing.foreign import SUFFIXES, ForeignTable, read_foreign
 from attndrift.importing.losses import check_losses, derive_losses
-from attndrift.importing.vocabulary import check_derived, check_keys, check_series, check_words, map_values
-from attndrift.losses.registry import LOSSES
-from attndrift.methods.registry import METHODS
-from attndrift.metrics.registry import METRICS, layer_metrics, structure_metrics
-from attndrift.own_settings import fields_of, words_of
-from attndrift.results.columns import Column, metric_columns
+from attndrift.importing.means import check_means, split_spreads
+from attndrift.importing.names import meanings_of, suggestions, with_measure
+from attndrift.importing.options import ImportOptions
+from attndrift.importing.report import ImportReport, TableReport, missing_costs
+from attndrift.importing.run_names import check_run_names, name_runs
+from attndrift.importing.shapes import in_our_shape
+from attndrift.importing.units import unit_hints
+from attndrift.importing.vocabulary import check_words, lists_as_text, map_values
+from attndrift.metrics.registry import layer_metrics
+from attndrift.results.means import sd_column
 from attndrift.results.tables import (
     TABLES,
     TableError,
     Tables,
     columns_of,
+    infinite_values,
     schema,
     transfer_sets,
     write_tables,
 )
-
-
-def costs() -> list[tuple[str, tuple[str, ...], str]]:
-    """(table, columns, what the analysis loses if one of these columns is missing)."""
-    swept = [(name, words_of(name, one)["sweep"]) for name, one in fields_of([*METHODS, *LOSSES]).items()]
-    return [
-        ("runs", ("seed",), "telling seeds apart: all runs count as one seed, so everything is descriptive"),
-        ("runs", ("dataset",), "telling data sets apart: all runs are taken to share one"),
-        ("runs", ("learning_rate",), "rate tables, correlations with the rate, cells, operating points"),
-        ("runs", ("best_val_accuracy",), "selection rules, operating points of best validation, iso-accuracy"),
-        ("runs", ("test_accuracy",), "the accuracy-retention front on test accuracy (validation is used instead)"),
-        ("runs", ("selected_epoch",), "which step the final layer values belong to (the last one is used)"),
-        ("runs", ("status",), "setting diverged runs aside (all count as finished)"),
-        ("runs", ("selection",), "telling selections apart"),
-        ("runs", ("entropy_last_layer_change_pct",), "the last block beside the mean"),
-        *(("runs", (c.name,), f"{c.label} as an outcome and as a signal") for c in _compared("runs")),
-        *(("runs", (name,), f"the table: {title}") for name, title in swept if title),
-        ("runs", ("weight_decay",), "the weight decay table"),
-        ("runs", ("freeze_layers",), "the freezing table"),
-        ("runs", ("loss",), "the table of preservation losses"),
-        ("history", ("entropy_change_pct",), "collapse onset, entropy as a signal after the first epoch"),
-        ("history", ("val_accuracy",), "convergence"),
-        ("history", ("epoch",), "the first epoch (derived from steps and planned epochs where those are given)"),
-        ("history", tuple(c.name for c in _compared("history")), "drift signals after the first epoch"),
-        ("layers", ("value",), "change per layer, the ANOVA over layer groups, the baseline by layer"),
-        ("interpolation", ("alpha",), "interpolation sweeps"),
-    ]
-
-
-def _compared(table: Literal["runs", "history"]) -> list[Column]:
-    """The columns that compare the adapted model with the pretrained one, the mean over blocks of each metric."""
-    compared = {metric.name for metric in METRICS if metric.compared and metric.analysed}
-    return [one for one in metric_columns(table) if one.metric in compared and one.statistic in ("value", "mean")]
-
-
-@dataclass
-class TableReport:
-    """What was found in one table."""
-
-    name: str
-    source: str | None
-    rows: int = 0
-    present: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    unknown: list[str] = field(default_factory=list)
-    renamed: dict[str, str] = field(default_factory=dict)
-    scaled: dict[str, float] = field(default_factory=dict)
-    read_as: list[str] = field(default_factory=list)
-
-
-@dataclass
-class ImportReport:
-    """What came in, what is missing and what that costs; ``written`` is empty after a mere check."""
-
-    output: Path
-    tables: list[TableReport]
-    costs: list[str] = field(default_factory=list)
-    suggestions: list[str] = field(default_factory=list)
-    hints: list[str] = field(default_factory=list)
-    written: list[Path] = field(default_factory=list)
-
-    def lines(self) -> list[str]:
-        """The report as text, a line each."""
-        text: list[str] = []
-        for table in self.tables:
-            if table.source is None:
-                text.append(f"{table.name}: no file")
-                continue
-            text.append(f"{table.name}: {table.rows} rows, {len(table.present)} known columns from {table.source}")
-            text += [f"  renamed `{old}` to `{new}`" for old, new in table.renamed.items()]
-            text += [f"  multiplied `{name}` by {factor:g}" for name, factor in table.scaled.items()]
-            text += [f"  {line}" for line in table.read_as]
-            if table.unknown:
-                text.append("  kept, but read by no analysis: " + ", ".join(f"`{name}`" for name in table.unknown))
-        for title, items in (
-            ("Misnamed?", self.suggestions),
-            ("Check the units:", self.hints),
-            ("Missing, and what it costs:", self.costs),
-        ):
-            if items:
-                text.append(title)
-                text += [f"  {item}" for item in items]
-        text += [f"wrote {path}" for path in self.written]
-        return text
-
-    def __str__(self) -> str:
-        return "\n".join(self.lines())
-
-
-@dataclass(frozen=True)
-class ImportOptions:
-    """What the owner of foreign tables says of them.
-
-    Attributes:
-        rename: foreign column names to the documented ones, in whichever table has them; ``table.old`` limits one.
-        scale: factors by column (documented names, or ``table.name``).
-        values: (column, foreign value) to the documented value.
-        constants: columns, or ``table.name``, that have one value in every row; of ``runs`` where no table is given.
-        nulls: words that mean null in any column.
-        decimal: the sign that stands before decimals, where the cells do not tell.
-        number_rows: name the runs by the number of their row.
-    """
-
-    rename: Mapping[str, str] = field(default_factory=dict)
-    scale: Mapping[str, float] = field(default_factory=dict)
-    values: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    constants: Mapping[str, str] = field(default_factory=dict)
-    nulls: Sequence[str] = ()
-    decimal: Decimal | None = None
-    number_rows: bool = False
 
 
 class _Import:
@@ -158,23 +52,29 @@ class _Import:
         self.options = options
         self.renamed, self.scaled = set[str](), set[str]()
         self.mapped, self.constants = set[tuple[str, str]](), set[str]()
+        self.seen = dict[str, None]()
 
     def table(self, table: ForeignTable, name: str, report: TableReport, where: str) -> pd.DataFrame:
         """The typed table ``name``. Raises :class:`TableError`."""
         options = self.options
         report.read_as += table.notes
+        self.seen |= dict.fromkeys(table.frame.columns)
         frame = _renamed(table.frame, name, options.rename, self.renamed, report, where)
+        frame = _with_measures(frame, report)
         self._add_constants(frame, name, where)
         if options.number_rows and name == "runs" and "run_id" not in frame.columns:
             frame.insert(0, "run_id", [f"row {row + 1}" for row in range(len(frame))])
         self.mapped |= map_values(frame, name, options.values)
+        frame = lists_as_text(frame, name, where)
         frame = _long(frame, report) if name == "layers" else frame
+        frame = split_spreads(frame, name, where, report.read_as)
         reader = CellReader(where, table.separator, options.decimal, options.nulls, report.read_as)
         frame = reader.read(frame, name)
+        name_runs(frame, report.read_as)
         check_words(frame, name, where, report.read_as)
         if name == "runs":
             check_losses(frame, where, report.read_as)
-        _scale(frame, name, options.scale, self.scaled, report)
+        _scale(frame, name, options.scale, self.scaled, reader, report)
         check_keys(frame, name, where)
         _describe(frame, name, report)
         return frame
@@ -182,7 +82,7 @@ class _Import:
     def _add_constants(self, frame: pd.DataFrame, name: str, where: str) -> None:
         for key, value in self.options.constants.items():
             table, _, rest = key.partition(".")
-            column = rest if table in TABLES else key
+            column = with_measure(rest if table in TABLES else key)
             if (table if table in TABLES else "runs") != name:
                 continue
             if column in frame.columns:
@@ -204,7 +104,11 @@ class _Import:
         ):
             unused = [key for key in keys if key not in used]
             if unused:
-                raise TableError(f"{what}: no table has a column `{unused[0].split('.', 1)[-1]}`{more}")
+                column = unused[0].split(".", 1)[-1] if unused[0].partition(".")[0] in TABLES else unused[0]
+                names = {name.lower(): name for name in self.seen}
+                near = difflib.get_close_matches(column.lower(), names, n=1)
+                hint = f"; did you mean `{names[near[0]]}`?" if near else ""
+                raise TableError(f"{what}: no table has a column `{column}`{more}{hint}")
         for column, old in options.values:
             if (column, old) not in self.mapped:
                 raise TableError(f"map: no column `{column}` holds `{old}`")
@@ -229,7 +133,8 @@ def import_tables(
     """
     root = Path(output)
     work = _Import(options or ImportOptions())
-    files = _files(source, work.options.rename)
+    hints: list[str] = []
+    files = _files(source, work.options, hints)
     existing = [root / f"{name}.parquet" for name in TABLES if (root / f"{name}.parquet").exists()]
     if existing and not overwrite and not check_only:
         raise TableError(f"{existing[0]} already exists; choose another folder, or ask to overwrite")
@@ -246,21 +151,29 @@ def import_tables(
                 raise
             except (ValueError, TypeError, OverflowError) as error:
                 raise TableError(f"{path}: its values cannot be read as a table's ({error})") from error
-    result = ImportReport(root, reports)
+    result = ImportReport(root, reports, hints=hints)
     work.check_used()
     for report in reports:
-        result.suggestions += _suggestions(report)
+        result.suggestions += suggestions(report.name, report.unknown, report.missing)
     if "runs" not in frames:
         raise TableError(f"{_shown(source)}: no table `runs` ({', '.join(f'runs{suffix}' for suffix in SUFFIXES)})")
+    sources = {name: str(path) for name, (path, _) in files.items()}
+    check_run_names(frames, sources)
     _derive_retention(frames["runs"], result)
-    result.hints += derive_losses(frames, str(files["runs"][0]))
+    result.hints += derive_losses(frames, sources["runs"])
     tables = _conformed(frames, result)
-    check_derived(tables.runs, str(files["runs"][0]))
+    for report in reports:
+        infinite = infinite_values(getattr(tables, report.name))
+        report.read_as += [f"{count} infinite numbers of `{column}` read as null" for column, count in infinite.items()]
+    check_derived(tables.runs, sources["runs"])
+    check_means(tables.runs, sources["runs"], result.hints)
+    check_across(tables, sources, result.hints)
+    result.hints += unused_settings(tables.runs)
     for name, axis in (("history", "step"), ("interpolation", "alpha")):
         if name in files:
             check_series(getattr(tables, name), axis, str(files[name][0]))
-    result.hints += _unit_hints(tables)
-    result.costs = _costs(reports, tables)
+    result.hints += unit_hints(tables)
+    result.costs = missing_costs(reports, tables)
     if not check_only:
         result.written = _write(tables, root, overwrite)
     return result
@@ -281,94 +194,36 @@ def _conformed(frames: Mapping[str, pd.DataFrame], report: ImportReport) -> Tabl
         raise TableError(text) from error
 
 
-def parse_renames(pairs: Sequence[str]) -> dict[str, str]:
-    """``["lr=learning_rate"]`` as a mapping. Raises :class:`TableError` for what is not ``old=new``."""
-    result: dict[str, str] = {}
-    for pair in pairs:
-        old, separator, new = pair.partition("=")
-        if not separator or not old.strip() or not new.strip():
-            raise TableError(f"rename `{pair}`: must be old=new, for example lr=learning_rate")
-        result[old.strip()] = new.strip()
-    return result
-
-
-def parse_scales(pairs: Sequence[str]) -> dict[str, float]:
-    """``["test_accuracy=0.01"]`` as a mapping. Raises :class:`TableError` for what is not ``column=factor``."""
-    result: dict[str, float] = {}
-    for pair in pairs:
-        column, _, factor = pair.partition("=")
-        try:
-            value = float(factor)
-        except ValueError:
-            value = math.nan
-        if not column.strip() or not math.isfinite(value) or value == 0:
-            raise TableError(f"scale `{pair}`: must be column=factor, for example test_accuracy=0.01")
-        result[column.strip()] = value
-    return result
-
-
-def parse_constants(pairs: Sequence[str]) -> dict[str, str]:
-    """``["dataset=eurosat"]`` as a mapping. Raises :class:`TableError` for what is not ``column=value``."""
-    result: dict[str, str] = {}
-    for pair in pairs:
-        column, separator, value = pair.partition("=")
-        if not separator or not column.strip() or not value.strip():
-            raise TableError(f"set `{pair}`: must be column=value, for example dataset=eurosat")
-        result[column.strip()] = value.strip()
-    return result
-
-
-def parse_values(items: Sequence[str]) -> dict[tuple[str, str], str]:
-    """``["method:Full FT=full"]`` as a mapping. Raises :class:`TableError` for what is not ``column:old=new``."""
-    result: dict[tuple[str, str], str] = {}
-    for item in items:
-        column, colon, rest = item.partition(":")
-        old, equals, new = rest.rpartition("=")
-        if not (colon and equals and column.strip() and old.strip() and new.strip()):
-            raise TableError(f"map `{item}`: must be column:old=new, for example method:Full FT=full")
-        result[column.strip(), old.strip()] = new.strip()
-    return result
-
-
-def parse_decimal(word: str | None) -> Decimal | None:
-    """``point`` or ``comma`` as the sign. Raises :class:`TableError` for another word."""
-    signs: dict[str | None, Decimal | None] = {None: None, "point": ".", "comma": ",", ".": ".", ",": ","}
-    if word not in signs:
-        raise TableError(f"decimal `{word}`: must be point or comma")
-    return signs[word]
-
-
 def _shown(source: object) -> str:
     return ", ".join(str(s) for s in source) if isinstance(source, (list, tuple)) else str(source)
 
 
 def _files(
-    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], rename: Mapping[str, str]
+    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], options: ImportOptions, hints: list[str]
 ) -> dict[str, tuple[Path, ForeignTable]]:
-    """The file of each table, read."""
-    if isinstance(source, (str, os.PathLike)):
-        root = Path(source)
-        if root.is_dir():
-            paths = sorted(path for path in root.iterdir() if path.suffix.lower() in SUFFIXES)
-            paths = [path for path in paths if path.stem in TABLES] or paths
-            refuse_links(root, [path.name for path in paths])
-            if not paths:
-                expected = ", ".join(f"runs{suffix}" for suffix in SUFFIXES)
-                raise TableError(f"{root}: no tables here; expected {expected} (and history, layers, interpolation)")
-        else:
-            paths = [root]
-    else:
-        paths = [Path(item) for item in source]
+    """The file of each table, read. In a folder, files named as tables come first; what fits beside none is left out."""
+    whole_folder = isinstance(source, (str, os.PathLike)) and Path(source).is_dir()
+    paths = _in_folder(Path(source)) if whole_folder else _listed(source)  # type: ignore[arg-type]
+    named = whole_folder and any(path.stem in TABLES for path in paths)
     found: dict[str, tuple[Path, ForeignTable]] = {}
-    for path in paths:
+    for path in sorted(paths, key=lambda path: path.stem not in TABLES) if named else paths:
         if not path.is_file():
             raise TableError(f"{path}: no such file")
         table = read_foreign(path)
-        _refuse_tensorboard(path, table)
-        one_row_a_run_and_step(table)
+        try:
+            in_our_shape(path, table, set(options.constants))
+        except TableError:
+            raise
+        except (ValueError, TypeError) as error:
+            raise TableError(f"{path}: its rows cannot be told apart ({error})") from error
         name = path.stem
         if name not in TABLES:
-            name = _table_of(table, rename)
+            name = _table_of(table, options.rename)
+            if named and (name in found or "run_id" not in {options.rename.get(c, c) for c in table.frame.columns}):
+                hints.append(
+                    f"`{path.name}` is not read: other files here are named as tables, and it belongs to none of them"
+                )
+                continue
             table.notes.append(f"taken for the table {name}, by its columns")
         if name in found:
             raise TableError(f"two files for the table {name}: {found[name][0]} and {path}; give one")
@@ -376,20 +231,28 @@ def _files(
     return found
 
 
+def _in_folder(root: Path) -> list[Path]:
+    paths = sorted(path for path in root.iterdir() if path.suffix.lower() in SUFFIXES)
+    refuse_links(root, [path.name for path in paths])
+    if not paths:
+        expected = ", ".join(f"runs{suffix}" for suffix in SUFFIXES)
+        raise TableError(f"{root}: no tables here; expected {expected} (and history, layers, interpolation)")
+    return paths
+
+
+def _listed(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
+    return [Path(source)] if isinstance(source, (str, os.PathLike)) else [Path(item) for item in source]
+
+
 def _table_of(table: ForeignTable, rename: Mapping[str, str]) -> str:
     names = {rename.get(name, name) for name in table.frame.columns}
-    names |= {_SYNONYMS.get(name.lower(), name) for name in table.frame.columns}
+    names |= {meant for name in table.frame.columns for meant in meanings_of(name)[:1]} | {
+        name.lower() for name in names
+    }
+    if "method" in names and not names & {"step", "layer"}:
+        return "runs"
     tellers = (("layer", "layers"), ("alpha", "interpolation"), ("step", "history"))
     return next((name for column, name in tellers if column in names), "runs")
-
-
-def _refuse_tensorboard(path: Path, table: ForeignTable) -> None:
-    columns = [name.lower() for name in table.frame.columns]
-    if path.stem not in TABLES and columns == ["wall time", "step", "value"]:
-        raise TableError(
-            f"{path}: a scalar exported by TensorBoard, which names neither run nor metric. Put it into a table `history`: "
-            f"--rename Step=step --rename Value=val_accuracy --set history.run_id={path.stem}, as history{path.suffix}"
-        )
 
 
 def _renamed(
@@ -413,6 +276,13 @@ def _renamed(
     return result
 
 
+def _with_measures(frame: pd.DataFrame, report: TableReport) -> pd.DataFrame:
+    """Short names of transfer columns in full; they are zero-shot where they do not say."""
+    short = {name: long for name in frame.columns if (long := with_measure(name)) != name and long not in frame.columns}
+    report.read_as += [f"`{name}` read as `{long}`" for name, long in short.items()]
+    return frame.rename(columns=short)
+
+
 def _long(frame: pd.DataFrame, report: TableReport) -> pd.DataFrame:
     """``layers`` with a row a value, where it came with a column a metric."""
     keys = [name for name in ("run_id", "step", "layer", "head") if name in frame.columns]
@@ -424,19 +294,43 @@ def _long(frame: pd.DataFrame, report: TableReport) -> pd.DataFrame:
     return long[long["value"].notna() & (long["value"] != "")].reset_index(drop=True)
 
 
-def _scale(frame: pd.DataFrame, name: str, factors: Mapping[str, float], used: set[str], report: TableReport) -> None:
-    """Multiply columns, in place."""
+def _scale(
+    frame: pd.DataFrame,
+    name: str,
+    factors: Mapping[str, float],
+    used: set[str],
+    reader: CellReader,
+    report: TableReport,
+) -> None:
+    """Multiply columns, in place, and the standard deviations beside them; cells with a percent sign have a unit already."""
+    limited = {key: key.partition(".")[0] for key in factors if key.partition(".")[0] in TABLES}
+    columns = {key: with_measure(key.removeprefix(f"{limited.get(key)}.")) for key in factors}
     for key, factor in factors.items():
-        table, _, rest = key.partition(".")
-        column = rest if table in TABLES else key
-        if (table in TABLES and table != name) or column not in frame.columns:
+        column = columns[key]
+        if limited.get(key, name) != name or column not in frame.columns:
             continue
-        try:
-            frame[column] = pd.to_numeric(frame[column], errors="raise") * factor
-        except (TypeError, ValueError) as error:
-            raise TableError(f"scale: column `{column}` of the table {name} holds no numbers ({error})") from error
-        report.scaled[column] = factor
         used.add(key)
+        spread = sd_column(column)
+        both = [column] + [spread] * (spread in frame.columns and spread not in columns.values())
+        for one in both:
+            signed = reader.percent.get(one, pd.Series(False, index=frame.index))
+            if signed.any() and signed[frame[one].notna()].all():
+                if one == spread:
+                    continue
+                raise TableError(
+                    f"{reader.where}: --scale {key}: every cell of `{one}` has a percent sign, which says its unit already; "
+                    "leave that option out"
+                )
+            try:
+                numbers = pd.to_numeric(frame[one], errors="raise")
+            except (TypeError, ValueError) as error:
+                raise TableError(f"scale: column `{one}` of the table {name} holds no numbers ({error})") from error
+            frame[one] = (numbers * abs(factor) if one == spread else numbers * factor).where(~signed, numbers)
+            report.scaled[one] = factor
+            if signed.any():
+                report.read_as.append(
+                    f"{int(signed.sum())} cells of `{one}` have a percent sign and are not multiplied"
+                )
 
 
 def _describe(frame: pd.DataFrame, name: str, report: TableReport) -> None:
@@ -445,51 +339,6 @@ def _describe(frame: pd.DataFrame, name: str, report: TableReport) -> None:
     report.present = [column for column in known if column in frame.columns and frame[column].notna().any()]
     report.missing = [column for column in known if column not in report.present]
     report.unknown = [str(column) for column in frame.columns if column not in known]
-
-
-_SYNONYMS = {
-    "lr": "learning_rate",
-    "rate": "learning_rate",
-    "wd": "weight_decay",
-    "rank": "lora_rank",
-    "val_acc": "val_accuracy",
-    "best_val_acc": "best_val_accuracy",
-    "best_acc": "best_val_accuracy",
-    "test_acc": "test_accuracy",
-    "train_acc": "train_accuracy",
-    "weight_drift_rel": "weight_drift",
-    "entropy_mean": "entropy",
-    "erf95_mean": "erf95",
-    "gini_mean": "gini",
-    "delta_entropy_pct": "entropy_change_pct",
-    "delta_erf95_pct": "erf95_change_pct",
-    "delta_gini_pct": "gini_change_pct",
-    "_step": "step",
-    "global_step": "step",
-    "trainer/global_step": "step",
-    "state": "status",
-    "loss": "train_loss",
-    "id": "run_id",
-    "runname": "run_id",
-    "mlflow.runname": "run_id",
-    "name": "run_id",
-    "run": "run_id",
-}
-
-
-def _suggestions(report: TableReport) -> list[str]:
-    found: list[str] = []
-    names = [column.name for column in schema(report.name)]
-    for name in report.unknown:
-        lowered = name.lower().replace(" ", "_").replace("-", "_")
-        # MLflow and W&B put the kind of a column before its name.
-        lowered = re.sub(r"^(params|metrics|tags|config|summary|eval|test|train)[./]", "", lowered)
-        free = [column for column in names if column in report.missing]
-        near = [_SYNONYMS[lowered]] if _SYNONYMS.get(lowered) in free else []
-        near = near or difflib.get_close_matches(lowered, free, n=1, cutoff=0.75)
-        if near:
-            found.append(f"table {report.name}: is `{name}` the column `{near[0]}`? (--rename {name}={near[0]})")
-    return found
 
 
 def _derive_retention(runs: pd.DataFrame, report: ImportReport) -> None:
@@ -506,61 +355,6 @@ def _derive_retention(runs: pd.DataFrame, report: ImportReport) -> None:
             f"`{kept}` was absent and is computed as 100 x `{accuracy}` / `{base}`; it means nothing where the "
             "pretrained accuracy is below twice chance, which the table does not tell"
         )
-
-
-def _unit_hints(tables: Tables) -> list[str]:
-    """Values within range that look like the other unit: fractions in percent columns, bits for nats."""
-    found: list[str] = []
-    for table, frame in (("runs", tables.runs), ("history", tables.history)):
-        for column in (known.name for known in columns_of(table, frame)):
-            if not column.endswith("_retention_pct") or column not in frame.columns:
-                continue
-            values = frame[column].dropna()
-            small = values[(values > 0) & (values <= 1.5)]
-            if len(small) and len(small) < len(values):
-                found.append(
-                    f"table {table}: {len(small)} of {len(values)} values of `{column}` are at most 1.5; it must be in "
-                    "percent in every row (a retention of 0.86 is 86)"
-                )
-            if len(values) >= 3 and values.max() <= 1.5:
-                found.append(
-                    f"table {table}: `{column}` lies in {values.min():.3g} .. {values.max():.3g}; it must be in "
-                    f"percent "
-                    "(a retention of 0.86 is 86)"
-                )
-    entropy = tables.runs["entropy_baseline"].dropna()
-    if len(entropy) and entropy.median() > 6.5:
-        found.append(
-            f"table runs: `entropy_baseline` is {entropy.median():.3g}; more than ln(576) = 6.36, the most that "
-            f"24 x 24 patches "
-            "allow: is it in bits? It must be in nats"
-        )
-    return found
-
-
-def _costs(reports: list[TableReport], tables: Tables) -> list[str]:
-    by_name = {report.name: report for report in reports}
-    result: list[str] = []
-    for table, columns, cost in costs():
-        report = by_name[table]
-        absent = [column for column in columns if column not in report.present]
-        if report.source is None:
-            text = f"no table `{table}`: {cost}"
-        elif absent:
-            text = f"no {', '.join(f'`{c}`' for c in absent)} in `{table}`: {cost}"
-        else:
-            continue
-        result.append(text)
-    changes = [m for m in structure_metrics() if tables.runs[f"{m}_change_pct"].isna().all()]
-    for metric in changes:
-        ends = tables.runs[[f"{metric}_baseline", f"{metric}_final"]]
-        if ends.isna().any(axis=1).all():
-            result.append(f"no `{metric}_change_pct` (nor both its ends) in `runs`: everything about {metric}")
-    if not transfer_sets(tables.runs):
-        result.append("no `transfer_<set>_...` columns in `runs`: retention, its predictors, selection, the front")
-    if not (tables.runs["method"] == "none").any():
-        result.append("no run of method `none`: the baseline is taken from step 0 of the other runs, where given")
-    return result
 
 
 def _write(tables: Tables, root: Path, overwrite: bool) -> list[Path]:

@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 
 from attndrift.importing.cells import NULLS
-from attndrift.importing.vocabulary import refuse_unknown, spelling_of
+from attndrift.importing.letters import spelling_of
+from attndrift.importing.vocabulary import refuse_unknown
 from attndrift.losses.names import BETWEEN, canonical_losses
 from attndrift.losses.registry import LOSSES
 from attndrift.results.tables import TableError

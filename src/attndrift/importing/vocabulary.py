@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import difflib
-import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from attndrift.importing.adaptation import canonical_targets, method_meant
 from attndrift.importing.cells import NULLS
+from attndrift.importing.letters import spelling_of
 from attndrift.losses.registry import LOSSES
 from attndrift.methods.registry import HEADS, METHODS
-from attndrift.metrics.registry import METRICS, layer_metrics, structure_metrics
+from attndrift.metrics.registry import METRICS, layer_metrics
 from attndrift.results.columns import Column
-from attndrift.results.tables import TABLES, TableError, columns_of, transfer_sets
+from attndrift.results.tables import TABLES, TableError, columns_of
 
 _OPEN = ("method", "loss", "head", "metric", "guard")
 """Columns whose words are open: a package, or somebody else's study, adds to them."""
-_KEYS = {
-    "losses": ["run_id", "loss"],
-    "history": ["run_id", "step"],
-    "layers": ["run_id", "step", "layer", "head", "metric"],
-    "interpolation": ["run_id", "alpha"],
-}
 
 
 def words_of(column: Column, table: str) -> tuple[str, ...]:
@@ -44,9 +38,27 @@ def words_of(column: Column, table: str) -> tuple[str, ...]:
     return tuple(words) if len(words) > 1 and all(word.isidentifier() for word in words) else ()
 
 
-def spelling_of(text: str) -> str:
-    """``text`` without what spellings of one word differ in: case, width, spaces, underscores, hyphens, slashes."""
-    return re.sub(r"[\s_\-/]+", "", unicodedata.normalize("NFKC", text).casefold())
+def lists_as_text(frame: pd.DataFrame, table: str, where: str) -> pd.DataFrame:
+    """``frame`` with the lists of a JSON or Parquet file as the schema writes them: ``["q", "v"]`` as ``q,v``.
+
+    Raises :class:`TableError` for a list in a column that holds one value.
+    """
+    frame = frame.copy()
+    for column in columns_of(table, frame):
+        if column.name not in frame.columns or frame[column.name].dtype != object:
+            continue
+        lists = frame[column.name].map(lambda cell: isinstance(cell, (list, tuple, np.ndarray))).astype(bool)
+        if not lists.any():
+            continue
+        between = {"loss": "+", "lora_targets": ","}.get(column.name)
+        if between is None:
+            cell = frame.loc[lists, column.name].iloc[0]
+            raise TableError(f"{where}: column `{column.name}` holds the list {list(cell)!r}; it has one value a row")
+        frame[column.name] = [
+            between.join(str(part) for part in cell) if is_list else cell
+            for cell, is_list in zip(frame[column.name], lists, strict=True)
+        ]
+    return frame
 
 
 def map_values(frame: pd.DataFrame, table: str, mapping: Mapping[tuple[str, str], str]) -> set[tuple[str, str]]:
@@ -57,7 +69,11 @@ def map_values(frame: pd.DataFrame, table: str, mapping: Mapping[tuple[str, str]
         column = rest if where in TABLES else key
         if (where in TABLES and where != table) or column not in frame.columns:
             continue
-        same = frame[column].map(lambda v, old=old: isinstance(v, str) and v.strip() == old).astype(bool)
+        old_form = unicodedata.normalize("NFC", old)
+        same = frame[column].map(
+            lambda v, old=old_form: isinstance(v, str) and unicodedata.normalize("NFC", v.strip()) == old
+        )
+        same = same.astype(bool)
         if same.any():
             frame.loc[same, column] = new
             used.add((key, old))
@@ -83,8 +99,11 @@ def check_words(frame: pd.DataFrame, table: str, where: str, notes: list[str]) -
             if not isinstance(value, str) or value in known:
                 continue
             spelling = spelling_of(value)
-            if column.name == "lora_targets":
-                spelling = ",".join(sorted(spelling.split(",")))
+            targets = canonical_targets(value) if column.name == "lora_targets" else None
+            if targets:
+                if targets != value:
+                    replaced[value] = targets
+                continue
             if spelling in spellings:
                 replaced[value] = spellings[spelling]
             elif known and value.lower() in NULLS:
@@ -111,7 +130,12 @@ def refuse_unknown(
     """
     spelling, cell = spelling_of(value), within or value
     near = [word for word in known if spelling.startswith(spelling_of(word)) or spelling_of(word).startswith(spelling)]
+    meant = method_meant(value) if column == "method" else None
+    if not near and meant in known:
+        near = [str(meant)]
     near = near or difflib.get_close_matches(spelling, [spelling_of(word) for word in known], n=1, cutoff=0.6)
+    if column in _OPEN and value.startswith("their "):
+        near = []
     if not near and column in _OPEN:
         notes.append(f"`{value}` of `{column}` is none of {', '.join(known)}: kept as a {column} of its own")
         return
@@ -125,78 +149,4 @@ def refuse_unknown(
     raise TableError(
         f"{where}: column `{column}` holds `{cell}`; it has {', '.join(known)}. "
         f'If that is `{near[0]}`: --map "{column}:{cell}={cell.replace(value, near[0])}"{own}'
-    )
-
-
-def check_keys(frame: pd.DataFrame, table: str, where: str) -> None:
-    """Raise :class:`TableError` where two rows are of one run and step (and layer, head and metric)."""
-    keys = [name for name in _KEYS.get(table, []) if name in frame.columns]
-    if len(keys) < 2:
-        return
-    twice = frame.duplicated(keys)
-    if twice.any():
-        row = frame.loc[twice, keys].iloc[0]
-        what = ", ".join(f"{name} {value}" for name, value in row.items() if not pd.isna(value))
-        raise TableError(f"{where}: {int(twice.sum())} rows are there twice, first {what}; keep one of them")
-
-
-def _resolution(values: pd.Series[Any]) -> float:
-    """Half of the last digit that the values were rounded to."""
-    numbers = values.dropna().to_numpy(dtype=float)
-    for digits in range(9):
-        if np.allclose(numbers, np.round(numbers, digits), rtol=0, atol=1e-10):
-            return 0.5 * 10.0**-digits
-    return 0.0
-
-
-def check_derived(runs: pd.DataFrame, where: str) -> None:
-    """Raise :class:`TableError` where a column contradicts those that it follows from, beyond their rounding."""
-    for name in transfer_sets(runs):
-        start = f"transfer_{name}_zero_shot"
-        _compare(runs, where, f"{start}_retention_pct", f"{start}_accuracy", f"{start}_pretrained", of_change=False)
-    for metric in structure_metrics():
-        _compare(runs, where, f"{metric}_change_pct", f"{metric}_final", f"{metric}_baseline", of_change=True)
-    for small, large in (("trainable_parameters", "total_parameters"), ("selected_epoch", "epochs")):
-        if small in runs.columns and large in runs.columns:
-            wrong = (pd.to_numeric(runs[small]) > pd.to_numeric(runs[large])).fillna(False).astype(bool)
-            if wrong.any():
-                row = runs.loc[wrong].iloc[0]
-                raise TableError(
-                    f"{where}: run `{row['run_id']}` has `{small}` {row[small]} above `{large}` {row[large]}"
-                )
-
-
-def check_series(frame: pd.DataFrame, axis: str, where: str) -> None:
-    """As :func:`check_derived`, for tables with a row a step or alpha: changes are relative to the row at 0 of the run."""
-    if axis not in frame.columns:
-        return
-    start = frame[pd.to_numeric(frame[axis], errors="coerce") == 0].drop_duplicates("run_id").set_index("run_id")
-    pairs = [(f"{metric}_change_pct", metric, True) for metric in structure_metrics()]
-    pairs.append(("monitor_zero_shot_retention_pct", "monitor_zero_shot_accuracy", False))
-    for derived, value, of_change in pairs:
-        if {derived, value} <= set(frame.columns):
-            before = f"{value} at {axis} 0"
-            base = frame["run_id"].map(start[value].astype("float64"))
-            _compare(frame.assign(**{before: base}), where, derived, value, before, of_change=of_change)
-
-
-def _compare(runs: pd.DataFrame, where: str, derived: str, final: str, base: str, *, of_change: bool) -> None:
-    if not {derived, final, base} <= set(runs.columns):
-        return
-    given, after, before = (runs[name].astype("float64") for name in (derived, final, base))
-    safe = before.where(before > 0)
-    expected = 100 * (after - before if of_change else after) / safe
-    # What rounding of all three can change at most, and a little for another order of averaging.
-    slack = 100 * (_resolution(after) / safe + _resolution(before) * after.abs() / safe**2) + _resolution(given)
-    wrong = ((given - expected).abs() > 1.05 * slack + 0.5 + 0.02 * expected.abs()).fillna(False)
-    if not wrong.any():
-        return
-    first = wrong.to_numpy().argmax()
-    ratio = float((given[wrong] / expected[wrong]).median())
-    unit = f"; it is a hundredth of it, so that --scale {derived}=100 may be meant" if abs(ratio - 0.01) < 0.002 else ""
-    formula = f"100 x (`{final}` / `{base}`{' - 1' if of_change else ''})"
-    raise TableError(
-        f"{where}: in {int(wrong.sum())} of {len(runs)} rows `{derived}` contradicts {formula}: in row {first} it is "
-        f"{given.iloc[first]:g}, and those give {expected.iloc[first]:.4g}{unit}. Correct it, or set one of them aside "
-        f"(--rename {derived}=their_{derived})"
     )

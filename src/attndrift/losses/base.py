@@ -7,6 +7,8 @@ Three lines in any training loop::
     loss = cross_entropy(model(images), labels) + preserve(model)
     loss.backward()
 
+Several are one loss: ``preserve = SummedLoss(L2SP(model, 0.5), LDIFS(model, 0.1))``.
+
 Each call gives the loss of the forward pass before it. The loss knows its model, so ``preserve()`` is the same; naming it
 makes the line speak for itself, and another model than the preserved one is an error. Studies use the same objects.
 
@@ -21,7 +23,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -33,17 +35,42 @@ class PreservationLossError(RuntimeError):
     """A loss that was asked for where there is none; the message says what to do."""
 
 
+class ReferenceImages(Protocol):
+    """Images that a study does not train on, for losses that hold the model on them."""
+
+    @property
+    def pixels(self) -> Tensor:
+        """Normalised, (images, 3, height, width), on the model's device."""
+
+    @property
+    def text_features(self) -> Tensor:
+        """Of the class names of their dataset, (classes, dimensions), normalised."""
+
+    def fisher(self) -> Mapping[str, Tensor]:
+        """What :func:`~attndrift.losses.ewc.fisher_information` finds on them, measured once."""
+
+
 @dataclass(frozen=True)
 class StudyContext:
     """What a study knows of the pretrained model when it makes a loss.
 
     Attributes:
         pretrained_entropy: (layers,), nats, on the probe set.
-        cached_attention: pretrained attention of the training images by number, for a loss that needs it.
+        teachers: the pretrained model's values of the training images by number, by the name of the view.
+        class_texts: makes the text features of the target's class names, (classes, dimensions).
+        reference: the run's reference images, where a loss needs them.
     """
 
     pretrained_entropy: Tensor
-    cached_attention: Callable[..., Any] | None
+    teachers: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    class_texts: Callable[[], Tensor] | None = None
+    reference: ReferenceImages | None = None
+
+    def reference_of(self, loss: str) -> ReferenceImages:
+        """The reference images. Raises ValueError where the run names none."""
+        if self.reference is None:
+            raise ValueError(f"`reference`: {loss} needs reference images; name a dataset")
+        return self.reference
 
 
 @dataclass(frozen=True)
@@ -154,6 +181,11 @@ class PreservationLoss(ABC):
     @abstractmethod
     def value(self, batch: Batch) -> Tensor:
         """The loss, not weighted: a scalar >= 0, differentiable. Must not move a value to the CPU (``.item()``): that forces a sync."""
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """The weight by the name of the loss; of a sum, of every part."""
+        return {self.name: self.weight}
 
     def _holds(self, model: nn.Module) -> bool:
         return any(part is self.model for part in model.modules())

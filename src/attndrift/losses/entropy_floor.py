@@ -10,13 +10,15 @@ from torch import Tensor, nn
 
 from attndrift.attention.families import find_vision_tower
 from attndrift.attention.observer import observe
-from attndrift.losses.attention_cache import AttentionCache
-from attndrift.losses.attention_loss import AttentionLoss
 from attndrift.losses.base import Batch, StudyContext
+from attndrift.losses.forward_loss import ForwardLoss
+from attndrift.losses.teacher_cache import AttentionCache
+from attndrift.losses.views import AttentionView
 from attndrift.metrics.attention import wide_dtype
 from attndrift.metrics.structure_accumulator import StructureAccumulator, StructureSummary
 from attndrift.models.embedding import image_embeddings
 from attndrift.models.evaluation import preserve_state, unwrapped
+from attndrift.models.input_images import checked_images, named_size
 from attndrift.models.parameters import bare
 
 
@@ -71,7 +73,7 @@ class HasStructure(Protocol):
         """Structure of its attention."""
 
 
-class EntropyFloor(AttentionLoss):
+class EntropyFloor(ForwardLoss):
     """Entropy floor: ``weight`` times the entropy missing below ``fraction`` of the pretrained layer mean.
 
     ::
@@ -93,7 +95,7 @@ class EntropyFloor(AttentionLoss):
             ``peft`` adapters.
         pretrained_entropy: (layers,), nats.
         teacher: a second model, with ``probe``; or an :class:`AttentionCache` of the training images, alone.
-        watch, check: see :class:`~attndrift.losses.attention_loss.AttentionLoss`.
+        watch, check: see :class:`~attndrift.losses.forward_loss.ForwardLoss`.
 
     Attributes:
         active_fraction: mean fraction of (layer, image, head) cells below the floor so far; None before the first call
@@ -101,7 +103,8 @@ class EntropyFloor(AttentionLoss):
         last_active: that fraction in the last call, a scalar on the model's device.
     """
 
-    name = "entropy_floor"
+    name, sees = "entropy_floor", "the attention"
+    view = AttentionView()
 
     def __init__(
         self,
@@ -156,28 +159,32 @@ class EntropyFloor(AttentionLoss):
             watch=False, check=False,
         )  # fmt: skip
 
-    def _loss(self, log_attention: list[Tensor], batch: Batch) -> Tensor:
-        first = log_attention[0]
+    def _loss(self, current: list[Tensor], batch: Batch) -> Tensor:
+        first = current[0]
         # Once, and summed there: a number that is moved or read at every batch would make an accelerator wait.
         self.pretrained_entropy = self.pretrained_entropy.to(first.device, wide_dtype(first))
-        loss, self.last_active = entropy_floor_loss(log_attention, self.pretrained_entropy, self.fraction)
+        loss, self.last_active = entropy_floor_loss(current, self.pretrained_entropy, self.fraction)
         if self._counts:
             active = self.last_active.to(wide_dtype(self.last_active))
             self._active = active if self._active is None else self._active + active
             self._batches += 1
         return loss
 
-    def _nothing(self, log_attention: list[Tensor]) -> Tensor:
-        self.last_active = log_attention[0].new_zeros(())
+    def _nothing(self, current: list[Tensor]) -> Tensor:
+        self.last_active = current[0].new_zeros(())
         return self.last_active
 
 
 def _bare_entropy(model: nn.Module, probe: Tensor | Iterable[Tensor]) -> Tensor:
     weight = next(p for p in find_vision_tower(model).module.parameters() if p.is_floating_point())
     structure = StructureAccumulator()
+    images = 0
     with preserve_state(model), bare(model):
-        for batch in probe.split(200) if isinstance(probe, Tensor) else probe:
-            with observe(model) as seen:
+        for batch in checked_images(probe.split(200) if isinstance(probe, Tensor) else probe, "probe"):
+            images += len(batch)
+            with observe(model) as seen, named_size(model, batch, "probe"):
                 image_embeddings(model, batch.to(weight.device, weight.dtype))
             structure.update(seen.attention, seen.cls_mass)
+    if not images:
+        raise ValueError("probe: there are no images to measure the pretrained entropy on")
     return structure.compute().layers("entropy")

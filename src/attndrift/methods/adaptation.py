@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -82,6 +83,8 @@ def adapt(
     seed: int,
     *,
     text_features: Tensor | None = None,
+    fit_on: tuple[Tensor, Tensor] | None = None,
+    start: Mapping[str, Tensor] | None = None,
 ) -> CLIPClassifier:
     """Make ``clip`` (which is changed in place) trainable as ``settings`` say, with a classifier on top.
 
@@ -89,9 +92,33 @@ def adapt(
         n_classes: outputs of the classifier.
         seed: of the classifier's and the adapters' initialisation; the global generator is not touched.
         text_features: normalised, (classes, dimensions), for a head that starts from them.
+        fit_on: embeddings of the training images by the pretrained model (images, dimensions) and their labels (images,),
+            for a head that is fitted to them first.
+        start: ``start`` of a classifier that was made before with these settings, so that a method that decomposes the
+            pretrained weights does not do it again.
 
     Raises ``ValueError`` naming the setting that is impossible.
     """
+    head = HEADS[settings.head]
+    if head.fits and fit_on is None:
+        raise ValueError(
+            f"head is {head.name!r}; give fit_on=(embeddings, labels), of the training images by the pretrained model"
+        )
+    model = _adapted(clip, settings, n_classes, seed, text_features, start)
+    if fit_on is not None and head.fits:
+        head.fit(model.classifier, *fit_on, settings.settings_of(head))
+    return model
+
+
+def _adapted(
+    clip: nn.Module,
+    settings: AdaptationSettings,
+    n_classes: int,
+    seed: int,
+    text_features: Tensor | None,
+    start: Mapping[str, Tensor] | None,
+) -> CLIPClassifier:
+    """The adapted model, its head not fitted yet."""
     method, head = METHODS[settings.method], HEADS[settings.head]
     own, of_head = _checked(settings, method, head, n_classes)
     backbone = backbone_of(clip)
@@ -103,15 +130,20 @@ def adapt(
     if head.needs_text and (text_features is None or len(text_features) != n_classes):
         raise ValueError(f"head is {head.name!r}; give the text features of all classes, (classes, dimensions)")
     clip.requires_grad_(False)
-    adapted = method.apply(backbone, own, seed)
+    if method.rewrites_base and start:
+        adapted, kept = method.rebuild(backbone, own, seed, start), dict(start)
+    else:
+        adapted = method.apply(backbone, own, seed)
+        kept = method.start_of(adapted)
     backbone = backbone_of(adapted)
     for block in backbone.blocks[: settings.freeze_layers]:
         block.requires_grad_(False)
-    if backbone.projection is not None:
+    # Adapters in the projection are what is trained of it.
+    if backbone.projection is not None and not adapter_names(backbone.projection):
         backbone.projection.requires_grad_(settings.projects)
     classifier = head.make(backbone, n_classes, seed, of_head, text_features if head.needs_text else None)
     classifier.requires_grad_(method.adapts and head.trained)
-    return CLIPClassifier(adapted, classifier, settings)
+    return CLIPClassifier(adapted, classifier, settings, kept)
 
 
 def _checked(
@@ -127,6 +159,8 @@ def _checked(
         raise ValueError(
             f"freeze_layers is {settings.freeze_layers}; method {method.name} does not freeze blocks, {able} does"
         )
+    if method.adapts and not (method.moves_encoder or head.trained):
+        raise ValueError(f"head is {head.name!r}, which is frozen, and method {method.name} trains nothing else")
     if settings.train_projection and method.projection is None:
         raise ValueError(f"train_projection is true; method {method.name} does not train the projection")
     for name in settings.own:
@@ -148,7 +182,9 @@ def count_parameters(config: Any, settings: AdaptationSettings, n_classes: int) 
     return trainable, sum(p.numel() for p in model.parameters())
 
 
-def blank(settings: AdaptationSettings, clip: nn.Module, n_classes: int) -> CLIPClassifier:
+def blank(
+    settings: AdaptationSettings, clip: nn.Module, n_classes: int, start: Mapping[str, Tensor] | None = None
+) -> CLIPClassifier:
     """An adapted model as it is made, for weights that are read into it: its head starts from nothing in particular."""
     text = torch.zeros(n_classes, backbone_of(clip).dimensions) if HEADS[settings.head].needs_text else None
-    return adapt(clip, settings, n_classes, 0, text_features=text)
+    return _adapted(clip, settings, n_classes, 0, text, start)

@@ -25,10 +25,15 @@ class AdapterMethod(Method):
         """A ``peft`` configuration. Its ``target_modules`` come from ``backbone.adapter_pattern(names)``.
 
         A list of names would reach into the text tower too, whose layers have the same names.
+        :func:`~attndrift.methods.targets.layers_named` refuses names that the backbone does not have.
         """
 
     def apply(self, backbone: Any, settings: Any, seed: int) -> Any:
         """Put the adapters into the image tower."""
+        return self.wrap(backbone, self.config(backbone, settings), seed)
+
+    def wrap(self, backbone: Any, config: Any, seed: int) -> Any:
+        """Put the adapters of a ``peft`` configuration into the image tower."""
         # Imported here: the facts of a method are read without torch and peft.
         with importing("peft", f"the method `{self.name}`"):
             from peft import get_peft_model
@@ -41,7 +46,7 @@ class AdapterMethod(Method):
             warnings.filterwarnings(
                 "ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning
             )
-            adapted = get_peft_model(backbone.model, self.config(backbone, settings))
+            adapted = get_peft_model(backbone.model, config)
         check_adapter_places(adapted)
         return adapted
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from attndrift.files import new_folder, read_json, sha256, write_json
+from attndrift.files import is_inside, new_folder, read_json, refuse_links, sha256, write_json
 from attndrift.formats import check_format, numbered
 from attndrift.methods.adaptation import AdaptationSettings, blank
 from attndrift.methods.adapters import read_tensors, same_names
@@ -31,10 +32,14 @@ from attndrift.registry import UnknownNameError
 DESCRIPTION = "checkpoint.json"
 WEIGHTS = "model.safetensors"
 FINGERPRINT = "fingerprint.safetensors"
+START = "start.safetensors"
+"""What rebuilds weights that the method has decomposed."""
 _FIELDS = {"format", "base", "settings", "class_names", "drift", "files"}
 TOLERANCE = 1e-5
 MERGED_TOLERANCE = 1e-4
 """Merging adds B A to W in float32 and rounds once more (measured: 1e-6 of the scale)."""
+ROUNDING = 1e-6
+"""A weight drift below this is that of float32: an adapter that does nothing yet may round its weight."""
 
 
 def fingerprint_embeddings(model: nn.Module, pixels: Tensor) -> Tensor:
@@ -107,6 +112,8 @@ def save_adapted(
         weights = {name: value.detach().cpu().contiguous() for name, value in _stored(model, settings).items()}
         save_file(weights, target / WEIGHTS)
         save_file(fingerprint, target / FINGERPRINT)
+        if model.start:
+            save_file({name: value.cpu().contiguous() for name, value in model.start.items()}, target / START)
         settings.facts.save(model.clip, target)
         files = sorted(p for p in target.rglob("*") if p.is_file())
         write_json(
@@ -147,6 +154,7 @@ def load_adapted(
     folder = Path(folder)
     if not (folder / DESCRIPTION).is_file():
         raise CheckpointError(f"{folder}: not a checkpoint (no {DESCRIPTION})")
+    refuse_links(folder)
     description = _description(folder)
     for name, expected in description["files"].items():
         path = folder / name
@@ -157,16 +165,20 @@ def load_adapted(
     try:
         settings = AdaptationSettings(**description["settings"])
         settings.facts  # noqa: B018 - raises for a method that is not installed here
-    except (TypeError, UnknownNameError) as error:
+    except (TypeError, ValueError, AttributeError, UnknownNameError) as error:
         raise CheckpointError(f"{folder / DESCRIPTION}: settings that this version does not know: {error}") from error
     clip = base if base is not None else load_model(description["base"]["source"])
     if (base_sha256 or state_hash(clip)) != description["base"]["weights_sha256"]:
         raise CheckpointError(
             f"{folder}: was trained from other weights than the backbone given ({description['base']['source']})"
         )
+    start = read_tensors(folder / START) if START in description["files"] else None
+    if settings.facts.rewrites_base and start is None:
+        raise CheckpointError(f"{folder}: {START} is missing, without which method {settings.method} cannot be rebuilt")
     try:
-        model = blank(settings, clip, len(description["class_names"]))
-    except ValueError as error:
+        model = blank(settings, clip, len(description["class_names"]), start)
+    # Values of other types, of whoever wrote them.
+    except (TypeError, ValueError, AttributeError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{folder / DESCRIPTION}: settings that this version does not know: {error}") from error
     _place(model, folder, settings)
     if merged:
@@ -176,15 +188,51 @@ def load_adapted(
     return model
 
 
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class _Base(_Strict):
+    source: str
+    weights_sha256: str
+
+
+class _Drift(_Strict):
+    weight: float | None
+    projection: float | None
+
+
+class _Description(_Strict):
+    """What ``checkpoint.json`` must hold, whoever wrote it."""
+
+    format: int
+    base: _Base
+    settings: dict[str, Any]
+    class_names: list[str] = Field(min_length=1, max_length=1_000_000)
+    drift: _Drift
+    files: dict[str, str]
+
+
 def _description(folder: Path) -> dict[str, Any]:
     description: dict[str, Any] = read_json(folder / DESCRIPTION)
     check_format("checkpoint", description, folder)
     absent = sorted(_FIELDS - set(description))
     if absent:
         raise CheckpointError(f"{folder / DESCRIPTION}: the field {absent[0]!r} is missing")
+    try:
+        _Description.model_validate(description)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])[:200]
+        raise CheckpointError(f"{folder / DESCRIPTION}: the field {place!r}: {first['msg']}") from error
     unsealed = sorted({WEIGHTS, FINGERPRINT} - set(description["files"]))
     if unsealed:
         raise CheckpointError(f"{folder / DESCRIPTION}: no checksum of {unsealed[0]}")
+    for name in description["files"]:
+        if "\0" in name or not is_inside(folder / name, folder):
+            raise CheckpointError(
+                f"{folder / DESCRIPTION}: the field 'files': {name[:200]!r} lies outside the checkpoint"
+            )
     return description
 
 
@@ -204,7 +252,17 @@ def _place(model: CLIPClassifier, folder: Path, settings: AdaptationSettings) ->
 def check_fingerprint(model: CLIPClassifier, folder: Path, *, tolerance: float = TOLERANCE) -> None:
     """Raise :class:`FingerprintError` unless ``model`` embeds the recorded images as the saved model did."""
     recorded = read_tensors(folder / FINGERPRINT)
-    now = fingerprint_embeddings(model, recorded["pixels"])
+    same_names(set(recorded), {"pixels", "embeddings", "pretrained_embeddings"}, folder / FINGERPRINT)
+    try:
+        now = fingerprint_embeddings(model, recorded["pixels"])
+    except (RuntimeError, ValueError) as error:  # no images of this model's size
+        raise CheckpointError(f"{folder / FINGERPRINT}: `pixels` cannot be embedded: {error}") from error
+    for name in ("embeddings", "pretrained_embeddings"):
+        if recorded[name].shape != now.shape or not recorded[name].is_floating_point():
+            raise CheckpointError(
+                f"{folder / FINGERPRINT}: `{name}` is {recorded[name].dtype} of shape {tuple(recorded[name].shape)}; its "
+                f"pixels give floats of shape {tuple(now.shape)}"
+            )
     scale = float(recorded["embeddings"].abs().max())
     difference = float((now - recorded["embeddings"]).abs().max()) / max(scale, 1e-30)
     if not difference <= tolerance:
@@ -216,7 +274,7 @@ def check_fingerprint(model: CLIPClassifier, folder: Path, *, tolerance: float =
         )
     drift = read_json(folder / DESCRIPTION)["drift"]
     moved = (drift["weight"] or 0.0) + (drift["projection"] or 0.0)
-    if moved > 0 and torch.equal(now, recorded["pretrained_embeddings"]):
+    if moved > ROUNDING and torch.equal(now, recorded["pretrained_embeddings"]):
         raise FingerprintError(
             f"{folder}: weights have drifted by {moved:.3g}, yet the embeddings are exactly the pretrained ones; "
             "what was trained does not take part in the forward pass"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -25,15 +25,23 @@ class CLIPClassifier(nn.Module):
 
     Attributes:
         clip: the ``CLIPModel``, or the ``peft`` model around it.
-        classifier: ``Linear(projection, classes)`` with bias.
+        classifier: ``Linear(projection, classes)`` with bias, or a :class:`CosineClassifier`.
         settings: how the backbone was adapted, an :class:`~attndrift.methods.adaptation.AdaptationSettings`.
+        start: what rebuilds weights that the method has decomposed, by name; empty where it decomposes none.
     """
 
-    def __init__(self, clip: nn.Module, classifier: nn.Linear, settings: object = None) -> None:
+    def __init__(
+        self,
+        clip: nn.Module,
+        classifier: nn.Linear,
+        settings: object = None,
+        start: Mapping[str, Tensor] | None = None,
+    ) -> None:
         super().__init__()
         self.clip = clip
         self.classifier = classifier
         self.settings = settings
+        self.start = dict(start or {})
 
     @property
     def backbone(self) -> CLIPModel:
@@ -59,6 +67,26 @@ class CLIPClassifier(nn.Module):
         logits = self.classifier(self.embed(pixel_values))
         loss = None if labels is None else nn.functional.cross_entropy(logits.float(), labels)
         return ImageClassifierOutput(loss=loss, logits=logits)
+
+
+class CosineClassifier(nn.Linear):
+    """The zero-shot classifier: cosines to fixed features of the classes, times the inverse temperature; no bias.
+
+    ``weight`` holds the normalised text features times the inverse temperature, (classes, dimensions).
+    """
+
+    @classmethod
+    def of_text(cls, text_features: Tensor, logit_scale: Tensor) -> CosineClassifier:
+        """From normalised text features (classes, dimensions) and CLIP's logarithm of the inverse temperature."""
+        device = logit_scale.device if logit_scale.is_meta else torch.device("cpu")  # parameters are counted
+        layer = cls(text_features.shape[1], text_features.shape[0], bias=False, device=device)
+        with torch.no_grad():
+            layer.weight.copy_(text_features.to(device) * logit_scale.to(device).exp())
+        return layer
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Embeddings (images, dimensions), of any norm, to logits (images, classes)."""
+        return super().forward(nn.functional.normalize(embeddings, dim=-1))
 
 
 @contextmanager

@@ -5,7 +5,7 @@ Nothing in this module imports torch or peft: the files of methods import them i
 
     @method
     class Biases(Method):
-        name, label, color, order = "biases", "BitFit", "#999933", 5
+        name, label, color, order = "biases", "biases", "#999933", 5
         source = "Ben Zaken et al. 2022"
         trains = "the biases of the visual encoder, and the classifier"
 
@@ -44,6 +44,8 @@ class Method(ABC):
         requires: packages that must be installed.
         adapter_parameters: part of the names of parameters that :meth:`save` writes, instead of the checkpoint's file
             of trained weights; empty where it writes none.
+        rewrites_base: whether :meth:`apply` decomposes pretrained weights, so that states and checkpoints must hold what
+            rebuilds them: :meth:`start_of` and :meth:`rebuild`.
     """
 
     name: ClassVar[str] = ""
@@ -63,6 +65,7 @@ class Method(ABC):
     work: ClassVar[float] = 1.0
     requires: ClassVar[tuple[str, ...]] = ()
     adapter_parameters: ClassVar[str] = ""
+    rewrites_base: ClassVar[bool] = False
 
     @abstractmethod
     def apply(self, backbone: Any, settings: Any, seed: int) -> Any:
@@ -73,6 +76,14 @@ class Method(ABC):
             settings: an object of :attr:`Settings`.
             seed: of what is initialised; the global generator must not be touched.
         """
+
+    def start_of(self, clip: Any) -> dict[str, Any]:
+        """Of what :meth:`apply` has just returned, the tensors that :meth:`rebuild` needs, where it rewrites the base."""
+        return {}
+
+    def rebuild(self, backbone: Any, settings: Any, seed: int, start: Mapping[str, Any]) -> Any:
+        """What :meth:`apply` returned when ``start`` was kept, without decomposing anything again."""
+        raise NotImplementedError(f"method {self.name} does not rewrite the base")
 
     def run_name(self, settings: Any) -> list[str]:
         """Parts of a run's folder name: the method, and what departs from its defaults."""
@@ -124,6 +135,7 @@ class Head(ABC):
         source: where it comes from; ``starts`` what it starts from, in one phrase.
         trained: whether it is trained with the model.
         needs_text: whether :meth:`make` takes text features of the classes.
+        fits: whether :meth:`fit` fits it to the pretrained embeddings of the training images before the first step.
         Settings: settings of its own.
     """
 
@@ -134,6 +146,7 @@ class Head(ABC):
     starts: ClassVar[str] = ""
     trained: ClassVar[bool] = True
     needs_text: ClassVar[bool] = False
+    fits: ClassVar[bool] = False
     Settings: ClassVar[type[OwnSettings]] = OwnSettings
 
     @abstractmethod
@@ -145,6 +158,9 @@ class Head(ABC):
             settings: an object of :attr:`Settings`.
             text_features: normalised, (classes, dimensions); None where :attr:`needs_text` is false.
         """
+
+    def fit(self, layer: Any, embeddings: Any, labels: Any, settings: Any) -> None:  # noqa: B027 - most are not fitted
+        """Fit what :meth:`make` made, in place, to embeddings (images, dimensions) and labels (images,)."""
 
     def run_name(self, settings: Any) -> list[str]:
         """Parts of a run's folder name; none for the default head."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import chain
 
 import torch
@@ -18,6 +19,15 @@ def weights_checksum(model: nn.Module) -> tuple[int, ...]:
     tensors = {id(value): value for value in chain(model.parameters(), model.buffers())}
     sums = [_sum_of_bits(value.detach()) for value in tensors.values() if value.device.type != "meta"]
     return tuple(torch.stack([one.to(sums[0].device) for one in sums]).tolist()) if sums else ()
+
+
+def checksums(parameters: Mapping[str, Tensor]) -> dict[str, int]:
+    """The sum of the bits of each, by name. Waits for an accelerator once."""
+    values = {name: value.detach() for name, value in parameters.items() if value.device.type != "meta"}
+    sums = [_sum_of_bits(value) for value in values.values()]
+    return (
+        dict(zip(values, torch.stack([one.to(sums[0].device) for one in sums]).tolist(), strict=True)) if sums else {}
+    )
 
 
 def _sum_of_bits(values: Tensor) -> Tensor:

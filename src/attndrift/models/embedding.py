@@ -42,9 +42,9 @@ def image_embeddings(model: nn.Module, pixel_values: Tensor) -> Tensor:
     """
     module: Any = unwrapped(model)
     if hasattr(module, "embed"):
-        return cast(Tensor, module.embed(pixel_values))
+        return as_embedding(module.embed(pixel_values), f"{type(module).__name__}.embed")
     if hasattr(module, "get_image_features"):
-        return _pooled(module, module.get_image_features(**_inputs(module, pixel_values)))
+        return pooled(module, module.get_image_features(**_inputs(module, pixel_values)))
     registered = find_backbone(module)
     if registered is not None:
         return registered.embed(pixel_values)
@@ -85,11 +85,11 @@ def _from_forward(module: Any, pixel_values: Tensor) -> Tensor:
         # A bare tensor could be anything, logits among them.
         if isinstance(output, Tensor):
             raise _no_embedding(module)
-        return _pooled(module, output)
+        return pooled(module, output)
     heads = [getattr(_base(module), name) for name in _CLASSIFIERS if hasattr(_base(module), name)]
     if heads:
         return _classified(module, heads, pixel_values)
-    return _pooled(module, module(**_inputs(module, pixel_values)))
+    return pooled(module, module(**_inputs(module, pixel_values)))
 
 
 def _image_encoders(module: nn.Module) -> list[str]:
@@ -126,7 +126,29 @@ def _before_logits(module: Any, pixel_values: Tensor) -> Tensor:
             module.forward = own
 
 
-def _pooled(module: nn.Module, output: Any) -> Tensor:
+def as_embedding(output: Any, source: str) -> Tensor:
+    """What a function of somebody's own puts out as embeddings: a tensor, or what transformers returns, which holds one.
+
+    ``source``: the function, for messages. Raises TypeError for anything but numbers (images, dimensions).
+    """
+    found = output
+    if not isinstance(found, Tensor) and getattr(output, "logits", None) is None:
+        named = (getattr(output, name, None) for name in ("image_embeds", "pooler_output"))
+        found = next((value for value in named if isinstance(value, Tensor)), output)
+    if not isinstance(found, Tensor):
+        raise TypeError(
+            f"{source}: returned a {type(found).__name__}; expected the image embeddings, a tensor (images, dimensions)"
+        )
+    if found.dim() != 2 or not found.is_floating_point():
+        raise TypeError(
+            f"{source}: returned {str(found.dtype).removeprefix('torch.')} {tuple(found.shape)}; expected the image embeddings, "
+            "floating-point (images, dimensions): of the tokens of an image, take the class token or their mean"
+        )
+    return found
+
+
+def pooled(module: nn.Module, output: Any) -> Tensor:
+    """The embedding in what ``module`` put out, (images, dimensions). Raises TypeError where there is none."""
     if isinstance(output, Tensor):
         return output
     if getattr(output, "logits", None) is not None:

@@ -105,8 +105,18 @@ _is_measuring: ContextVar[bool] = ContextVar("is_measuring", default=False)
 
 
 def is_measuring() -> bool:
-    """Whether this is inside :func:`preserve_state`: a forward pass now is none of the training's, gradients or not."""
+    """Whether this is inside :func:`preserve_state` or :func:`outside_training`: a forward pass now is none to watch."""
     return _is_measuring.get()
+
+
+@contextmanager
+def outside_training() -> Iterator[None]:
+    """Forward passes inside are none that a monitor or a loss watches, though they may have gradients."""
+    token = _is_measuring.set(True)
+    try:
+        yield
+    finally:
+        _is_measuring.reset(token)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from attndrift.metrics.weights import LowRankUpdate
 from attndrift.models.computed import copy_without_hooks, own_children, own_weights
 from attndrift.models.module_utils import named_modules
+from attndrift.models.own_layers import own_layer
 
 # Imports inside functions: these packages take time to load, which only who needs them pays.
 
@@ -40,15 +41,38 @@ def has_adapters(model: nn.Module) -> bool:
     return bool(_adapted_layers(model))
 
 
+_DECOMPOSING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Values of peft's ``init_lora_weights`` that take what the adapters start from out of the weights beneath."""
+
+
+def decomposed_by(modules: Iterable[nn.Module]) -> str | None:
+    """How LoRA adapters started that took a part of the weights beneath out; None where the weights are the pretrained ones."""
+    for part in modules:
+        configs = getattr(part, "peft_config", None)
+        for config in configs.values() if isinstance(configs, dict) else ():
+            start = getattr(config, "init_lora_weights", None)
+            if isinstance(start, str) and start.startswith(_DECOMPOSING):
+                return start
+    return None
+
+
 @contextmanager
 def bare(model: nn.Module, modules: Iterable[nn.Module] | None = None) -> Iterator[None]:
     """``model`` with its ``peft`` adapters switched off; which parameters are trained is as before afterwards.
 
     ``modules``: the model's own, where somebody has them.
 
-    Raises ValueError where adapters are merged into the weights: switching those off would change the weights.
+    Raises ValueError where adapters are merged into the weights, as switching those off would change the weights; and where
+    adapters started from a part of the weights, as without them the model is not the pretrained one.
     """
+    modules = None if modules is None else list(modules)
     layers = _adapted_layers(model, modules)
+    decomposed = decomposed_by(modules or model.modules()) if layers else None
+    if decomposed is not None:
+        raise ValueError(
+            f"the adapters started from a part of the weights (init_lora_weights={decomposed!r}), so that without them the "
+            "model is not the pretrained one; give the pretrained model as the reference"
+        )
     if any(getattr(layer, "merged", False) for layer in layers):
         raise ValueError(
             "the adapters are merged into the weights, so the bare model cannot be seen; unmerge them "
@@ -77,7 +101,7 @@ def bare_parameters(module: nn.Module) -> dict[str, Tensor]:
     Detached, and not copied; without a classifier of timm. Raises as :func:`bare` does.
     """
     with bare(module):
-        values = dict(_parameters(module, "", {}, _classifiers(module)))
+        values = dict(_parameters(module, "", {}, task_classifiers(module)))
     return {name: value.detach() for name, value in values.items() if isinstance(value, Tensor)}
 
 
@@ -85,21 +109,32 @@ def live_parameters(module: nn.Module, pretrained: Mapping[str, Tensor]) -> dict
     """Parameters of ``module`` as it computes with them, for :func:`attndrift.metrics.weight_drift`.
 
     A weight that torch computes from other parameters (``parametrize``, ``weight_norm``, ``spectral_norm``, ``prune``) is given
-    as computed, under the name it had before. A weight under one plain LoRA adapter, otherwise equal to its value in
-    ``pretrained``, is given as its :class:`~attndrift.metrics.LowRankUpdate`; under any other adapter of ``peft`` as the
-    merged weight. A classifier of timm, which sits inside the transformer, is left out.
+    as computed, under the name it had before. So is the weight of a layer of one's own that stands for a linear one. A weight
+    under one plain LoRA adapter, otherwise equal to its value in ``pretrained``, is given as its
+    :class:`~attndrift.metrics.LowRankUpdate`; under any other adapter of ``peft`` as the merged weight. A classifier of timm, which sits inside the transformer, is left out.
     """
-    found = _parameters(module, "", pretrained, _classifiers(module))
+    found = _parameters(module, "", pretrained, task_classifiers(module))
     return {name: value.detach() if isinstance(value, Tensor) else value for name, value in found}
 
 
-def parameter_names(module: nn.Module, pretrained: Mapping[str, Tensor]) -> dict[nn.Parameter, str]:
-    """The names that :func:`live_parameters` has for the parameters that are a whole weight: none of an adapter, no part of one."""
-    found = _parameters(module, "", pretrained, _classifiers(module))
+def parameter_names(
+    module: nn.Module, pretrained: Mapping[str, Tensor], *, adapted: bool = True
+) -> dict[nn.Parameter, str]:
+    """The names that :func:`live_parameters` has for the parameters that are a whole weight: none of an adapter, no part of one.
+
+    ``adapted``: false leaves out all of a layer that carries an adapter, its bias too.
+    """
+    without = task_classifiers(module)
+    if not adapted:
+        tuners, _ = adapter_types()
+        without |= {part for part in named_modules(module) if isinstance(part, tuners)}
+        if module in without:
+            return {}
+    found = _parameters(module, "", pretrained, without)
     return {value: name for name, value in found if isinstance(value, nn.Parameter)}
 
 
-def _classifiers(module: nn.Module) -> frozenset[nn.Module]:
+def task_classifiers(module: nn.Module) -> frozenset[nn.Module]:
     """What timm's ``get_classifier`` names: new for each task, so that it has no pretrained state to drift from."""
     named = [part.get_classifier() for part in module.modules() if callable(getattr(part, "get_classifier", None))]  # type: ignore[operator]
     heads = [head for found in named for head in (found if isinstance(found, (tuple, list)) else (found,))]
@@ -125,6 +160,10 @@ def _parameters(
         yield from _parameters(chosen, prefix, pretrained, without)
     elif isinstance(getattr(inner, "_orig_mod", None), nn.Module):
         yield from _parameters(inner._orig_mod, prefix, pretrained, without)
+    elif (asked := own_layer(module, prefix.rstrip("."))) is not None:
+        yield f"{prefix}weight", asked.weight
+        if asked.bias is not None:
+            yield f"{prefix}bias", asked.bias
     else:
         for name, weight in own_weights(module):
             yield prefix + name, weight

@@ -21,11 +21,11 @@ import attndrift
 from attndrift.analysis.result import Analysis
 from attndrift.figures.registry import FIGURES
 from attndrift.files import refuse_links, write_text
-from attndrift.report import escaping
 from attndrift.report.blocks import Figure, FigureBlock
+from attndrift.report.environment import html_environment
 from attndrift.report.explore import heatmap_data, maps_data, run_order
 from attndrift.report.page import Page
-from attndrift.report.records import read_records
+from attndrift.report.records import Records, read_records
 from attndrift.report.registry import build_sections
 from attndrift.results.tables import Tables
 from attndrift.sanitize import markdown_line, markdown_text
@@ -43,11 +43,13 @@ def write_report(
     analysis: Analysis,
     figures: Sequence[Figure] = (),
     tables: Tables,
+    records: Records | None = None,
 ) -> tuple[Path, Path]:
     """Write ``report.md`` and the self-contained ``report.html``; returns both paths.
 
     ``folder`` is a study folder (``runs/RUN/record.json`` and ``maps.npz`` are read where they exist) or
-    any folder of tables; ``output`` (default: ``folder``) receives the two files. ``report.md`` refers to
+    any folder of tables; ``output`` (default: ``folder``) receives the two files. ``records``: what the runs recorded,
+    where it lies in other folders. ``report.md`` refers to
     the figures by relative paths; ``report.html`` embeds everything and asks nothing of any network.
     Raises ``FileNotFoundError`` where a figure that is not left out has no file, and
     :class:`~attndrift.files.LinkError` where a link leads out of a folder.
@@ -55,9 +57,10 @@ def write_report(
     folder = Path(folder)
     target = folder if output is None else Path(output)
     target.mkdir(parents=True, exist_ok=True)
-    refuse_links(folder, ("runs",))
     refuse_links(target, ("report.md", "report.html"))
-    records = read_records(folder, run_order(tables.runs))
+    if records is None:
+        refuse_links(folder, ("runs",))
+        records = read_records(folder, run_order(tables.runs))
     drawn = [_figure(figure, target) for figure in figures if figure.left_out is None]
     left_out = [(figure.name, figure.left_out) for figure in figures if figure.left_out is not None]
     sections = build_sections(Page(analysis, tables, records, _within(drawn), left_out))
@@ -75,7 +78,7 @@ def write_report(
         "heatmaps": heatmap_data(tables, analysis),
         "maps": {"runs": [], "images": [], "maps": [], "notes": []},
     }
-    template = _html_environment().get_template("report.html.j2")
+    template = html_environment().get_template("report.html.j2")
     bare = len(template.render(context).encode())
     context["maps"] = maps_data(records, analysis, budget=max(0, min(8_000_000, MAX_PAGE - 500_000 - bare)))
     page = target / "report.html"
@@ -96,19 +99,6 @@ def _source_hash(source: str) -> Markup:
     # The templates put a line break at both ends of the element's text.
     digest = hashlib.sha256(f"\n{source.rstrip(chr(10))}\n".encode()).digest()
     return Markup(f"'sha256-{base64.b64encode(digest).decode('ascii')}'")
-
-
-def _html_environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("attndrift.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=escaping.harmless,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"marked": escaping.html, "embedded_json": escaping.embedded_json}
-    return environment
 
 
 def _markdown_environment() -> Environment:

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from attndrift.analysis.result import SINGLE_SEED, Analysis, Table
 from attndrift.report.blocks import Block, FigureBlock, table_block
 from attndrift.report.last_block import by_configuration, with_last_blocks
-from attndrift.report.printed_statistics import printed_statistics
 from attndrift.report.records import Records
 from attndrift.results.columns import Column
 from attndrift.results.tables import Tables
 
 MANY_ROWS = 300
-_FOLDED = {"dynamics_runs", "interpolation", "interpolation_choice", "baseline_heads"}
+_FOLDED = {"dynamics_runs", "interpolation", "interpolation_choice", "baseline_heads", "early_warning"}
 
 
 class Page:
@@ -23,7 +22,6 @@ class Page:
         analysis, tables, records: of the study.
         left_out: names of the figures not drawn, with the reason.
         caution: the note that every table of a study of one seed carries; None where there are several.
-        statistics: the statistics' tables by name.
         sections: names of all sections.
     """
 
@@ -41,7 +39,6 @@ class Page:
         self.row_limit = row_limit
         self.sections: frozenset[str] = frozenset()
         self.caution = SINGLE_SEED if analysis.data.single_seed else None
-        self.statistics = printed_statistics(analysis)
         self._figures = figures
         self._last_blocks = by_configuration(analysis)
 
@@ -55,11 +52,6 @@ class Page:
 
     def block(self, table: Table, *, folded: bool = False) -> Block:
         table = with_last_blocks(self._named(table), self._last_blocks, "configuration")
-        if table.name == "iso_accuracy" and table.rows:
-            note = (
-                "Interpolated points give the last block for entropy alone; the measured ones are in the tables above."
-            )
-            table = table.model_copy(update={"notes": [*table.notes, note]})
         folded = folded or table.name in _FOLDED or len(table.rows) > 40
         return table_block(table, caution=self.caution, limit=self.row_limit, folded=folded)
 

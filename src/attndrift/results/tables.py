@@ -26,6 +26,7 @@ from attndrift.files import refuse_links, replacing
 from attndrift.formats import FormatError, check_table_metadata, table_metadata
 from attndrift.metrics.registry import layer_metrics
 from attndrift.results.columns import MAX_COLUMNS, Column, Kind, metric_columns, own_setting_columns
+from attndrift.results.means import columns_of_means
 from attndrift.results.measures import MEASURES
 
 
@@ -64,18 +65,23 @@ _SETTINGS = (
     _text("head", "the classifier; trained: from its default initialisation"),
     _text("parent_run", "the run that an outcome was made from: an average, an interpolation, ..."),
     _text("outcome", "what was made of its run's training, e.g. wise_ft:0.5; null for the run itself"),
+    _fraction(
+        "outcome_alpha",
+        "alpha that an outcome chose for itself, between the pretrained weights (0) and the trained ones",
+    ),
     _number("learning_rate", "peak rate of AdamW", 0.0, label="Learning rate"),
     _count("seed", "initialisation, order and augmentation; runs without one count as one seed", None),
     _count("data_seed", "splits, subsets and probe", None),
     _number("epochs", "planned epochs", 0.0),
     _count("batch_size", "images an optimiser step"),
     _number("weight_decay", "AdamW weight decay", 0.0),
+    _text("optimisation", "what departs from one rate of AdamW: layer_decay:0.75+spd:1; null where nothing does"),
 )
 _ADAPTATION = (
     Column("train_projection", kind="bool", meaning="whether the visual projection is trained"),
     _count("freeze_layers", "frozen blocks, counted from the input"),
     _text("loss", "preservation losses with their weights, e.g. attention_preservation:0.1+entropy_floor:0.01"),
-    _fraction("loss_active_fraction", "how often the loss was active, where one reports it"),
+    _fraction("loss_active_fraction", "how often the loss was active, where one alone reports it"),
     _text("guard", "what a guard kept within a budget: retention_pct, or a metric of the monitor"),
     _number("guard_at_least", "the budget's lower limit, in the metric's unit"),
     _number("guard_at_most", "the budget's upper limit, in the metric's unit"),
@@ -86,6 +92,11 @@ _ADAPTATION = (
     _count("n_validation", "validation images"),
     _count("n_test", "test images"),
     _count("n_probe", "probe images"),
+    Column(
+        "monitor_disjoint",
+        kind="bool",
+        meaning="whether no image of the zero-shot monitor is one of the final retention; only then it is a signal",
+    ),
     _fraction("best_val_accuracy", "best validation accuracy", "Validation accuracy", "Val. accuracy"),
     _fraction("test_accuracy", "test accuracy of the selected checkpoint", "Test accuracy"),
     _count("trainable_parameters", "trainable parameters, classifier included"),
@@ -95,7 +106,13 @@ _TRAINING = (
     _RUN_ID,
     _count("step", "optimiser steps done; 0 is the pretrained model", required=True),
     _number("epoch", "epochs done", 0.0),
-    _number("train_loss", "mean training loss since the last evaluation", label="Training loss", unit="nats"),
+    _number(
+        "train_loss",
+        "mean training loss since the last evaluation, with the preservation losses times their weights",
+        label="Training loss (all terms)",
+        short_label="Training loss",
+        unit="nats",
+    ),
     _fraction("train_accuracy", "training accuracy since the last evaluation", "Training accuracy"),
     _fraction("val_accuracy", "validation accuracy, at epoch ends", "Validation accuracy"),
 )
@@ -198,13 +215,28 @@ def transfer_sets(runs: pd.DataFrame) -> list[str]:
     return [name for name, measure in retention_measures(runs) if measure == "zero_shot"]
 
 
+_CORRUPTED = re.compile(r"corruption_(?P<name>.+)_accuracy")
+
+
+def corruptions(runs: pd.DataFrame) -> list[str]:
+    """Names of the corruptions under which ``runs`` has an accuracy on the target's test images, in order."""
+    return [match["name"] for column in runs.columns if (match := _CORRUPTED.fullmatch(str(column)))]
+
+
+def corruption_column(name: str) -> Column:
+    """The ``runs`` column of the test accuracy under the corruption ``name``."""
+    return _fraction(f"corruption_{name}_accuracy", f"test accuracy on the target's test images under {name}")
+
+
 def columns_of(table: str, frame: pd.DataFrame) -> tuple[Column, ...]:
-    """Columns of ``table``: those of its schema and those of the transfer sets that ``frame`` has."""
+    """Columns of ``table``: those of its schema, and those of transfer sets and of means over seeds that ``frame`` has."""
     extra: list[Column] = []
     if table == "runs":
         found = (_measured(str(column)) for column in frame.columns)
         for name, measure in dict.fromkeys((one[0], one[1]) for one in found if one):
             extra += transfer_columns(name, measure)
+        extra += [corruption_column(name) for name in corruptions(frame)]
+        extra += columns_of_means([*schema(table), *extra], map(str, frame.columns))
     if table == "interpolation":
         names = dict.fromkeys(m["set"] for c in frame.columns if (m := _SWEEP_PATTERN.match(str(c))))
         for name in names:
@@ -272,6 +304,12 @@ def _cast(column: Column, values: pd.Series[Any]) -> tuple[pd.Series[Any], int]:
     """``values`` as the column's type, infinite ones as nulls, and how many those were. Raises what says why not."""
     if column.kind == "bool":
         return values.astype("boolean"), 0
+    # Columns of a table that is made of another have the type already; the checks below would double the time.
+    if column.kind == "int" and values.dtype in (np.int64, pd.Int64Dtype()):
+        return values.astype("Int64"), 0
+    if column.kind == "float" and values.dtype == np.float64:
+        infinite = np.isinf(values)
+        return values.mask(infinite) if infinite.any() else values, int(infinite.sum())
     if column.kind == "string":
         text = pd.api.types.is_string_dtype(values.dtype) and values.dtype != object
         wrong = None if text else next((v for v in values if not isinstance(v, str) and not pd.isna(v)), None)
@@ -299,6 +337,9 @@ def _cast(column: Column, values: pd.Series[Any]) -> tuple[pd.Series[Any], int]:
 
 def _values_refused(frame: pd.DataFrame, columns: list[Column]) -> dict[str, str]:
     """For each column with a null where none may be, or a value out of range, the first one in words (pandera)."""
+    columns = [c for c in columns if c.required or c.low is not None or c.high is not None]
+    if frame.empty or not columns:
+        return {}
     # Takes a fifth of a second to import, which only who reads tables pays.
     from pandera import pandas as pandera
     from pandera.errors import SchemaErrors

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from attndrift.models.embedding import image_embeddings
 from attndrift.models.evaluation import evaluation_mode
+from attndrift.models.input_images import checked_images
 from attndrift.process_group import Processes
 from attndrift.retention.zero_shot import Images, TextFeatures
 
@@ -71,6 +72,7 @@ class RetentionTask:
         with evaluation_mode(model), self.processes.agreeing():
             for start in range(0, len(part.labels), self.batch_size):
                 batch = part.images.fetch(range(start, min(start + self.batch_size, len(part.labels))))
+                next(checked_images([batch], f"images of {self.dataset}", warn=False))
                 own, _ = self.processes.share(batch, start)
                 found.append(image_embeddings(model, own.to(device)).float().cpu())
                 sizes.append(len(batch))

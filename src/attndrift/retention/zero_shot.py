@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from attndrift.data.prompts import fill
 from attndrift.models.embedding import image_embeddings
 from attndrift.models.evaluation import evaluation_mode
+from attndrift.models.input_images import checked_images, named_size
 from attndrift.process_group import Processes
 from attndrift.retention.prompts import PromptFaults, prompt_faults
 from attndrift.retention.text_encoder import check_texts, encode_prompts, names_of, text_encoder, text_length
@@ -136,11 +137,11 @@ class ZeroShotResult:
     """
 
     accuracy: float
-    predictions: NDArray[np.int64]
-    correct: NDArray[np.bool_]
-    margins: NDArray[np.float32]
+    predictions: NDArray[np.int64] = field(repr=False)
+    correct: NDArray[np.bool_] = field(repr=False)
+    margins: NDArray[np.float32] = field(repr=False)
     moved: tuple[float, float] | None = None
-    evidence: Mapping[str, Any] = field(default_factory=dict)
+    evidence: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def n(self) -> int:
@@ -250,8 +251,7 @@ def evaluate_zero_shot(
     """Top-1 accuracy of ``model`` on images that it was not fine-tuned on, by cosine with class names.
 
     Args:
-        model: a :class:`~attndrift.methods.CLIPClassifier`, or any CLIP model; its own live image encoder and
-            projection embed the images.
+        model: a :class:`~attndrift.methods.CLIPClassifier`, or any CLIP model; it embeds the images.
         images: normalised images: something with ``fetch(positions)`` such as a
             :class:`~attndrift.data.PixelStore`, one tensor (images, 3, height, width), or an iterable of
             such batches. Image i belongs to ``labels[i]``.
@@ -265,12 +265,12 @@ def evaluate_zero_shot(
             device: another size may round differently, which would hide that two models are equal.
         weight_drift: how far the weights have moved. With either of the two it guards against evaluating a
             model whose adapted weights do not take part.
-        processes: those that share the images of every batch, each with the same arguments; by default this one
-            evaluates alone.
+        processes: those that share every batch, each with the same arguments; None: this one alone.
         dataset, split, preprocessing: recorded with the accuracy, None where not given; so is ``evidence``.
 
     Raises:
         InertModelError: weights have drifted, and the embeddings are bit for bit the pretrained ones.
+        TypeError: images that are not normalised.
         ValueError: labels outside the class names, no images, more or fewer images than labels, text features
             of other class names or another width, or neither text features nor class names and a tokenizer.
         FloatingPointError: an embedding is not finite.
@@ -281,15 +281,16 @@ def evaluate_zero_shot(
     wanted = checked_labels(labels, len(text.class_names))
     features = text.features.to(next(model.parameters()).device, torch.float32)
     together = processes or Processes()
-    nearest, compared = [], []
-    sizes: list[int] = []
+    nearest, compared, sizes = [], [], list[int]()
     anchors = torch.empty(0) if pretrained_embeddings is None else pretrained_embeddings
-    anchored = len(anchors)
-    done = 0
+    anchored, done = len(anchors), 0
     with evaluation_mode(model), together.agreeing():
-        for batch in _batches(images, len(wanted), batch_size):
+        # What is fetched by position may be read again and again: it is warned of by who gives it.
+        batches = _batches(images, len(wanted), batch_size)
+        for batch in checked_images(batches, "images", warn=not hasattr(images, "fetch")):
             part, _ = together.share(batch, done)
-            embedded = image_embeddings(model, part.to(features.device)).float()
+            with named_size(model, part, "images"):
+                embedded = image_embeddings(model, part.to(features.device)).float()
             _check_embeddings(embedded, features, done)
             nearest.append(_nearest(embedded, features))
             if pretrained is not None and done == 0:
@@ -305,8 +306,8 @@ def evaluate_zero_shot(
     now = together.join(torch.cat(compared), sizes[: len(compared)])[:anchored] if anchored else None
     moved = None if now is None else _moved(now, anchors.float().cpu(), weight_drift)
     predicted, margins = (together.join(torch.cat(parts), sizes).numpy() for parts in zip(*nearest, strict=True))
-    correct = predicted == wanted
     described = {"dataset": dataset, "split": split, **_described(text, preprocessing), **evidence}
+    correct = predicted == wanted
     return ZeroShotResult(float(correct.mean()), predicted, correct, margins, moved, described)
 
 
@@ -346,7 +347,8 @@ def _check_embeddings(embedded: Tensor, features: Tensor, first: int) -> None:
 
 
 def _moved(now: Tensor, before: Tensor, weight_drift: float | None) -> tuple[float, float]:
-    if weight_drift and torch.equal(now, before):
+    # Less is the rounding of float32: an adapter that does nothing yet may round its weight.
+    if weight_drift is not None and weight_drift > 1e-6 and torch.equal(now, before):
         raise InertModelError(
             f"the weights have drifted by {weight_drift:.3g}, yet the first {len(before)} embeddings are exactly those "
             "of the pretrained model: the adapted weights do not take part in the evaluation"

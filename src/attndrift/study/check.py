@@ -17,6 +17,7 @@ from attndrift.extras import install_line
 from attndrift.study.check_disk import check_disk, existing, least_bytes
 from attndrift.study.check_findings import Check, listed, size
 from attndrift.study.check_images import check_images, fetch_images
+from attndrift.study.check_methods import check_methods
 from attndrift.study.check_models import check_models, sources_of
 from attndrift.study.launchers import LAUNCHERS, Options, make_engine
 from attndrift.study.pinning import RecordedCommits
@@ -42,6 +43,7 @@ def check_study(
     place = _place(found, study, str(where))
     configs = check_models(found, study, place.recorded)
     check_images(found, study, configs, full=full)
+    check_methods(found, study)
     _hub(found)
     elsewhere = engine in LAUNCHERS and LAUNCHERS[engine].elsewhere
     free: float | None = None

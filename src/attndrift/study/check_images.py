@@ -35,6 +35,8 @@ def _sets(study: Study) -> dict[str, str | dict[str, Any]]:
         sets.setdefault(f"dataset {settings.dataset}", own or settings.dataset)
         for name in settings.transfer:
             sets.setdefault(f"transfer set {name}", name)
+        if settings.own.get("reference"):
+            sets.setdefault(f"reference set {settings.own['reference']}", settings.own["reference"])
     return sets
 
 

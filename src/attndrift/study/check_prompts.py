@@ -38,9 +38,10 @@ def check_prompts(
     for run in study.runs:
         settings = run.settings
         by_text = HEADS[settings.head].needs_text
-        for name in (settings.dataset, *settings.transfer):
+        others = [*settings.transfer, *filter(None, [settings.own.get("reference")])]
+        for name in (settings.dataset, *others):
             key = (settings.model, name, settings.prompts)
-            wanted[key] = wanted.get(key, False) or name in settings.transfer or by_text
+            wanted[key] = wanted.get(key, False) or name in others or by_text
     for (model, name, prompts), needed in wanted.items():
         if name in names and f"model {model}" not in bad and (full or needed):
             most = _most_tokens(configs.get(model, {}))

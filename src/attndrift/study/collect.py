@@ -18,7 +18,7 @@ from attndrift.results.columns import MAX_COLUMNS
 from attndrift.sanitize import printable
 from attndrift.study.leftovers import remove_half_written
 from attndrift.study.record import RECORD, read_record
-from attndrift.study.schemas import HistoryRow, StudyFile, SweepFile, check_form
+from attndrift.study.schemas import HistoryRow, SoupFile, StudyFile, SweepFile, check_form
 from attndrift.study.settings import NAME_PATTERN
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ STUDY = "study.json"
 RUNS_FOLDER = "runs"
 HISTORY = "history.jsonl"
 SWEEP = "interpolation.json"
+SOUPS = "soups.json"
 LOCK = ".study.lock"
 """Held by whoever writes ``study.json`` or the tables."""
 
@@ -120,7 +121,7 @@ def _run_rows(folder: Path, name: str) -> _RunRows | None:
         return None
     row = {"run_id": name, **record["row"]}
     rows = _RunRows([row], list(_loss_rows(name, record)))
-    for outcome in record.get("outcomes", []):
+    for outcome in (*record.get("outcomes", []), *_soups(folder, name)):
         rows.runs.append({**record["row"], **outcome["row"], "run_id": outcome["run_id"]})
         rows.losses.extend(_loss_rows(outcome["run_id"], {"row": record["row"]}))
     if record["status"] == "failed":
@@ -142,6 +143,22 @@ def _run_rows(folder: Path, name: str) -> _RunRows | None:
         else:
             rows.interpolation = [{"run_id": name, **point} for point in points]
     return rows
+
+
+def read_soups(folder: Path) -> list[dict[str, Any]]:
+    """The soups that are kept with a run; none where none was made. Raises ``ValueError`` for a damaged file."""
+    path = folder / SOUPS
+    return list(check_form(SoupFile, read_json(path), path)["soups"]) if path.is_file() else []
+
+
+def _soups(folder: Path, name: str) -> list[dict[str, Any]]:
+    try:
+        return read_soups(folder)
+    except ValueError as error:
+        warn_left_out(
+            f"{error}. The soups of {name} are left out; `attndrift soup` on the study's folder makes them anew"
+        )
+        return []
 
 
 def _tables(parts: Sequence[_RunRows]) -> Tables:

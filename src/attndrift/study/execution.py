@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,14 +17,15 @@ from attndrift.drift.drift import Drift
 from attndrift.drift.monitor import DriftMonitor
 from attndrift.guard.budget import RETENTION, Budget, RetentionBudget
 from attndrift.guard.guard import Guard
-from attndrift.losses.registry import LOSSES
 from attndrift.methods.adaptation import adapt
 from attndrift.methods.classifier import CLIPClassifier
 from attndrift.methods.registry import HEADS
 from attndrift.results.measures import MEASURES
 from attndrift.retention.task import RetentionResult
 from attndrift.retention.zero_shot import ZeroShotResult
+from attndrift.study.distributed import SilentReporter
 from attndrift.study.evaluation import accuracy, drift_of, monitor_of, monitored_accuracy
+from attndrift.study.loss_context import loss_context
 from attndrift.study.outcomes.registry import Trained
 from attndrift.study.outcomes.rows import outcome_records
 from attndrift.study.phases import PhaseReporter
@@ -51,6 +52,28 @@ def execute_run(run: NamedRun, folder: Path, resources: StudyResources, reporter
         files.write_splits()
         execution = _Execution(inputs, files, phases)
         return execution.adapted() if run.settings.facts.adapts else execution.pretrained()
+
+
+class MeasuredOutcome(NamedTuple):
+    """Measures models that were made of finished runs: columns and details of each, and validation accuracy alone."""
+
+    columns: Callable[[CLIPClassifier], tuple[dict[str, Any], dict[str, Any]]]
+    validate: Callable[[CLIPClassifier], float]
+
+
+def measured_outcome(inputs: RunInputs, folder: Path) -> MeasuredOutcome:
+    """What measures models of a run with these inputs as an outcome of the run itself; ``folder`` is the run's."""
+
+    def columns(model: CLIPClassifier) -> tuple[dict[str, Any], dict[str, Any]]:
+        phases = PhaseReporter(SilentReporter())
+        with _no_bars(), _threads(inputs.settings.threads):
+            return _Execution(inputs, RunFolder(folder, inputs, phases.say), phases)._outcome_columns(model)
+
+    def validate(model: CLIPClassifier) -> float:
+        with _threads(inputs.settings.threads):
+            return accuracy(model, inputs, "validation")
+
+    return MeasuredOutcome(columns, validate)
 
 
 @contextlib.contextmanager
@@ -99,10 +122,13 @@ class _Execution:
     def adapted(self) -> dict[str, Any]:
         """A run that adapts the model, trains it and measures what came of it."""
         inputs = self.inputs
+        start = self.files.read_start() if self.settings.facts.rewrites_base else None
         model = adapt(
             inputs.pretrained.copy(), adaptation(self.settings), len(self.target.class_names), self.settings.seed,
-            text_features=self._text_features(),
+            text_features=self._text_features(), fit_on=self._fit_on(), start=start,
         ).to(inputs.device)  # fmt: skip
+        if start is None:
+            self.files.write_start(model.start)
         monitor = monitor_of(model, inputs)
         guard = self._guard(model, monitor)
         plan = self._plan(model, monitor, guard)
@@ -125,6 +151,13 @@ class _Execution:
             return None
         return self.inputs.resources.text(self.settings, self.inputs.pretrained, self.target.class_names).features
 
+    def _fit_on(self) -> tuple[Tensor, Tensor] | None:
+        """Pretrained embeddings of the training images and their labels, for a head that is fitted to them first."""
+        if not HEADS[self.settings.head].fits:
+            return None
+        self.reporter.phase("the head's fit")
+        return self.inputs.results.training_embeddings(), torch.from_numpy(self.target.splits.train.labels)
+
     def _guard(self, model: CLIPClassifier, monitor: DriftMonitor) -> Guard | None:
         settings, n_train = self.settings, len(self.target.splits.train)
         if settings.guard is None:
@@ -145,7 +178,8 @@ class _Execution:
         self.reporter.phase("the guard's probe")
         steps = evaluation_steps(settings, n_train, settings.guard_checks_per_epoch)
         return Guard(
-            monitor, budget, steps, first=math.ceil(settings.guard_from * steps[-1]), head=model.classifier,
+            monitor, budget, steps, first=math.ceil(settings.guard_from * steps[-1]),
+            head=model.classifier if HEADS[settings.head].trained else None,
             validate=lambda: accuracy(model, self.inputs, "validation"), echo=self.reporter.say,
         )  # fmt: skip
 
@@ -157,10 +191,6 @@ class _Execution:
             before = inputs.results.transfer(monitored, monitored.monitor)
             first["monitor_zero_shot_accuracy"] = before.accuracy
             first["monitor_zero_shot_retention_pct"] = monitored.retention(before.accuracy, before.accuracy)
-        reference = None
-        if any(weight and "cached attention" in LOSSES[name].needs for name, weight in settings.losses.items()):
-            self.reporter.phase("pretrained attention of the training images")
-            reference = inputs.results.teacher()
         return TrainingPlan(
             settings=settings,
             images=target.train,
@@ -173,8 +203,7 @@ class _Execution:
             else (lambda _: None),
             baseline=first,
             save_weights=lambda name: self.files.save_checkpoint(model, name),
-            pretrained_entropy=inputs.baseline.structure.layers("entropy"),
-            reference=reference,
+            context=loss_context(inputs, self.reporter.phase),
             device=inputs.device,
             guard=guard,
             trackers=self.settings.trackers,
@@ -213,11 +242,23 @@ class _Execution:
             last=lambda: copy.deepcopy(model),
             selected=lambda: self.files.load_selected(merged=True),
             validate=lambda one: accuracy(one, self.inputs, "validation"),
+            agreement=self._agreement,
         )
         record["outcomes"] = outcome_records(
             record, trained, result.followers, self._outcome_columns, self.reporter.phase
         )
         return record
+
+    def _agreement(self, model: CLIPClassifier) -> float:
+        """The share of the monitored images whose zero-shot prediction is that of the pretrained model."""
+        inputs = self.inputs
+        item = next((one for one in inputs.transfer if one.monitor is not None), None)
+        if item is None:
+            raise ValueError(
+                f"`outcomes`: there are no images to monitor: {next(iter(inputs.absent.values()), 'no set')}"
+            )
+        now = item.evaluate(model, inputs.pretrained, self.settings, images=item.monitor)
+        return float((now.predictions == inputs.results.transfer(item, item.monitor).predictions).mean())
 
     def _outcome_columns(self, model: CLIPClassifier) -> tuple[dict[str, Any], dict[str, Any]]:
         """Columns and details of a model that was made of the trained one."""

@@ -32,6 +32,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from attndrift.methods.registry import DEFAULT_METHOD, trains
+from attndrift.plain_digits import whole_number
+from attndrift.registry import near_match
 from attndrift.study.settings import (
     NAME_PATTERN,
     DatasetSource,
@@ -198,9 +200,10 @@ def _line(lines: Mapping[Place, int], place: Sequence[str | int]) -> str:
 
 def _allowed(model: type[BaseModel], field: str) -> str:
     names = setting_names() if model is RunSettings else list(model.model_fields)
-    near = difflib.get_close_matches(field, names, n=1)
-    hint = f"; did you mean `{near[0]}`?" if near else ""
-    return f"unknown key `{field}`{hint} Allowed: {', '.join(names)}"
+    hint = near_match(field, names)
+    if not hint:
+        hint = f"; allowed: {', '.join(names)}" if len(names) <= 12 else "; docs/settings.md names all of them"
+    return f"unknown key `{field}`{hint}"
 
 
 def _explain(error: Mapping[str, Any], model: type[BaseModel]) -> str:
@@ -395,7 +398,7 @@ def parse_replacements(items: Sequence[str]) -> list[tuple[str, Any, Any]]:
 def parse_seeds(text: str) -> list[int]:
     """``"0,1,2"`` as seeds. Raises :class:`StudyError`."""
     try:
-        seeds = [int(value) for value in text.split(",")]
+        seeds = [whole_number(value) for value in text.split(",")]
     except ValueError:
         raise StudyError(f"--seeds {text}: write them as whole numbers with commas, e.g. 0,1,2") from None
     if len(set(seeds)) < len(seeds):

@@ -105,6 +105,20 @@ class ObjectStorage(StudyStorage):
             if after != before:
                 self.require_driver()
                 store.write(store.path(STUDY), after)
+        self._remove_left()
+
+    def _remove_left(self) -> None:
+        """Remove states and workers of runs that are done: a driver that was killed after a record did not come to it."""
+        for kind in (_STATES, _WORKERS):
+            left: dict[str, list[str]] = {}
+            for name in self.store.files(self.store.path(kind)):
+                left.setdefault(name.partition("/")[0], []).append(name)
+            for run_id, names in left.items():
+                with suppress(ValueError):  # a record that cannot be read is for whoever runs it to say
+                    if self.is_done(run_id):
+                        self.require_driver()
+                        for name in names:
+                            self.store.remove(self.store.path(kind, name))
 
     def _described(self) -> list[dict[str, Any]] | None:
         """The runs in ``study.json``, checked: a name in it becomes a folder. None where there is no study."""
@@ -162,7 +176,7 @@ class ObjectStorage(StudyStorage):
             run.restore()
             yield run
 
-    def collect(self) -> None:
+    def collect(self) -> tuple[str, ...]:
         """See :meth:`attndrift.study.storage.StudyStorage.collect`."""
         paths = {self.store.path(STUDY): STUDY}
         for run in self.planned():
@@ -171,11 +185,11 @@ class ObjectStorage(StudyStorage):
         with _scratch("tables") as folder:
             self.store.fetch({path: folder / name for path, name in paths.items()})
             collect(folder)
-            for name in TABLES:
-                path = folder / f"{name}.parquet"
-                if path.exists():
-                    self.require_driver()
-                    self.store.send(path, self.store.path(path.name))
+            written = tuple(name for name in TABLES if (folder / f"{name}.parquet").exists())
+            for name in written:
+                self.require_driver()
+                self.store.send(folder / f"{name}.parquet", self.store.path(f"{name}.parquet"))
+        return written
 
     def fetch(self, folder: Path, progress: Callable[[str], None] = lambda _: None) -> int:
         """Copy the study into ``folder``, a study folder then; returns how many files were fetched.
@@ -269,10 +283,17 @@ class _RunInStore:
             archive.unlink(missing_ok=True)
         self._require()
         self.store.write(f"{self._states}/{name}.json", json.dumps(marker).encode())
+        self._show()
         for old in self._markers()[:-KEPT_STATES]:
             self._require()
             self.store.remove(f"{self._states}/{old}.json")
             self.store.remove(f"{self._states}/{old}.tar")
+
+    def _show(self) -> None:
+        """Send what `attndrift watch` shows of a run under way. Nothing else reads it: only a record makes a run count."""
+        for path in (self.folder / SETTINGS, self.folder / HISTORY):
+            if path.is_file():
+                self.store.send(path, self.store.path(RUNS_FOLDER, self.run_id, path.name))
 
     def _kept(self, *, newest_state_only: bool = False) -> list[Path]:
         """Files of the run, without locks and what is half written."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -103,6 +103,25 @@ class ObjectStore:
         # Some file systems begin their paths with a slash only when they list them.
         base = PurePosixPath("/" + folder.lstrip("/"))
         return sorted(str(PurePosixPath("/" + path.lstrip("/")).relative_to(base)) for path in found)
+
+    def versions(self, folder: str) -> Iterator[tuple[str, tuple[Any, ...], float]]:
+        """All objects below ``folder``: name relative to it, what changes when it does, and when it did (Unix time, or 0)."""
+        try:
+            found = self.fs.find(self.path(folder), detail=True)
+        except FileNotFoundError:
+            return
+        base = PurePosixPath("/" + self.path(folder).lstrip("/"))
+        for path, facts in found.items():
+            when = (
+                facts.get("LastModified")
+                or facts.get("mtime")
+                or facts.get("last_modified")
+                or facts.get("created")
+                or 0
+            )
+            seconds = when.timestamp() if hasattr(when, "timestamp") else float(when)
+            version = (facts.get("ETag"), facts.get("size"), seconds)
+            yield str(PurePosixPath("/" + path.lstrip("/")).relative_to(base)), version, seconds
 
     def remove(self, path: str) -> None:
         """Remove an object, if there is one."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from attndrift.study.dataset_splits import open_dataset, splits_key, splits_of
 from attndrift.study.pretrained_results import FINGERPRINT_IMAGES
 from attndrift.study.resolved import adaptation, device_of
 from attndrift.study.settings import RunSettings, Study
+from attndrift.study.training.plan import epoch_count, total_steps, warmup_steps
 
 # Of the rate of one large matrix product, a transformer of small width reaches about this fraction.
 _EFFICIENCY = 0.5
@@ -197,8 +197,11 @@ def _plan_run(run_id: str, settings: RunSettings, sizes: _Sizes, rate: float | N
     else:
         row.n_train, row.n_validation = len(splits.train), len(splits.validation)
         row.n_test, row.n_probe, row.images = len(splits.test), len(splits.probe), splits.who_gets_what
-        micro = settings.batch_size // settings.gradient_accumulation
-        row.steps = math.ceil(math.ceil(row.n_train / micro) / settings.gradient_accumulation) * settings.epochs
+        row.steps, row.epochs = total_steps(settings, row.n_train), epoch_count(settings, row.n_train)
+        try:
+            warmup_steps(settings, row.n_train)
+        except ValueError as error:
+            row.add_note(str(error))
     if shape is None:
         return row
     if isinstance(splits, str):
@@ -207,9 +210,16 @@ def _plan_run(run_id: str, settings: RunSettings, sizes: _Sizes, rate: float | N
     classes = len(set(splits.train.labels.tolist()))
     try:
         row.trainable_parameters, row.total_parameters = count_parameters(settings.model, adaptation(settings), classes)
+        for loss in map(LOSSES.__getitem__, settings.losses):
+            if loss.check is not None:
+                loss.check(settings.settings_of(loss), shape.depth)
     except ValueError as error:
         row.add_note(str(error))
         return row
+    if settings.own.get("reference"):
+        row.images += f"; reference: training images of {settings.own['reference']}"
+        if settings.own["reference"] in settings.transfer:
+            row.images += ", which is a transfer set too: its retention is that of a set that the loss holds"
     _estimate(row, settings, splits, sizes, shape, rate)
     for name in settings.transfer:
         if name in sizes.absent:
@@ -226,12 +236,15 @@ def _estimate(
     # Backward: once for the inputs, once for the weights that are trained; a frozen tower needs neither.
     method = settings.facts
     factor = method.cost
-    for name in settings.losses:
-        factor += LOSSES[name].step_passes + LOSSES[name].cached_passes / max(settings.epochs, 1)
-    trained = factor * len(splits.train) * settings.epochs
-    evaluations = settings.evaluations_per_epoch * settings.epochs * len(splits.probe)
+    references = 0.0
+    for loss in map(LOSSES.__getitem__, settings.losses):
+        factor += loss.step_passes + loss.cached_passes / max(row.epochs, 1)
+        references += loss.reference_passes * settings.own.get("reference_images", 0)
+    assert row.steps is not None
+    trained = references + factor * min(row.steps * settings.batch_size, len(splits.train) * row.epochs)
+    evaluations = settings.evaluations_per_epoch * row.epochs * len(splits.probe)
     watched = sizes.monitor(settings) if method.adapts else 0
-    validated = settings.epochs * (len(splits.validation) + watched) + watched
+    validated = row.epochs * (len(splits.validation) + watched) + watched
     tested = (len(splits.test) if method.adapts else 0) + sizes.transfer(settings) + 2 * len(splits.probe)
     row.seconds = None if rate is None else flops * (trained + evaluations + validated + tested) / (_EFFICIENCY * rate)
     tokens = vision.tokens
@@ -249,8 +262,10 @@ def _estimate(
     weights = 4.0 * row.trainable_parameters
     images = min(FINGERPRINT_IMAGES, len(splits.probe))
     fingerprint = 4.0 * images * (3 * vision.image_size**2 + 2 * vision.dimensions)
-    kept = {"best": 1, "best+final": 2}.get(settings.keep, 2 + settings.epochs)
-    row.disk_bytes = kept * (weights + fingerprint)
+    kept = {"best": 1, "best+final": 2}.get(settings.keep, 2 + row.epochs)
+    # What rebuilds a decomposition is about as large as what is trained of it.
+    decomposed = weights if method.rewrites_base else 0.0
+    row.disk_bytes = kept * (weights + decomposed + fingerprint)
     # Two resumable states of weights and two moments, and a third while it is written.
     row.scratch_bytes = 3 * 3 * weights
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,13 +18,16 @@ from torch import Tensor
 from attndrift.attention.observer import observe
 from attndrift.drift.drift import Drift, Snapshot, compare_snapshots
 from attndrift.drift.snapshot import take_snapshot
-from attndrift.losses.attention_cache import AttentionCache
+from attndrift.losses.ewc import fisher_information
+from attndrift.losses.teacher_cache import TeacherCache
+from attndrift.losses.views import View
 from attndrift.methods.checkpoint import fingerprint_embeddings
 from attndrift.models.evaluation import evaluation_mode
 from attndrift.process_group import Processes
 from attndrift.retention.task import RetentionResult
 from attndrift.retention.zero_shot import ZeroShotResult
 from attndrift.study.pretrained import Pretrained
+from attndrift.study.reference_images import ReferenceSet
 from attndrift.study.retention_measures import measure_retention
 from attndrift.study.run_images import PartImages, Target, TransferSet
 from attndrift.study.settings import RunSettings
@@ -122,8 +125,26 @@ class PretrainedResults:
         make = partial(measure_retention, measure, item, pretrained.clip, pretrained, settings, self.cache)
         return self.once(key, make)
 
-    def teacher(self) -> AttentionCache:
-        """Log-attention of the training images, in both orientations; on disk, where it stays."""
+    def training_embeddings(self) -> Tensor:
+        """Embeddings of the training images, as they are and not flipped: (images, dimensions), on the CPU."""
+        settings, pretrained, store = self.settings, self.pretrained, self.target.train
+        size, count = settings.evaluation_batch_size, len(self.target.splits.train)
+
+        def make() -> Tensor:
+            with evaluation_mode(pretrained.clip):
+                parts = [
+                    pretrained.embed(store.fetch(range(at, min(at + size, count)))) for at in range(0, count, size)
+                ]
+            return torch.cat([part.float().cpu() for part in parts])
+
+        model = (pretrained.source, str(pretrained.device))
+        splits = self.target.splits
+        return self.once(
+            ("training embeddings", *model, splits.fingerprint, splits.train.hash, settings.threads, size), make
+        )
+
+    def teacher(self, view: View) -> TeacherCache:
+        """What ``view`` sees of the training images, in both orientations; on disk, where it stays."""
         settings, pretrained, splits = self.settings, self.pretrained, self.target.splits
         # Ids are unique within a dataset only: a part is known by them and by what the images are.
         about = [pretrained.description, pretrained.preprocessing, splits.fingerprint, splits.train.hash,
@@ -135,11 +156,18 @@ class PretrainedResults:
             for start in range(0, count, TEACHER_BATCH):
                 yield self.target.train.fetch(range(start, min(start + TEACHER_BATCH, count)))
 
-        def make() -> AttentionCache:
-            file = self.cache / "attention" / f"{key[:32]}.npy"
-            return AttentionCache(pretrained.clip, images(), flips=settings.flip, count=count, file=file)
+        def make() -> TeacherCache:
+            file = self.cache / view.name / f"{key[:32]}.npy"
+            return TeacherCache(pretrained.clip, images(), view=view, flips=settings.flip, count=count, file=file)
 
-        return self.once(("teacher", key), make)
+        return self.once(("teacher", view.name, key), make)
+
+    def fisher(self, reference: ReferenceSet) -> Mapping[str, Tensor]:
+        """Fisher information of the pretrained weights on reference images."""
+        pretrained = self.pretrained
+        key = (pretrained.source, str(pretrained.device), reference.key, self.settings.threads)
+        make = partial(fisher_information, pretrained.clip, reference.pixels, reference.text_features)
+        return self.once(("fisher", *key), make)
 
 
 def attention_maps(model: torch.nn.Module, forward: Callable[[Tensor], object], pixels: Tensor) -> NDArray[np.float32]:

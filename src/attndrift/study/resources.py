@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from attndrift.retention.zero_shot import TextFeatures
 from attndrift.study.dataset_splits import open_dataset, source_of, splits_key
 from attndrift.study.pretrained import Pretrained
 from attndrift.study.pretrained_results import PretrainedResults
+from attndrift.study.reference_images import ReferenceSet
 from attndrift.study.run_images import Target, TransferSet
 from attndrift.study.settings import RunSettings
 
@@ -75,6 +77,24 @@ class StudyResources:
             ("text", pretrained.source, tuple(class_names), settings.prompts),
             lambda: TextFeatures.of(pretrained.clip, pretrained.tokenizer, class_names, settings.prompts),
         )
+
+    def reference(
+        self, settings: RunSettings, target: Target, pretrained: Pretrained, transfer: Sequence[TransferSet]
+    ) -> ReferenceSet | None:
+        """The reference images that the run's losses name; None where none does.
+
+        Raises for a dataset that shares its source with the target, and one that cannot be had.
+        """
+        name = settings.own.get("reference")
+        if name is None:
+            return None
+        dataset = self._dataset(name, settings)
+        refuse_same_origin(target.dataset, [dataset])
+        # Images that the run is measured on, or that watch it while it trains, must be none that a loss holds.
+        parts = [part.part for item in transfer if item.name == name for part in item.parts]
+        count = settings.own.get("reference_images", 1)
+        text = partial(self.text, settings, pretrained, dataset.class_names)
+        return ReferenceSet.open(dataset, count, settings, pretrained, text, self.cache, taken=parts)
 
     def results(self, settings: RunSettings, target: Target, pretrained: Pretrained) -> PretrainedResults:
         """What the pretrained model comes to on the run's images."""

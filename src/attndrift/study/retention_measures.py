@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from attndrift.data.splits import evaluation_part
+from attndrift.data.splits import evaluation_part, refuse_overlap
 from attndrift.process_group import Processes
 from attndrift.results.measures import MEASURES
 from attndrift.retention.task import Labelled, RetentionResult, RetentionTask
@@ -31,6 +31,7 @@ def measure_retention(
             item.dataset, limit=settings.bank_limit, data_seed=settings.data_seed, unreadable=settings.unreadable,
             name="bank", split="train",
         )  # fmt: skip
+        refuse_overlap([part, item.evaluation.part])  # a set may have one split alone
         return Labelled(pixels_of(item.dataset, part, pretrained, cache), part.labels)
 
     task = RetentionTask(

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.torch import save
+from torch import Tensor
 
-from attndrift.files import link_or_copy, new_folder, write_bytes, write_json, write_text
+from attndrift.files import link_or_copy, new_folder, sha256, write_bytes, write_json, write_text
+from attndrift.methods.adapters import read_tensors
 from attndrift.methods.checkpoint import load_adapted, save_adapted
 from attndrift.methods.classifier import CLIPClassifier
 from attndrift.models.errors import CheckpointError, FingerprintError
@@ -22,7 +26,7 @@ from attndrift.study.pretrained_results import attention_maps
 from attndrift.study.run_images import TransferSet
 from attndrift.study.run_inputs import RunInputs
 from attndrift.study.training import states as resume
-from attndrift.study.training.plan import FitResult
+from attndrift.study.training.plan import FitResult, epoch_count
 
 
 class RunFolder:
@@ -81,6 +85,21 @@ class RunFolder:
             np.savez_compressed(content, **arrays)
             write_bytes(self.folder / name, content.getvalue())
 
+    def read_start(self) -> dict[str, Tensor] | None:
+        """What an earlier attempt decomposed of the pretrained weights; None where there is nothing whole."""
+        for path in sorted((self.folder / RESUME).glob("start-*.safetensors")):
+            if path.stem == f"start-{sha256(path)[:32]}":
+                return read_tensors(path)
+            self.say(f"{path.name} is damaged; the pretrained weights are decomposed again")
+        return None
+
+    def write_start(self, start: Mapping[str, Tensor]) -> None:
+        """Keep what was decomposed of the pretrained weights, so that no later attempt decomposes them again."""
+        if start and self.processes.first:
+            content = save({name: value.cpu().contiguous() for name, value in start.items()})
+            (self.folder / RESUME).mkdir(parents=True, exist_ok=True)
+            write_bytes(self.folder / RESUME / f"start-{hashlib.sha256(content).hexdigest()[:32]}.safetensors", content)
+
     def save_checkpoint(self, model: CLIPClassifier, name: str) -> None:
         """Save the trained weights as the checkpoint ``name``."""
         if not self.processes.first:
@@ -102,7 +121,8 @@ class RunFolder:
         """Save the last epoch's weights; where they are the selected ones, as a copy of that checkpoint."""
         best, final = (self.folder / CHECKPOINTS / name for name in ("best", "final"))
         # A guard may have changed the weights since; and what somebody has removed cannot be copied.
-        if result.selected_epoch != self.inputs.settings.epochs or guarded or not best.is_dir():
+        last = epoch_count(self.inputs.settings, len(self.inputs.target.splits.train))
+        if result.selected_epoch != last or guarded or not best.is_dir():
             self.save_checkpoint(model, "final")
         elif self.processes.first:
             with new_folder(final) as target:

@@ -91,7 +91,12 @@ class TransferSet:
     anchors: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        refuse_overlap([one.part for one in (self.evaluation, self.monitor, self.guard) if one is not None])
+        refuse_overlap([one.part for one in self.parts])
+
+    @property
+    def parts(self) -> list[PartImages]:
+        """All images of the set that the run uses."""
+        return [one for one in (self.evaluation, self.monitor, self.guard) if one is not None]
 
     @classmethod
     def open(
@@ -117,7 +122,7 @@ class TransferSet:
         if first and settings.monitor_zero_shot_images:
             monitor, more = monitor_part(
                 dataset, settings.monitor_zero_shot_images, data_seed=settings.data_seed,
-                unreadable=settings.unreadable, taken=held_out,
+                unreadable=settings.unreadable, taken=[held_out],
             )  # fmt: skip
             skipped |= more
 

@@ -12,6 +12,7 @@ from attndrift.models.reference import at_commit
 from attndrift.process_group import Processes
 from attndrift.study.pretrained import Pretrained
 from attndrift.study.pretrained_results import PretrainedResults
+from attndrift.study.reference_images import ReferenceSet
 from attndrift.study.resources import StudyResources
 from attndrift.study.run_images import Target, TransferSet
 from attndrift.study.settings import NamedRun, RunSettings
@@ -25,6 +26,7 @@ class RunInputs:
     Attributes:
         transfer: the zero-shot sets.
         absent: those that are out of reach, and why.
+        reference: the reference images of its losses, where one needs them.
         results: what the pretrained model comes to on the run's images.
         baseline: the pretrained model on the probe images.
     """
@@ -36,6 +38,7 @@ class RunInputs:
     target: Target
     transfer: list[TransferSet]
     absent: dict[str, str]
+    reference: ReferenceSet | None
     results: PretrainedResults
     baseline: Snapshot
 
@@ -49,15 +52,19 @@ class RunInputs:
         transfer, absent = resources.transfer_sets(settings, target, pretrained)
         for name, reason in absent.items():
             reporter.say(f"transfer set {name} is left out: {reason}")
+        reference = resources.reference(settings, target, pretrained, transfer)
         reporter.say(target.splits.who_gets_what)
+        if reference is not None:
+            reporter.say(f"reference: {len(reference.part)} training images of {reference.name}")
         processes = Processes.current()
         with processes.agreeing():
             if processes.first:
-                places = places_of([target.dataset, *(item.dataset for item in transfer)])
-                reporter.inputs(inputs_of(settings, pretrained, target, transfer), places)
+                others = [item.dataset for item in transfer] + ([reference.dataset] if reference else [])
+                places = places_of([target.dataset, *others])
+                reporter.inputs(inputs_of(settings, pretrained, target, transfer, reference), places)
         reporter.phase("the pretrained model")
         results = resources.results(settings, target, pretrained)
-        return cls(run, resources, device, pretrained, target, transfer, absent, results, results.baseline())
+        return cls(run, resources, device, pretrained, target, transfer, absent, reference, results, results.baseline())
 
     @property
     def settings(self) -> RunSettings:

@@ -5,15 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from attndrift import metrics
+from attndrift.losses.names import parse_losses
+from attndrift.losses.registry import LOSSES
 from attndrift.methods.classifier import CLIPClassifier
 from attndrift.process_group import Processes
 from attndrift.results.tables import TRANSFER_FIELDS
 from attndrift.retention.task import RetentionResult
 from attndrift.retention.zero_shot import ZeroShotResult
 from attndrift.study import record as records
+from attndrift.study.optimisation import optimisation_text
 from attndrift.study.run_images import TransferSet
 from attndrift.study.run_inputs import RunInputs
-from attndrift.study.training.plan import precision_of
+from attndrift.study.training.plan import precision_of, steps_per_epoch
 
 
 def sizes(model: CLIPClassifier, inputs: RunInputs) -> dict[str, Any]:
@@ -102,7 +105,8 @@ def _row(inputs: RunInputs, status: str, values: dict[str, Any]) -> dict[str, An
         "learning_rate": settings.learning_rate if trains else None,
         "seed": settings.seed,
         "data_seed": settings.data_seed,
-        "epochs": settings.epochs if trains else None,
+        "epochs": _epochs(inputs) if trains else None,
+        "optimisation": optimisation_text(settings) if trains else None,
         "batch_size": settings.batch_size if trains else None,
         "weight_decay": settings.weight_decay if trains else None,
         **settings.own,
@@ -114,6 +118,8 @@ def _row(inputs: RunInputs, status: str, values: dict[str, Any]) -> dict[str, An
         "guard": settings.guard,
         "guard_at_least": settings.guard_at_least,
         "guard_at_most": settings.guard_at_most,
+        # A transfer set refuses parts that share an image.
+        "monitor_disjoint": True if any(item.monitor for item in inputs.transfer) else None,
         "status": status,
         **values,
         **{
@@ -125,10 +131,31 @@ def _row(inputs: RunInputs, status: str, values: dict[str, Any]) -> dict[str, An
     }
 
 
+def _epochs(inputs: RunInputs) -> float:
+    """Planned epochs; of a training that is counted in steps, how many these are."""
+    settings, images = inputs.settings, len(inputs.target.splits.train)
+    return settings.epochs if settings.steps is None else settings.steps / steps_per_epoch(settings, images)
+
+
+def why_no_activity(loss: str | None) -> str:
+    """Why the activity of a run's preservation losses is no number; ``loss`` as in the table ``runs``."""
+    names = [name for name, weight in parse_losses(loss).items() if weight]
+    reporting = [name for name in names if LOSSES[name].reports_active]
+    if not names:
+        return "the run has no preservation loss"
+    if not reporting:
+        return f"{' and '.join(names)} {'counts' if len(names) == 1 else 'count'} no activity"
+    if len(reporting) == 1:
+        return f"{reporting[0]} saw no batch"
+    return f"{' and '.join(reporting)} each have one, in the table `losses`"
+
+
 def _nulls(inputs: RunInputs, row: dict[str, Any]) -> dict[str, str]:
     """Why a value that a reader would expect is null."""
     measures = inputs.settings.measures
     reasons = {f"transfer_{name}_{one}_accuracy": reason for name, reason in inputs.absent.items() for one in measures}
+    if row.get("loss_active_fraction") is None:
+        reasons["loss_active_fraction"] = why_no_activity(row.get("loss"))
     for item in inputs.transfer:
         for one in measures:
             retention = f"transfer_{item.name}_{one}_retention_pct"

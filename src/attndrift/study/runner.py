@@ -7,6 +7,7 @@ is kept (:mod:`attndrift.study.storage`).
 
 from __future__ import annotations
 
+import os
 import time
 import traceback
 from collections.abc import Callable, Generator, Mapping
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from attndrift.files import LinkError
 from attndrift.sanitize import sanitize
 from attndrift.study.driver import DriverReplaced
 from attndrift.study.inputs import has_states, read_inputs, refuse_changed, write_inputs
@@ -61,10 +63,11 @@ class StudyReporter(Protocol):
 
 @dataclass
 class StudyOutcome:
-    """How many runs ended how, and where; ``busy`` ones are with another process."""
+    """How many runs ended how, and where; ``busy`` ones are with another process. ``tables``: names of those written."""
 
     where: str
     statuses: dict[str, str] = field(default_factory=dict)
+    tables: tuple[str, ...] = ()
 
     def count(self, status: str) -> int:
         """Runs that ended with ``status``."""
@@ -147,8 +150,8 @@ def run_study(
                     raise _STOPS[status](detail)
                 statuses[run.run_id] = status
                 reporter.ended(run, status, detail)
-        storage.collect()
-    return StudyOutcome(storage.url, {run.run_id: statuses[run.run_id] for run in study.runs})
+        tables = storage.collect()
+    return StudyOutcome(storage.url, {run.run_id: statuses[run.run_id] for run in study.runs}, tables)
 
 
 def run_one(
@@ -177,8 +180,8 @@ def run_one(
             begin_run_folder(folder)
             write_settings(folder, run, study)
             with reporter.run(run) as progress:
-                watched = _Watched(progress, workspace, run.run_id, storage)
-                record = _executed(run, study, execute, watched)
+                with closing(_Watched(progress, workspace, run.run_id, storage)) as watched:
+                    record = _executed(run, study, execute, watched)
                 write_record(folder, record)
                 if record["status"] != "failed":
                     end_run_folder(folder, run.settings.keep)
@@ -218,11 +221,16 @@ class _Watched:
     def __init__(self, progress: Any, workspace: RunWorkspace, run_id: str, storage: StudyStorage) -> None:
         self._progress, self._workspace, self._run_id, self._storage = progress, workspace, run_id, storage
         self.folder = workspace.folder
-        self._identity = _identity(self.folder)
+        # Held open: while it is, no folder made anew can have the same inode.
+        self._held = os.open(self.folder, os.O_RDONLY)
+
+    def close(self) -> None:
+        os.close(self._held)
 
     def require_folder(self) -> None:
         """Raise :class:`RunFolderRemoved` unless the folder is the one in which the run was begun."""
-        if self._identity != _identity(self.folder):
+        held = os.fstat(self._held)
+        if _identity(self.folder) != (held.st_dev, held.st_ino):
             raise RunFolderRemoved(
                 f"{self.folder}: the folder of this run was removed, moved or replaced while the run was under way, so "
                 "that its results are lost. The same command begins this run again"
@@ -289,8 +297,8 @@ def record_failure(run: NamedRun, study: str, storage: StudyStorage, error: Base
                 write_settings(workspace.folder, run, study)
                 write_record(workspace.folder, {**failed_record(run, study, error), "ended": now()})
                 workspace.finish()
-    except (RunLocked, StudyFolderConflict):
-        pass  # it is somebody else's
+    except (RunLocked, StudyFolderConflict, LinkError):
+        pass  # it is somebody else's, or leads there
 
 
 def failed_record(run: NamedRun, study: str, error: BaseException) -> dict[str, Any]:

@@ -24,14 +24,16 @@ def expected_work(settings: RunSettings) -> float:
     Rough: epochs, and that less is differentiated where layers are frozen. How many images an epoch has is not known.
     """
     method = settings.facts
-    return method.work * 0.97**settings.freeze_layers * settings.epochs if method.adapts else 0.05
+    # A training that is counted in steps is taken for epochs of a hundred.
+    epochs = settings.epochs if settings.steps is None else settings.steps / 100
+    return method.work * 0.97**settings.freeze_layers * epochs if method.adapts else 0.05
 
 
 def _kind(settings: RunSettings) -> _Kind:
     """Runs of one kind take the same time but for chance."""
     return (
         settings.dataset, settings.method, tuple(settings.own.items()), settings.freeze_layers, tuple(settings.losses),
-        settings.guard, settings.epochs, settings.batch_size,
+        settings.guard, settings.epochs, settings.steps, settings.batch_size,
     )  # fmt: skip
 
 

@@ -126,6 +126,17 @@ class SweepFile(_Kept):
     points: list[_Point] = Field(max_length=10_000)
 
 
+class _Soup(_Outcome):
+    parents: list[_RunId] = Field(max_length=MAX_RUNS)
+    used: list[_RunId] = Field(max_length=MAX_RUNS)
+
+
+class SoupFile(_Kept):
+    """``soups.json``."""
+
+    soups: list[_Soup] = Field(max_length=1000)
+
+
 class _PlannedRun(_Kept):
     run_id: _RunId
     model_revision: _Name | None = None

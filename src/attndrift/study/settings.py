@@ -22,16 +22,19 @@ from attndrift.data.registry import expand_suites
 from attndrift.losses.names import canonical_losses, parse_losses
 from attndrift.losses.registry import LOSSES
 from attndrift.methods.registry import DEFAULT_HEAD, DEFAULT_METHOD, HEADS, METHODS, Method
+from attndrift.models.backbone import scheme_of
 from attndrift.own_settings import Owner, OwnSettings, StrictSettings, fields_of, owners_of, spoken, validated
 from attndrift.registry import RegistrationError, Registry, near_match
 from attndrift.results.measures import MEASURES
-from attndrift.study.outcomes.registry import canonical_outcomes
+from attndrift.study.optimisation import optimisation_names
+from attndrift.study.outcomes.registry import canonical_outcomes, parse_outcome
 from attndrift.trackers import TRACKERS
 
 Selection = Literal["test", "validation"]
 
 # A name becomes a folder: it cannot climb out of the study folder, nor hide in it.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,119}$"
+_LONGEST_NAME = 120
 
 DEFAULT_WEIGHT_DECAY = 0.01
 
@@ -55,9 +58,12 @@ class DatasetSource(BaseModel):
         None, description="column of the labels; default: `label`, or the only one of classes"
     )
     id_column: str | None = Field(None, description="column that names each image; default: `image_id` or `id`")
-    train_split: str | None = Field(None, description="split that trains, validates and probes; default: train")
+    train_split: str | None = Field(
+        None, description="split that trains, validates and probes; default: train, training, in any case"
+    )
     test_split: str | None = Field(
-        None, description="split that is reported; default: test, else validation, valid, val"
+        None,
+        description="split that is reported; default: test, else validation, val, dev, eval, in any case, also as test2017",
     )
     class_names: tuple[str, ...] | None = Field(None, description="names of the classes in the order of their labels")
     origin: str | None = Field(None, description="source of the images; a target and a transfer set must not share it")
@@ -94,13 +100,33 @@ class RunSettings(StrictSettings):
     weight_decay: Annotated[float, Field(ge=0, le=1)] = Field(
         DEFAULT_WEIGHT_DECAY, description="of AdamW, on all trained parameters"
     )
+    head_learning_rate: Annotated[float, Field(gt=0, le=10)] | None = Field(
+        None, description="peak rate of the classifier; default: `learning_rate`"
+    )
+    projection_learning_rate: Annotated[float, Field(gt=0, le=10)] | None = Field(
+        None, description="peak rate of the visual projection; default: `learning_rate`"
+    )
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="factor of the rate from each block to the one before it; 1: one rate"
+    )
+    spd: Annotated[float, Field(ge=0, le=100)] = Field(
+        0.0, description="strength of selective projection decay: steps that lead back are projected towards the start"
+    )
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of AdamW, of the mean gradient")
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = Field(0.999, description="of AdamW, of the mean square")
     epochs: Annotated[int, Field(ge=0, le=10_000)] = Field(20, description="passes over the training images")
+    steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = Field(
+        None, description="optimiser steps; where given, `epochs` is not read, and is recorded as 0"
+    )
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = Field(64, description="images an optimiser step")
     gradient_accumulation: Annotated[int, Field(ge=1, le=4096)] = Field(
         1, description="micro-batches an optimiser step; batch_size is divided by it"
     )
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.05, description="share of the steps in which the rate rises; then it falls by a cosine"
+        0.05, description="share of the steps in which the rate rises, never all of them; then it falls by a cosine"
+    )
+    warmup_steps: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="the steps in which the rate rises; where given, `warmup` is not read"
     )
     clip_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="largest norm of the gradient; 0: any")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -117,7 +143,7 @@ class RunSettings(StrictSettings):
     freeze_layers: Annotated[int, Field(ge=0)] = Field(
         0, description="frozen blocks, from the input, for a method that can"
     )
-    head: str = Field(DEFAULT_HEAD, description="the classifier; text: it starts from text features")
+    head: str = Field(DEFAULT_HEAD, description="the classifier: trained, text, cosine or lp_ft (attndrift list heads)")
 
     loss: str | None = Field(
         None, description="preservation losses and their weights: attention_preservation:0.1+entropy_floor:0.01"
@@ -247,10 +273,14 @@ class RunSettings(StrictSettings):
             raise ValueError(f"`train_projection` cannot be true with method: {self.method}")
         if self.train_projection is None:
             object.__setattr__(self, "train_projection", bool(method.projection))
+        if method.adapts and not (method.moves_encoder or HEADS[self.head].trained):
+            raise ValueError(f"`head` {self.head} is frozen, and method: {self.method} trains nothing else")
         if self.loss is not None and not method.moves_encoder:
             raise ValueError(f"`loss` does nothing with method: {self.method}, which leaves the encoder as it is")
+        _check_losses(self)
         if self.outcomes and not method.adapts:
             raise ValueError(f"`outcomes` does nothing with method: {self.method}, which trains nothing")
+        _check_outcomes(self)
         _check_guard(self)
         if self.precision == "float16" and self.device == "cpu":
             raise ValueError(FLOAT16_ON_CPU)
@@ -261,10 +291,7 @@ class RunSettings(StrictSettings):
             )
         if self.batch_size % self.gradient_accumulation:
             raise ValueError("`batch_size` must be a multiple of `gradient_accumulation`")
-        if not method.adapts:
-            object.__setattr__(self, "epochs", 0)
-        elif self.epochs == 0:
-            raise ValueError("`epochs` must be at least 1; the pretrained model is method: none")
+        _check_optimisation(self)
         object.__setattr__(self, "transfer", expand_suites(self.transfer, self.dataset))
         if self.dataset in self.transfer:
             raise ValueError(f"`transfer` names the target {self.dataset!r} itself: it would not be zero-shot")
@@ -311,6 +338,54 @@ class RunSettings(StrictSettings):
     def hash(self) -> str:
         """SHA-256 of the settings: equal settings, equal hash."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+
+def _check_outcomes(settings: RunSettings) -> None:
+    """Raise ``ValueError`` for an outcome that needs images which the run does not monitor."""
+    for text in settings.outcomes:
+        needs = parse_outcome(text)[0].needs_unlabelled
+        if needs and not (settings.transfer and settings.monitor_zero_shot_images):
+            raise ValueError(f"`outcomes`: {text} needs a set in `transfer` with text, and `monitor_zero_shot_images`")
+
+
+def _check_optimisation(settings: RunSettings) -> None:
+    """Raise ``ValueError`` for an optimisation that cannot be; a training that is counted in steps has no epochs."""
+    method = settings.facts
+    if not method.adapts or settings.steps is not None:
+        object.__setattr__(settings, "epochs", 0)
+    elif settings.epochs == 0:
+        raise ValueError("`epochs` must be at least 1; the pretrained model is method: none")
+    if not method.adapts:
+        object.__setattr__(settings, "steps", None)
+        return
+    if not method.moves_encoder:
+        for name, wanted in (("layer_decay", settings.layer_decay != 1), ("spd", settings.spd != 0)):
+            if wanted:
+                raise ValueError(
+                    f"`{name}` does nothing with method: {settings.method}, which leaves the encoder as it is"
+                )
+    if settings.head_learning_rate is not None and not HEADS[settings.head].trained:
+        raise ValueError(f"`head_learning_rate` does nothing with head: {settings.head}, which is frozen")
+    if settings.projection_learning_rate is not None and not settings.train_projection:
+        raise ValueError("`projection_learning_rate` needs `train_projection: true`; this run does not train it")
+    if settings.warmup_steps is not None and settings.steps is not None and settings.warmup_steps >= settings.steps:
+        raise ValueError(f"`warmup_steps` is {settings.warmup_steps}; it must be below `steps`, {settings.steps}")
+
+
+def _check_losses(settings: RunSettings) -> None:
+    """Raise ``ValueError`` for losses that cannot be together, or of a model or dataset that they cannot have."""
+    losses = [LOSSES[name] for name in settings.losses]
+    for loss in losses[1:]:
+        if loss.teacher != losses[0].teacher:
+            raise ValueError(
+                f"`loss`: {losses[0].name} holds to {losses[0].teacher}, {loss.name} to {loss.teacher}; a run has one teacher"
+            )
+    if settings.own.get("reference") == settings.dataset:
+        raise ValueError(f"`reference` names the target {settings.dataset!r} itself; name another dataset")
+    by_text = [loss.name for loss in losses if "text tower" in loss.needs]
+    scheme = scheme_of(settings.model) if by_text else None
+    if scheme is not None and not scheme[0].text_tower:
+        raise ValueError(f"`loss`: {by_text[0]} needs a text tower, which a {scheme[0].label} (`model`) does not have")
 
 
 def _check_guard(settings: RunSettings) -> None:
@@ -374,6 +449,9 @@ def applies(name: str, raw: Mapping[str, Any]) -> bool:
         "train_projection": facts.projection is not None,
         "head": facts.adapts,
         "outcomes": facts.adapts,
+        "layer_decay": facts.moves_encoder,
+        "spd": facts.moves_encoder,
+        "projection_learning_rate": raw.get("train_projection", facts.projection) is True,
         **dict.fromkeys(("loss", "guard", "guard_at_least", "guard_at_most"), facts.moves_encoder),
     }
     if name in RunSettings.model_fields or name not in own_fields():
@@ -462,7 +540,14 @@ def run_name(settings: RunSettings, *, with_model: bool = False, with_data_seed:
     if settings.weight_decay != DEFAULT_WEIGHT_DECAY:
         parts.append(f"wd{spoken(settings.weight_decay)}")
     if method.adapts:
+        parts += optimisation_names(settings)
+        if settings.steps is not None:
+            parts.append(f"steps{settings.steps}")
         parts += [f"lr{spoken(settings.learning_rate)}", f"s{settings.seed}"]
     if with_data_seed:
         parts.append(f"d{settings.data_seed}")
-    return "_".join(parts)
+    name = "_".join(parts)
+    if len(name) <= _LONGEST_NAME:
+        return name
+    # Still one name for one run, and another for every other.
+    return f"{name[: _LONGEST_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

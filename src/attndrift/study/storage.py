@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
-from attndrift.files import read_json, refuse_links, write_json
+from attndrift.files import LinkError, read_json, refuse_links, write_json
 from attndrift.formats import numbered
 from attndrift.sanitize import redact
 from attndrift.study.collect import LOCK, RUNS_FOLDER, STUDY, collect, described_runs
@@ -99,8 +99,8 @@ class StudyStorage(ABC):
         """
 
     @abstractmethod
-    def collect(self) -> None:
-        """Write the tables of the study."""
+    def collect(self) -> tuple[str, ...]:
+        """Write the tables of the study; returns the names of those that are there now."""
 
     def tidy(self, run: NamedRun) -> None:  # noqa: B027 -- a storage may have nothing to remove
         """Remove what a process that was killed after it had written the record of ``run`` left behind."""
@@ -204,6 +204,12 @@ class LocalStorage(StudyStorage):
                 f"{self.folder}: {STUDY} is gone: the study folder was removed or moved while it ran. Move it back, or "
                 "give the same command again to begin anew"
             )
+        # Looked at when the study began, and again now: somebody may have put a link there since.
+        refuse_links(self.folder, [f"{RUNS_FOLDER}/{run_id}"])
+        if folder.is_symlink():
+            raise LinkError(
+                f"{folder}: a link to {folder.resolve()}, so that two runs would write into one folder; remove the link"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock", timeout=patience)
         try:
@@ -220,9 +226,13 @@ class LocalStorage(StudyStorage):
         with suppress(RunLocked), self.open_run(run.run_id) as workspace:
             end_run_folder(workspace.folder, run.settings.keep)
 
-    def collect(self) -> None:
+    def collect(self) -> tuple[str, ...]:
         """See :func:`attndrift.study.collect.collect`."""
+        # Imported here: pandas takes time to load, which only who collects pays.
+        from attndrift.results.tables import TABLES
+
         collect(self.folder)
+        return tuple(name for name in TABLES if (self.folder / f"{name}.parquet").exists())
 
 
 class FolderWorkspace:

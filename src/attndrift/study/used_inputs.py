@@ -13,6 +13,7 @@ import numpy as np
 from attndrift.data.dataset import ImageDataset, ImageSplit
 from attndrift.files import plain
 from attndrift.study.pretrained import Pretrained
+from attndrift.study.reference_images import ReferenceSet
 from attndrift.study.run_images import Target, TransferSet
 from attndrift.study.settings import DatasetSource, RunSettings
 
@@ -21,7 +22,11 @@ _FUNCTION = ("hidden_act", "layer_norm_eps", "num_attention_heads", "patch_size"
 
 
 def inputs_of(
-    settings: RunSettings, pretrained: Pretrained, target: Target, transfer: Sequence[TransferSet]
+    settings: RunSettings,
+    pretrained: Pretrained,
+    target: Target,
+    transfer: Sequence[TransferSet],
+    reference: ReferenceSet | None = None,
 ) -> dict[str, dict[str, Any]]:
     """The inputs of a run as plain values, by what they are.
 
@@ -32,6 +37,8 @@ def inputs_of(
         f"model {pretrained.source}": _model(pretrained),
         f"dataset {settings.dataset}": _dataset(target.dataset, settings.source),
     }
+    if reference is not None:
+        found[f"dataset {reference.name}"] = _dataset(reference.dataset, None)
     for item in transfer:
         found[f"dataset {item.name}"] = _dataset(item.dataset, None)
         if item.text is not None:

@@ -14,6 +14,7 @@ from attndrift.attention import observe
 from attndrift.data import PixelStore
 from attndrift.data.device_pixels import pixels_on
 from attndrift.drift import DriftMonitor
+from attndrift.losses import StudyContext
 from attndrift.methods import adapt
 from attndrift.models import load_clip
 from attndrift.study.evaluation import split_accuracy
@@ -85,8 +86,8 @@ def trained(
         settings=settings, images=store, labels=torch.from_numpy(store.labels), monitor=monitor,
         validate=lambda: split_accuracy(model, store, store.labels, settings), monitor_zero_shot=None, monitored_retention=lambda _: None,
         baseline={"step": 0}, save_weights=lambda name: None,
-        pretrained_entropy=monitor.reference.structure.layers("entropy"),
-        reference=lambda positions, flipped: attention[:, positions], device=device,
+        context=StudyContext(monitor.reference.structure.layers("entropy"), {"attention": lambda positions, _: attention[:, positions]}),
+        device=device,
     )  # fmt: skip
     before, loop.CUDAGraphStep = loop.CUDAGraphStep, Noted
     try:

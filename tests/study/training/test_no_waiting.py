@@ -23,15 +23,24 @@ from accelerate.state import GradientState
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import get_cosine_schedule_with_warmup
 
-from attndrift.attention import observe
 from attndrift.data import PixelStore, device_pixels
 from attndrift.data import shuffle as order
-from attndrift.data.to_device import to_device
 from attndrift.drift import DriftMonitor
 from attndrift.files import read_json
 from attndrift.guard import Budget, Guard
+from attndrift.losses import (
+    AttentionView,
+    EmbeddingView,
+    HiddenView,
+    StudyContext,
+    TeacherCache,
+    fisher_information,
+    logit_distillation,
+)
 from attndrift.methods import adapt
 from attndrift.models import load_clip
+from attndrift.models.parameters import bare_parameters
+from attndrift.models.to_device import to_device
 from attndrift.study.evaluation import split_accuracy
 from attndrift.study.resolved import adaptation
 from attndrift.study.settings import RunSettings
@@ -52,6 +61,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "lora apr": {"method": "lora", "lora_rank": 2, "loss": "attention_preservation:0.1"},
     "full floor": {"method": "full", "loss": "entropy_floor:0.1",
                    "entropy_floor_fraction": 1.0},
+    "full weights": {"method": "full", "loss": "l2_sp:0.1+ewc:1", "reference": "objects"},
+    "lora weights": {"method": "lora", "lora_rank": 2, "loss": "l2_sp:0.1+ewc:1", "reference": "objects"},
+    "full features": {"method": "full", "loss": "ldifs:1+embedding_mse:1+embedding_cosine:1+embedding_similarity:1"},
+    "full logits": {"method": "full", "loss": "lipsum:1+logit_distillation:1+reference_distillation:1", "reference": "objects"},
     "lora floor, accumulated": {"method": "lora", "lora_rank": 2, "loss": "entropy_floor:0.1", "gradient_accumulation": 2},
 }  # fmt: skip
 
@@ -91,6 +104,25 @@ def images() -> PixelStore:
     return PixelStore(pixels, table, indices, indices % CLASSES, [str(i) for i in indices])
 
 
+VIEWS = (AttentionView(), EmbeddingView(), HiddenView("quarters"))
+
+
+def context_of(clip: Any, entropy: torch.Tensor, teachers: Any) -> StudyContext:
+    """What losses are told: their teachers, and reference images that are drawn."""
+    generator = torch.Generator().manual_seed(3)
+    device = next(clip.parameters()).device
+    pixels, texts = (torch.randn(*shape, generator=generator).to(device) for shape in ((6, 3, 28, 28), (4, 32)))
+
+    def fisher() -> dict[str, torch.Tensor]:
+        if device == META:
+            parts = {"tower": clip.vision_model, "projection": clip.visual_projection}
+            return {f"{root}.{n}": p for root, part in parts.items() for n, p in bare_parameters(part).items()}
+        return fisher_information(clip, pixels, texts)
+
+    reference = SimpleNamespace(pixels=pixels, text_features=texts, fisher=fisher)
+    return StudyContext(entropy, teachers, lambda: texts, reference)
+
+
 class Poisoned:
     """Images of which the batch after so many is not finite."""
 
@@ -117,9 +149,7 @@ def train(
     settings, store = settings_of(kind, **others), images()
     clip = load_clip("config:tiny")
     model = adapt(clip, adaptation(settings), CLASSES, settings.seed)
-    with observe(clip.eval()) as seen, torch.no_grad():
-        clip.vision_model(pixel_values=store.fetch(range(IMAGES)))
-    attention = torch.stack(seen.log_attention)
+    caches = {view.name: TeacherCache(clip, store.fetch(range(IMAGES)), view=view) for view in VIEWS}
     probe = store.fetch(range(8))
     monitor = DriftMonitor(model, probe, embed=model.embed)
     heard = Heard()
@@ -134,8 +164,7 @@ def train(
         monitored_retention=lambda _: None,
         baseline={"step": 0},
         save_weights=lambda name: saving(model),
-        pretrained_entropy=monitor.reference.structure.layers("entropy"),
-        reference=lambda positions, flipped: attention[:, positions],
+        context=context_of(clip, monitor.reference.structure.layers("entropy"), caches),
         device=CPU,
         guard=Guard(monitor, Budget("weight_drift", at_most=1e9), 1, echo=None) if guarded else None,
     )
@@ -174,7 +203,7 @@ class Crossings(TorchDispatchMode):
 @contextmanager
 def on_meta(monkeypatch: pytest.MonkeyPatch, steps: list[int]) -> Iterator[Crossings]:
     crossings = Crossings(steps)
-    for module in (device_pixels, order):
+    for module in (device_pixels, order, logit_distillation):
         monkeypatch.setattr(module, "to_device", crossings.to_device)
     with crossings:
         yield crossings
@@ -189,6 +218,12 @@ def test_no_step_reads_from_the_device(kind: str, tmp_path: Path, monkeypatch: p
     heard = Heard()
     never = lambda: pytest.fail("nothing may be measured")  # noqa: E731
     with on_meta(monkeypatch, heard.steps) as crossings:
+
+        def teacher(*shape: int) -> Any:
+            return lambda where, _: crossings.to_device(torch.zeros(shape[0], len(where), *shape[1:]), META)
+
+        shapes = {"attention": (layers, heads, 16), "embedding": (1, 32), "hidden-quarters": (4, 32)}
+        teachers = {name: teacher(*shape) for name, shape in shapes.items()}
         plan = TrainingPlan(
             settings=settings,
             images=device_pixels.pixels_on(store, META),
@@ -199,10 +234,7 @@ def test_no_step_reads_from_the_device(kind: str, tmp_path: Path, monkeypatch: p
             monitored_retention=lambda _: None,
             baseline={"step": 0},
             save_weights=lambda name: never(),
-            pretrained_entropy=torch.full((layers,), 3.0, device=META),
-            reference=lambda where, _: crossings.to_device(torch.zeros(len(where), layers, heads, 16), META).transpose(
-                0, 1
-            ),
+            context=context_of(model.clip, torch.full((layers,), 3.0, device=META), teachers),
             device=META,
         )
         flushed: list[int] = []

@@ -174,3 +174,12 @@ def test_a_state_gives_back_what_was_written(tmp_path: Path) -> None:
     assert (resume.step_of(state), resume.read_progress(state)) == (7, Progress(seen=3))
     with pytest.raises(ValueError, match=r"of another run \(bias"):
         resume.read_weights(state, {"weight": layer.weight})
+    for shape in ((2, 3), (6,), (3, 2, 1), (0, 3), ()):
+        if shape == tuple(layer.weight.shape):
+            continue
+        others = {"weight": torch.zeros(shape), "bias": layer.bias}
+        with pytest.raises(
+            ValueError, match=rf"`weight` has shape \({layer.weight.shape[0]}, 3\) there and \({str(shape)[1:-1]}"
+        ):
+            resume.read_weights(state, others)
+        assert torch.equal(layer.bias, kept["bias"])

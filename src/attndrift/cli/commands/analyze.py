@@ -5,22 +5,36 @@ from __future__ import annotations
 import typer
 
 from attndrift.cli.app import app
-from attndrift.cli.console import RESULTS, AnalysisOption, FolderArgument, JsonOption, OutputOption, example, need
-from attndrift.cli.reporting import analysed
+from attndrift.cli.console import (
+    RESULTS,
+    AnalysisOption,
+    FoldersArgument,
+    JsonOption,
+    OutputOption,
+    WhereOption,
+    example,
+    need,
+)
+from attndrift.cli.reporting import analysed, output_for
 
 
 @app.command(
-    rich_help_panel=RESULTS, epilog=example("attndrift analyze studies/collapse-21 --set damaged_below_pct=60")
+    rich_help_panel=RESULTS,
+    epilog=example("attndrift analyze studies/a studies/b --where \"method != 'linear_probe'\" --output both"),
 )
 def analyze(
-    folder: FolderArgument, output: OutputOption = None, settings: AnalysisOption = None, as_json: JsonOption = False
+    folders: FoldersArgument,
+    output: OutputOption = None,
+    where: WhereOption = None,
+    settings: AnalysisOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Compute the statistics of a study: analysis.json, and tables as CSV, Markdown and LaTeX."""
+    """Compute the statistics of a study, or of several: analysis.json, and tables as CSV, Markdown and LaTeX."""
     need("report")
     from attndrift.analysis.storing import write_analysis
 
-    analysis = analysed(folder, settings)
-    target = output or folder
+    target = output_for(folders, output)
+    analysis = analysed(folders, settings, where)
     paths = write_analysis(analysis, target)
     if as_json:
         typer.echo(analysis.to_json(), nl=False)

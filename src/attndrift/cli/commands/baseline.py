@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from attndrift.cli.app import app
-from attndrift.cli.console import MODELS, JsonOption, example, need, print_json, say
+from attndrift.cli.console import MODELS, JsonOption, example, need, number_option, print_json, say
 
 
 @app.command(rich_help_panel=MODELS, epilog=example("attndrift baseline embedded --images photos --zero-shot objects"))
@@ -33,7 +33,7 @@ def baseline(
     template: Annotated[
         list[str] | None, typer.Option("--template", help="A prompt that holds {class}. Repeatable: an ensemble.")
     ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Images a set; default: all.")] = None,
+    limit: Annotated[int | None, number_option("--limit", least=1, help="Images a set; default: all.")] = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for tables, maps and page of --images.")
     ] = Path("baseline"),
@@ -52,7 +52,9 @@ def baseline(
     found: dict[str, Any] = {"model": None, "scores": [], "absent": {}, "structure": None}
     if images is not None:
         from attndrift.compare.attention_structure import measure_structure, print_structure, write_structure
+        from attndrift.compare.image_folder import refuse_output_among_images
 
+        refuse_output_among_images(output, images)
         structure = measure_structure(model, images, skip_unreadable=skip_unreadable, progress=say)
         written = write_structure(structure, output)
         found |= {"model": structure.model, "structure": {**structure.to_json(), "files": written}}

@@ -37,10 +37,12 @@ def compare(
     need("report", *(["study"] if zero_shot else []))
     from attndrift.compare.compare import compare_models
     from attndrift.compare.conditions import parse_conditions
+    from attndrift.compare.image_folder import refuse_output_among_images
     from attndrift.compare.summary import summary_names
     from attndrift.compare.writing import print_comparison, write_comparison
 
     conditions = parse_conditions(fail_if or [], summary_names())
+    refuse_output_among_images(output, images)
     found = compare_models(
         base,
         adapted,

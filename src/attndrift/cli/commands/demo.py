@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from attndrift.cli.app import app
-from attndrift.cli.console import STUDIES, OnlyOption, example, fail, need
+from attndrift.cli.console import STUDIES, OnlyOption, example, fail, need, number_option
 from attndrift.cli.launching import launch
 from attndrift.cli.reporting import report_on
 from attndrift.cli.study_options import PROCESSES
@@ -23,7 +23,7 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Study folder.")] = Path("studies/demo"),
     only: OnlyOption = None,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", min=1, help="Runs at a time; default: one a core, at most 4.")
+        int | None, number_option("--jobs", "-j", least=1, help="Runs at a time; default: one a core, at most 4.")
     ] = None,
 ) -> None:
     """Run the 21 runs on the small embedded model and generated images, then report on them. No network needed."""
@@ -39,11 +39,11 @@ def demo(
     settings = [one.settings for one in study.runs]
     jobs = jobs or jobs_that_fit(settings, at_most=DEMO_JOBS)
     outcome = launch(study, output, engine=PROCESSES, options=Options(jobs=jobs))
-    analysis, drawn, (_, html) = report_on(output, output, processes=jobs)
+    analysis, drawn, (_, html) = report_on([output], output, processes=jobs)
     figures_drawn = sum(figure.left_out is None for figure in drawn)
     typer.echo(f"\nreport:  {html}\nfigures: {output / 'figures'} ({figures_drawn})\ntables:  {output / 'tables'}")
     typer.echo("\nWhat the numbers say first:")
-    for finding in analysis.most_important(TOP_FINDINGS):
+    for finding in analysis.findings[:TOP_FINDINGS]:
         typer.echo(f"  - {finding.sentence}")
     if outcome.count("failed"):
         fail(f"{counted(outcome.count('failed'), 'run')} failed; see log.txt in {output / 'runs'}")

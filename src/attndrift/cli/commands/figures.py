@@ -11,31 +11,35 @@ from attndrift.cli.app import app
 from attndrift.cli.console import (
     RESULTS,
     AnalysisOption,
-    FolderArgument,
+    FoldersArgument,
     JsonOption,
     OutputOption,
+    WhereOption,
     example,
     need,
     print_json,
 )
-from attndrift.cli.reporting import analysed
+from attndrift.cli.reporting import analysed, drawn_for, output_for
 
 
 @app.command(rich_help_panel=RESULTS, epilog=example("attndrift figures studies/collapse-21 --only pareto_front"))
 def figures(
-    folder: FolderArgument,
+    folders: FoldersArgument,
     output: OutputOption = None,
     only: Annotated[list[str] | None, typer.Option("--only", help="A figure's name. Repeatable.")] = None,
+    where: WhereOption = None,
     settings: AnalysisOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Draw the figures of a study (PNG and SVG), each with the table that it shows."""
     need("report")
-    from attndrift.figures.draw import draw_figures
-    from attndrift.results.tables import read_tables
+    from attndrift.analysis.joined import load_studies
 
-    analysis = analysed(folder, settings)
-    drawn = draw_figures(read_tables(folder), output or folder / "figures", maps=folder, analysis=analysis, only=only)
+    target = output_for(folders, output)
+    analysis = analysed(folders, settings, where)
+    drawn = drawn_for(
+        load_studies(folders, where, whole=True), target if output else target / "figures", analysis, only=only
+    )
     if as_json:
         print_json([dataclasses.asdict(figure) for figure in drawn])
         return

@@ -52,18 +52,19 @@ def import_(
 ) -> None:
     """Bring foreign records into the tables, checking columns, types and units."""
     need("report")
-    from attndrift.importing import importer as importing
+    from attndrift.importing import options as said
+    from attndrift.importing.importer import import_tables
 
-    options = importing.ImportOptions(
-        rename=importing.parse_renames(rename or []),
-        scale=importing.parse_scales(scale or []),
-        values=importing.parse_values(values or []),
-        constants=importing.parse_constants(constants or []),
+    options = said.ImportOptions(
+        rename=said.parse_renames(rename or []),
+        scale=said.parse_scales(scale or []),
+        values=said.parse_values(values or []),
+        constants=said.parse_constants(constants or []),
         nulls=null or (),
-        decimal=importing.parse_decimal(decimal),
+        decimal=said.parse_decimal(decimal),
         number_rows=number_rows,
     )
-    report = importing.import_tables(
+    report = import_tables(
         tables[0] if len(tables) == 1 else tables,
         output,
         options,

@@ -10,6 +10,7 @@ import typer
 from attndrift.cli.app import app
 from attndrift.cli.console import STUDIES, JsonOption, example, fail, need, print_json
 from attndrift.cli.reporting import collect_if_study
+from attndrift.plain_digits import decimal_number
 
 
 @app.command(
@@ -28,9 +29,9 @@ def interpolate(
     from attndrift.study.interpolation import interpolate as sweep
 
     try:
-        wanted = [float(value) for value in alphas.split(",")]
-    except ValueError:
-        fail(f"--alphas {alphas}: write them as 0,0.5,1")
+        wanted = [decimal_number(value) for value in alphas.split(",")]
+    except ValueError as error:
+        fail(f"--alphas {alphas}: {error}; write them as 0,0.5,1")
 
     def line(alpha: float, point: dict[str, Any]) -> None:
         values = ", ".join(f"{k} {v:.4f}" for k, v in point.items() if k != "alpha" and v is not None)

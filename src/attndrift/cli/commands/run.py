@@ -59,7 +59,8 @@ def run(
         print_json({"folder": where, "runs": outcome.statuses})
     else:
         counts = ", ".join(f"{outcome.count(s)} {s}" for s in dict.fromkeys(outcome.statuses.values()))
-        typer.echo(sanitize_line(f"{where}: {counts}. Tables: runs.parquet, history.parquet, layers.parquet"))
+        written = ", ".join(f"{name}.parquet" for name in outcome.tables)
+        typer.echo(sanitize_line(f"{where}: {counts}. Tables: {written}"))
     if outcome.count("failed"):
         names = [name for name, status in outcome.statuses.items() if status == "failed"]
         fail(f"{counted(len(names), 'run')} failed ({', '.join(names[:3])}); see log.txt in {where}/runs")

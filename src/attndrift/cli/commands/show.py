@@ -11,12 +11,19 @@ from attndrift.cli.app import app
 from attndrift.cli.console import STUDIES, JsonOption, example, print_json
 
 
-@app.command(rich_help_panel=STUDIES, epilog=example("attndrift show studies/demo/runs/E2_tiles_full_lr3e-4_s42"))
-def show(run_folder: Annotated[Path, typer.Argument(help="The folder of a run.")], as_json: JsonOption = False) -> None:
-    """Show one run: settings, outcome, drift and transfer."""
-    from attndrift.cli.show_run import describe_run, print_run
+@app.command(rich_help_panel=STUDIES, epilog=example("attndrift show studies/demo"))
+def show(
+    folder: Annotated[Path, typer.Argument(help="A study folder, or the folder of a run.")], as_json: JsonOption = False
+) -> None:
+    """Show a study's runs, or one run: settings, outcome, drift and transfer."""
+    from attndrift.cli.showing import describe_run, describe_study, print_run, print_study
+    from attndrift.study.collect import STUDY
 
-    described = describe_run(run_folder)
+    if (folder / STUDY).is_file():
+        runs = describe_study(folder)
+        print_json(runs) if as_json else print_study(runs)
+        return
+    described = describe_run(folder)
     if as_json:
         print_json(described)
     else:

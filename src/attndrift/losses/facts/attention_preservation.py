@@ -10,7 +10,8 @@ LOSSES.register(
         short_label="APR",
         meaning="KL(current || pretrained) of the attention, mean over images, heads and layers",
         source="first study of this project",
-        needs=("attention", "cached attention"),
+        formula="mean KL(a || a0)",
+        needs=("attention",),
         # Both orientations of every training image.
         cached_passes=2.0,
     )

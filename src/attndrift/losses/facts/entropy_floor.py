@@ -24,6 +24,7 @@ LOSSES.register(
         short_label="entropy floor",
         meaning="entropy missing below a share of the pretrained layer mean, summed over layers",
         source="first study of this project",
+        formula="sum over layers of mean max(0, f H0 - H)",
         Settings=EntropyFloorSettings,
         needs=("attention",),
         reports_active=True,

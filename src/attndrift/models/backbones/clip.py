@@ -56,7 +56,7 @@ class CLIPBackbone(Backbone):
     def adapter_pattern(self, names: Sequence[str]) -> str:
         # A list of names would adapt the text tower too: its layers have the same names.
         layers = "|".join(_LAYERS.get(name, name) for name in names)
-        return rf"vision_model\.encoder\.layers\.\d+\.self_attn\.({layers})"
+        return rf"vision_model\.encoder\.layers\.\d+\.(?:self_attn|mlp)\.(?:{layers})"
 
     def prune(self) -> None:
         # Imported here: a list of backbones needs no torch.

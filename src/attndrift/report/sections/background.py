@@ -44,20 +44,20 @@ def method(page: Page) -> list[Block]:
         Bullets(
             [
                 "A configuration is a method with its dataset, model, selection, settings and rate; its runs differ "
-                "in seed alone. Claims rest on configuration means.",
-                f"Intervals are percentile bootstraps of level {settings.level:g} that resample configurations, not "
-                f"seeds ({settings.bootstrap_resamples} resamples at most, seed {settings.bootstrap_seed}): they say "
-                "how the result would vary over other configurations like these.",
-                "Methods are compared on identical cells: model, selection, dataset, settings, rate and seed are the "
-                "same. Paired t, Wilcoxon, Welch and Mann-Whitney tests are given on cells and on configuration means.",
-                f"p values are Holm-corrected within families; below {settings.alpha:g} after correction a claim is "
-                f"supported, and with fewer than {settings.min_configurations} configurations it is descriptive only.",
+                "in seed alone. A learning rate is a fixed factor of the design, seeds are its replicates.",
+                "Methods are compared at the same model, selection, dataset, settings and rates, seed by seed: each "
+                "seed gives one number, the mean or the slope over the rates. Intervals "
+                f"({settings.level:.0%}) and p values are Student's t over these numbers; with fewer than three seeds "
+                "there are none. Methods without a shared seed are compared by Welch's t.",
+                "Beside equal rates, each method is taken at its best validation accuracy, and at its best retention "
+                "with the accuracy that both reach; only rates that were run are used.",
+                "p values are corrected by Holm within the tests of one measure, one contrast and one method with all "
+                f"others; below {settings.alpha:g} a finding is supported.",
+                f"Preserved, or equivalent, means within {settings.equivalent_within_points:g} points (accuracy, "
+                f"retention) or {settings.equivalent_within_pct:g}% (attention), by two one-sided t tests.",
                 f"Collapse begins at the first evaluation with an entropy change of {settings.collapse_onset_pct:g}% "
                 "or lower; a run has converged at the first evaluation within "
                 f"{settings.convergence_points:g} points of its validation accuracy.",
-                "In the ANOVA over early, middle and late blocks the unit is the run, and layers repeat within it.",
-                "Operating points at equal accuracy are interpolated linearly in log10 rate between measured rates, "
-                "never beyond them.",
             ]
         ),
     ]
@@ -77,7 +77,7 @@ def _selection(name: str) -> str:
 @section("limits", title="Limits", order=900)
 def limits(page: Page) -> list[Block]:
     """What the evidence cannot show; each line is there because the data calls for it."""
-    analysis, data, items = page.analysis, page.analysis.data, list[str]()
+    data, items = page.analysis.data, list[str]()
     runs = page.tables.runs
     analysed = runs[~runs["run_id"].isin([e.run_id for e in data.excluded])]
     adapted = analysed[analysed["method"] != PRETRAINED]
@@ -96,11 +96,6 @@ def limits(page: Page) -> list[Block]:
         items.append(f"One dataset (`{data.datasets[0]}`): nothing here shows that another one behaves alike.")
     if len(data.models) == 1:
         items.append(f"One model (`{data.models[0]}`): other sizes and families may behave differently.")
-    if data.n_configurations < analysis.settings.min_configurations:
-        items.append(
-            f"{data.n_configurations} configurations, fewer than {analysis.settings.min_configurations}: "
-            "all claims are descriptive."
-        )
     if "test" in data.selections:
         items.append(
             "Selection `test` selects the epoch on the split that it reports and takes the probe images from it: "

@@ -7,6 +7,15 @@ from attndrift.report.last_block import by_run, with_last_blocks
 from attndrift.report.page import Page
 from attndrift.report.registry import section
 
+SETS = ("transfer_agreement", "damage", "corruption", "reported_means", "reported_differences")
+"""Tables of the analysis that a study has or has not."""
+
+
+@section("sets", title="Test sets, damaged runs, reported means", order=380)
+def sets(page: Page) -> list[Block]:
+    """What a study holds of several test sets, and of rows that are means already."""
+    return [page.block(page.analysis.tables[name]) for name in SETS if name in page.analysis.tables]
+
 
 @section("explore", title="Layers and attention maps", order=400)
 def explore(page: Page) -> list[Block]:
@@ -22,13 +31,23 @@ def runs(page: Page) -> list[Block]:
     return [View("runs"), table_block(table, caution=page.caution, limit=max(page.row_limit, 2000), sortable=True)]
 
 
+STATISTICS = (
+    "differences",
+    "changes",
+    "variance_components",
+    "power",
+    "signals",
+    "signal_differences",
+    "partial_associations",
+    "selection_rules",
+)
+
+
 @section("statistics", title="Statistics", order=600)
 def statistics(page: Page) -> list[Block]:
     """Every test and interval."""
-    blocks: list[Block] = [
-        Text("Tests on single runs or cells and on configuration means are both given; claims rest on the latter.")
-    ]
-    for table in page.statistics.values():
+    blocks: list[Block] = [Text("The replicates are seeds: an interval says what other seeds would give.")]
+    for table in (page.analysis.tables[name] for name in STATISTICS):
         empty = Text(f"{table.title}: no rows; the data does not allow it.")
         blocks.append(page.block(table, folded=True) if table.rows else empty)
     return blocks

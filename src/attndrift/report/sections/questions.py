@@ -45,7 +45,7 @@ def _question(page: Page, key: str, tables: tuple[str, ...], statistics: tuple[s
             blocks.append(page.block(table))
         else:
             empty.append(f"{table.title}: {_why_empty(table)}")
-    if any(page.statistics[name].rows for name in statistics):
+    if any(page.analysis.tables[name].rows for name in statistics):
         blocks.append(Text("The tests behind these sentences are under Statistics."))
     if empty:
         blocks += [Text("Tables without rows:"), Bullets(empty)]
@@ -63,20 +63,20 @@ def _register(key: str, order: int, question: str, tables: tuple[str, ...], stat
 
 
 _register(
-    "rq1", 310, "Does fine-tuning reduce attention entropy?", ("change_per_layer", "dynamics", "dynamics_runs"),
-    ("changes", "anova"),
+    "rq1", 310, "Does fine-tuning reduce attention entropy?", ("change_per_layer", "dynamics", "timing", "dynamics_runs"),
+    ("changes",),
 )  # fmt: skip
 _register(
     "rq2", 320, "How do the adaptation methods compare in structural preservation?",
-    ("configurations", "best_validation", "iso_accuracy"), ("comparisons",),
+    ("configurations", "operating_points", "operating_differences"), ("differences",),
 )  # fmt: skip
 _register(
     "rq3", 330, "How does structural drift relate to the loss of zero-shot transfer?",
-    ("pareto", "interpolation", "interpolation_choice"), ("signals", "selection_rules"),
+    ("pareto", "early_warning", "interpolation", "interpolation_choice"), ("signals", "selection_rules"),
 )  # fmt: skip
 _register("rq4", 340, "Do preservation losses reduce the change while the accuracy is kept?", ("sweep_loss",))
 _register(
     "rq5", 350, "Which hyperparameters matter most?",
     ("sweep_rate", "sweep_rank", "sweep_freezing", "sweep_targets", "sweep_weight_decay", "sweep_projection"),
-    ("rate_correlations",),
+    ("changes", "variance_components", "power"),
 )  # fmt: skip

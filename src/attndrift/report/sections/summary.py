@@ -9,7 +9,7 @@ from attndrift.report.blocks import Block, Bullets, Findings, Text
 from attndrift.report.page import MANY_ROWS, Page
 from attndrift.report.registry import section
 
-STRENGTHS = ("supported", "no evidence", "descriptive", "too few")
+STRENGTHS = ("supported", "no evidence", "descriptive")
 _FIRST = 5
 
 
@@ -53,5 +53,5 @@ def summary(page: Page) -> list[Block]:
 
 def _first(analysis: Analysis) -> list[Block]:
     """The findings to read first; each stands under its question again."""
-    first = analysis.most_important(_FIRST)
+    first = analysis.findings[:_FIRST]
     return [Text("What to know first:"), Findings(first)] if first else []

@@ -93,7 +93,7 @@ class SlurmLauncher:
             key, separator, text = parameter.partition("=")
             if not (key and separator):
                 raise ValueError(f"--scheduler {parameter}: write it as KEY=VALUE, e.g. slurm_partition=gpu")
-            self.parameters[key] = int(text) if text.isdigit() else text
+            self.parameters[key] = int(text) if text.isascii() and text.isdigit() else text
         self.cluster = str(self.parameters.pop("cluster", "slurm"))
         folder = self.parameters.pop("folder", None)
         self.folder = None if folder is None else Path(str(folder))

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -45,14 +45,19 @@ class Trained:
         last: the model after the last step, a copy that an outcome may change.
         selected: loads the checkpoint of the selected epoch, adapters merged into the weights.
         validate: accuracy of a model on the validation images.
+        agreement: share of the monitored images of the first transfer set whose zero-shot prediction is that of the
+            pretrained model; it needs no labels. Only outcomes that say :attr:`Outcome.needs_unlabelled` may ask.
         follower: what :meth:`Outcome.follow` returned.
+        chosen: an outcome that chooses its own ``alpha`` writes it here; it is recorded.
     """
 
     pretrained: Any
     last: Callable[[], Any]
     selected: Callable[[], Any]
     validate: Callable[[Any], float]
+    agreement: Callable[[Any], float]
     follower: Any = None
+    chosen: dict[str, float] = field(default_factory=dict)
 
 
 class Outcome(ABC):
@@ -62,6 +67,7 @@ class Outcome(ABC):
         name: in settings, tables and commands; ``label`` in tables and legends.
         source: where it comes from; ``meaning`` what it makes, in one phrase.
         parameter: what its number is, and ``default``, ``low`` and ``high`` of it.
+        needs_unlabelled: whether it needs the images that a run monitors: a transfer set, and ``monitor_zero_shot_images``.
     """
 
     name: ClassVar[str] = ""
@@ -72,6 +78,7 @@ class Outcome(ABC):
     default: ClassVar[float] = 0.0
     low: ClassVar[float] = -math.inf
     high: ClassVar[float] = math.inf
+    needs_unlabelled: ClassVar[bool] = False
 
     def follow(self, value: float, model: Any) -> Follower | None:
         """Called before the first step, with the model in training: what is told of every step, or None."""
@@ -123,9 +130,20 @@ def canonical_outcomes(texts: Iterable[str]) -> tuple[str, ...]:
     return found
 
 
+_SOUPS = {
+    "soup_seed": "soup of seeds",
+    "soup_learning_rate": "soup of rates",
+    "greedy_soup_seed": "greedy soup of seeds",
+    "greedy_soup_learning_rate": "greedy soup of rates",
+}
+"""What is made of several runs, by :mod:`attndrift.study.soups`; the number says of how many."""
+
+
 def outcome_label(text: str) -> str:
     """``WiSE-FT 0.5`` for ``wise_ft:0.5``; of one that is not known, its text."""
     name, _, value = text.partition(":")
+    if name in _SOUPS:
+        return f"{_SOUPS[name]}, {value}"
     return f"{OUTCOMES[name].label} {value}".rstrip() if name in OUTCOMES else text
 
 

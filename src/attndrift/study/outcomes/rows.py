@@ -11,7 +11,8 @@ from attndrift.study.outcomes.registry import Follower, Trained, outcome_label, 
 Measure = Callable[[Any], tuple[dict[str, Any], dict[str, Any]]]
 """From a model to its columns of the table ``runs``, and the details of its transfer."""
 
-_OF_THE_TRAINING = ("selected_epoch", "loss_active_fraction", "guard_outcome")
+OF_THE_TRAINING = ("selected_epoch", "loss_active_fraction", "guard_outcome")
+"""Columns that describe a training, which an outcome has none of."""
 
 
 def outcome_records(
@@ -37,8 +38,10 @@ def outcome_records(
     for text in record["settings"]["outcomes"]:
         outcome, value = parse_outcome(text)
         say(f"outcome {outcome_label(text)}")
-        values, transfer = measure(outcome.finish(value, replace(trained, follower=followers.get(text))))
+        own_run = replace(trained, follower=followers.get(text), chosen={})
+        values, transfer = measure(outcome.finish(value, own_run))
         name = outcome_run(record["run_id"], text)
-        own = dict.fromkeys(_OF_THE_TRAINING) | {"parent_run": record["run_id"], "outcome": text}
+        own = dict.fromkeys(OF_THE_TRAINING) | {"parent_run": record["run_id"], "outcome": text}
+        own["outcome_alpha"] = own_run.chosen.get("alpha")
         found.append({"run_id": name, "row": values | own, "transfer": transfer})
     return found

@@ -39,14 +39,18 @@ from attndrift.study.training import states as resume
 from attndrift.study.training.cuda_graph import CUDAGraphStep
 from attndrift.study.training.loss import BatchLoss, TrainingLoss
 from attndrift.study.training.metric_buffer import MetricBuffer, Progress
+from attndrift.study.training.optimizer import optimizer_of
 from attndrift.study.training.plan import (
     FitResult,
     Reporter,
     TrainingPlan,
+    epoch_count,
     evaluation_steps,
     precision_of,
     spread_steps,
     steps_per_epoch,
+    total_steps,
+    warmup_steps,
 )
 from attndrift.trackers import TRACKERS, Writer, scalars
 
@@ -85,7 +89,7 @@ class TrainingLoop:
     """The training of one run; :meth:`run` is the loop, everything else is what one of its lines does.
 
     Attributes:
-        step: optimiser steps done.
+        step: optimiser steps done; ``total`` of them are to be done, in ``epochs`` epochs, the last of which may be a part.
         progress: what else the run knows so far.
         final_drift: what was measured after the last step.
         followers: what outcomes of the run keep of its steps, by the outcome's text.
@@ -99,7 +103,7 @@ class TrainingLoop:
         # An earlier attempt's states are whole from here on, and no process looks at half of one.
         self.processes.wait()
         self.steps_per_epoch = steps_per_epoch(settings, len(plan.labels))
-        self.total = self.steps_per_epoch * settings.epochs
+        self.total, self.epochs = total_steps(settings, len(plan.labels)), epoch_count(settings, len(plan.labels))
         self.measured_steps = frozenset(evaluation_steps(settings, len(plan.labels)))
         self.saved_steps = spread_steps(settings, len(plan.labels), settings.checkpoints_per_epoch)
         # Before the model is changed: a state of another version is refused here.
@@ -109,13 +113,11 @@ class TrainingLoop:
             torch.manual_seed(settings.seed + self.processes.rank)  # dropout masks of its own in each process
 
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        parameters, rate, decay = list(self.trained.values()), settings.learning_rate, settings.weight_decay
-        fused = plan.device.type in ("cpu", "cuda")
-        optimizer = torch.optim.AdamW(parameters, rate, weight_decay=decay, fused=fused)
+        optimizer = optimizer_of(model, self.trained, settings, fused=plan.device.type in ("cpu", "cuda"))
         self.accelerator = _accelerator(precision_of(settings, plan.device), plan.device)
         self.wrapped = self.accelerator.prepare_model(model)
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
-        warm_up = math.ceil(settings.warmup * self.total)
+        warm_up = warmup_steps(settings, len(plan.labels))
         self.schedule = get_cosine_schedule_with_warmup(self.optimizer, warm_up, self.total)
 
         share = (lambda positions: self.processes.share(positions, 0)) if self.processes.count > 1 else None
@@ -154,8 +156,8 @@ class TrainingLoop:
             self.load_state(self.state)
         if guard is not None:
             guard.on_event = lambda event: _log(writers, event.step, event.scalars())
-            guard.start()
-        for epoch in range(self.step // self.steps_per_epoch, settings.epochs):
+            guard.start(self.step)
+        for epoch in range(self.step // self.steps_per_epoch, self.epochs):
             # Once an epoch: to tell each of some hundred modules takes a millisecond, and what evaluates in between
             # leaves the modules as they were.
             self.model.train()
@@ -192,11 +194,13 @@ class TrainingLoop:
 
                 # Validate, select, save.
                 if row is not None:
-                    if self.step % self.steps_per_epoch == 0:
+                    if last or self.step % self.steps_per_epoch == 0:
                         self.validate(epoch + 1, row)
                     self.add_to_history(row, writers)
                 if self.step in self.saved_steps and self.is_worth_a_state():
                     self.save_state()
+                if last:  # of a training that is counted in steps, it may be in the middle of an epoch
+                    return
 
     def batches(self, epoch: int) -> Iterator[list[dict[str, Any]]]:
         """The micro-batches of each step that is left of ``epoch``."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from attndrift.losses.base import PreservationLoss, StudyContext
+from attndrift.losses.base import PreservationLoss
 from attndrift.losses.registry import LOSSES
 from attndrift.process_group import Processes
 from attndrift.study.training.plan import TrainingPlan
@@ -45,9 +45,8 @@ class TrainingLoss:
 
     def __init__(self, model: nn.Module, wrapped: nn.Module, plan: TrainingPlan, processes: Processes) -> None:
         self._wrapped, self._processes = wrapped, processes
-        context = StudyContext(plan.pretrained_entropy, plan.reference)
         self._losses: list[PreservationLoss] = [
-            LOSSES[name].cls.in_study(model, weight, context, **dict(plan.settings.settings_of(LOSSES[name])))
+            LOSSES[name].cls.in_study(model, weight, plan.context, **dict(plan.settings.settings_of(LOSSES[name])))
             for name, weight in plan.settings.losses.items()
             if weight
         ]

@@ -14,7 +14,7 @@ from attndrift.data.shuffle import Pixels
 from attndrift.drift.drift import Drift
 from attndrift.drift.monitor import DriftMonitor
 from attndrift.guard.guard import Guard
-from attndrift.losses.attention_preservation import CachedAttention
+from attndrift.losses.base import StudyContext
 from attndrift.study.outcomes.registry import Follower
 from attndrift.study.settings import RunSettings
 
@@ -44,8 +44,7 @@ class TrainingPlan:
         monitored_retention: turns such an accuracy into percent of the pretrained model's.
         baseline: the history row of the pretrained model, step 0.
         save_weights: writes the live model's checkpoint under a name (``best``, ``final``, ``epoch-3``).
-        pretrained_entropy: (layers,), nats, of the probe set, for losses.
-        reference: pretrained attention of the training images by number, for losses that need it.
+        context: what preservation losses are told of the pretrained model.
         guard: keeps the run within a budget; of the same monitor.
         trackers: names of :data:`~attndrift.trackers.TRACKERS` that the history goes to while it grows.
     """
@@ -59,8 +58,7 @@ class TrainingPlan:
     monitored_retention: Callable[[float], float | None]
     baseline: dict[str, Any]
     save_weights: Callable[[str], None]
-    pretrained_entropy: Tensor
-    reference: CachedAttention | None
+    context: StudyContext
     device: torch.device
     guard: Guard | None = None
     trackers: tuple[str, ...] = ("tensorboard",)
@@ -103,11 +101,33 @@ def steps_per_epoch(settings: RunSettings, n_train: int) -> int:
     return math.ceil(micro_batches / settings.gradient_accumulation)
 
 
+def total_steps(settings: RunSettings, n_train: int) -> int:
+    """Optimiser steps of the whole training."""
+    return settings.epochs * steps_per_epoch(settings, n_train) if settings.steps is None else settings.steps
+
+
+def epoch_count(settings: RunSettings, n_train: int) -> int:
+    """Epochs that are begun; of a training that is counted in steps, the last one may be a part."""
+    return math.ceil(total_steps(settings, n_train) / steps_per_epoch(settings, n_train))
+
+
+def warmup_steps(settings: RunSettings, n_train: int) -> int:
+    """Steps in which the rate rises. Raises ``ValueError`` where the training has no more than these."""
+    total = total_steps(settings, n_train)
+    if settings.warmup_steps is None:
+        # The first step of a warm-up has the rate 0: a training of one step would train nothing.
+        return min(math.ceil(settings.warmup * total), max(0, total - 1))
+    if settings.warmup_steps >= total:
+        raise ValueError(f"`warmup_steps` is {settings.warmup_steps}; the training has {total} steps")
+    return settings.warmup_steps
+
+
 def spread_steps(settings: RunSettings, n_train: int, times: int) -> frozenset[int]:
-    """Optimiser steps after which something happens ``times`` an epoch, epoch ends always among them."""
-    steps = steps_per_epoch(settings, n_train)
+    """Optimiser steps after which something happens ``times`` an epoch, epoch ends and the last step always among them."""
+    steps, total = steps_per_epoch(settings, n_train), total_steps(settings, n_train)
     within = {max(1, round(steps * (i + 1) / times)) for i in range(times)} | {steps}
-    return frozenset(epoch * steps + step for epoch in range(settings.epochs) for step in within)
+    found = {epoch * steps + step for epoch in range(epoch_count(settings, n_train)) for step in within}
+    return frozenset({step for step in found if step < total} | {total})
 
 
 def evaluation_steps(settings: RunSettings, n_train: int, times: int | None = None) -> list[int]:

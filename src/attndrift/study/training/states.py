@@ -65,6 +65,12 @@ def read_weights(state: Path, weights: Mapping[str, Tensor]) -> None:
     if set(stored) != set(weights):
         differing = sorted(set(stored) ^ set(weights))[:3]
         raise ValueError(f"{state}: its weights are of another run ({', '.join(differing)}, ...)")
+    for name, weight in weights.items():
+        if stored[name].shape != weight.shape:
+            raise ValueError(
+                f"{state}: `{name}` has shape {tuple(stored[name].shape)} there and {tuple(weight.shape)} in the run's model; "
+                "it is of another run: remove the folder `resume` of this run, and it is trained anew"
+            )
     with torch.no_grad():
         for name, weight in weights.items():
             weight.copy_(stored[name])

@@ -1,4 +1,4 @@
-"""A method: BitFit, the biases of the last blocks are trained."""
+"""A method: the biases of the last blocks are trained."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class BiasSettings(OwnSettings):
 class Biases(Method):
     """The biases of the last blocks, and the classifier, are trained."""
 
-    name, label, color, order = "biases", "BitFit", "#882255", 5
+    name, label, color, order = "biases", "last biases", "#882255", 5
     source = "Ben Zaken et al. 2022"
     trains = "the biases of the last blocks, and the classifier"
     Settings = BiasSettings

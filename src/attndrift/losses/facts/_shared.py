@@ -1,0 +1,36 @@
+"""Settings that several losses have in common: a run that has two of these has one value for both."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from attndrift.own_settings import OwnSettings, setting
+
+
+class ReferenceSettings(OwnSettings):
+    """Of a loss that needs reference images."""
+
+    reference: str | None = setting(
+        None, "dataset of the reference images and of their class names; its training split", label="reference "
+    )
+    reference_images: Annotated[int, Field(ge=1)] = setting(
+        200, "reference images, spread evenly over the classes", label="reference images "
+    )
+
+    @model_validator(mode="after")
+    def _named(self) -> ReferenceSettings:
+        if self.reference is None:
+            raise ValueError(
+                "`reference` must name a dataset, for the reference images of the loss (attndrift list datasets)"
+            )
+        return self
+
+
+class TemperatureSettings(OwnSettings):
+    """Of a loss on softened logits."""
+
+    distillation_temperature: Annotated[float, Field(gt=0, le=100)] = setting(
+        2.0, "what logits are divided by before the softmax", label="T="
+    )
