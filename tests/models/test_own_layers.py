@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -352,6 +353,34 @@ def test_layers_that_are_no_linear_map_are_weighed_as_they_are(clip: Any, images
     _train(clip)
     after = [value.detach().double() for value in clip.vision_model.parameters()]
     assert monitor.measure().weight_drift == pytest.approx(_expected(before, after), rel=1e-5)
+
+
+class GatedBlock(nn.Module):
+    """A block of one's own architecture, whose layer an adapter of peft sits on."""
+
+    def __init__(self, inner: nn.Linear) -> None:
+        super().__init__()
+        self.inner, self.gate = inner, nn.Linear(inner.out_features, inner.out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.inner(x)
+        return made * torch.sigmoid(self.gate(made))
+
+
+def test_adapters_of_peft_within_blocks_of_ones_own_are_merged(clip: Any, images: Tensor) -> None:
+    for layer in clip.vision_model.encoder.layers:
+        layer.mlp.fc2 = GatedBlock(layer.mlp.fc2)
+    before = [value.detach().double().clone() for value in clip.vision_model.parameters()]
+    model = get_peft_model(clip, LoraConfig(r=2, target_modules=r".*vision_model.*fc2\.inner"))
+    monitor = DriftMonitor(model, images)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "lora_B" in name:
+                value.copy_(torch.randn(value.shape, generator=torch.Generator().manual_seed(1)))
+    measured = monitor.measure().weight_drift
+    after = [value.detach().double() for value in model.merge_and_unload().vision_model.parameters()]
+    assert measured == pytest.approx(_expected(before, after), rel=1e-5)
+    assert measured > 0.01
 
 
 def test_layers_added_after_the_monitor_was_made_are_named_with_what_to_do(clip: Any, images: Tensor) -> None:

@@ -210,7 +210,13 @@ def _unknown_product(module: nn.Module, parts: Mapping[str, Tensor]) -> str | No
     if not _is_of_library(type(module)):
         if len(held) != 1:
             # An architecture of one's own, unless a layer of it has branches that no bias sets apart.
-            held = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.Linear)]
+            # Those of an adapter of peft are known as its own.
+            adapted = tuple(f"{name}." for name, part in module.named_modules() if _package(type(part)) == "peft")
+            held = [
+                (name, part)
+                for name, part in module.named_modules()
+                if isinstance(part, nn.Linear) and not name.startswith(adapted)
+            ]
             parts = {name: value for name, value in parts.items() if value.dim() == 2}
             inner = None
         else:
