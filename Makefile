@@ -40,6 +40,7 @@ $(DEMO_STAMP): pyproject.toml constraints.txt | $(BIN)/pip
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/pip
 	$(INSTALL) --editable '.[dev]'
 	$(INSTALL) --no-deps --upgrade --target $(OPEN_CLIP) open_clip_torch
+	$(INSTALL) --no-deps axe-playwright-python==0.1.8
 	touch $@ $(DEMO_STAMP)
 
 demo: $(DEMO_STAMP) ## Run the study of 21 runs on the small embedded model: tables, figures and report
@@ -61,7 +62,7 @@ tests: $(STAMP) ## The tests alone
 
 # What passes only when it is tried again is seen: its failure stands above, with its traceback, and its name below.
 test-ci: export ATTNDRIFT_REQUIRE = 1
-test-ci: $(STAMP) ## Of the slow tests: Ray, S3, SLURM, torchrun, the first study on a hub, kills, the page in Chromium; none is skipped
+test-ci: $(STAMP) ## Of the slow tests: Ray, S3, SLURM, torchrun, a hub, a package from outside, kills, the README, a run's checkpoint, Chromium; none is skipped
 	$(PYTEST) -m ci || { test $$? -eq 1 && echo "test-ci: what failed is tried once more" && \
 	  $(PYTEST) -m ci --last-failed -rfEp && echo "test-ci: the tests named PASSED above failed at first"; }
 
@@ -79,7 +80,7 @@ bench: $(STAMP) ## Measure costs as ratios: an hour or two alone on the machine;
 	$(BENCH).drift --output $(RESULTS)/drift.json
 	$(BENCH).train --kind plain --kind observed --pairs 12 --output $(RESULTS)/train-observed.json
 	$(BENCH).train --output $(RESULTS)/train.json
-	$(BENCH).losses --output $(RESULTS)/losses.json
+	$(BENCH).step_costs --output $(RESULTS)/step_costs.json --table src/attndrift/study/step_costs.json
 	$(BENCH).study --pairs 2 --output $(RESULTS)/study.json
 	$(BENCH).study --epochs 20 --no-script --output $(RESULTS)/study-20-epochs.json
 	$(BENCH).analysis --output $(RESULTS)/analysis.json

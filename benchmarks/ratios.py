@@ -60,11 +60,11 @@ def ratio_of(
     )  # fmt: skip
 
 
-def timed(work: Work) -> float:
-    """Seconds that ``work`` takes."""
-    start = time.perf_counter()
+def timed(work: Work, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds that ``work`` takes by ``clock``."""
+    start = clock()
     work()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def balanced_orders(count: int) -> list[list[int]]:
@@ -79,7 +79,9 @@ def balanced_orders(count: int) -> list[list[int]]:
     return orders if count % 2 == 0 else [order for one in orders for order in (one, one[::-1])]
 
 
-def rounds(works: Mapping[str, Work], count: int, say: Callable[[str], object]) -> dict[str, list[float]]:
+def rounds(
+    works: Mapping[str, Work], count: int, say: Callable[[str], object], clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds of every work in each of ``count`` rounds, after one round that warms up and is thrown away.
 
     Each round runs everything once, so that a slow minute of the machine meets all of them. The orders are those of
@@ -90,7 +92,7 @@ def rounds(works: Mapping[str, Work], count: int, say: Callable[[str], object]) 
     found: dict[str, list[float]] = {name: [] for name in names}
     for place in range(count + 1):
         order = [names[one] for one in orders[(place - 1) % len(orders)]]
-        now = {name: timed(works[name]) for name in order}
+        now = {name: timed(works[name], clock) for name in order}
         say(f"round {place} of {count}: " + ", ".join(f"{name} {now[name]:.3f} s" for name in names))
         if place:
             for name in names:

@@ -51,6 +51,9 @@ class Clock:
     def say(self, message: str) -> None:
         pass
 
+    def evaluated(self, step: int, total: int, values: object) -> None:
+        """Nothing is shown."""
+
     def saved(self, step: int) -> None:
         pass
 

@@ -24,7 +24,7 @@ from benchmarks.result import OtherPrograms, Output, Pairs, Result, say
 
 CLASSES = 10
 WEIGHT = 0.1
-ADAPTED = tuple(name for name in METHODS.names() if name not in ("full", "none"))
+ADAPTED = tuple(name for name in METHODS.names() if name not in ("full", "none", "frozen"))
 """Methods whose step is compared with that of full fine-tuning."""
 
 WORDS = {
@@ -106,7 +106,9 @@ class Steps:
         self.works = {kind: known[kind]() for kind in kinds}
 
     def _adapted(self, method: str) -> tuple[nn.Module, Callable[..., None]]:
-        model = adapt(copy.deepcopy(self.clip), AdaptationSettings(method=method), CLASSES, seed=0).train()
+        own: dict[str, Any] = {"reference": "none"} if METHODS[method].needs_reference else {}
+        settings = AdaptationSettings(method=method, **own)
+        model = adapt(copy.deepcopy(self.clip), settings, CLASSES, seed=0, reference_images=self.pixels).train()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, 1e-5, weight_decay=0.01, fused=True)
         return model, partial(bare_step, model, trained, optimizer, pixel_values=self.pixels, labels=self.labels)

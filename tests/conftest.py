@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 import torch
 
+# Torch, transformers and the tests are some million objects that no garbage collection need look through: see also below.
+gc.disable()
 torch.set_num_threads(1)
 
 # What is written survives a killed process without it, and no test cuts the power: thousands of waits for the disk less.
 os.fsync = lambda descriptor: None
 
-CI_PARTS = {"chromium", "extension", "hub", "kill", "ray", "s3", "slurm", "torchrun"}
+CI_PARTS = {"chromium", "extension", "hub", "kill", "ray", "readme", "s3", "slurm", "study", "torchrun"}
 """What the tests marked `ci` cover."""
 
 NOTHING_SKIPPED = os.environ.get("ATTNDRIFT_REQUIRE") == "1"
 """Set by `make test-ci`: a part without a test, and a test that is skipped, are failures."""
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Cases that `one_in` leaves out of the fast group are slow."""
+    seen: Counter[str] = Counter()
+    for item in items:
+        if (mark := item.get_closest_marker("one_in")) and not item.get_closest_marker("slow"):
+            test = item.nodeid.partition("[")[0]
+            if seen[test] % mark.args[0]:
+                item.add_marker(pytest.mark.slow)
+            seen[test] += 1
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
+    gc.freeze()
+    gc.enable()
     if NOTHING_SKIPPED and not session.config.getoption("lf"):
         found = {str(mark.args[0]) for item in session.items for mark in item.iter_markers("ci")}
         if found != CI_PARTS:

@@ -77,7 +77,7 @@ def test_a_model_that_knows_nothing_has_nothing_to_retain() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["embedded", "--zero-shot", "nothing"], "no dataset is called"),
+        (["embedded", "--zero-shot", "nothing"], "there is no dataset `nothing`"),
         (["embedded", "--zero-shot", "objects", "--limit", "100", "--template", "a photo"], "exactly once"),
         (["/no/such/folder"], "not a folder here"),
     ],

@@ -66,6 +66,7 @@ def study(tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 COMMANDS = [
     "baseline",
+    "calibrate",
     "run",
     "check",
     "convert",
@@ -112,8 +113,7 @@ def test_help_and_import_load_no_heavy_library() -> None:
 
 def test_a_study_runs_collects_analyses_and_is_shown(study: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out"
-    command = [sys.executable, "-m", "attndrift.cli.main", "run", str(study), "--output", str(folder), "--json"]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    ran = _attndrift("run", str(study), "--output", str(folder), "--json")
     assert ran.returncode == 0, ran.stderr
     assert set(json.loads(ran.stdout)["runs"].values()) == {"finished"}
     assert {"runs.parquet", "history.parquet", "layers.parquet"} <= {p.name for p in folder.iterdir()}
@@ -189,14 +189,14 @@ def test_only_and_limit_choose_runs(study: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["run", "colapse-21"], "Did you mean the preset collapse-21?"),
+        (["run", "colapse-21"], "there is no study file or preset `colapse-21`; did you mean `collapse-21`?"),
         (["run", "collapse-21", "--set", "epochs"], "key=value"),
         (["run", "collapse-21", "--dataset", "pets"], "OLD=NEW"),
-        (["run", "collapse-21", "--only", "E99"], "no run is called 'E99'"),
+        (["run", "collapse-21", "--only", "E99"], "there is no run `E99`"),
         (["collect", "."], "not a study folder"),
         (["show", "."], "not the folder of a run"),
         (["analyze", "."], "no runs.parquet here"),
-        (["list", "nothing"], "choose from models, backbones"),
+        (["list", "nothing"], "there is no kind of names `nothing`; `attndrift list` shows all of them"),
         (["run", "collapse-21", "--limit", "0"], "--limit"),
         (["run", "collapse-21", "--engine", "spark"], "there is no engine `spark`"),
         (["fetch", "studies", "here"], "that is a folder, which needs no fetching"),
@@ -251,7 +251,7 @@ def test_the_dry_run_says_which_runs_cannot_be_and_goes_on(study: Path, monkeypa
         monkeypatch.setattr(f"torch.{device}.is_available", lambda: False)
     _, full, frozen, nowhere, cuda, half = _planned(study, exit_code=1)
     assert "freeze_layers is 9; the model has 3 blocks" in str(frozen["note"])
-    assert "no dataset is called 'nowhere'" in str(nowhere["note"])
+    assert "there is no dataset `nowhere`" in str(nowhere["note"])
     assert "it has cpu" in str(cuda["note"])
     assert "on a CPU it is float32" in str(half["note"])
     assert full["note"] == ""
@@ -264,6 +264,7 @@ def test_the_dry_run_counts_classes_that_have_no_test_images(study: Path) -> Non
     assert _planned(study, "--set", "test_limit=3")[1]["total_parameters"] == _planned(study)[1]["total_parameters"]
 
 
+@pytest.mark.slow
 def test_the_dry_run_says_what_the_checkpoints_take(study: Path, tmp_path: Path) -> None:
     study.write_text(study.read_text() + "  - {method: linear_probe, keep: all}\n")
     planned = {str(row["run_id"]): row for row in _planned(study)}

@@ -18,10 +18,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from matplotlib import pyplot
 from typer.main import get_command
 
 from attndrift.cli.main import app
+from attndrift.results.tables import write_tables
 from attndrift.study.loading import load_study
+from benchmarks.synthetic import synthetic_tables
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -213,6 +216,8 @@ def test_examples_in_docstrings_hold(name: str) -> None:
     assert not found.failed
 
 
+@pytest.mark.slow
+@pytest.mark.ci("readme")
 def test_the_readme_runs_as_it_is_printed(tmp_path: Path) -> None:
     """Both blocks of the README in a new Python, in a folder with nothing in it."""
     blocks = _blocks(ROOT / "README.md", "python")
@@ -280,17 +285,24 @@ def training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("name", ["loops.md", "losses.md", "guard.md"])
+RUN = ["loops.md", "losses.md", "guard.md", "what-to-watch.md", "figures.md"]
+
+
+@pytest.mark.parametrize("name", RUN)
 def test_the_code_in_the_guides_runs(name: str, training: dict[str, Any]) -> None:
     blocks = _blocks(ROOT / "docs" / name, "python")
     assert blocks
+    if "studies/demo" in "".join(blocks):
+        write_tables(synthetic_tables(seeds=1, rates=3, datasets=("eurosat",), evaluations=2, layers=2), "studies/demo")
+        alert = {"metric": "cka_mean", "below": 0.9, "above": None}
+        Path("studies/demo/alerts.json").write_text(json.dumps({"alerts": [alert]}))
+        training["my_axes"] = pyplot.subplots()[1]
     for block in blocks:
         exec(compile(block, name, "exec"), training)
 
 
 def test_other_guides_hold_no_code() -> None:
-    tested = {"loops.md", "losses.md", "guard.md"}
-    assert [path.name for path in DOCS if _blocks(path, "python") and path.name not in tested] == []
+    assert [path.name for path in DOCS if _blocks(path, "python") and path.name not in RUN] == []
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=_name)

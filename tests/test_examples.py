@@ -40,6 +40,7 @@ def test_the_plain_loop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert read_tables(tmp_path / "drift").runs["dataset"].tolist() == ["tiles"]
 
 
+@pytest.mark.slow
 def test_the_plain_loop_with_a_budget(capsys: pytest.CaptureFixture[str]) -> None:
     watch = _load("plain_loop").main([*TINY, "--budget", "0.999"])
     assert float(watch.drift[-1][1].cka_mean) >= 0.999

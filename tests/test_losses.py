@@ -95,6 +95,46 @@ def test_the_floor_is_summed_over_layers_and_averaged_over_images_and_heads() ->
     assert float(fraction) == pytest.approx(active, abs=1e-6)
 
 
+FLOORS = [3.9, 3.0, 3.5]
+
+
+def _exact_divergence(probabilities: list[Tensor], pretrained: list[Tensor]) -> Tensor:
+    terms = [(p * (p / q.double().exp()).log()).sum(-1).mean() for p, q in zip(probabilities, pretrained, strict=True)]
+    return sum(terms, torch.zeros(())) / len(terms)
+
+
+def _exact_floor(probabilities: list[Tensor], _: list[Tensor]) -> Tensor:
+    terms = [
+        (0.7 * floor + (p * p.log()).sum(-1)).clamp(min=0).mean()
+        for p, floor in zip(probabilities, FLOORS, strict=True)
+    ]
+    return sum(terms, torch.zeros(()))
+
+
+GRADIENTS = {
+    "attention_preservation": (attention_preservation_loss, _exact_divergence),
+    "entropy_floor": (lambda current, _: entropy_floor_loss(current, FLOORS)[0], _exact_floor),
+}
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_value_and_gradient_are_those_of_the_formula_in_float64(name: str) -> None:
+    made, formula = GRADIENTS[name]
+    logits = [(3.0 * layer).requires_grad_(True) for layer in _log_attention(0)]
+    exact = [layer.detach().double().requires_grad_(True) for layer in logits]
+    pretrained = _log_attention(1)
+    loss = made([layer.log_softmax(-1) for layer in logits], pretrained)
+    expected = formula([layer.softmax(-1) for layer in exact], pretrained)
+    loss.backward()
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    for layer, reference in zip(logits, exact, strict=True):
+        assert layer.grad is not None
+        assert reference.grad is not None
+        assert float(reference.grad.abs().max()) > 1e-4
+        torch.testing.assert_close(layer.grad.double(), reference.grad, rtol=1e-4, atol=1e-8)
+
+
 def test_layers_of_different_shapes_have_a_floor_each() -> None:
     first, second = _log_attention(0, scale=3.0)[:2]
     fewer = second[:, :2]
@@ -407,6 +447,7 @@ def test_a_protected_model_can_be_copied_and_the_copy_is_not_protected(clip: CLI
 
 
 # The compiler itself looks at .grad of what it is handed at a hook.
+@pytest.mark.one_in(2)
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
 @pytest.mark.parametrize("before", [True, False])
 def test_a_model_is_protected_when_it_is_compiled_afterwards_and_an_error_before(

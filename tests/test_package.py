@@ -8,12 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import attndrift
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "attndrift"
 
 
+@pytest.mark.slow
 def test_every_public_name_can_be_had_in_any_order() -> None:
     """A submodule of the same name would take the place of a function once it is imported."""
     code = (

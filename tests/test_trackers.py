@@ -10,8 +10,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from attndrift.study.record import differing_settings
+from attndrift.study.settings import RunSettings
 
 Logged = dict[int, float]
 """CKA by step."""
@@ -44,7 +48,8 @@ def _from_wandb(folder: Path) -> Logged:
             continue
         values = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
         if "train/drift/cka_mean" in values:
-            found[int(float(values["train/global_step"]))] = float(values["train/drift/cka_mean"])
+            step = values.get("train/global_step", values["_step"])
+            found[int(float(step))] = float(values["train/drift/cka_mean"])
     return found
 
 
@@ -54,20 +59,30 @@ def _from_mlflow(folder: Path) -> Logged:
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     (experiment,) = [one for one in client.search_experiments() if one.name == "drift"]
     (run,) = client.search_runs([experiment.experiment_id])
-    return {one.step: one.value for one in client.get_metric_history(run.info.run_id, "drift/cka_mean")}
+    name = next(name for name in run.data.metrics if name.endswith("drift/cka_mean"))
+    return {one.step: one.value for one in client.get_metric_history(run.info.run_id, name)}
 
 
 def _from_trackio(folder: Path) -> Logged:
-    def values(metric: str) -> dict[int, float]:
-        asked = f"get metric --project drift --run drift --metric {metric} --json".split()
+    def asked(command: str) -> Any:
         environment = os.environ | {"TRACKIO_DIR": str(folder / "trackio"), "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, "-m", "trackio.cli", *asked]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        return {row["step"]: row["value"] for row in json.loads(done.stdout)["values"]}
+        line = [sys.executable, "-m", "trackio.cli", *command.split(), "--json"]
+        done = subprocess.run(line, env=environment, capture_output=True, text=True, check=True)
+        return json.loads(done.stdout)
 
-    # Its own `step` counts what was logged; the trainer logs its steps beside.
+    (run,) = asked("list runs --project drift")["runs"]
+    run = run if isinstance(run, str) else run["name"]
+
+    def values(metric: str) -> dict[int, float]:
+        found = asked(f"get metric --project drift --run {run} --metric {metric}")["values"]
+        return {row["step"]: row["value"] for row in found}
+
+    logged = values("train/drift/cka_mean")
+    if "train/global_step" not in asked(f"list metrics --project drift --run {run}")["metrics"]:
+        return logged
+    # The `step` of a trainer's rows counts what was logged; the trainer logs its steps beside.
     steps = values("train/global_step")
-    return {int(steps[count]): value for count, value in values("train/drift/cka_mean").items()}
+    return {int(steps[count]): value for count, value in logged.items()}
 
 
 READERS: dict[str, Callable[[Path], Logged]] = {
@@ -75,6 +90,18 @@ READERS: dict[str, Callable[[Path], Logged]] = {
     "mlflow": _from_mlflow,
     "trackio": _from_trackio,
 }
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """Everything of a tracker in ``folder``, and nothing asked of a network."""
+    here = Path(__file__).parent
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(here), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "WANDB_MODE": "offline", "WANDB_DIR": str(folder), "WANDB_SILENT": "true",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+        "TRACKIO_DIR": str(folder / "trackio"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+
 
 SCRIPT = """
 import json, sys
@@ -101,13 +128,7 @@ trainer_of(model, images, folder / "trainer", callback, **options).train()
 def test_a_tracker_gets_the_drift_through_the_trainers_own_logging(tracker: str, tmp_path: Path) -> None:
     if importlib.util.find_spec(tracker) is None:
         pytest.skip(f"{tracker} is not installed (pip install {tracker}); the drift in it is not tested")
-    here = Path(__file__).parent
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(here), *filter(None, [os.environ.get("PYTHONPATH")])]),
-        "WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true", "WANDB_PROJECT": "drift",
-        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db", "MLFLOW_EXPERIMENT_NAME": "drift",
-        "TRACKIO_DIR": str(tmp_path / "trackio"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
+    environment = _environment(tmp_path) | {"WANDB_PROJECT": "drift", "MLFLOW_EXPERIMENT_NAME": "drift"}
     # In a process of its own: trackers leave threads, servers and settings behind.
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tmp_path), tracker],
@@ -117,3 +138,81 @@ def test_a_tracker_gets_the_drift_through_the_trainers_own_logging(tracker: str,
     measured = {int(step): value for step, value in json.loads((tmp_path / "drift.json").read_text()).items()}
     assert list(measured) == [0, 2, 4, 6]
     assert READERS[tracker](tmp_path) == pytest.approx(measured, abs=1e-9)
+
+
+STUDY = """
+name: drift
+shared:
+  model: embedded
+  dataset: tiles
+  train_per_class: 4
+  validation_per_class: 2
+  probe_size: 20
+  test_limit: 20
+  epochs: 2
+  batch_size: 20
+  learning_rate: 1e-3
+  transfer: [objects]
+  transfer_limit: 100
+  monitor_zero_shot_images: 100
+  evaluations_per_epoch: 1
+  map_images: 0
+  threads: 1
+runs:
+  - {experiment: drift, method: full, guard: cka_mean, guard_at_least: 0.9999}
+"""
+
+
+def _from_tensorboard(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder)).Reload()
+    return {tag: [(one.step, one.value) for one in events.Scalars(tag)] for tag in events.Tags()["scalars"]} | {
+        tag: [(one.step, 0.0) for one in events.Tensors(tag)] for tag in events.Tags()["tensors"]
+    }
+
+
+def _ran(folder: Path, report_to: str) -> tuple[Path, str]:
+    """A study of one guarded run, through the command line, and what was printed."""
+    (folder / "study.yaml").write_text(STUDY)
+    command = ["run", "study.yaml", "--output", "out", "--report-to", report_to]
+    done = subprocess.run(
+        [sys.executable, "-m", "attndrift", *command],
+        env=_environment(folder), cwd=folder, capture_output=True, text=True, timeout=500, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    (run,) = (folder / "out" / "runs").iterdir()
+    return run, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.ci("study")
+def test_tensorboard_has_retention_from_the_pretrained_model_on_and_what_the_guard_did(tmp_path: Path) -> None:
+    run, printed = _ran(tmp_path, "tensorboard")
+    logged = _from_tensorboard(run / "tensorboard")
+    rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    for column in ("monitor_zero_shot_retention_pct", "val_accuracy"):
+        known = [(row["step"], row[column]) for row in rows if row.get(column) is not None]
+        assert dict(logged[f"train/{column}"]) == pytest.approx(dict(known))
+    assert logged["train/monitor_zero_shot_retention_pct"][0] == (0, 100.0)
+    assert logged["alert"], "the guard acted"
+    assert "tensorboard --logdir out/runs" in printed
+    lines = [line for line in printed.splitlines() if line.strip().startswith(f"{run.name}: step ")]
+    assert len(lines) == len(rows) - 1, "without a terminal, one line an evaluation"
+    assert all(word in lines[-1] for word in ("accuracy ", "retention ", "CKA "))
+
+
+@pytest.mark.filterwarnings("ignore")  # as above
+@pytest.mark.parametrize("tracker", READERS)
+def test_a_whole_study_reports_to_a_tracker_grouped_by_its_name(tracker: str, tmp_path: Path) -> None:
+    if importlib.util.find_spec(tracker) is None:
+        pytest.skip(f"{tracker} is not installed (pip install {tracker}); studies in it are not tested")
+    run, _ = _ran(tmp_path, tracker)
+    rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    assert READERS[tracker](tmp_path) == pytest.approx({row["step"]: row["cka_mean"] for row in rows}, abs=1e-6)
+
+
+def test_a_study_goes_on_with_other_trackers_and_with_no_other_setting_changed() -> None:
+    begun = RunSettings(dataset="tiles", trackers=("tensorboard",))
+    assert not differing_settings(begun.to_json(), begun.model_copy(update={"trackers": ("wandb", "mlflow")}))
+    assert list(differing_settings(begun.to_json(), begun.model_copy(update={"epochs": 9}))) == ["epochs"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 PACKAGE = "attndrift"
 
@@ -55,6 +56,7 @@ def _message(what: str, names: list[str], *extras: str) -> str:
     return f"{what} needs packages that are not installed ({some}): {install_line(*extras)}"
 
 
+@cache
 def _distributions(extra: str) -> dict[str, None]:
     """Names of what ``extra`` brings, in the order of ``pyproject.toml``; extras within it are followed."""
     # Here, for the time that a command takes to start.

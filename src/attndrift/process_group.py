@@ -5,14 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
+from typing import Self, cast
 
 import torch
 from torch import Tensor, distributed
 
 
 class DivergedError(RuntimeError):
-    """Training left the finite numbers: the loss, or a measured quantity, is not finite."""
+    """Training left the finite numbers: the loss, or a measured quantity, is not finite.
+
+    Attributes:
+        step: optimiser steps done by then; None where that is not known.
+    """
+
+    step: int | None = None
+
+    def at(self, step: int) -> Self:
+        """The same with the step, in its message too, unless it has one."""
+        if self.step is None:
+            self.step, self.args = step, (f"{self} after step {step}",)
+        return self
 
 
 @dataclass(frozen=True)

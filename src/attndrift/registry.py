@@ -89,6 +89,15 @@ def near_match(name: str, known: Iterable[str]) -> str:
     return f"; did you mean `{spellings[found[0]]}`?" if found else ""
 
 
+def unknown_name(kind: str, name: object, known: Iterable[str], otherwise: str) -> str:
+    """What every unknown name is answered with: one near match, else ``otherwise``, which says where all names are.
+
+    >>> unknown_name("method", "lroa", ["lora", "full"], "`attndrift list methods` shows every method")
+    'there is no method `lroa`; did you mean `lora`?'
+    """
+    return f"there is no {kind} `{name}`{near_match(str(name), known) or f'; {otherwise}'}"
+
+
 class Registry(Generic[T]):
     """The members of one kind, in the order of registration: built-in ones first, by module name, then entry points.
 
@@ -155,10 +164,8 @@ class Registry(Generic[T]):
         try:
             return self._members[name]
         except KeyError:
-            hint = near_match(name, self._members)
-            raise UnknownNameError(
-                f"there is no {self.kind} `{name}`{hint or f'; `attndrift list` shows every {self.kind}'}"
-            ) from None
+            text = unknown_name(self.kind, name, self._members, f"`attndrift list` shows every {self.kind}")
+            raise UnknownNameError(text) from None
 
     def __contains__(self, name: object) -> bool:
         self._load()

@@ -54,6 +54,7 @@ def shuffled(frame: pd.DataFrame, seed: int) -> pd.DataFrame:
     return frame.sample(frac=1, random_state=seed).reset_index(drop=True)
 
 
+@pytest.mark.slow
 def test_the_order_of_rows_and_columns_does_not_matter(usual: Tables, result: Analysis) -> None:
     other = Tables(
         runs=shuffled(usual.runs, 1)[list(reversed(usual.runs.columns))],
@@ -63,6 +64,7 @@ def test_the_order_of_rows_and_columns_does_not_matter(usual: Tables, result: An
     assert analyze(other, settings=QUICK).to_json() == result.to_json()
 
 
+@pytest.mark.slow
 def test_the_input_is_left_alone(usual: Tables) -> None:
     before = [frame.copy() for frame in (usual.runs, usual.history, usual.layers)]
     analyze(usual, settings=QUICK)
@@ -102,6 +104,7 @@ def test_another_schema_version_is_refused(result: Analysis, tmp_path: Path) -> 
         read_analysis(tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 def test_from_parquet_with_all_of_layers_equals_the_cut_down_reading(tmp_path: Path) -> None:
     given_tables = tables(heads=3, seeds=2)
     middle = given_tables.layers.assign(step=50, value=given_tables.layers["value"] * 3)
@@ -216,6 +219,7 @@ def with_only_baselines() -> Tables:
 RARE = ("two rates", "seven layers", "two transfer sets", "constant retention", "null validation", "null structure")
 
 
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize("case", [pytest.param(one, marks=pytest.mark.slow if one in RARE else ()) for one in CASES])
 def test_nothing_missing_is_a_crash_or_a_silence(case: str, tmp_path: Path) -> None:
     found = analyze(CASES[case](), settings=QUICK)
@@ -224,6 +228,7 @@ def test_nothing_missing_is_a_crash_or_a_silence(case: str, tmp_path: Path) -> N
     assert read_analysis(tmp_path) == found
 
 
+@pytest.mark.slow
 def test_history_and_layers_may_be_absent(usual: Tables) -> None:
     found = analyze(Tables(runs=usual.runs), settings=QUICK)
     everything_null_has_a_reason(found)
@@ -231,6 +236,7 @@ def test_history_and_layers_may_be_absent(usual: Tables) -> None:
     assert not rows_of(found, "signals", when="first epoch")
 
 
+@pytest.mark.slow
 def test_diverged_runs_are_listed_and_left_out(usual: Tables, result: Analysis) -> None:
     runs = usual.runs.copy()
     lost = runs.index[(runs["method"] == "full") & (runs["seed"] == 0)]
@@ -264,6 +270,7 @@ def test_each_dataset_is_compared_by_itself(usual: Tables, result: Analysis) -> 
     assert counts == {"eurosat": 3, "pets": 2}
 
 
+@pytest.mark.slow
 def test_runs_that_differ_in_another_setting_are_no_pair(usual: Tables) -> None:
     runs = usual.runs.copy()
     runs.loc[runs["method"] == "lora", "batch_size"] = 64
@@ -272,6 +279,7 @@ def test_runs_that_differ_in_another_setting_are_no_pair(usual: Tables) -> None:
     assert any("share dataset, settings and learning rate" in note for note in found.notes)
 
 
+@pytest.mark.slow
 def test_methods_without_a_shared_seed_are_compared_all_the_same(usual: Tables) -> None:
     runs = usual.runs[usual.runs["method"] != "none"].copy()
     lora = runs["method"] == "lora"
@@ -308,6 +316,7 @@ def test_a_large_effect_is_supported_and_noise_is_not() -> None:
     assert any("preserves the zero-shot accuracy on cifar100 within 2 points" in f.sentence for f in found.findings)
 
 
+@pytest.mark.slow
 def test_equal_answers_of_two_weight_decays_are_one_test(usual: Tables, result: Analysis) -> None:
     again = usual.runs[usual.runs["method"] != "none"].copy()
     again["run_id"], again["weight_decay"] = again["run_id"] + "_wd", 0.1
@@ -330,6 +339,7 @@ def test_findings_name_dataset_and_model_where_there_are_two(usual: Tables) -> N
 NUMBER = re.compile(r"(?<![\w.-])[-+]?\d[\d.]*(?:e-?\d+)?")
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("options", [{"seeds": 1}, {"seeds": 3}, {"seeds": 5, "datasets": ("a",)}])
 def test_findings_are_short_and_name_their_rows(options: dict[str, Any]) -> None:
     found = analyze(tables(transfer=("objects",), **options), settings=QUICK)
@@ -397,6 +407,7 @@ def test_retention_is_never_invented(usual: Tables) -> None:
     assert any("below twice chance" in note for note in found.notes)
 
 
+@pytest.mark.slow
 def test_contradicting_changes_are_named(usual: Tables) -> None:
     runs = usual.runs.copy()
     runs.loc[runs["run_id"] == "pets_full_1e-05_1", "gini_change_pct"] += 5
@@ -404,6 +415,7 @@ def test_contradicting_changes_are_named(usual: Tables) -> None:
     assert any("pets_full_1e-05_1" in note and "contradicts" in note for note in notes)
 
 
+@pytest.mark.slow
 def test_blocks_that_do_not_divide_by_three_are_stated() -> None:
     found = analyze(tables(layers=7), settings=QUICK)
     assert "Blocks of a model of 7: early 1-3, middle 4-5, late 6-7." in found.notes
@@ -487,7 +499,11 @@ def test_alpha_is_chosen_by_the_predictions_that_stay() -> None:
 def test_settings_from_text() -> None:
     made = parse_analysis_settings(["damaged_below_pct=60", "least_accuracies=0.8, 0.9"])
     assert (made.damaged_below_pct, made.least_accuracies) == (60.0, (0.8, 0.9))
-    for wrong, said in (("damaged=60", "the names are"), ("level=2", "`level`.*less than 1"), ("alpha", "NAME=VALUE")):
+    for wrong, said in (
+        ("damaged=60", "did you mean `damaged_below_pct`"),
+        ("level=2", "`level`.*less than 1"),
+        ("alpha", "NAME=VALUE"),
+    ):
         with pytest.raises(ValueError, match=said):
             parse_analysis_settings([wrong])
 

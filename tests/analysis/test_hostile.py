@@ -39,6 +39,7 @@ def prose(text: str) -> str:
 SLOW = pytest.mark.slow
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("seed", [*range(6), *(pytest.param(seed, marks=SLOW) for seed in range(6, 14))])
 def test_analysis(seed: int, tmp_path: Path) -> None:
     with warnings.catch_warnings():
@@ -64,6 +65,7 @@ def test_analysis(seed: int, tmp_path: Path) -> None:
         assert len(heights) <= 1, path.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [3, pytest.param(9, marks=SLOW)])
 def test_figures_and_report(seed: int, tmp_path: Path) -> None:
     tables = Tables(**Hostile(seed).tables())

@@ -30,6 +30,7 @@ def save(frame: pd.DataFrame, path: Path) -> Path:
     return path
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl", ".ndjson", ".json"])
 def test_every_form_gives_the_same_tables(runs: pd.DataFrame, suffix: str, tmp_path: Path) -> None:
     source = tmp_path / "in"
@@ -106,6 +107,7 @@ def test_bits_where_nats_are_meant(runs: pd.DataFrame, tmp_path: Path) -> None:
     assert "in bits" in str(import_tables(path, tmp_path / "out", check_only=True))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("foreign", "own"),
     [("lr", "learning_rate"), ("test_acc", "test_accuracy"), ("embeding_drift", "embedding_drift")],
@@ -276,6 +278,7 @@ def _runs(path: Path, text: str, options: ImportOptions | None = None, encoding:
     return read_tables(out).runs
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize(
     "names", [("1.10", "1.1"), ("007", "7"), ("1e3", "1000"), ("NA", "null"), ("1_0", "10"), ("+1", "1"), ("True", "1")]
 )
@@ -301,6 +304,7 @@ def test_numbers_of_json_keep_how_they_are_written(tmp_path: Path) -> None:
         import_tables(tmp_path / "runs.parquet", tmp_path / "out2")
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("cell", "accuracy"),
     [
@@ -336,6 +340,7 @@ def test_a_number_with_two_readings_is_refused_or_decided(cell: str, tmp_path: P
     assert _runs(tmp_path / "runs.csv", beside)["n_train"].tolist() == [number]
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("cell", ["#DIV/0!", "#N/A", "#VALUE!", "#REF!", "#NUM!", "n/a", "-", "<NA>"])
 def test_errors_of_a_spreadsheet_are_null_and_said(cell: str, tmp_path: Path) -> None:
     text = f"run_id,method,test_accuracy,cka_mean\na,full,{cell},0.5\n"
@@ -347,6 +352,7 @@ def test_errors_of_a_spreadsheet_are_null_and_said(cell: str, tmp_path: Path) ->
             _runs(tmp_path / "runs.csv", f"run_id,method\n{cell},full\n")
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 @pytest.mark.parametrize("start", ["", "sep=;\r\n", '"sep=;"\r\n'])
 def test_encodings_and_the_line_that_excel_writes(encoding: str, start: str, tmp_path: Path) -> None:
@@ -362,6 +368,7 @@ def test_a_decimal_comma_that_splits_a_cell_is_named(tmp_path: Path) -> None:
 # Words and columns that must agree
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("column", "written", "meant"),
     [
@@ -382,6 +389,7 @@ def test_other_spellings_of_a_word_are_that_word_and_said(
     assert f"1 cells `{written}` of `{column}` read as `{meant}`" in str(report)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("written", ["Full FT", "lora_r8", "full-finetuning", "linear", "LoRA-16", "lastblock+proj"])
 def test_a_method_that_is_near_a_known_one_is_asked_for(written: str, tmp_path: Path) -> None:
     text = f"run_id,method\na,{written}\n"
@@ -417,6 +425,7 @@ def test_rows_that_are_there_twice_are_named(
         import_tables(tmp_path, tmp_path / "out")
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("derived", "change"),
     [
@@ -458,7 +467,7 @@ def test_constants_and_rows_without_names(tmp_path: Path) -> None:
     assert made["transfer_cifar100_zero_shot_retention_pct"].tolist() == pytest.approx([50, 100])
     with pytest.raises(TableError, match="--number-rows"):
         _runs(tmp_path / "their table.csv", text)
-    with pytest.raises(TableError, match="no column `datset`; did you mean `dataset`"):
+    with pytest.raises(TableError, match="no column of the table runs `datset`; did you mean `dataset`"):
         _runs(tmp_path / "their table.csv", text, ImportOptions(constants={"datset": "x"}, number_rows=True))
     with pytest.raises(TableError, match="`method` is there already"):
         _runs(tmp_path / "their table.csv", text, ImportOptions(constants={"method": "x"}, number_rows=True))

@@ -45,6 +45,7 @@ def imported(folder: Path, *options: str, **files: str) -> Imported:
 # Units that are settled once
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     ("column", "cells", "scale", "values"),
     [
@@ -68,6 +69,7 @@ def test_a_cell_with_a_percent_sign_is_not_scaled_as_well(
     assert "has a percent sign, which says its unit already; leave that option out" in only.refused
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     ("table", "column", "cell"),
     [
@@ -95,6 +97,7 @@ def test_infinite_numbers_are_said(table: str, column: str, cell: str, tmp_path:
     assert f"1 infinite numbers of `{column}` read as null" in made.text
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("column", ["entropy", "erf95", "gini", "head_diversity", "entropy_last_layer"])
 @pytest.mark.parametrize("table", ["runs", "history"])
 def test_changes_that_look_like_fractions_are_pointed_out(table: str, column: str, tmp_path: Path) -> None:
@@ -115,6 +118,7 @@ _HISTORY = (
 )
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     ("column", "good", "wrong"),
     [
@@ -143,6 +147,7 @@ def test_a_run_that_contradicts_its_history_is_named(column: str, good: str, wro
     assert aside.tables.runs[column].isna().all()
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     ("column", "value", "table", "text"),
     [
@@ -180,6 +185,7 @@ def test_our_own_tables_contradict_nothing_and_are_pointed_at_by_nothing(tmp_pat
 # How runs were adapted, and what they are called
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     ("settings", "column"),
     [
@@ -199,6 +205,7 @@ def test_a_setting_that_the_run_does_not_use_is_said(settings: dict[str, str], c
     assert "first `a`" in made.text
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     ("written", "meant"),
     [
@@ -222,6 +229,7 @@ def test_projections_have_one_spelling(written: str, meant: str, tmp_path: Path)
     assert (f"`{written}` of `lora_targets` read as `{meant}`" in made.text) == (written != meant)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("value", "column", "meant"),
     [
@@ -244,6 +252,7 @@ def test_lists_of_json_are_read(value: list[str], column: str, meant: str, suffi
     )
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     ("names", "same"),
     [
@@ -276,6 +285,7 @@ def test_runs_that_differ_in_case_or_width_are_asked_for(names: tuple[str, str],
     assert len(imported(tmp_path, "--map", option[1], runs__csv=one, history__csv=other).tables.history) == 1
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", ["caf\u00e9", "\u00e5ngstr\u00f6m", "\ud55c\uad6d", "n\u0303", "\u1e69"])
 def test_the_unicode_form_of_a_name_does_not_matter(name: str, tmp_path: Path) -> None:
     forms = [unicodedata.normalize(form, name) for form in ("NFC", "NFD")]
@@ -287,6 +297,7 @@ def test_the_unicode_form_of_a_name_does_not_matter(name: str, tmp_path: Path) -
     assert both.refused
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize(
     ("written", "meant"),
     [
@@ -311,6 +322,7 @@ def test_other_words_for_a_method_are_asked_for(written: str, meant: str, tmp_pa
 # Exports of trackers
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("legend", ["{}", "Name: {}", "name: {}", "Run: {}", "ID: {}", "Display Name: {}"])
 @pytest.mark.parametrize("run", ["a", "a - b", "lora r=8: 2"])
 def test_wide_charts_of_wandb_name_their_runs(legend: str, run: str, tmp_path: Path) -> None:
@@ -323,6 +335,7 @@ def test_wide_charts_of_wandb_name_their_runs(legend: str, run: str, tmp_path: P
     assert made.tables.history[["run_id", "val_accuracy"]].values.tolist() == [[run, 0.9]]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("key", "run"),
     [("tag", "run"), ("key", "run_id"), ("metric", "run_id"), ("Tag", "Run"), ("metric_name", "run_name")],
@@ -342,6 +355,51 @@ def test_a_scalar_of_tensorboard_says_run_and_metric_in_its_name(tmp_path: Path)
     assert imported(tmp_path, **files).tables.history["val_accuracy"].tolist() == [0.25]
 
 
+_STEPS = "Wall time,Step,Value\n"
+_WIDE = "run_id,step,val_accuracy\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "accuracy", "loss"),
+    [
+        # Another tag of the same run, another run, both; rows of other runs; other columns; the same value twice.
+        ({"run-a-tag-val_accuracy__csv": f"{_STEPS}1,5,0.25\n", "run-a-tag-train_loss__csv": f"{_STEPS}2,5,1.5\n"}, [0.25], [1.5]),
+        ({"run-a-tag-val_accuracy__csv": f"{_STEPS}1,5,0.25\n", "run-b-tag-val_accuracy__csv": f"{_STEPS}2,5,0.5\n"}, [0.25, 0.5], []),
+        ({"run-a-tag-val_accuracy__csv": f"{_STEPS}1,5,0.25\n", "run-b-tag-train_loss__csv": f"{_STEPS}2,9,1.5\n"}, [0.25], [1.5]),
+        ({"one__csv": f"{_WIDE}a,5,0.25\n", "two__csv": f"{_WIDE}b,5,0.5\n"}, [0.25, 0.5], []),
+        ({"one__csv": f"{_WIDE}a,5,0.25\n", "two__csv": "run_id,step,train_loss\na,5,1.5\n"}, [0.25], [1.5]),
+        ({"one__csv": f"{_WIDE}a,5,0.25\n", "two__csv": f"{_WIDE}a,5,0.25\na,9,0.5\n"}, [0.25, 0.5], []),
+    ],
+    ids=["tags", "runs", "both", "rows", "columns", "overlap"],
+)  # fmt: skip
+def test_several_files_of_one_table_are_joined(
+    files: dict[str, str], accuracy: list[float], loss: list[float], tmp_path: Path
+) -> None:
+    history = imported(tmp_path, runs__csv="run_id,method\na,full\nb,lora\n", **files).tables.history
+    assert history.sort_values(["run_id", "step"])["val_accuracy"].dropna().tolist() == accuracy
+    assert history["train_loss"].dropna().tolist() == loss
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"one__csv": f"{_WIDE}a,5,0.25\n", "two__csv": f"{_WIDE}a,5,0.5\n"},
+         ("one.csv", "two.csv", "contradict each other in 1 rows", "run_id a, step 5", "`val_accuracy` is 0.25 in one and 0.5")),
+        ({"x__csv": "run_id,method\na,full\n", "y__csv": "run_id,method\na,lora\n"},
+         ("x.csv", "y.csv", "first run_id a: `method` is full in one and lora in the other")),
+        ({"one__csv": f"{_WIDE}a,5,0.25\n", "two__csv": "step,val_accuracy\n5,0.5\n"}, ("two.csv names no run",)),
+    ],
+    ids=["values", "settings", "no run"],
+)  # fmt: skip
+def test_files_that_contradict_each_other_are_refused_by_name(
+    files: dict[str, str], words: tuple[str, ...], tmp_path: Path
+) -> None:
+    runs = {} if "x__csv" in files else {"runs__csv": "run_id,method\na,full\n"}
+    refused = imported(tmp_path, **runs, **files).refused
+    assert all(word in refused for word in words), refused
+
+
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     ("table", "theirs", "ours"),
     [
@@ -366,6 +424,7 @@ def test_usual_names_of_trackers_are_pointed_at(table: str, theirs: str, ours: s
     assert f"{theirs}={ours}" in said
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     "name", ["Run ID", "id", "Name", "mlflow.runName", "tags.mlflow.runName", "run_name", "Run UUID"]
 )
@@ -378,6 +437,7 @@ def test_a_missing_name_of_runs_is_pointed_at(name: str, tmp_path: Path) -> None
 # Files of any name
 
 
+@pytest.mark.one_in(7)
 @pytest.mark.parametrize("name", ["results", "results.txt", "table.dat", "export.CSV", "runs (1).csv", "a.b.tab"])
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
 def test_any_file_name_will_do(name: str, separator: str, tmp_path: Path) -> None:
@@ -422,6 +482,7 @@ def test_files_beside_named_tables_are_read_or_said(tmp_path: Path) -> None:
 # Rows that are means over seeds
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("cell", ["0.912 ± 0.013", "0.912±0.013", "0.912 +/- 0.013", "0.912 +- 0.013", "$0.912 \\pm 0.013$", "91.2 ± 1.3 %", "91.2% ± 1.3%"])  # fmt: skip
 @pytest.mark.parametrize("column", ["test_accuracy", "transfer_cifar100_zero_shot_accuracy"])
 def test_means_with_their_spread_in_one_cell(cell: str, column: str, tmp_path: Path) -> None:
@@ -439,6 +500,7 @@ def test_a_factor_goes_for_the_standard_deviation_too(tmp_path: Path) -> None:
     assert made[["test_accuracy", "test_accuracy_sd"]].values.tolist() == [[pytest.approx(0.912), pytest.approx(0.013)]]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("cells", "what"),
     [
@@ -456,6 +518,7 @@ def test_means_that_contradict_themselves_are_named(cells: dict[str, str], what:
     assert what in imported(tmp_path, runs__csv=text).refused
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("column", ["pretrained", "accuracy", "retention_pct", "n"])
 def test_constants_and_short_names_of_transfer_columns(column: str, tmp_path: Path) -> None:
     value = {"n": "10000", "retention_pct": "80"}.get(column, "0.6022")

@@ -28,6 +28,7 @@ def _runs(loss: str) -> str:
     return f'run_id,method,loss\na,full,"{loss}"\n'
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("written", "meant"),
     [
@@ -57,6 +58,7 @@ def test_words_for_no_loss_are_null(tmp_path: Path, written: str) -> None:
     assert tables.losses.empty
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("written", ["0.1", "0", "1e-3", "0,25", "-2", "3.14159", "12%", "nan:1"])
 def test_a_column_of_numbers_is_no_column_of_losses(tmp_path: Path, written: str) -> None:
     if written == "nan:1":
@@ -122,6 +124,7 @@ def test_a_table_of_losses_alone_gives_the_column(tmp_path: Path) -> None:
     assert tables.runs["loss"].fillna("").tolist() == ["attention_preservation:2+entropy_floor:0.1", ""]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("table", "column", "written", "meant"),
     [
@@ -163,6 +166,7 @@ def test_every_column_of_words_asks_for_near_ones(tmp_path: Path, table: str, te
         _import(tmp_path, **{"runs": "run_id,method\na,full\n", table: text})
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     ("table", "derived", "change"),
     [
@@ -190,6 +194,7 @@ def test_a_row_that_contradicts_the_start_of_its_run_is_named(
         _import(tmp_path, runs=runs, **{table: wrong.to_csv(index=False)})
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     "cell", ["#DIV/0!", "#N/A", "#NV", "#WERT!", "#ÜBERLAUF!", "#VALEUR!", "#NOM?", "#¡VALOR!", "#¿NOMBRE?", "Err:502", "#BUSY!"]
 )  # fmt: skip

@@ -302,6 +302,19 @@ def test_which_came_first_is_read_off_the_histories(result: Analysis) -> None:
     assert f"Of {counted.total()} runs" in told.sentence
     assert f"had fallen before in {counted['before']}" in told.sentence
     assert len(told.rows) == counted.total()
+    same = [rows[row] for row in rows if rows[row]["order"] == "same evaluation"]
+    assert f"at the same evaluation in {counted['same evaluation']} (" in told.sentence
+    assert same[0]["run_id"] in told.sentence
+    assert f"later in {counted['after']}, and never in {counted['never']}." in told.sentence
+
+
+def test_the_sweeps_take_no_place_among_the_first_findings(result: Analysis) -> None:
+    """One finding of each topic comes first, in the order of importance: the choice of an alpha is the last of them."""
+    topics = [f.topic for f in result.findings]
+    assert "interpolation" in topics
+    first = list(dict.fromkeys(topics))
+    assert first[-1] == "interpolation"
+    assert not [f for f in result.findings if f.topic == "preservation" and f.table == "interpolation_choice"]
 
 
 def test_variance_components_are_those_of_a_nested_anova(records: pd.DataFrame, result: Analysis) -> None:

@@ -70,6 +70,36 @@ def test_means_are_no_study_of_one_seed(single: Tables) -> None:
         assert not any("single-seed" in text.lower() or "one seed" in text.lower() for text in said), table.name
 
 
+def test_findings_about_means_use_the_deviations_that_were_given(single: Tables) -> None:
+    """Its own retention by Student's t, two methods by Welch's, as from the runs behind the means."""
+    found = analyze(Tables(runs=_means(single.runs, ["best_val_accuracy", RETENTION])))
+    runs = single.runs[single.runs["dataset"] == "eurosat"]
+
+    def at_best(method: str) -> np.ndarray:
+        own = runs[runs["method"] == method]
+        best = own.groupby("learning_rate")["best_val_accuracy"].mean().idxmax()
+        return own.loc[own["learning_rate"] == best, RETENTION].to_numpy(dtype=float)
+
+    full, lora = at_best("full"), at_best("lora")
+    low, high = stats.t.interval(0.95, 3, full.mean(), full.std(ddof=1) / 2)
+    told = {f.table: f for f in reversed(found.findings) if f.sentence.startswith("On eurosat")}
+    assert f"retains {full.mean():.1f}%" in told["operating_points"].sentence
+    assert f"(interval {low:.1f}% to {high:.1f}%)" in told["operating_points"].sentence
+    assert told["operating_points"].strength == "supported"
+    expected = stats.ttest_ind(lora, full, equal_var=False)
+    limits = expected.confidence_interval()
+    assert f"(interval {limits.low:.1f} to {limits.high:.1f})" in told["operating_differences"].sentence
+    row = found.tables["operating_differences"].rows[told["operating_differences"].rows[0]]
+    assert (row["n_seeds"], row["method"]) == (4, "Welch's t, given means")
+    assert row["p"] == pytest.approx(expected.pvalue)
+    rows = [
+        row for row in found.tables["changes"].rows if row["measure"] == RETENTION and row["contrast"] == "one rate"
+    ]
+    assert {row["n_seeds"] for row in rows} == {4}
+    assert all(row["low"] is not None for row in rows)
+    assert not any("1 seed" in str(row["reason"]) for row in rows)
+
+
 def test_two_means_of_one_configuration_are_pooled(single: Tables) -> None:
     runs = single.runs[single.runs["method"] == "full"]
     halves = [_means(runs[runs["seed"].isin(seeds)], ["test_accuracy"]) for seeds in ([0, 1], [2, 3])]
@@ -128,21 +158,24 @@ def test_means_go_through_the_command_line(tmp_path: Path) -> None:
 
 
 def test_the_report_shows_the_tables_that_there_are(single: Tables) -> None:
-    def titles(tables: Tables) -> list[str]:
+    def titles(tables: Tables) -> set[str]:
         sections = build_sections(Page(analyze(tables), tables, Records()))
-        return [block.title for one in sections if one.key == "sets" for block in one.blocks]
+        return {getattr(block, "title", "") for one in sections if one.key == "tables" for block in one.blocks}
 
-    told = Tables(runs=_means(single.runs, ["test_accuracy", RETENTION]))
-    assert titles(told) == [
-        "Means over seeds, as they were given",
-        "Differences of reported means under equal settings",
-    ]
-    assert titles(synthetic_tables(rates=8, seeds=2, layers=0, evaluations=0)) == ["Damaged and healthy configurations"]
+    means = {"Means over seeds, as they were given", "Differences of reported means under equal settings"}
+    classes = "Damaged and healthy configurations"
+    told = titles(Tables(runs=_means(single.runs, ["test_accuracy", RETENTION])))
+    assert means <= told
+    assert classes not in told
+    made = titles(synthetic_tables(rates=8, seeds=2, layers=0, evaluations=0))
+    assert classes in made
+    assert not means & made
 
 
 # Sets
 
 
+@pytest.mark.slow
 def test_corrupted_accuracies_are_a_table(single: Tables, tmp_path: Path) -> None:
     n = len(single.runs)
     runs = single.runs.assign(
@@ -162,6 +195,7 @@ def test_corrupted_accuracies_are_a_table(single: Tables, tmp_path: Path) -> Non
     assert "corruption" not in analyze(single).tables
 
 
+@pytest.mark.slow
 def test_transfer_sets_agree_or_not() -> None:
     tables = synthetic_tables(rates=4, seeds=2, layers=0, evaluations=0, transfer=("cifar100", "cifar10"))
     row = _rows(tables, "transfer_agreement")[0]

@@ -67,6 +67,7 @@ def rows_of(result: Analysis, table: str, **wanted: Any) -> list[dict[str, Any]]
     return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("told", "there"),
     [(True, True), (False, False), (None, False), ("some", True)],
@@ -151,6 +152,7 @@ def test_holm_within_one_target_and_moment() -> None:
             assert {row["family_size"] for row in rows} == {len(rows)}
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("seed", range(5))
 def test_thresholds_and_curves_leave_a_configuration_out(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -188,14 +190,26 @@ def test_a_threshold_without_use_warns_of_nothing() -> None:
 
 def test_limits_solve_what_defines_them() -> None:
     """Those of the area lie 1.96 of Hanley and McNeil's standard errors off, taken there. Equal signals: around 0."""
-    low, high = area_limits(np.array(0.8), 20, 20, 0.95)
+    positive = np.arange(40) < 20
+    low, high = area_limits(np.where(positive, np.where(np.arange(40) < 4, -1.0, 1.0), 0.0), positive, 0.95)
     for limit in (low, high):
         first, second = limit / (2 - limit), 2 * limit**2 / (1 + limit)
         variance = (limit * (1 - limit) + 19 * (first - limit**2) + 19 * (second - limit**2)) / 400
         assert abs(0.8 - limit) == pytest.approx(1.96 * np.sqrt(variance), abs=1e-3)
-    low, high = area_limits(np.array(1.0), 5, 8, 0.95)
+    low, high = area_limits(np.arange(13.0), np.arange(13) >= 8, 0.95)
     assert 0.6 < low < 0.8
     assert high == 1
+    # With 50 units and more: DeLong's variance from all pairs, on the logit scale.
+    rng = np.random.default_rng(0)
+    positive = np.arange(60) < 25
+    score = positive + rng.standard_normal(60).round(1)
+    pairs = (score[positive][:, None] > score[~positive]) + 0.5 * (score[positive][:, None] == score[~positive])
+    area = pairs.mean()
+    half = 1.96 * np.sqrt(pairs.mean(1).var(ddof=1) / 25 + pairs.mean(0).var(ddof=1) / 35) / (area * (1 - area))
+    logit = np.log(area / (1 - area))
+    assert area_limits(score, positive, 0.95) == pytest.approx(
+        tuple(1 / (1 + np.exp(-end)) for end in (logit - half, logit + half)), abs=1e-4
+    )
     low, high = difference_limits(np.array(0.7), np.array(0.7), np.array(0.5), 30, 0.95)
     assert float(low) == pytest.approx(-float(high))
     assert all(np.isnan(end) for end in difference_limits(np.array(0.7), np.array(0.6), np.array(0.5), 9, 0.95))

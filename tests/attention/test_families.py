@@ -561,8 +561,8 @@ def test_adapters_count(case: Case) -> None:
     [
         pytest.param(
             case.name,
-            # Compiling takes seconds a model; each kind of tap is compiled in every run.
-            marks=() if case.name in ("siglip", "dinov3", "timm-map", "open_clip-clip") else pytest.mark.slow,
+            # Compiling takes seconds a model.
+            marks=() if case.name == "timm-map" else pytest.mark.slow,
         )
         for case in CASES
         if not case.wrapper

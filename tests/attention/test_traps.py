@@ -144,6 +144,7 @@ def test_data_parallel_replicas_are_refused(tiny, pixels) -> None:
             replica(pixel_values=pixels)
 
 
+@pytest.mark.slow
 def test_a_model_compiled_while_observed(tiny, pixels) -> None:
     torch._dynamo.reset()
     model = tiny.make("vision")

@@ -51,6 +51,7 @@ def test_both_sides_analyse_every_run(tmp_path: Path) -> None:
     assert own["seconds"] > 0
 
 
+@pytest.mark.slow
 def test_a_child_that_fails_is_told(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="the process for attndrift ended with 1"):
         in_fresh_process("attndrift", tmp_path / "absent")

@@ -78,6 +78,7 @@ def _operators(work: Callable[[], object]) -> set[str]:
     return {event.key for event in found.key_averages()}
 
 
+@pytest.mark.slow
 def test_only_the_references_attention_is_eager() -> None:
     """`from_config` writes into the config it is given: a model that shares it would be eager too, and no alternative."""
     forwards = Forwards(TINY, 2).works

@@ -26,6 +26,7 @@ def test_seconds_leave_out_the_pauses() -> None:
     assert Timed(0.0, 10.0, [], [(2.0, 3.0), (9.0, 12.0)]).seconds == 8.0  # the last pause outlasts the process
 
 
+@pytest.mark.slow
 @posix
 def test_nothing_runs_while_it_stands_still() -> None:
     spans = []

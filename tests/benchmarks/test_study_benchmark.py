@@ -28,6 +28,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_both_sides_train_on_the_same_batches(images: Path, tmp_path: Path) -> None:
     study = Workload(images, 2, 3).load()
     given = json.loads(write_reference(study, tmp_path, threads=1).read_text())
@@ -60,6 +61,7 @@ def planned(images: Path, tmp_path: Path) -> tuple[Study, Path]:
     return study, path
 
 
+@pytest.mark.slow
 def test_the_command_line_makes_the_study_that_is_measured(images: Path, tmp_path: Path) -> None:
     workload = Workload(images, 3, None)
     command = workload.command(tmp_path / "study", 2)

@@ -88,8 +88,8 @@ def test_the_values_are_those_of_the_monitor_on_the_adapted_model_itself(
     assert summary["weight_drift"] == pytest.approx(expected, rel=1e-5)
     weights = {row["module"]: row for row in found["weights"]}
     assert weights["block 3 attention"]["drift"] > 0
-    unmoved = ("embeddings", "block 3 MLP", "layer norms", "projection", "text transformer and projection")
-    assert [weights[name]["drift"] for name in unmoved] == [0.0] * 5
+    unmoved = ("embeddings", "block 3 MLP", "layer norms", "projection", "text transformer", "text projection")
+    assert [weights[name]["drift"] for name in unmoved] == [0.0] * 6
     own = [row for name, row in weights.items() if name.startswith(("block", "embeddings", "layer"))]
     assert sum(row["parameters"] for row in own) == weights["vision transformer"]["parameters"]
     assert weights["vision transformer"]["parameters"] == sum(p.numel() for p in embedded.vision_model.parameters())
@@ -261,6 +261,7 @@ HOSTILE = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_hostile_names_stay_text_everywhere(photos: Path, adapter: Path, tmp_path: Path) -> None:
     folder, out = tmp_path / "<script>alert(2)<", tmp_path / "out"
     folder.mkdir()

@@ -62,6 +62,7 @@ def test_a_link_that_leads_out_counts_once(pictures: Path, tmp_path: Path) -> No
         assert open_images(folder).names == ["a.png", "b.png", "deep/c.png", "deep/d.png", "more/e.png"]
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("name", ["a.heic", "x.JXL", "x.cr2", "x.svg", "picture", "x.png.part", "deep/x.avifs"])
 @pytest.mark.parametrize("command", ["compare", "baseline"])
 def test_files_that_are_left_out_are_counted_and_named(command: str, name: str, pictures: Path, tmp_path: Path) -> None:
@@ -92,6 +93,7 @@ def test_an_error_of_too_few_images_says_what_is_there_instead(tmp_path: Path) -
         compare_models("embedded", "embedded", tmp_path)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("place", [".", "compare", "deep/../out", "new/out", "{link}"])
 @pytest.mark.parametrize("command", ["compare", "baseline"])
 def test_what_is_written_is_no_image_of_the_next_call(command: str, place: str, pictures: Path, tmp_path: Path) -> None:

@@ -140,6 +140,7 @@ WRAPPED: dict[str, Callable[[CLIPModel], nn.Module]] = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", WRAPPED)
 def test_a_model_in_memory_compares_as_its_folder_does(
     name: str, base: CLIPModel, moved: CLIPModel, photos: Path, tmp_path: Path
@@ -179,6 +180,7 @@ def _integrated(clip: CLIPModel) -> nn.Module:
     return clip
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_adapters_in_memory_count_and_stay(name: str, base: CLIPModel, photos: Path) -> None:
     model = ADAPTERS[name](load_clip("config:tiny"))
@@ -223,6 +225,7 @@ TOWERS: dict[str, Callable[[CLIPModel], nn.Module]] = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("saved", [False, True])
 @pytest.mark.parametrize("name", TOWERS)
 def test_a_tower_alone_is_put_into_base_and_as_base_told_what_can_be_done(

@@ -67,6 +67,7 @@ FILES = {
 }  # fmt: skip
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("setting", FILES)
 def test_a_setting_beside_the_weights_is_named(setting: str, saved: Path, photos: Path, tmp_path: Path) -> None:
     change, effect = FILES[setting]
@@ -87,6 +88,7 @@ def test_a_setting_beside_the_weights_is_named(setting: str, saved: Path, photos
     assert json.loads((tmp_path / "out" / "compare.json").read_text())["differences"] == found.differences
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "field", ["_name_or_path", "transformers_version", "initializer_range", "architectures", "dtype", "id2label"]
 )
@@ -143,6 +145,7 @@ IN_MEMORY = {
 }
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("module", IN_MEMORY)
 def test_what_was_changed_in_a_model_in_memory_is_named(module: str, photos: Path) -> None:
     base, other = load_clip("config:tiny"), load_clip("config:tiny")

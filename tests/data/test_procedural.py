@@ -117,6 +117,7 @@ def test_breeds_are_distinct_and_some_differ_in_one_trait_alone() -> None:
     assert sum(count <= 3 for count in differences) >= 10
 
 
+@pytest.mark.slow
 def test_a_linear_reading_of_raw_pixels_does_not_solve_the_sets() -> None:
     """Colours and places of pixels alone, by nearest class mean, must stay far from what a network can do."""
     for name, ceiling in (("tiles", 0.6), ("critters", 0.3)):

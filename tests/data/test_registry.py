@@ -44,7 +44,9 @@ def test_an_unknown_name_brings_a_near_one(wrong: str, right: str) -> None:
 
 
 def test_an_unknown_name_without_a_near_one() -> None:
-    with pytest.raises(DataError, match=r"'zzzzzz'\. `attndrift list datasets` shows all; .*`path`"):
+    with pytest.raises(
+        DataError, match=r"no dataset `zzzzzz`; `attndrift list datasets` shows every dataset\. .*`path`"
+    ):
         find_spec("zzzzzz")
 
 

@@ -287,7 +287,7 @@ def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
 
 
 def test_wrong_keys_and_both_places() -> None:
-    with pytest.raises(DataError, match="unknown dataset key `image_colum`; did you mean `image_column`"):
+    with pytest.raises(DataError, match="there is no dataset key `image_colum`; did you mean `image_column`"):
         load_dataset({"name": "t", "path": ".", "image_colum": "x"})
     with pytest.raises(DataError, match="not both"):
         spec_of({"path": "a", "hub": "b"})

@@ -131,6 +131,7 @@ def _hooks(model: nn.Module) -> dict[str, list[int]]:
     }
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("copied", COPIES)
 @pytest.mark.parametrize("watcher", WATCHERS)
 def test_a_copy_of_a_watched_model_works_and_has_none_of_its_hooks(
@@ -234,6 +235,7 @@ MONITORS: dict[str, Callable[[CLIPModel, Tensor], DriftMonitor]] = {
 }
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("copied", [copy.deepcopy, _pickled, _saved])
 @pytest.mark.parametrize("made", MONITORS)
 def test_a_monitor_goes_with_its_model(clip: CLIPModel, images: Tensor, made: str, copied: Any) -> None:
@@ -258,6 +260,7 @@ def _callback(clip: CLIPModel, images: Tensor, **options: Any) -> Any:
     return DriftCallback(DriftMonitor(clip, images), **options)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("copied", [copy.deepcopy, _pickled, _saved])
 @pytest.mark.parametrize("make", [_watch, _callback])
 def test_a_watch_and_a_callback_go_on_where_they_were(
@@ -319,6 +322,7 @@ def measured_elsewhere(monitor: DriftMonitor, found: Any) -> None:
     found.put(monitor.measure().values())
 
 
+@pytest.mark.slow
 def test_a_spawned_worker_measures_what_its_parent_measures(clip: CLIPModel, images: Tensor) -> None:
     monitor = DriftMonitor(clip, images)
     with torch.no_grad():
@@ -329,7 +333,11 @@ def test_a_spawned_worker_measures_what_its_parent_measures(clip: CLIPModel, ima
     worker.start()
     there = found.get(timeout=300)
     worker.join()
-    assert there == pytest.approx(monitor.measure().values(), rel=1e-6, abs=1e-9)
+    here = monitor.measure().values()
+    assert {name for name in here if here[name] is None} == {name for name in there if there[name] is None}
+    assert [value for value in there.values() if value is not None] == pytest.approx(
+        [value for value in here.values() if value is not None], rel=1e-6, abs=1e-9
+    )
 
 
 def test_a_guard_is_pickled() -> None:

@@ -123,7 +123,7 @@ def test_a_measurement_as_an_accelerator_makes_it_is_the_same(
     with pytest.raises(DivergedError, match="not finite"):
         DriftMonitor(_broken(clip), images)
     here, there = found
-    assert here.values() == pytest.approx(there.values(), rel=1e-9, abs=1e-12)
+    assert _measured(here) == pytest.approx(_measured(there), rel=1e-9, abs=1e-12)
     assert here.layers()["entropy"] == there.layers()["entropy"]
     torch.testing.assert_close(here.compared["cka_debiased"], there.compared["cka_debiased"], rtol=1e-9, atol=1e-9)
 
@@ -192,9 +192,13 @@ def _lora(model: CLIPModel, *, spread: float = 0.2, targets: str = "q_proj|v_pro
     return adapted
 
 
+def _measured(drift: Drift) -> dict[str, float]:
+    return {name: value for name, value in drift.values().items() if value is not None}
+
+
 def _same(left: Drift, right: Drift, tolerance: float = 1e-6) -> None:
-    for name, value in left.values().items():
-        assert value == pytest.approx(right.values()[name], abs=tolerance, rel=tolerance), name
+    first, second = _measured(left), _measured(right)
+    assert first == pytest.approx(second, abs=tolerance, rel=tolerance)
     for name, values in left.layers().items():
         for kind, numbers in values.items():
             np.testing.assert_allclose(numbers, right.layers()[name][kind], atol=tolerance, rtol=tolerance)
@@ -298,6 +302,7 @@ def test_an_empty_probe_set_is_an_error(clip: CLIPModel, images: Tensor) -> None
 # -- how the model is run ------------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("how", ["wrapped", "in place", "a part"])
 def test_a_compiled_model_is_measured_as_the_plain_one(clip: CLIPModel, images: Tensor, how: str) -> None:
     graphs: list[Any] = []
@@ -495,7 +500,9 @@ def test_alerts_that_make_no_sense_are_refused(make: Any, message: str) -> None:
 def test_every_metric_that_an_alert_may_name_is_measured(clip: CLIPModel, images: Tensor) -> None:
     drift = DriftMonitor(clip, images).measure()
     assert tuple(drift.values()) == watchable()
-    assert all(value is not None for value in drift.values().values())
+    # The text side is measured where `text=` names the prompts: tests/models/test_towers.py.
+    of_texts = {"text_embedding_drift", "text_weight_drift", "text_projection_drift", "logit_scale_change"}
+    assert set(drift.values()) - set(_measured(drift)) == of_texts
     with pytest.raises(ValueError, match="not measured for this model"):
         AlertBook([Alert("projection_drift", above=1.0)]).check(0, None, _Scripted(None))  # type: ignore[arg-type]
 
@@ -690,6 +697,7 @@ def test_a_training_that_fails_says_so_in_its_tables(clip: CLIPModel, images: Te
     assert tables.history["step"].tolist() == [0, 2]
 
 
+@pytest.mark.slow
 def test_long_trainings_are_written_seldom_and_completely(clip: CLIPModel, images: Tensor, tmp_path: Path) -> None:
     watch = DriftWatch(DriftMonitor(clip, images[:4]), 1, folder=tmp_path, run={"run_id": "r"}, echo=None)
     writes = []
@@ -698,7 +706,7 @@ def test_long_trainings_are_written_seldom_and_completely(clip: CLIPModel, image
     original = tables.write
     tables.write = lambda *args: (writes.append(len(tables.history)), original(*args))  # type: ignore[method-assign, assignment, func-returns-value]
     drift = watch.monitor.measure()
-    watch.monitor.measure = lambda: drift  # type: ignore[method-assign]
+    watch.monitor.measure = lambda *_, **__: drift  # type: ignore[method-assign]
     with watch:
         for step in range(1, 45):
             watch.step(step)

@@ -80,7 +80,7 @@ PARTS = ("compiled", "bfloat16 autocast", "accumulation")
 @pytest.mark.parametrize(
     ("way", "protected"),
     [
-        *(pytest.param(way, False, marks=pytest.mark.slow if way in PARTS else ()) for way in WAYS),
+        *(pytest.param(way, False, marks=pytest.mark.slow if way in PARTS or "peft" in way else ()) for way in WAYS),
         *(pytest.param(way, True, marks=() if "peft" in way or "frozen" in way else pytest.mark.slow) for way in WAYS),
     ],
 )
@@ -154,6 +154,7 @@ def _collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return batch | ({"return_loss": True} if "return_loss" in rows[0] else {})
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("name", "settings", "query"),
     [
@@ -196,6 +197,7 @@ def test_models_with_a_loss_of_their_own(name: str, settings: Any, query: str, t
 # -- what a trainer does around it ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_resumed_training_goes_on_in_its_tables_against_the_pretrained_model(
     clip: CLIPModel, images: Tensor, tmp_path: Path
 ) -> None:
@@ -289,6 +291,7 @@ def test_a_monitor_made_after_some_training_measures_against_the_model_that_it_i
     assert late.drift[-1][1].weight_drift > own.drift[-1][1].weight_drift > 0
 
 
+@pytest.mark.slow
 def test_a_stop_ends_an_adapter_training_with_the_best_state_in_every_way(
     clip: CLIPModel, images: Tensor, tmp_path: Path
 ) -> None:

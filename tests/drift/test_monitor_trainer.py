@@ -173,6 +173,7 @@ def _protections(model: nn.Module, images: Tensor) -> dict[str, PreservationLoss
     }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(("kind", "accumulation"), [("copy", 1), ("cache", 3), ("floor", 3), ("sum", 3)])
 def test_protect_is_one_argument_and_the_same_as_by_hand(
     clip: CLIPModel, images: Tensor, tmp_path: Path, kind: str, accumulation: int

@@ -173,8 +173,16 @@ PARTS: dict[str, tuple[Callable[[Any], nn.Module], list[str]]] = {
 }
 
 
+def _train(model: nn.Module) -> None:
+    """Change every weight that may be."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(1e-3)
+
+
 @pytest.mark.parametrize("way", PARTS)
-def test_what_is_trained_and_not_measured_is_named_at_the_first_measurement(
+def test_what_is_trained_and_not_measured_is_named_once_it_has_changed(
     clip: CLIPModel, images: Tensor, way: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     make, expected = PARTS[way]
@@ -182,7 +190,10 @@ def test_what_is_trained_and_not_measured_is_named_at_the_first_measurement(
     options = {"embed": lambda pixels: clip.get_image_features(pixel_values=pixels).pooler_output}
     monitor = DriftMonitor(model, images, **(options if way == "a text tower beside" else {}))
     gradients = [parameter.grad for parameter in model.parameters()]
-    assert caplog.records == []
+    monitor.trained = model
+    monitor.measure()
+    assert caplog.records == [], "nothing has been trained"
+    _train(model)
     monitor.measure()
     monitor.measure()
     found = [record.getMessage() for record in caplog.records]
@@ -195,6 +206,34 @@ def test_what_is_trained_and_not_measured_is_named_at_the_first_measurement(
     assert [parameter.grad for parameter in model.parameters()] == gradients
 
 
+LOOPS: dict[str, Callable[[CLIPModel], list[nn.Parameter]]] = {
+    "the optimizer holds the image tower alone": lambda clip: list(clip.vision_model.parameters()),
+    "the optimizer holds everything": lambda clip: list(clip.parameters()),
+}
+
+
+@pytest.mark.parametrize("loss", ["class", "contrastive"])
+@pytest.mark.parametrize("held", LOOPS)
+def test_a_text_tower_is_warned_of_where_a_loop_trains_it_and_only_there(
+    clip: CLIPModel, images: Tensor, held: str, loss: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    optimizer = torch.optim.AdamW(LOOPS[held](clip), lr=1e-3, weight_decay=0.1)
+    with DriftWatch(DriftMonitor(clip, images), every=1, echo=None) as watch:
+        for step in (1, 2):
+            if loss == "class":
+                total = clip.get_image_features(pixel_values=images).pooler_output.square().mean()
+            else:
+                total = clip(input_ids=torch.arange(2, 8)[:, None], pixel_values=images[:6], return_loss=True).loss
+            optimizer.zero_grad()
+            total.backward()
+            optimizer.step()
+            watch.step(step)
+    said = [record.getMessage() for record in caplog.records]
+    # A contrastive loss gives the text tower gradients also where the optimizer does not hold it: then they may be meant.
+    assert ["text_model" in message for message in said] == [True] * (loss == "contrastive"), said
+    assert all("freeze what is not meant to be trained" in message for message in said)
+
+
 def test_what_is_unfrozen_later_is_named_then(
     clip: CLIPModel, images: Tensor, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -202,6 +241,7 @@ def test_what_is_unfrozen_later_is_named_then(
     monitor.measure()
     assert caplog.records == []
     clip.text_model.requires_grad_(True)
+    _train(clip)
     monitor.measure()
     monitor.measure()
     assert ["text_model" in record.getMessage() for record in caplog.records] == [True]
@@ -214,8 +254,9 @@ def test_parts_outside_the_monitors_model_are_named_by_what_trains_them(
     callback = DriftCallback(DriftMonitor(clip, images), every=4, echo=None)
     with caplog.at_level(logging.WARNING, logger="attndrift"):
         trainer_of(model, images, tmp_path, callback).train()
-        with DriftWatch(DriftMonitor(clip, images), model=model, echo=None):
-            pass
+        with DriftWatch(DriftMonitor(clip, images), model=model, echo=None) as watch:
+            _train(model)
+            watch.step(1, last=True)
     said = [record.getMessage() for record in caplog.records if record.name.startswith("attndrift")]
     assert ["`head` (66 parameters)" in message for message in said] == [True, True]
 
@@ -223,7 +264,9 @@ def test_parts_outside_the_monitors_model_are_named_by_what_trains_them(
 def test_weights_that_are_measured_by_ones_own_function_are_not_warned_of(
     clip: CLIPModel, images: Tensor, caplog: pytest.LogCaptureFixture
 ) -> None:
-    DriftMonitor(clip, images, weight_drift=lambda: (0.0, None)).measure()
+    monitor = DriftMonitor(clip, images, weight_drift=lambda: (0.0, None))
+    _train(clip)
+    monitor.measure()
     assert caplog.records == []
 
 
@@ -233,7 +276,10 @@ def test_an_embedding_that_has_no_gradients_is_measured_all_the_same(
     def embed(pixels: Tensor) -> Tensor:
         return torch.from_numpy(clip.get_image_features(pixel_values=pixels).pooler_output.numpy())
 
-    assert DriftMonitor(clip, images, embed=embed).measure().embedding_drift == pytest.approx(0.0, abs=1e-6)
+    monitor = DriftMonitor(clip, images, embed=embed)
+    assert monitor.measure().embedding_drift == pytest.approx(0.0, abs=1e-6)
+    _train(clip)
+    monitor.measure()
     assert ["text_model" in record.getMessage() for record in caplog.records] == [True]
 
 
@@ -266,6 +312,7 @@ WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
 }
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize("kind", ["clip", "classifier", "vision", "lora"])
 def test_an_average_of_the_weights_is_looked_through(clip: CLIPModel, images: Tensor, wrapper: str, kind: str) -> None:

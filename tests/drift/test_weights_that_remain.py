@@ -109,6 +109,7 @@ def _assert_remains(monitor: DriftMonitor, drift: list[Any], folder: Path, last:
     assert layers["value"].tolist() == now.compared["cka"].tolist()
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("first", [True, False], ids=["before", "behind"])
 @pytest.mark.parametrize("moment", ["on_train_end", "on_epoch_end", "on_step_end"])
 def test_an_average_that_a_callback_puts_in_is_what_the_last_row_describes(
@@ -124,6 +125,7 @@ def test_an_average_that_a_callback_puts_in_is_what_the_last_row_describes(
     _assert_remains(monitor, watched.drift, tmp_path / "drift", 6)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("put", "adapters"), [(put, False) for put in WAYS] + [(_by_data_copy, True), (_by_assignment, True)]
 )
@@ -169,6 +171,7 @@ def test_an_average_in_place_of_the_best_model_is_what_the_run_ends_with(
     assert [step for step, _ in callback.drift] == [0, 3, 6]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("put", WAYS)
 def test_a_loop_of_ones_own_may_put_an_average_in_before_or_after_the_block_ends(
     clip: CLIPModel, images: Tensor, tmp_path: Path, put: Callable[[Any, Any], None]
@@ -279,6 +282,7 @@ def _stopped(callback: DriftCallback, model: nn.Module, images: Tensor, folder: 
 AGAIN = [_twice_with_one_trainer, _two_trainers, _out_of_memory, _interrupted, _failed, _resumed, _longer, _stopped]
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("again", AGAIN)
 def test_a_callback_that_is_used_again_has_each_step_once(
@@ -331,6 +335,7 @@ def _watch(clip: CLIPModel, images: Tensor, folder: Path, existing: Any = "refus
     return DriftWatch(DriftMonitor(clip, images, reference=clip), every, folder=folder, existing=existing, echo=None)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("every", "measured", "resumed", "expected"),
     [
@@ -358,6 +363,7 @@ def test_a_block_that_continues_keeps_every_row_before_its_first_step(
     assert kept["train_loss"].tolist() == [float(step) for step in kept["step"]]
 
 
+@pytest.mark.slow
 def test_a_killed_training_has_every_row_up_to_its_checkpoint(clip: CLIPModel, images: Tensor, tmp_path: Path) -> None:
     """Long tables are written seldom; where a checkpoint is saved they are complete."""
     model = Classifier(clip)

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 
@@ -31,6 +33,8 @@ BROUGHT = {
 """One of each kind, as ``attndrift list`` calls it."""
 
 
+@pytest.mark.slow
+@pytest.mark.ci("extension")
 def test_every_kind_is_listed(command: Callable[..., Any]) -> None:
     listed = json.loads(command("list", "--json").stdout)
     for kind, name in BROUGHT.items():
@@ -45,7 +49,7 @@ WRONG = [
     ("{method: biases, bias_blocks: 0}", "`bias_blocks` is 0"),
     ("{method: biases, bias_norms: 1}", "`bias_norms` is 1: must be true or false"),
     ("{method: full, bias_blocks: 2}", "`bias_blocks` needs method: biases; this run has method: full"),
-    ("{method: biases, bias_block: 2}", "unknown key `bias_block`; did you mean `bias_blocks`?"),
+    ("{method: biases, bias_block: 2}", "there is no setting `bias_block`; did you mean `bias_blocks`?"),
     ("{method: full, head: sharp_cosin}", "did you mean `sharp_cosine`?"),
     ("{method: full, cosine_scale: 2}", "`cosine_scale` needs head: sharp_cosine"),
     ("{method: full, loss: 'l1_ps:1'}", "did you mean `l1_sp`?"),
@@ -57,6 +61,8 @@ WRONG = [
 ]
 
 
+@pytest.mark.slow
+@pytest.mark.ci("extension")
 def test_settings_that_cannot_be_are_refused_by_name(python: Callable[[str], Any]) -> None:
     program = f"""
 import importlib
@@ -77,6 +83,8 @@ print(json.dumps(said))
         assert expected in said, (run, said)
 
 
+@pytest.mark.slow
+@pytest.mark.ci("extension")
 def test_the_dry_run_counts_what_is_trained(command: Callable[..., Any]) -> None:
     planned = json.loads(command("run", HERE / "study.yaml", "--dry-run", "--json").stdout)
     rows = {row["run_id"]: row for row in planned}

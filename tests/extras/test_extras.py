@@ -44,6 +44,7 @@ def plain(metadata: PathDistribution, tmp_path_factory: pytest.TempPathFactory) 
     return link(tmp_path_factory.mktemp("plain") / "packages", closure(["attndrift"], metadata))
 
 
+@pytest.mark.slow
 def test_plain_watches_guards_and_preserves(sources: Path, plain: Path, tmp_path: Path) -> None:
     ended = run_linked([str(HERE / "uses" / "plain.py")], sources, plain, tmp_path)
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -54,7 +55,7 @@ MISSING = {
     "run demo": "study", "run demo --engine ray": "study,ray", "run demo --engine slurm": "study,slurm",
     "run demo --output s3://bucket/study": "study,s3", "check demo": "study", "demo": "study,report", "collect x": "study",
     "fetch s3://bucket/study x": "study,s3", "interpolate x": "study,report", "report x": "report", "figures x": "report",
-    "analyze x": "report", "import x --output y": "report", "compare embedded x --images y": "report",
+    "analyze x": "report", "calibrate x": "report", "import x --output y": "report", "compare embedded x --images y": "report",
     "compare embedded x --images y --zero-shot objects": "report,study", "baseline embedded": "study",
     "baseline embedded --images x": "report", "baseline embedded --images x --zero-shot objects": "study,report",
 }  # fmt: skip
@@ -99,7 +100,7 @@ EXTRAS_OF = {
     "retention/baseline.py": ("study",), "callbacks/lightning.py": ("lightning",),
     # A model that has adapters has peft.
     "methods/adapters.py": ("peft",), "models/parameters.py": ("peft",),
-    **{f"methods/known/{name}.py": ("peft",) for name in ("lora", "_decomposed_lora", "boft", "ia3", "oft", "osf", "vera")},
+    **{f"methods/known/{name}.py": ("peft",) for name in ("lora", "_decomposed_lora", "boft", "corda", "ia3", "oft", "osf", "vera")},
     "compare/adapter_source.py": ("report", "peft"),
 }  # fmt: skip
 """The extras that each of these files and packages may count on where it imports; any other has the plain package."""

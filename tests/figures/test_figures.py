@@ -19,10 +19,11 @@ from matplotlib.text import Text
 from PIL import Image
 
 from attndrift.analysis.core import analyze
+from attndrift.figures.canvas import WIDTH
 from attndrift.figures.draw import draw_figures
 from attndrift.figures.registry import FIGURES, figure
 from attndrift.figures.source import Drawing, NoData, Source
-from attndrift.figures.style import SMALLEST, WIDTH, new_figure, styled, wrap
+from attndrift.figures.style import LEAST_CONTRAST, SMALLEST, contrast, new_figure, styled, wrap
 from attndrift.registry import UnknownNameError
 from attndrift.report.blocks import Block
 from attndrift.report.blocks import Text as Paragraph
@@ -77,7 +78,7 @@ def _with_sweep(tables: Tables) -> Tables:
     return Tables(tables.runs, tables.history, tables.layers, pd.DataFrame(rows))
 
 
-@pytest.fixture(scope="module", params=["one seed", "three seeds"])
+@pytest.fixture(scope="module", params=["one seed", pytest.param("three seeds", marks=pytest.mark.slow)])
 def source(request: pytest.FixtureRequest) -> Source:
     if request.param == "one seed":
         tables = collapse_study()
@@ -174,6 +175,66 @@ def test_nothing_overlaps(drawings: dict[str, Drawing], name: str) -> None:
             assert not box.padded(slack).overlaps(other), f"the legend hides {text!r}"
 
 
+@pytest.mark.parametrize("name", SEED_REPORT + FURTHER)
+def test_title_names_dataset_and_model_above_everything(
+    drawings: dict[str, Drawing], source: Source, name: str
+) -> None:
+    figure = drawings[name].figure
+    title, place = figure.texts[-2:]
+    assert title.get_text() == FIGURES[name].title
+    assert title.get_fontweight() == "bold"
+    shown = source.secondary if name.startswith("fig5b") else source.primary
+    assert wrap(shown, 21, 1)[:6].rstrip("…") in place.get_text()
+    assert source.model in place.get_text() or place.get_text().endswith("…")
+    renderer = figure.canvas.get_renderer()
+    below = place.get_window_extent(renderer).y0
+    for text in _texts(figure):
+        if text not in (title, place) and text.get_text().strip() and text.get_visible():
+            assert text.get_window_extent(renderer).y1 <= below + 0.5, text.get_text()
+
+
+@pytest.mark.parametrize("name", SEED_REPORT + FURTHER)
+def test_every_mark_is_seen_on_white(drawings: dict[str, Drawing], name: str) -> None:
+    checked = 0
+    for axes in drawings[name].figure.axes:
+        for line in axes.lines:
+            if line.get_visible() and (line.get_linestyle() != "None" or line.get_marker() not in ("None", None, "")):
+                assert contrast(line.get_color()) >= LEAST_CONTRAST, (line.get_color(), name)
+                assert line.get_alpha() in (None, 1)
+                checked += 1
+    assert checked or name in (
+        "fig4_layer_entropy_heatmap",
+        "layer_change_heatmap",
+        "metric_correlations",
+        "attention_maps",
+    )
+
+
+def test_names_of_points_touch_neither_each_other_nor_a_mark(drawings: dict[str, Drawing]) -> None:
+    figure = drawings["pareto_front"].figure
+    renderer = figure.canvas.get_renderer()
+    named = 0
+    for axes in figure.axes:
+        boxes = [Text.get_window_extent(text, renderer) for text in axes.texts]  # without their lines
+        named += len(boxes)
+        assert not any(a.overlaps(b) for a, b in combinations([box.padded(-1) for box in boxes], 2))
+        for line in axes.lines:
+            if line.get_marker() in ("None", None, ""):
+                continue
+            for point in axes.transData.transform(np.column_stack([line.get_xdata(), line.get_ydata()])):
+                assert not any(box.padded(-1).contains(*point) for box in boxes)
+    assert named >= 4
+
+
+def test_the_ranking_shows_the_signal_that_the_first_screen_names(drawings: dict[str, Drawing], source: Source) -> None:
+    finding = next(one for one in source.analysis.digest.findings if one.topic == "warning")
+    signal = source.analysis.tables["signals"].rows[finding.rows[0]]["signal"]
+    assert signal in set(drawings["predictor_ranking"].data["signal"])
+    labels = drawings["predictor_ranking"].figure.axes[0].get_yticklabels()
+    bold = [place for place, label in enumerate(labels) if label.get_fontweight() == "bold"]
+    assert bold == [list(drawings["predictor_ranking"].data["signal"]).index(signal)]
+
+
 _NO_SEEDS = {"fig2_baseline_structure", "attention_maps"}
 
 
@@ -228,6 +289,7 @@ def test_changes_are_centred_on_zero(drawings: dict[str, Drawing]) -> None:
             assert norm.vmin == -norm.vmax
 
 
+@pytest.mark.slow
 def test_files_are_complete_equal_and_indexed(tmp_path: Path) -> None:
     tables = collapse_study()
     only = ["fig6_lr_sweep", "fig2_baseline_structure", "interpolation"]
@@ -277,6 +339,7 @@ def test_an_unknown_figure_gives_one_near_match(tmp_path: Path) -> None:
         draw_figures(collapse_study(), tmp_path, only=["fig6_lr"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "runs",
     [
@@ -406,8 +469,8 @@ def test_a_registered_figure_is_drawn_and_stands_in_its_section(
     assert [path.suffix for path in result.files] == [".png", ".svg", ".csv"]
     _, page = write_report(tmp_path, analysis=analyze(tables), figures=[result], tables=tables)
     text = page.read_text(encoding="utf-8")
-    rq2 = text[text.index('id="rq2"') : text.index('id="rq3"')]
-    assert 'alt="All accuracies. Dots: one accuracy a run."' in rq2
+    further = text[text.index('id="figures"') : text.index('id="method"')]
+    assert 'alt="All accuracies. Dots: one accuracy a run."' in further
     (bare,) = draw_figures(Tables(tables.runs), tmp_path / "bare", only=["accuracies"])
     assert bare.left_out == "there is no table `history`, or it has no rows"
 

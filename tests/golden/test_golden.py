@@ -10,7 +10,7 @@ import pytest
 from record import RECORDS, RENAMED, VALUES, run, versions, written
 
 STORED = json.loads(RECORDS.read_text(encoding="utf-8"))
-QUICK = ("full", "lora-preserved", "guard-drift")
+QUICK = ("lora-preserved",)
 SAME_MACHINE = versions() == STORED["versions"]
 
 ALLOWED, ALLOWED_BFLOAT16, ALLOWED_COUNTED = 1e-4, 2e-2, 0.1

@@ -79,6 +79,7 @@ def _out_of_reach(monitor: DriftMonitor) -> Guard:
     return Guard(monitor, Budget("embedding_drift", at_most=1e-15), every=1, echo=None)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("made", ["before training", "after training, against the pretrained model"])
 @pytest.mark.parametrize("make", MODELS)
 def test_a_late_guard_puts_the_weights_back_that_its_monitor_measures_against(

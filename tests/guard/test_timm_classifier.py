@@ -77,6 +77,7 @@ def _normed_head(model: nn.Module) -> nn.Module:
     return model
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize(
     "change",
     [lambda model: model, Wrapped, _saved_beside_adapters, _adapted_head, _normed_head, nn.DataParallel],

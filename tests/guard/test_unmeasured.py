@@ -114,6 +114,7 @@ def test_text_features_that_stay_fixed_are_said_to(
     assert "Text_features were given once and stay fixed" in caplog.text
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("make", [_all, _text_alone, _text_projection, _adapters_on_both, _last_text_block])
 def test_retention_sees_a_text_encoder_that_trains_and_the_guard_rewinds_it(
     make: Callable[[], nn.Module], images: Tensor, caplog: pytest.LogCaptureFixture

@@ -171,6 +171,7 @@ def _command(*words: object, monkeypatch: pytest.MonkeyPatch) -> int:
     return int(ended.value.code or 0)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default::attndrift.files.LeftOutWarning")
 def test_a_report_is_made_of_the_runs_that_can_be_read(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -220,6 +221,7 @@ def test_a_report_is_made_of_the_runs_that_can_be_read(
     assert len(max(said.splitlines(), key=len)) < 2000
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("shape", [*SHAPES, "run of a list", "settings of a text", "two of a name", "a surrogate"])
 @pytest.mark.parametrize("command", ["collect", "report", "run"])
 def test_a_study_without_a_readable_description_is_named(
@@ -245,6 +247,7 @@ def test_a_study_without_a_readable_description_is_named(
     assert "Traceback" not in said
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("file", ["record.json", "settings.json"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_run_without_a_readable_file_is_named(
@@ -299,6 +302,7 @@ def interrupted(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
     return run_folder(study, folder) / "resume", study.runs[0].settings
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("harm", STATES)
 def test_a_crafted_state_is_passed_over(interrupted: tuple[Path, RunSettings], tmp_path: Path, harm: str) -> None:
     root = Path(shutil.copytree(interrupted[0], tmp_path / "resume"))
@@ -330,6 +334,7 @@ SPREAD = ("empty", "list", "deep object")
 """Shapes that stand for all where a test runs whole commands; the others are tried by the slow tests."""
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "shape", [pytest.param(one, marks=() if one in SPREAD else pytest.mark.slow) for one in SHAPES]
 )
@@ -349,6 +354,7 @@ def test_files_that_commands_write_and_read_again(
     assert "dose_response" in read_json(folder / "figures" / "index.json")
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_bad_object_of_a_store_is_named_or_passed_over(
     interrupted: tuple[Path, RunSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: str

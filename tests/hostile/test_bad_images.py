@@ -45,6 +45,7 @@ def _decode_all(seeds: range) -> Counter[str]:
     return outcomes
 
 
+@pytest.mark.slow
 def test_bad_images_are_decoded_or_named() -> None:
     outcomes = _decode_all(range(300))
     assert outcomes["named"] > 30

@@ -154,6 +154,7 @@ def _all(attempt: Callable[..., str], seeds: range, root: Path, good: dict[str, 
     return outcomes
 
 
+@pytest.mark.slow
 def test_bad_tables_are_taken_or_refused(tmp_path: Path, good: dict[str, pd.DataFrame]) -> None:
     outcomes = _all(_bad_import, range(60), tmp_path, good)
     assert outcomes["refused"] > 10
@@ -212,6 +213,7 @@ def test_numbers_that_no_integer_holds_are_named_and_as_a_name_they_are_text(
         import_tables(tmp_path, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_formulas_come_in_and_go_out_as_text(tmp_path: Path, good: dict[str, pd.DataFrame]) -> None:
     """A name that a spreadsheet would run is a name; in the CSV that we write it cannot run either."""
     import csv

@@ -113,6 +113,7 @@ COMMANDS = {
 }  # fmt: skip
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_study_folder_of_version_01_is_refused_by_every_command(
     made: Path,

@@ -48,6 +48,7 @@ def _wrong(folder: Path, umask: int) -> list[str]:
     [0o077, *(pytest.param(MASKS[name], marks=pytest.mark.slow) for name in ("group writes", "group reads"))],
     indirect=True,
 )
+@pytest.mark.slow
 def test_a_study_and_its_report_follow_the_umask(tiny_clip: Path, tmp_path: Path, umask: int) -> None:
     study, folder = small_study(tiny_clip), tmp_path / "study"
     interrupt(study, folder)
@@ -61,6 +62,7 @@ def test_a_study_and_its_report_follow_the_umask(tiny_clip: Path, tmp_path: Path
     assert not _wrong(folder, umask)
 
 
+@pytest.mark.one_in(3)
 def test_single_writers_follow_the_umask(tiny_clip: Path, tmp_path: Path, umask: int) -> None:
     clip = CLIPModel.from_pretrained(tiny_clip).eval()
     size = clip.config.vision_config.image_size

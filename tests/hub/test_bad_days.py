@@ -79,11 +79,13 @@ DAYS = {
     "silence": Day((Fault(".", "silence"),), r"(?i)no answer within 10 seconds", requests=10),
     "silence in the downloads": Day((Fault("GET /lfs/", "silence"),), r"(?i)10 seconds"),
 }
-FAST = {"gated", "404", "changed byte", "silence"}
+FAST, CI = {"gated"}, {"404", "changed byte", "silence"}
 """A 429 and a 500 of the whole hub are in `test_what_the_whole_hub_refuses_is_one_reason`."""
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in DAYS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in FAST else slow_in_ci if n in CI else pytest.mark.slow) for n in DAYS]
+)
 def test_a_bad_day_ends_in_one_message(computer: Computer, hub: Hub, name: str) -> None:
     day = DAYS[name]
     with hub.failing(*day.faults):
@@ -132,6 +134,7 @@ def test_no_route(computer: Computer, closed_port: str) -> None:
     assert nothing_was_run(computer)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("written", ["http://LOCALHOST:{}", "http://user:secret@localhost:{}/", "localhost:{}"])
 def test_another_way_to_write_the_address_is_the_same_host(computer: Computer, closed_port: str, written: str) -> None:
     address = written.format(closed_port.rpartition(":")[2])
@@ -142,6 +145,7 @@ def test_another_way_to_write_the_address_is_the_same_host(computer: Computer, c
     assert not done.stdout, "no table of what is not known"
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("fault", "remedy"),
     [

@@ -73,6 +73,8 @@ def test_a_run_says_what_it_downloads_and_where(computer: Computer) -> None:
     assert not parquet & set(CORRUPTIONS)
 
 
+@pytest.mark.slow
+@pytest.mark.ci("hub")
 def test_a_dataset_that_the_hub_does_not_give_is_said_before_the_first_run(computer: Computer, hub: Hub) -> None:
     with hub.failing(Fault("GET /api/datasets/uoft-cs/cifar100", status=404, headers={"X-Error-Code": "RepoNotFound"})):
         done = computer.attndrift("run", "collapse-21", *TINY_BUDGET)
@@ -151,6 +153,8 @@ def test_too_few_images_in_a_set_that_is_not_here(computer: Computer) -> None:
     assert "needs 90 images" in problems["dataset eurosat"]["detail"]
 
 
+@pytest.mark.slow
+@pytest.mark.ci("hub")
 def test_a_revision_of_a_dataset(computer: Computer) -> None:
     found = computer.attndrift(
         "check",
@@ -176,6 +180,8 @@ def test_a_copy_under_another_name_is_of_the_same_source(computer: Computer) -> 
     assert "would not be zero-shot" in done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.ci("hub")
 def test_a_silent_hub_is_asked_once(computer: Computer, hub: Hub) -> None:
     with hub.failing(Fault("", "silence")):
         done = computer.attndrift("run", "collapse-21", "--dry-run")

@@ -30,7 +30,7 @@ from attndrift.losses import (
     TeacherCache,
 )
 from attndrift.losses.lipsum import random_texts
-from attndrift.models import load_clip
+from attndrift.models import load_clip, prune_last_block_to_cls
 
 TEXTS, REFERENCES = 4, 7
 
@@ -93,6 +93,15 @@ def ldifs(layers: list[int]) -> Callable[[Any, Any, Tensor], Tensor]:
     return expected
 
 
+def ldifs_of_all_tokens(now: Any, before: Any, images: Tensor) -> Tensor:
+    """The published form: channels over the tokens."""
+    kinds = []
+    for model in (now, before):
+        states = torch.stack(model.vision_model(images, output_hidden_states=True).hidden_states)
+        kinds.append(states / states.pow(2).sum(2, keepdim=True).sqrt())
+    return (kinds[0] - kinds[1]).pow(2).mean()
+
+
 def by_embedding(compare: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Any, Any, Tensor], Tensor]:
     return lambda now, before, images: compare(embed(now, images), embed(before, images))
 
@@ -112,6 +121,7 @@ Case = tuple[Callable[..., PreservationLoss], Callable[[Any, Any, Tensor], Tenso
 CASES: dict[str, Case] = {
     "ldifs": (LDIFS, ldifs([0, 1, 2, 3])),
     "ldifs of two layers": (lambda *a, **k: LDIFS(*a, ldifs_layers="1,3", **k), ldifs([1, 3])),
+    "ldifs of all tokens": (lambda *a, **k: LDIFS(*a, ldifs_tokens="all", **k), ldifs_of_all_tokens),
     "embedding_mse": (EmbeddingMSE, by_embedding(lambda a, b: (a - b).pow(2).mean())),
     "embedding_cosine": (EmbeddingCosine, by_embedding(lambda a, b: (1 - (unit(a) * unit(b)).sum(-1)).mean())),
     "embedding_similarity": (
@@ -179,6 +189,7 @@ def test_all_teachers_agree(clip: Any, images: Tensor, case: str) -> None:
     assert values["cache"] == pytest.approx(values["copy"], rel=1e-4)
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("projection", ["frozen", "trained", "a trained copy", "frozen, pissa"])
 @WITH_CASES
 def test_adapters_are_held_to_the_bare_model(clip: Any, images: Tensor, case: str, projection: str) -> None:
@@ -311,6 +322,7 @@ IMPOSSIBLE: dict[str, tuple[Made, str]] = {
         lambda clip: LDIFS(clip, 1, ldifs_layers="0,9"),
         "`ldifs_layers` names layer 9; the model has 3 blocks",
     ),
+    "tokens of another kind": (lambda clip: LDIFS(clip, 1, ldifs_tokens="patches"), "`ldifs_tokens` is 'patches'"),
     "a cache of something else": (
         lambda clip: LDIFS(clip, 1, TeacherCache(clip, reference_images(), view=EmbeddingView())),
         "the cache holds embedding, and the loss compares hidden-quarters",
@@ -358,7 +370,18 @@ def test_hidden_states_of_any_observed_tower(clip: Any, images: Tensor) -> None:
     moved(clip)
     tower(images)
     assert preserve().item() > 1e-4
-    assert HiddenView("quarters").name != HiddenView("0,3").name
+    assert len({HiddenView(*one).name for one in (("quarters",), ("0,3",), ("quarters", "all"))}) == 3
+
+
+def test_all_tokens_of_a_last_block_that_has_one_are_refused(clip: Any, images: Tensor) -> None:
+    prune_last_block_to_cls(clip)
+    preserve = LDIFS(clip, 1.0, ldifs_tokens="all")
+    with pytest.raises(PreservationLossError, match="`ldifs_tokens` is all, and the last block"):
+        embed(clip, images)
+    preserve.close()
+    early = LDIFS(clip, 1.0, ldifs_tokens="all", ldifs_layers="0,2")
+    embed(clip, images)
+    assert early(clip).item() == 0
 
 
 @WITH_CASES

@@ -90,6 +90,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
+@pytest.mark.ci("study")
 def test_each_loss_holds_the_model(study: Path) -> None:
     runs = read_tables(study).runs.set_index("experiment")
     for number, (name, (method, _)) in enumerate(STRONG.items(), 2):
@@ -99,6 +101,8 @@ def test_each_loss_holds_the_model(study: Path) -> None:
         assert abs(row[column]) < abs(free[column]), (method, name)
 
 
+@pytest.mark.slow
+@pytest.mark.ci("study")
 def test_weight_zero_is_no_loss(study: Path) -> None:
     ids = read_tables(study).runs.set_index("experiment")["run_id"]
     folders = [study / "runs" / ids[one] / "checkpoints" / "best" for one in ("r0", f"r{len(RUNS) - 1}")]
@@ -109,6 +113,8 @@ def test_weight_zero_is_no_loss(study: Path) -> None:
             assert torch.equal(value, with_all[file][name]), (file, name)
 
 
+@pytest.mark.slow
+@pytest.mark.ci("study")
 def test_tables_and_records_tell_of_the_losses(study: Path) -> None:
     tables = read_tables(study)
     runs = tables.runs.set_index("experiment")
@@ -120,6 +126,7 @@ def test_tables_and_records_tell_of_the_losses(study: Path) -> None:
     assert "dataset tiles" in (study / "runs" / ewc["run_id"] / "inputs.json").read_text()
 
 
+@pytest.mark.slow
 def test_a_reference_that_is_a_transfer_set_gives_other_images(tmp_path: Path) -> None:
     (run,) = parse_study(
         text(["method: full, loss: 'ewc:1', reference: objects, reference_images: 50"]), where="s"
@@ -146,7 +153,7 @@ BAD = [
     ("method: full, loss: 'lipsum:1', lipsum_texts: 0", "`lipsum_texts` is 0"),
     (
         "method: full, loss: 'embedding_mse:1', reference: tiles",
-        "`reference` needs loss: ewc, logit_distillation, reference_distillation",
+        "`reference` needs method: corda or loss: ewc, logit_distillation, reference_distillation",
     ),
     ("method: full, loss: 'ewc:1'", "`reference` must name a dataset"),
     ("method: full, loss: 'reference_distillation:1'", "`reference` must name a dataset"),
@@ -203,7 +210,7 @@ def test_the_dry_run_says_costs_reference_images_and_layers_that_are_not_there()
         "method: full, loss: 'embedding_cosine:1'", "method: full, loss: 'ewc:1', reference: objects",
     ]  # fmt: skip
     free, wrong, live, cached, ewc = plan(parse_study(text(runs), where="study"))
-    assert re.search("`ldifs_layers` names layer 9; the model has 3 blocks", wrong.note)
+    assert re.search("`loss`: ldifs .*`ldifs_layers` names layer 9; the model has 3 blocks", wrong.note)
     assert free.note == live.note == ewc.note == ""
     assert "reference: training images of tiles" in live.images
     assert "a transfer set too" in ewc.images

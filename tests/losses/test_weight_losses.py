@@ -187,6 +187,7 @@ def test_fisher_information_of_adapters_is_that_of_the_bare_model(clip: Any, ima
     assert first().item() == 0
 
 
+@pytest.mark.slow
 def test_drawn_labels_follow_the_model(clip: Any, images: Tensor, texts: Tensor) -> None:
     """Over many draws the Fisher information comes near its expectation over the labels."""
     embedding = clip.get_image_features(pixel_values=images[:1]).pooler_output

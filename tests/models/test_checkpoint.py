@@ -112,6 +112,8 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
+@pytest.mark.ci("study")
 def test_a_lora_run_evaluated_in_a_new_process_predicts_the_same(pixels: Tensor, tmp_path: Path) -> None:
     from attndrift.models.load import load_processor
     from attndrift.retention.zero_shot import TextFeatures, evaluate_zero_shot

@@ -64,6 +64,7 @@ def test_the_new_folder_is_the_same_model(pickled: Path, tiny_clip: Path, tmp_pa
     assert not list(tmp_path.glob("**/.folder-*")), "nothing is left over"
 
 
+@pytest.mark.slow
 def test_any_tensor_that_can_be_pickled_is_equal_afterwards(pickled: Path, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     whole = torch.randn(6, 8, generator=generator)
@@ -92,6 +93,7 @@ def test_any_tensor_that_can_be_pickled_is_equal_afterwards(pickled: Path, tmp_p
         assert torch.equal(found[name].reshape(-1).view(torch.uint8), before.reshape(-1).view(torch.uint8)), name
 
 
+@pytest.mark.slow
 def test_shards_stay_shards(pickled: Path, tiny_clip: Path, tmp_path: Path) -> None:
     tensors = load_clip(tiny_clip).state_dict()
     places = {name: f"pytorch_model-0000{1 + (i % 2)}-of-00002.bin" for i, name in enumerate(tensors)}
@@ -141,6 +143,7 @@ def _bare_pickle(path: Path, content: Any) -> None:
     path.write_bytes(pickle.dumps(content))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("save", "among_tensors", "message"),
     [
@@ -168,6 +171,7 @@ def test_a_pickle_that_would_create_a_file_is_refused_and_creates_none(
     assert proof.exists(), "or this test tests nothing"
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -190,6 +194,7 @@ def _quantized() -> Tensor:
         return torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize(
     ("name", "make", "message"),
     [
@@ -209,6 +214,7 @@ def test_tensors_that_the_format_cannot_hold_are_named(
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_damaged_files_are_one_message(pickled: Path, tmp_path: Path) -> None:
     path = pickled / "pytorch_model.bin"
     path.write_bytes(path.read_bytes()[:5000])
@@ -240,6 +246,7 @@ def test_a_conversion_that_takes_too_long_is_ended(pickled: Path, tmp_path: Path
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_the_process_that_reads_is_told_no_secrets(
     pickled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,6 +287,7 @@ def test_nothing_is_overwritten(kind: str, pickled: Path, tmp_path: Path) -> Non
     assert sorted(str(path) for path in tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_what_appears_meanwhile_is_not_overwritten(
     pickled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -307,6 +315,7 @@ def test_links_in_the_source_are_not_followed(name: str, pickled: Path, tmp_path
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_a_source_folder_that_is_a_link_is_the_folder_it_leads_to(pickled: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(pickled, target_is_directory=True)
     found = convert(str(tmp_path / "link"), tmp_path / "new")
@@ -314,6 +323,7 @@ def test_a_source_folder_that_is_a_link_is_the_folder_it_leads_to(pickled: Path,
     assert {"config.json", "LICENSE"} <= set(found.kept)
 
 
+@pytest.mark.slow
 def test_terms_of_use_are_taken_along_and_code_is_not(pickled: Path, tmp_path: Path) -> None:
     terms = {"LICENSE-MODEL", "LICENSE_weights", "licence.md", "NOTICE", "NOTICE.html", "USE_POLICY.md", "Use_Policy"}
     others = {"license.py", "LICENSE.pt", "licensed", "notices.sh"}
@@ -342,6 +352,8 @@ def test_there_must_be_something_to_convert(pickled: Path, tiny_clip: Path, tmp_
 # -- from a hub, and the command -----------------------------------------------------------------
 
 
+@pytest.mark.slow
+@pytest.mark.ci("hub")
 def test_a_name_on_a_hub_is_converted_at_its_commit(hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from hub_models import weights
 
@@ -356,6 +368,7 @@ def test_a_name_on_a_hub_is_converted_at_its_commit(hub: Any, tmp_path: Path, mo
     assert convert(f"made/pickled-only@{commit}", tmp_path / "offline").tensors == found.tensors
 
 
+@pytest.mark.slow
 def test_folders_of_a_repository_are_left_where_they_are(hub: Any, tmp_path: Path) -> None:
     repository = hub.model("made/pickled-only")
     before = repository.refs["main"]

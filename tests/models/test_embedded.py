@@ -75,6 +75,7 @@ def test_it_knows_drawn_objects_that_pretraining_never_saw(model: CLIPModel, pro
     assert np.mean(best == np.arange(300) % 100) >= OBJECTS_BOUND
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_it_knows_photographs_that_pretraining_never_saw(model: CLIPModel, processor: CLIPProcessor) -> None:
     pq = pytest.importorskip("pyarrow.parquet")

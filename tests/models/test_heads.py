@@ -27,6 +27,7 @@ def _random(*shape: int, seed: int = 0) -> Tensor:
 
 PIXELS, LABELS = _random(12, 3, 28, 28), torch.arange(12) % CLASSES
 TEXT = normalize(_random(CLASSES, 32, seed=1), dim=-1)
+TOKENS = torch.arange(CLASSES * 2 * 3).reshape(CLASSES, 2, 3) + 5  # of two templates
 
 
 def _model(head: str, clip: CLIPModel | None = None, method: str = "full", **own: Any) -> CLIPClassifier:
@@ -34,8 +35,9 @@ def _model(head: str, clip: CLIPModel | None = None, method: str = "full", **own
     with torch.no_grad():
         embeddings = clip.get_image_features(pixel_values=PIXELS).pooler_output
     return adapt(
-        clip, AdaptationSettings(method, head=head, **own), CLASSES, 3, text_features=TEXT, fit_on=(embeddings, LABELS)
-    )
+        clip, AdaptationSettings(method, head=head, **own), CLASSES, 3, text_features=TEXT, class_tokens=TOKENS,
+        fit_on=(embeddings, LABELS),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("head", HEADS.names())

@@ -268,6 +268,7 @@ def test_offline_with_an_empty_cache_is_one_message(hub: Any, monkeypatch: pytes
     assert not hub.requests
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("source", [B32, "made/by-bot", NAME, f"{NAME}@main"])
 def test_a_warm_cache_needs_no_network(source: str, hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     first = resolve_model(source)

@@ -196,6 +196,7 @@ def images() -> Tensor:
     return torch.randn(6, 3, 28, 28, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("when", ["before the monitor", "after the monitor"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_drift_is_of_the_weights_that_layers_of_ones_own_multiply_with(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-import hashlib
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from study_folder import HOSTILE, DrawnFigure, draw, study_tables, write_records
 
 from attndrift.analysis import Analysis, analyze
+from attndrift.analysis.digest import overview_rows
 from attndrift.metrics.registry import structure_metrics
 from attndrift.report import page as reports
-from attndrift.report.blocks import TableBlock
 from attndrift.report.build import MAX_PAGE, write_report
 from attndrift.report.explore import heatmap_data, maps_data
 from attndrift.report.records import Records, read_records
@@ -34,7 +35,7 @@ class Page(HTMLParser):
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.inside: list[str] = []
         self.texts: list[str] = []
-        self.content: dict[str, list[str]] = {"script": [], "style": [], "td": []}
+        self.content: dict[str, list[str]] = {"script": [], "style": [], "td": [], "button": []}
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -52,6 +53,9 @@ class Page(HTMLParser):
         for tag in self.content:
             if tag in self.inside:
                 self.content[tag][-1] += data
+
+    def boxes(self, name: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.elements if tag == "input" and name in attributes]
 
     @property
     def text(self) -> str:
@@ -73,87 +77,72 @@ def text(written: tuple[Path, Path]) -> str:
     return written[0].read_text(encoding="utf-8")
 
 
-def blocks(analysis: Analysis, tables: Tables, records: Records | None = None) -> list[Any]:
-    sections = build_sections(reports.Page(analysis, tables, records or Records()))
-    return [block for section in sections for block in section.blocks]
-
-
 def limits(tables: Tables, records: Records | None = None) -> str:
     sections = build_sections(reports.Page(analyze(tables), tables, records or Records()))
     found = next(section for section in sections if section.key == "limits")
     return " ".join(found.blocks[0].items)
 
 
-def test_every_finding_is_printed_in_both(analysis: Analysis, page: Page, text: str) -> None:
-    assert analysis.findings
-    for finding in analysis.findings:
-        sentence = " ".join(finding.sentence.split())
-        assert sentence.replace("`", "") in page.text
-        assert f"**{finding.strength}**: {markdown_text(sentence)}" in text
+def test_first_screen_is_printed_in_both(analysis: Analysis, page: Page, text: str) -> None:
+    first = analysis.digest
+    assert len(first.findings) == 5
+    for printed, marked in ((page.text, str), (text, markdown_text)):
+        assert marked(first.verdict) in printed
+        assert all(marked(caveat) in printed for caveat in first.caveats)
+        assert all(marked(finding.sentence) in printed for finding in first.findings)
+        for row in overview_rows(analysis.tables["overview"]):
+            assert all(marked(cell) in printed for cell in row.cells)
+    best = next(row for row in overview_rows(analysis.tables["overview"]) if row.best)
+    assert f"| **{markdown_text(best.cells[0])}** |" in text
 
 
-def test_questions_and_sections_stand_in_order(text: str) -> None:
-    headings = re.findall(r"^## (\S+)", text, re.MULTILINE)
-    wanted = ["Summary", "Baseline:", "RQ1:", "RQ2:", "RQ3:", "RQ4:", "RQ5:", "All", "Statistics", "Further"]
-    assert headings == [*wanted, "Method", "Limits", "Reproducibility"]
+def test_every_finding_is_linked_to_a_table_that_is_there(analysis: Analysis, page: Page, text: str) -> None:
+    ids = [attributes.get("id") for _, attributes in page.elements]
+    assert len(set(ids) - {None}) == len([one for one in ids if one])
+    links = [a["href"] or "" for tag, a in page.elements if tag == "a" and a.get("class") == "source"]
+    assert len(links) == 5 + len(analysis.findings)
+    assert all(link.startswith("#") and link[1:] in ids for link in links)
+    for finding in analysis.digest.findings:
+        assert f"(tables/{finding.table}.csv)" in text
 
 
-def test_baseline_is_printed_with_mean_and_sd_by_layer_and_head(tables: Tables, text: str) -> None:
-    pretrained = tables.layers[tables.layers["run_id"] == "eurosat_none"]
-    entropy = pretrained[(pretrained["metric"] == "entropy") & (pretrained["step"] == 0)]
-    means = entropy[entropy["head"].isna()].sort_values("layer")["value"].to_numpy()
-    baseline = text[text.index("## Baseline") : text.index("## RQ1")]
-    row = next(line for line in baseline.splitlines() if line.startswith("| entropy "))
-    # The mean is the one that the run states, which here is made up apart from the layers.
-    stated = tables.runs.set_index("run_id").loc["eurosat_none", "entropy_baseline"]
-    assert f"{stated:.3f} ± {means.std(ddof=1):.3f} | {means[-1]:.3f} |" in row
-    heads = entropy[entropy["head"].notna() & (entropy["layer"] == 2)]["value"]
-    assert f"| 2 | {len(heads)} | {means[1]:.3f} ± {heads.std(ddof=1):.3f} |" in baseline
-    one = entropy[(entropy["layer"] == 4) & (entropy["head"] == 3)]["value"].item()
-    assert f"| 4 | 3 | {one:.3f} |" in baseline
+def test_body_is_short_and_the_rest_is_folded(page: Page, text: str) -> None:
+    assert len(text.split()) < 1500
+    headings = re.findall(r"^## (.+)", text, re.MULTILINE)
+    assert headings == ["Summary", "Drift over time", "All runs", "Everything else"]
+    parts = [a["id"] for tag, a in page.elements if tag == "details" and a.get("class") == "part"]
+    assert parts == ["all-findings", "tables", "figures", "excluded", "method", "limits", "reproducibility"]
+    assert not any("open" in a for tag, a in page.elements if tag == "details")
 
 
-def test_last_block_stands_beside_every_mean_change(analysis: Analysis, tables: Tables) -> None:
-    checked = 0
-    for block in blocks(analysis, tables):
-        if not isinstance(block, TableBlock):
-            continue
-        labels = [heading.text for heading in block.headings]
-        for place, label in enumerate(labels):
-            if re.fullmatch(r"(Entropy|ERF@0.95|Gini|Head diversity) change \(%\)", label) and block.rows:
-                stem = label.removesuffix(" (%)")
-                assert labels[place + 1] in (f"{stem}, last block (%)", "Last block (%)"), block.name
-                checked += 1
-    assert checked >= 8
+def test_runs_show_results_before_settings(page: Page) -> None:
+    headings = [text.strip() for text in page.content["button"] if text != "Save CSV"]
+    assert headings[:4] == ["Method", "Rate", "Test accuracy (%)", "cifar100 retention (%)"]
+    shown = [label for label, box in zip(headings, page.boxes("data-column"), strict=True) if "checked" in box]
+    assert shown == [*headings[: len(shown)]]
+    assert {"Entropy change (%)", "Entropy change, last block (%)", "CKA, mean over blocks", "Run"} < set(shown)
 
 
-def test_last_block_of_a_run_is_its_change_at_the_selected_step(analysis: Analysis, tables: Tables) -> None:
-    table = next(b for b in blocks(analysis, tables) if isinstance(b, TableBlock) and b.name == "runs")
-    labels = [heading.text for heading in table.headings]
-    run_id = tables.runs["run_id"].iloc[4]
-    row = next(row for row in table.rows if row[0].text == run_id)
-    layers = tables.layers[(tables.layers["run_id"] == run_id) & (tables.layers["layer"] == 4)]
-    gini = layers[layers["metric"] == "gini"].sort_values("step")["value"].to_numpy()
-    printed = row[labels.index("Gini change, last block (%)")].number
-    assert printed == pytest.approx(100 * (gini[-1] - gini[0]) / gini[0], rel=1e-12)
-
-
-def test_single_seed_study_says_so_on_every_table(tmp_path: Path) -> None:
+def test_one_seed_is_said_once(tmp_path: Path) -> None:
     tables = study_tables(seeds=1)
-    analysis = analyze(tables)
-    printed = [b for b in blocks(analysis, tables) if isinstance(b, TableBlock)]
-    measured = [b for b in printed if b.name not in ("metrics", "analysis_settings")]
-    assert len(measured) > 8
-    assert all(block.notes and "single-seed study" in block.notes[0].lower() for block in measured)
-    paths = write_report(tmp_path, analysis=analysis, tables=tables, figures=[])
-    assert paths == (tmp_path / "report.md", tmp_path / "report.html")
-    for path in paths:
-        assert path.read_text(encoding="utf-8").count("Single-seed study") > len(measured)
+    markdown, html = write_report(tmp_path, analysis=analyze(tables), tables=tables, figures=[])
+    assert markdown.read_text(encoding="utf-8").lower().count("one seed") == 1
+    page = html.read_text(encoding="utf-8")
+    assert page[: page.index('id="appendix"')].lower().count("one seed") == 1
 
 
 def test_several_seeds_are_not_called_one(text: str) -> None:
-    assert "Single-seed study" not in text
-    assert "One seed: no number" not in text
+    assert "one seed" not in text.lower()
+
+
+def test_figures_of_few_points_are_named_not_shown(tmp_path: Path, analysis: Analysis, tables: Tables) -> None:
+    drawn = draw(tmp_path / "figures")[0].files
+    names = ("fig5b_fullft_vs_lora_pets", "extra_lora_qkvo", "convergence", "fig6_lr_sweep")
+    figures = [DrawnFigure(name, drawn, "A caption") for name in names]
+    page = Page(write_report(tmp_path, analysis=analysis, tables=tables, figures=figures)[1])
+    assert len([1 for tag, _ in page.elements if tag == "img"]) == 1
+    for name in names[:3]:
+        assert f"{name}: few points; its numbers are in tables/" in page.text
 
 
 def test_hostile_names_stay_text_in_html(page: Page) -> None:
@@ -168,7 +157,10 @@ def test_hostile_names_stay_text_in_html(page: Page) -> None:
     assert HOSTILE in page.data("map-data")["runs"][0]["names"]
 
 
-def test_hostile_names_stay_text_in_markdown(text: str) -> None:
+def test_hostile_names_stay_text_in_markdown(tmp_path: Path) -> None:
+    given = study_tables(hostile=False)
+    tables = Tables(given.runs.assign(dataset=HOSTILE), given.history, given.layers)
+    text = write_report(tmp_path, analysis=analyze(tables), tables=tables)[0].read_text(encoding="utf-8")
     assert "<" not in text
     assert "![The" not in text
     assert markdown_text(HOSTILE) in text
@@ -206,14 +198,10 @@ def test_page_asks_nothing_of_a_network(written: tuple[Path, Path], page: Page) 
     for tag, attributes in page.elements:
         for name in ("src", "href", "srcset", "action", "data", "poster"):
             value = attributes.get(name)
-            assert value is None or value.startswith(("data:", "#")), (tag, name, value)
+            assert value is None or value.startswith(("data:", "#", "tables/")), (tag, name, value)
     policy = next(a["content"] for t, a in page.elements if t == "meta" and a.get("http-equiv")) or ""
-    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
-    assert rules["default-src"] == "'none'"
-    assert rules["img-src"] == "data:"
-    for kind in ("script", "style"):
-        digest = hashlib.sha256(page.content[kind][-1].encode()).digest()
-        assert rules[f"{kind}-src"] == f"'sha256-{base64.b64encode(digest).decode()}'"
+    strict = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+    assert policy == f"{strict}; base-uri 'none'; form-action 'none'"
     assert "url(" not in page.content["style"][0]
     assert "@import" not in page.content["style"][0]
     assert written[1].stat().st_size < MAX_PAGE
@@ -223,10 +211,10 @@ def test_figures_are_referenced_relatively_and_embedded(written: tuple[Path, Pat
     assert "](../figures/fig2%20baseline.png)" in text
     assert (written[0].parent / "../figures/fig2 baseline.png").is_file()
     embedded = [a["src"] or "" for tag, a in page.elements if tag == "img"]
-    content = (written[0].parent.parent / "figures/fig2 baseline.png").read_bytes()
-    assert embedded == [f"data:image/png;base64,{base64.b64encode(content).decode()}"]
-    for printed in (text.replace("`", ""), page.text):
-        assert "fig8_regularization: no preservation loss was used" in printed
+    (data,) = embedded
+    with Image.open(io.BytesIO(base64.b64decode(data.removeprefix("data:image/webp;base64,")))) as picture:
+        assert picture.size == (40, 30)
+    assert "fig8_regularization: no preservation loss was used" in page.text
 
 
 def test_missing_figure_is_an_error(tmp_path: Path, analysis: Analysis, tables: Tables) -> None:
@@ -235,19 +223,17 @@ def test_missing_figure_is_an_error(tmp_path: Path, analysis: Analysis, tables: 
         write_report(tmp_path, analysis=analysis, tables=tables, figures=[figure])
 
 
-def test_transfer_carries_its_evidence(page: Page, text: str) -> None:
-    for printed in (page.text, text.replace("\\", "")):
+def test_transfer_carries_its_evidence(page: Page) -> None:
+    for printed in (page.text,):
         assert "a photo of a {class}." in printed
         assert "class names: 100 (class 0, class 1, class 2, ...)" in printed
         assert "split test" in printed
         assert "resize to shortest edge 28, bicubic resampling" in printed
         assert "For 1 of the accuracies no record says" in printed
-    heading = next(line for line in text.splitlines() if line.startswith("| Run | Method |") and "moved" in line)
-    assert "Retention (%) | Embedding drift | Embeddings moved |" in heading
 
 
-def test_reproducibility_prints_what_the_records_hold(page: Page, text: str) -> None:
-    for printed in (page.text, text.replace("\\", "")):
+def test_reproducibility_prints_what_the_records_hold(page: Page) -> None:
+    for printed in (page.text,):
         part = printed[printed.rindex("Reproducibility") :]
         for wanted in (
             "9.8.7",
@@ -264,7 +250,7 @@ def test_reproducibility_prints_what_the_records_hold(page: Page, text: str) -> 
 
 
 def test_foreign_tables_without_records_are_named_as_such(tmp_path: Path, analysis: Analysis, tables: Tables) -> None:
-    text = write_report(tmp_path, analysis=analysis, tables=tables, figures=[])[0].read_text(encoding="utf-8")
+    text = write_report(tmp_path, analysis=analysis, tables=tables, figures=[])[1].read_text(encoding="utf-8")
     assert "No run record lies beside the tables" in text
     assert "not recorded" in text
 
@@ -280,6 +266,7 @@ def test_damaged_record_is_named_and_a_foreign_name_leads_nowhere(tmp_path: Path
     assert records.problems[0].startswith("cut: record.json: not valid JSON")
 
 
+@pytest.mark.slow
 def test_limits_follow_the_data() -> None:
     tables = study_tables(seeds=1, hostile=False)
     said = limits(tables)
@@ -306,7 +293,7 @@ def test_heatmap_is_the_change_from_step_zero(analysis: Analysis, tables: Tables
     data = heatmap_data(tables, analysis)
     run_id = str(tables.runs["run_id"].iloc[3])
     run = next(run for run in data["runs"] if run["run"] == run_id)
-    assert set(run["metrics"]) == set(structure_metrics())
+    assert set(run["metrics"]) >= set(structure_metrics())
     frame = tables.layers[(tables.layers["run_id"] == run_id) & tables.layers["head"].isna()]
     wide = frame[frame["metric"] == "entropy"].pivot(index="layer", columns="step", values="value")
     wanted = 100 * (wide.to_numpy() / wide.to_numpy()[:, :1] - 1)
@@ -374,5 +361,5 @@ def test_a_study_of_one_bare_run_still_gives_a_report(tmp_path: Path) -> None:
     tables = study_tables(seeds=1, hostile=False, rates=1, methods=("full",), baseline=False, layers=0, transfer=())
     tables = Tables(runs=tables.runs)
     markdown_path, html_path = write_report(tmp_path, analysis=analyze(tables), tables=tables, figures=[])
-    assert "No zero-shot transfer was measured" in markdown_path.read_text(encoding="utf-8")
+    assert "no zero-shot transfer was measured" in markdown_path.read_text(encoding="utf-8")
     assert Page(html_path).data("heat-data")["runs"] == []

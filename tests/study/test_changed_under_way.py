@@ -60,6 +60,7 @@ class Executor:
 # -- other settings --------------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("theirs", "said"),
     [
@@ -233,6 +234,7 @@ GONE: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("how", GONE)
 def test_a_run_whose_folder_goes_has_failed_and_the_others_go_on(tmp_path: Path, how: str) -> None:
     outcome = run_study(_study(), tmp_path / "s", Executor(GONE[how], at=2), _console())

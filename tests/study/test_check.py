@@ -118,6 +118,7 @@ def _on_images(study: Path, folder: Path) -> Path:
     return study
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("how", ["run", "dry run", "check"])
 @pytest.mark.parametrize(
     ("arguments", "said"),
@@ -125,7 +126,7 @@ def _on_images(study: Path, folder: Path) -> Path:
         (["--engine", "slrum"], "there is no engine `slrum`; did you mean `slurm`"),
         (["--time-limit", "30x"], "write it as 90s, 30m or 2h"),
         (["--jobs", "2", "--engine", "ray"], "--jobs is not an option of --engine ray"),
-        (["--set", "transfer=[nowhere]"], "no dataset is called 'nowhere'"),
+        (["--set", "transfer=[nowhere]"], "there is no dataset `nowhere`"),
         (["--set", "model=/nonexistent/model"], "/nonexistent/model"),
         (["--set", "device=cuda"], "which torch does not find"),
         (["--output", "s3://user:secret@bucket/study"], "holds a password"),
@@ -172,6 +173,7 @@ def once(study: Path, *arguments: str) -> str:
     return f"{problem['what']}: {problem['detail']}"
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
@@ -282,6 +284,7 @@ NAMES = {
 }
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("kind", NAMES)
 def test_names_that_a_head_from_text_cannot_take(study: Path, kind: str) -> None:
     names, said = NAMES[kind]
@@ -295,6 +298,7 @@ def test_names_that_a_head_from_text_cannot_take(study: Path, kind: str) -> None
     assert said in once(study, "--set", "model=embedded")
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", ["word " * 20, "abc " * 9, "7" * 30])
 def test_a_prompt_is_as_long_as_the_model_takes(study: Path, tiny_clip: Path, name: str) -> None:
     folder = Path(shutil.copytree(tiny_clip, study.parent / "model"))
@@ -309,6 +313,7 @@ def test_a_prompt_is_as_long_as_the_model_takes(study: Path, tiny_clip: Path, na
     assert "longer than 40 tokens" in once(study, "--set", f"model={folder}")
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("kind", ["folders", "a column of labels", "another column", "arrow"])
 def test_names_are_found_wherever_a_set_keeps_them(study: Path, kind: str) -> None:
     import datasets
@@ -443,6 +448,7 @@ def _shards(folder: Path) -> list[Path]:
     return files
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("sharded", [False, True])
 @pytest.mark.parametrize("how", ["run", "dry run", "check"])
 def test_cut_weights_are_a_problem_before_the_first_run(study: Path, tiny_clip: Path, sharded: bool, how: str) -> None:
@@ -560,6 +566,7 @@ def test_a_full_disk_is_said_before_the_first_run(
     assert not (study.parent / "studies").exists()
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("method", ["full", "last_block", "lora", "linear_probe", "none"])
 @pytest.mark.parametrize(
     "model", ["folder", *(pytest.param(name, marks=pytest.mark.slow) for name in ("embedded", "config:tiny"))]
@@ -636,6 +643,7 @@ def test_a_package_that_is_not_installed(study: Path, monkeypatch: pytest.Monkey
     assert found["package submitit"]["remedy"] == 'pip install "attndrift[slurm]"'
 
 
+@pytest.mark.slow
 def test_device_and_memory_are_those_of_a_worker_on_slurm(study: Path) -> None:
     """``cluster=local`` is submitit's own scheduler on this machine: a job in another process."""
     pytest.importorskip("submitit")

@@ -70,6 +70,8 @@ def _record(study: tuple[Path, Tables], experiment: str) -> dict[str, Any]:
     return dict(read_json(folder / "runs" / name / "record.json"))
 
 
+@pytest.mark.slow
+@pytest.mark.ci("study")
 def test_a_guarded_run_keeps_its_budget_and_records_every_check(study: tuple[Path, Tables]) -> None:
     for experiment, outcome in (("R", None), ("C", "kept"), ("U", "infeasible")):
         record = _record(study, experiment)
@@ -85,6 +87,8 @@ def test_a_guarded_run_keeps_its_budget_and_records_every_check(study: tuple[Pat
     assert "guard" not in _record(study, "P")
 
 
+@pytest.mark.slow
+@pytest.mark.ci("study")
 def test_tensorboard_has_what_the_guard_did(study: tuple[Path, Tables]) -> None:
     folder, tables = study
     (name,) = tables.runs.loc[tables.runs["experiment"] == "C", "run_id"]
@@ -94,12 +98,16 @@ def test_tensorboard_has_what_the_guard_did(study: tuple[Path, Tables]) -> None:
         assert [event.step for event in events.Scalars(f"train/guard/{tag}")] == [2, 5]
 
 
+@pytest.mark.slow
+@pytest.mark.ci("study")
 def test_a_budget_out_of_reach_leaves_the_pretrained_encoder(study: tuple[Path, Tables]) -> None:
     row = _record(study, "U")["row"]
     assert row["weight_drift"] == row["projection_drift"] == 0.0
     assert row["transfer_objects_zero_shot_retention_pct"] == 100.0
 
 
+@pytest.mark.slow
+@pytest.mark.ci("study")
 def test_no_run_is_evaluated_on_what_the_guards_see(study: tuple[Path, Tables]) -> None:
     folder, tables = study
     settings = RunSettings.model_validate(_record(study, "R")["settings"])
@@ -114,6 +122,8 @@ def test_no_run_is_evaluated_on_what_the_guards_see(study: tuple[Path, Tables]) 
     assert set(tables.runs["transfer_objects_zero_shot_n"]) == {300 - 2 * classes}
 
 
+@pytest.mark.slow
+@pytest.mark.ci("study")
 def test_no_run_is_evaluated_on_what_it_watches(study: tuple[Path, Tables]) -> None:
     """Nor does the number of watched images change the retention's images, or those of the guards."""
     folder, tables = study
@@ -142,6 +152,8 @@ def test_no_run_is_evaluated_on_what_it_watches(study: tuple[Path, Tables]) -> N
             replace(few, monitor=shared)
 
 
+@pytest.mark.slow
+@pytest.mark.ci("study")
 def test_guarded_runs_are_configurations_of_their_own(study: tuple[Path, Tables]) -> None:
     prepared = prepare(study[1])
     labels = set(prepared.runs["variant"])

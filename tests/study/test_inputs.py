@@ -212,6 +212,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("change", CHANGES)
 def test_inputs_that_change_between_runs_are_refused(place: Place, change: str) -> None:
     assert place.run("A")[0].count("finished") == 1
@@ -226,6 +227,7 @@ def test_inputs_that_change_between_runs_are_refused(place: Place, change: str) 
     assert not (place.folder("B") / "splits.json").exists()
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("change", ["a picture added", "a picture replaced", "a class renamed", "other weights"])
 def test_inputs_that_change_within_an_interrupted_run_are_refused(place: Place, change: str) -> None:
     with pytest.raises((KeyboardInterrupt, FileNotFoundError)):

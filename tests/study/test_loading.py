@@ -94,7 +94,7 @@ MINIMAL = "name: x\nruns:\n  - {dataset: tiles}\n"
 
 
 MISTAKES = [
-    ("name: x\nruns:\n  - {dataset: tiles, lr: 3}", r"f:3: unknown key `lr`; docs/settings.md names all of them"),
+    ("name: x\nruns:\n  - {dataset: tiles, lr: 3}", r"f:3: there is no setting `lr`; `attndrift list settings` shows"),
     ("name: x\nruns:\n  - {dataset: tiles, learning_rat: 3}", r"did you mean `learning_rate`"),
     ("name: x\nshared:\n  epochs: two\nruns:\n  - {dataset: tiles}", r"f:3: `epochs` is 'two'"),
     ("name: x\nruns:\n  - {dataset: tiles, method: fulll}", r"f:3: `method` is 'fulll'.*did you mean `full`\?"),
@@ -111,7 +111,7 @@ MISTAKES = [
     ("name: x\nruns:\n  - {dataset: tiles, loss: {entropy_floor: much}}", r"`loss`.*must be a number"),
     (
         "name: x\nruns:\n  - {dataset: tiles, method: linear_probe, loss: attention_preservation:1}",
-        r"leaves the encoder as it is",
+        r"leaves the image encoder as it is",
     ),
     ("name: x\nruns:\n  - {dataset: tiles, transfer: [tiles]}", r"names the target"),
     ("name: x\nruns:\n  - {dataset: tiles, prompts: [a photo]}", r"\{class\} exactly once"),
@@ -135,7 +135,7 @@ MISTAKES = [
     ("name: x\nruns:\n  - {dataset: tiles, flip: 1}", r"f:3: `flip` is 1: must be true or false"),
     ("name: x\nruns:\n  - {dataset: tiles, clip_norm: .inf}", r"f:3: `clip_norm` is inf: .* finite"),
     ("name: x\nruns:\n  - {dataset: tiles, probe_size: 3}", r"f:3: `probe_size` is 3: .* 4"),
-    ("name: x\nruns:\n  - {dataset: tiles, source: {folder: x}}", r"unknown key `folder`; allowed: path, hub"),
+    ("name: x\nruns:\n  - {dataset: tiles, source: {folder: x}}", r"there is no setting `folder`; allowed: path, hub"),
     (
         "name: x\nruns:\n  - {dataset: tiles, selection: test, validation_per_class: 2}",
         r"f:3: `validation_per_class` has no meaning",
@@ -208,12 +208,12 @@ def test_an_impossible_override_is_refused(pair: str, expected: str) -> None:
 
 
 def test_an_unknown_study_names_the_presets() -> None:
-    with pytest.raises(StudyError, match="Did you mean the preset collapse-21"):
+    with pytest.raises(StudyError, match="there is no study file or preset `colapse-21`; did you mean `collapse-21`"):
         load_study("colapse-21")
 
 
 def test_a_dataset_that_no_run_has_cannot_be_replaced() -> None:
-    with pytest.raises(StudyError, match=r"no run .* has this dataset"):
+    with pytest.raises(StudyError, match=r"there is no dataset"):
         load_study("collapse-21", datasets={"imagenet": "tiles"})
 
 
@@ -234,7 +234,7 @@ def test_selection_by_label_and_by_name() -> None:
     study = load_study("collapse-21")
     assert [r.settings.experiment for r in study.select(["A1"]).runs] == ["A1"] * 4
     assert len(study.select(["E1_pets_none"]).runs) == 1
-    with pytest.raises(ValueError, match="no run is called 'A9'"):
+    with pytest.raises(ValueError, match="there is no run `A9`"):
         study.select(["A9"])
 
 

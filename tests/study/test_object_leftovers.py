@@ -27,6 +27,7 @@ def _run(storage: ObjectStorage, seeds: int, tmp_path: Path) -> dict[str, str]:
     return dict(run_study(study_of(seeds), storage, MadeRuns(tmp_path / "tally"), console).statuses)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("left", LEFT)
 def test_states_of_runs_that_are_done_go_with_the_next_driver(
     left: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

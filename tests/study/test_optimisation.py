@@ -18,8 +18,8 @@ from attndrift.study.executor import Executor
 from attndrift.study.optimisation import optimisation_label, optimisation_text
 from attndrift.study.resources import StudyResources
 from attndrift.study.settings import NamedRun, RunSettings, run_name
+from attndrift.study.steps import epoch_count, spread_steps, total_steps, warmup_steps
 from attndrift.study.training.optimizer import SelectiveProjection, optimizer_of, rate_groups
-from attndrift.study.training.plan import epoch_count, spread_steps, total_steps, warmup_steps
 
 
 def _problem(seed: int) -> tuple[nn.Linear, torch.Tensor, torch.Tensor]:
@@ -142,6 +142,9 @@ class Reporter(SilentReporter):
 
     def inputs(self, found: Any, places: Any) -> None: ...
 
+    def evaluated(self, step: int, total: int, values: object) -> None:
+        pass
+
     def saved(self, step: int) -> None:
         if self.stops:
             raise KeyboardInterrupt
@@ -158,6 +161,7 @@ def _execute(model: Path, folder: Path, resources: StudyResources, reporter: Rep
     return Executor(resources)(run, folder, reporter)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "given",
     [

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from attndrift.methods import AdaptationSettings, adapt
+from attndrift.models import load_clip
 from attndrift.study.distributed import SilentReporter
 from attndrift.study.executor import Executor
 from attndrift.study.interpolation import interpolate
@@ -34,6 +36,9 @@ class Reporter(SilentReporter):
 
     def inputs(self, found: Any, places: Any) -> None: ...
 
+    def evaluated(self, step: int, total: int, values: object) -> None:
+        pass
+
     def saved(self, step: int) -> None:
         if self.stops:
             raise KeyboardInterrupt
@@ -58,6 +63,7 @@ def _rows(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {one["row"]["outcome"]: one["row"] for one in record["outcomes"]}
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(("method", "settings"), [("full", {}), ("lora", {"lora_rank": 2}), ("last_block", {})])
 def test_the_ends_are_the_pretrained_and_the_selected_model(
     tiny_clip: Path, tmp_path: Path, method: str, settings: dict[str, Any]
@@ -88,6 +94,7 @@ def test_an_outcome_is_the_point_of_a_sweep(tiny_clip: Path, tmp_path: Path) -> 
         assert row[name] == pytest.approx(point[name], rel=1e-6), name
 
 
+@pytest.mark.slow
 def test_an_average_goes_on_after_an_interruption(tiny_clip: Path, tmp_path: Path) -> None:
     whole = _execute(tiny_clip, tmp_path / "whole", Reporter())
     with pytest.raises(KeyboardInterrupt):
@@ -186,3 +193,48 @@ def test_the_mean_is_that_of_the_weights_at_its_steps() -> None:
             assert follower is not None
             follower.load_state_dict(state)
     torch.testing.assert_close(follower.state_dict()["values"]["weight"], torch.stack(seen).mean(0), rtol=1e-12, atol=0)
+
+
+AVERAGED: dict[str, dict[str, Any]] = {
+    "full": {}, "bitfit": {}, "ln_tuning": {}, "dora": {}, "ia3": {}, "oft": {"oft_block_size": 16}, "boft": {}, "osf": {},
+    "vera": {"vera_rank": 8}, "pissa": {}, "lora": {"lora_rank": 2, "lora_targets": "q,fc1,projection"},
+}  # fmt: skip
+
+
+@pytest.mark.one_in(5)
+@pytest.mark.parametrize("text", ["swa:2", "ema:0.5"])
+@pytest.mark.parametrize("method", AVERAGED)
+def test_an_average_is_that_of_the_weights_that_the_model_computes_with(method: str, text: str) -> None:
+    """The mean of two products is not the product of the means: adapters are merged first, here in float64."""
+    model = adapt(load_clip("config:tiny"), AdaptationSettings(method, **AVERAGED[method]), 3, seed=0)
+    outcome, value = parse_outcome(text)
+    follower = outcome.follow(value, model)
+    assert follower is not None
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+    def merged() -> dict[str, torch.Tensor]:
+        one = copy.deepcopy(model)
+        one.clip = one.settings.facts.merge(one.clip)
+        return {name: p.detach().double() for name, p in one.named_parameters()}
+
+    expected, count = merged(), 1
+    for step in range(1, 5):
+        generator = torch.Generator().manual_seed(step)
+        with torch.no_grad():
+            for p in trained.values():
+                p.add_(0.3 * torch.randn(p.shape, generator=generator))
+        follower.after_step(step)
+        if text.startswith("swa") and step % 2:
+            continue
+        count += 1
+        share = 1 / count if text.startswith("swa") else 1 - min(0.5, step / (step + 9))
+        now = merged()
+        expected = {name: was + share * (now[name] - was) for name, was in expected.items()}
+    run = Trained(
+        pretrained=None, last=lambda: copy.deepcopy(model), selected=model, validate=None, agreement=None,
+        follower=follower,
+    )  # fmt: skip
+    found = dict(outcome.finish(value, run).named_parameters())
+    assert set(found) == set(expected)
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor.detach().double(), expected[name], rtol=1e-4, atol=1e-5, msg=name)

@@ -155,6 +155,8 @@ def test_jobs_leave_every_run_its_threads() -> None:
         ProcessLauncher(0)
 
 
+@pytest.mark.slow
+@pytest.mark.ci("kill")
 def test_a_run_that_hangs_is_ended_and_the_others_go_on(tmp_path: Path) -> None:
     study, folder = _study(), tmp_path / "study"
     outcome = run_study(study, folder, StandIn(hang=(2,)), _console(), engine=ProcessLauncher(1, time_limit=5))

@@ -100,9 +100,9 @@ def _row(runs: pd.DataFrame, **wanted: Any) -> pd.Series[Any]:
 
 # Null where a setting has no meaning for a method; everything else is filled.
 NOT_FOR_ALL = {"model_revision", "outcome", "outcome_alpha", "optimisation", *own_fields(),
-    "experiment", "freeze_layers", "loss", "parent_run",
+    "experiment", "freeze_layers", "loss", "parent_run", "training_seconds",
     "loss_active_fraction", "transfer_objects_zero_shot_retention_pct", "guard", "guard_at_least", "guard_at_most",
-    "guard_outcome",
+    "guard_outcome", "trained_parts", "text_embedding_drift", "text_weight_drift", "text_projection_drift", "logit_scale_change",
 }  # fmt: skip
 NOT_FOR_NONE = {
     "head",
@@ -254,7 +254,7 @@ def test_tensorboard_has_scalars_per_layer(study: Path) -> None:
     tags = events.Tags()["scalars"]
     assert "train/drift_entropy/layer_03" in tags
     assert "train/val_accuracy" in tags
-    assert [event.step for event in events.Scalars("train/drift_entropy/layer_03")] == [2, 4, 6, 8]
+    assert [event.step for event in events.Scalars("train/drift_entropy/layer_03")] == [0, 2, 4, 6, 8]
 
 
 @pytest.mark.parametrize("run", ["E2_digits_full_lr0.001_s42", "digits_lora-r2_lr0.001_s42"])
@@ -512,6 +512,7 @@ def test_a_machine_that_cannot_do_what_is_asked_says_so(
     assert problem in read_json(next((tmp_path / "s" / "runs").iterdir()) / "record.json")["problem"]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("keep", ["best", "all"])
 def test_what_a_killed_process_left_half_written_is_removed(tiny_clip: Path, tmp_path: Path, keep: str) -> None:
     text = _text(tiny_clip, f"  - {{method: linear_probe, epochs: 1, keep: {keep}}}\n", name="left")
@@ -526,6 +527,7 @@ def test_what_a_killed_process_left_half_written_is_removed(tiny_clip: Path, tmp
     )
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("stopped_at", [1, 2])
 def test_tensorboard_of_a_resumed_run_has_every_step_once(
     tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_at: int
@@ -550,9 +552,10 @@ def test_tensorboard_of_a_resumed_run_has_every_step_once(
     _run(text, tmp_path / "s", tmp_path / "cache")
     events = EventAccumulator(str(next((tmp_path / "s" / "runs").iterdir()) / "tensorboard"))
     events.Reload()
-    assert [event.step for event in events.Scalars("train/drift_entropy/layer_03")] == [2, 4, 6, 8]
+    assert [event.step for event in events.Scalars("train/drift_entropy/layer_03")] == [0, 2, 4, 6, 8]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("removed", [False, True])
 def test_a_damaged_checkpoint_of_an_interrupted_run_is_trained_again(
     removed: bool, tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

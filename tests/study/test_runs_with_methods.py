@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from attndrift.methods import METHODS
+from attndrift.models import load_clip
+from attndrift.models.backbone import BACKBONES
+from attndrift.models.backbones.clip import CLIPBackbone
+from attndrift.models.load import build_model, load_shape
 from attndrift.study.check_findings import Check
 from attndrift.study.check_methods import check_methods
 from attndrift.study.distributed import SilentReporter
 from attndrift.study.executor import Executor
 from attndrift.study.loading import parse_study
+from attndrift.study.plan import plan
 from attndrift.study.resources import StudyResources
 from attndrift.study.settings import NamedRun, RunSettings, run_name
 
@@ -23,7 +30,12 @@ SETTINGS: dict[str, Any] = {
     "epochs": 2, "batch_size": 15, "learning_rate": 1e-3, "monitor_zero_shot_images": 0, "evaluations_per_epoch": 1,
     "map_images": 0, "threads": 1, "trackers": (),
 }  # fmt: skip
-OWN: dict[str, dict[str, Any]] = {"vera": {"vera_rank": 8}, "lora": {"lora_targets": "q,k,v", "lora_blocks": 2}}
+OWN: dict[str, dict[str, Any]] = {
+    "vera": {"vera_rank": 8},
+    "lora": {"lora_targets": "q,k,v", "lora_blocks": 2},
+    "frozen": {"train_projection": True},
+    "corda": {"reference": "tiles", "reference_images": 20},
+}
 TRAINING = [method.name for method in METHODS if method.adapts]
 
 
@@ -34,6 +46,9 @@ class Reporter(SilentReporter):
         self.stops = stops
 
     def inputs(self, found: Any, places: Any) -> None: ...
+
+    def evaluated(self, step: int, total: int, values: object) -> None:
+        pass
 
     def saved(self, step: int) -> None:
         if self.stops:
@@ -52,6 +67,7 @@ def _execute(model: Path, folder: Path, resources: StudyResources, reporter: Rep
     return Executor(resources)(run, folder, reporter)
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("method", TRAINING)
 def test_a_run_is_resumed_bit_for_bit_with_every_method(
     method: str, tiny_clip: Path, tmp_path: Path, resources: StudyResources, monkeypatch: pytest.MonkeyPatch
@@ -64,7 +80,7 @@ def test_a_run_is_resumed_bit_for_bit_with_every_method(
     def refuse(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("decomposed again")
 
-    for decomposition in ("svd", "qr"):
+    for decomposition in ("svd", "qr", "inv"):
         monkeypatch.setattr(torch.linalg, decomposition, refuse)
     again = _execute(tiny_clip, tmp_path / "run", resources, Reporter(), **settings)
     assert again["row"] == whole["row"]
@@ -116,6 +132,69 @@ def test_what_the_model_has_no_place_for_is_a_problem_of_the_study(run: str, exp
     assert expected in problem.detail
 
 
+SEEN_BY_A_LOSS_ON_WEIGHTS = ["full", "last_block", "lora", "rslora", "pissa", "olora", "corda", "bitfit", "ln_tuning"]
+
+
+@pytest.mark.parametrize("loss", ["l2_sp:1", "ewc:1"])
+@pytest.mark.parametrize("method", [method.name for method in METHODS if method.moves_encoder])
+def test_a_loss_that_cannot_see_the_weights_is_a_problem_before_anything_runs(method: str, loss: str) -> None:
+    reference = ", reference: tiles" if loss == "ewc:1" or method == "corda" else ""
+    study = parse_study(STUDY.format(run=f"{{method: {method}, loss: '{loss}'{reference}, seed: 1}}"), where="study")
+    found = Check("refused")
+    check_methods(found, study)
+    name = loss.partition(":")[0]
+    expected = rf"`loss`: {name} cannot be had with method {method} on this model: tower\..*\.[a-z0-9_]+: .*adapter"
+    if method in SEEN_BY_A_LOSS_ON_WEIGHTS:
+        assert not found.problems
+    else:
+        (problem,) = found.problems
+        assert re.search(expected, problem.detail), problem.detail
+        assert name == "ewc" or plan(study, elsewhere=True)[1].note == problem.detail
+
+
+class Mute(CLIPBackbone):
+    """A model whose text tower does not say its vocabulary."""
+
+    @property
+    def text_encoder(self) -> nn.Module:
+        return nn.Module()
+
+
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [
+        ("{method: full, loss: 'lipsum:1', model: 'mute:x'}", "lipsum: the text tower does not say its vocabulary"),
+        (
+            "{method: dora, loss: 'lipsum:1', lipsum_tokens: 90}",
+            "`lipsum_tokens` is 90; the text tower takes at most 75",
+        ),
+        (
+            "{method: full, loss: 'ldifs:1', ldifs_layers: '0,9'}",
+            "`ldifs_layers` names layer 9; the model has 3 blocks",
+        ),
+        ("{method: lora, loss: 'ldifs:1+l2_sp:1', ldifs_layers: '4'}", "`ldifs_layers` names layer 4"),
+        ("{method: full, loss: 'ldifs:1', ldifs_tokens: all}", "`ldifs_tokens` is all, and in layer 3, the last"),
+    ],
+)
+def test_a_loss_that_the_model_cannot_have_is_a_problem_before_anything_runs(
+    run: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = replace(
+        BACKBONES["clip"], name="mute", view=Mute, load=load_clip, build=lambda rest: build_model("config:tiny"),
+        shape=lambda rest: load_shape("config:tiny"),
+    )  # fmt: skip
+    if "mute" in run:
+        monkeypatch.setattr(BACKBONES, "_members", {"mute": spec})
+    study = parse_study(STUDY.format(run=run), where="study")
+    study = study.model_copy(update={"runs": study.runs[1:]})
+    found = Check("refused")
+    check_methods(found, study)
+    (problem,) = found.problems
+    assert "`loss`: " in problem.detail
+    assert expected in problem.detail
+    assert plan(study, elsewhere=True)[0].note == problem.detail
+
+
 @pytest.mark.parametrize(
     ("run", "expected"),
     [
@@ -123,7 +202,7 @@ def test_what_the_model_has_no_place_for_is_a_problem_of_the_study(run: str, exp
         ("{method: ia3, lora_rank: 4}", "`lora_rank` needs method: "),
         ("{method: lora, lora_ranks: 'fc1=3'}", "`lora_ranks` names 'fc1', which `lora_targets`"),
         ("{method: dorra}", "did you mean `dora`?"),
-        ("{method: bitfit, freeze_layers: 2}", "`freeze_layers` needs method: full"),
+        ("{method: ia3, freeze_layers: 2}", "`freeze_layers` needs method: bitfit, full"),
     ],
 )
 def test_settings_of_another_method_are_refused_by_name(run: str, expected: str) -> None:
@@ -132,7 +211,7 @@ def test_settings_of_another_method_are_refused_by_name(run: str, expected: str)
 
 
 def test_methods_and_their_settings_are_in_a_runs_name() -> None:
-    given = [{"method": method.name} for method in METHODS]
+    given = [{"method": method.name, **OWN.get(method.name, {})} for method in METHODS]
     given += [{"method": "lora", "lora_blocks": 2}, {"method": "lora", "lora_targets": "q,k,v"}]
     given += [{"method": "rslora", "lora_alpha": 4.0}, {"method": "oft", "oft_block_size": 8}]
     given += [{"method": "lora", "lora_targets": "q,fc1", "lora_ranks": "fc1=4"}]

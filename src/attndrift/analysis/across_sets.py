@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from attndrift.analysis.configurations import Prepared, configuration_means
+from attndrift.analysis.intervals import spearman
 from attndrift.analysis.measures import ACCURACIES, measured_columns, retention
+from attndrift.analysis.numbers import number
 from attndrift.analysis.result import Table
 from attndrift.analysis.settings import AnalysisSettings
 from attndrift.analysis.summary import plain_columns
@@ -76,6 +77,9 @@ def _agreement(prepared: Prepared, settings: AnalysisSettings) -> Table | None:
     given = [name for name in prepared.transfer if prepared.adapted[retention(name).name].notna().any()]
     if len(given) < 2:
         return None
+    # scipy.stats takes most of a second to load, which a study of one transfer set does not pay.
+    from scipy.stats import kendalltau
+
     rows: list[dict[str, Any]] = []
     for first, second in itertools.combinations(given, 2):
         columns = [retention(name).name for name in (first, second)]
@@ -92,8 +96,8 @@ def _agreement(prepared: Prepared, settings: AnalysisSettings) -> Table | None:
                 "second": second,
                 "n_configurations": len(means),
                 "n_runs": len(runs),
-                "spearman": float(stats.spearmanr(one, other).statistic) if enough else None,
-                "kendall": float(stats.kendalltau(one, other).statistic) if enough else None,
+                "spearman": number(spearman(one, other)[0]) if enough else None,
+                "kendall": float(kendalltau(one, other).statistic) if enough else None,
                 "first_mean": float(one.mean()),
                 "second_mean": float(other.mean()),
                 "mean_difference": float((one - other).mean()),

@@ -21,7 +21,7 @@ from attndrift.analysis.numbers import format_rate
 from attndrift.analysis.result import Excluded
 from attndrift.losses.names import split_weight
 from attndrift.losses.registry import LOSSES, short_label_of
-from attndrift.methods.registry import DEFAULT_HEAD, HEADS, METHODS, PRETRAINED
+from attndrift.methods.registry import DEFAULT_HEAD, FROZEN, HEADS, METHODS, PRETRAINED
 from attndrift.metrics.registry import structure_metrics
 from attndrift.own_settings import Owner, as_text, fields_of, words_of
 from attndrift.results.columns import own_setting_columns
@@ -30,15 +30,19 @@ from attndrift.results.measures import MEASURES
 from attndrift.results.tables import TABLES, Tables, infinite_values, transfer_sets
 from attndrift.study.optimisation import optimisation_label
 from attndrift.study.outcomes.registry import outcome_label
+from attndrift.study.trained_parts import parts_label, text_tower_of
 
 CONDITION_COLUMNS = ("model", "selection", "dataset", "epochs", "batch_size", "weight_decay", "n_train")
+
+ADDITIONS = ("key_loss_name", "key_guard", "key_freeze_layers", "key_outcome")
+"""Columns of prepared runs with what is added to a method, empty where nothing is; ``has_addition`` has them together."""
 
 
 def method_columns() -> tuple[str, ...]:
     """The columns that tell methods apart: what every run has, and what registered methods, heads and losses bring."""
     own = (column.name for column in own_setting_columns())
     return (
-        "method", *own, "train_projection", "freeze_layers", "head", "optimisation", "outcome", "loss_name", "loss_weight",
+        "method", *own, "train_projection", "freeze_layers", "trained_parts", "head", "optimisation", "outcome", "loss_name", "loss_weight",
         "guard", "guard_at_least", "guard_at_most",
     )  # fmt: skip
 
@@ -104,6 +108,8 @@ def method_label(keys: Mapping[str, str]) -> str:
         label = ", ".join([method, *(f"{name.replace('_', ' ')} {keys[name]}" for name in given)])
     if keys["freeze_layers"]:
         label += f", {keys['freeze_layers']} block{'' if keys['freeze_layers'] == '1' else 's'} frozen"
+    if keys["trained_parts"]:
+        label += f", {parts_label(keys['trained_parts'])}"
     if keys["head"]:
         known = HEADS[keys["head"]].label if keys["head"] in HEADS else f"head {keys['head']}"
         label += ", ".join(["", known, *_departed(HEADS, [keys["head"]], keys)])
@@ -170,16 +176,19 @@ def _keys(runs: pd.DataFrame) -> pd.DataFrame:
 def _canonical_own_settings(keys: pd.DataFrame) -> None:
     """Own settings by their owners, in place: in one spelling, the defaults where not given, blank where no owner is."""
     own = [column.name for column in own_setting_columns()]
-    given = keys[["method", "head", "loss_name", *own]]
+    given = keys[["method", "trained_parts", "head", "loss_name", *own]]
     distinct = given.drop_duplicates()
     canonical: dict[tuple[str, ...], list[str]] = {}
     for row in distinct.itertuples(index=False, name=None):
-        method, head, loss = row[:3]
-        values = dict(zip(own, row[3:], strict=True))
+        method, parts, head, loss = row[:4]
+        values = dict(zip(own, row[4:], strict=True))
         # Of a method that is not known nobody can say which settings are its own.
         found = METHODS[method].canonical(values) if method in METHODS else {n: values[n] for n in fields_of(METHODS)}
         others: list[Owner] = [HEADS[head]] if head in HEADS else []
         others += [LOSSES[name] for name in _loss_names(loss) if name in LOSSES]
+        text = text_tower_of(parts)
+        if text in METHODS and text != method:
+            found = METHODS[text].canonical(values) | found
         for name, info in fields_of(others).items():
             found.setdefault(name, values[name] or as_text(info.default))
         canonical[row] = [found.get(name, "") for name in own]
@@ -306,6 +315,9 @@ def prepare(tables: Tables) -> Prepared:
     )
     for column in (*CONDITION_COLUMNS, *columns, "learning_rate"):
         runs[f"key_{column}"] = keys[column]
+    # A frozen image tower always stands beside something: that is the method.
+    parts_added = (runs["key_trained_parts"] != "") & (runs["method"] != FROZEN)
+    runs["has_addition"] = (runs[list(ADDITIONS)] != "").any(axis=1) | parts_added
     runs["key_rest"] = _conditions(keys)
     runs["model_name"] = runs["key_model"].where(runs["key_model"] != "", NOT_GIVEN)
     runs["selection_name"] = runs["key_selection"].where(runs["key_selection"] != "", NOT_GIVEN)

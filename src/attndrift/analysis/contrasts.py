@@ -9,25 +9,25 @@ seed; where they share no seed, their numbers are compared by Welch's t. Dataset
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
 
 from attndrift.analysis import intervals
 from attndrift.analysis.configurations import Prepared
 from attndrift.analysis.measures import ACCURACIES, changes
-from attndrift.analysis.numbers import Floats, format_rate
+from attndrift.analysis.numbers import Floats, by_gaps, format_rate
 from attndrift.analysis.result import Table
 from attndrift.analysis.settings import AnalysisSettings
 from attndrift.analysis.summary import plain_columns, records
 from attndrift.methods.registry import order_of
 from attndrift.results.columns import Column
+from attndrift.results.means import sd_column, seeds_behind
 
 MEAN, SLOPE, ONE = "mean of rates", "per tenfold rate", "one rate"
 GROUP = ["model_name", "selection_name", "dataset", "key_rest"]
@@ -35,6 +35,7 @@ LOWER, HIGHER, EQUIVALENT, NONE, UNTESTED = "lower", "higher", "equivalent", "no
 UNCORRECTED = ", not after correction"
 _MOST_GROUPS = 4
 Row = dict[str, Any]
+Moments = tuple[float, float, int]
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,15 @@ def quantities(prepared: Prepared, settings: AnalysisSettings) -> list[Quantity]
 
 @dataclass(frozen=True)
 class Cells:
-    """One method under one set of conditions: ``values`` (seeds, rates, quantities), NaN where there is no run."""
+    """One method under one set of conditions: ``values`` (seeds, rates, quantities), NaN where there is no run.
+
+    ``given``: where a row is a mean over several seeds, (rate, quantity) -> its mean, standard deviation and seeds.
+    """
 
     values: Floats
     seeds: NDArray[Any]
     rates: Floats
+    given: Mapping[tuple[float, int], Moments] = field(default_factory=dict)
 
     @classmethod
     def of(cls, runs: pd.DataFrame, wanted: Sequence[Quantity]) -> Cells:
@@ -92,13 +97,35 @@ class Cells:
         total, count = np.zeros((2, len(seeds), len(rates), len(wanted)))
         np.add.at(total, (seed, rate), np.where(known, values, 0))
         np.add.at(count, (seed, rate), known)
-        return cls(np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0), seeds, rates)
+        means = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+        return cls(means, seeds, rates, _given(runs, wanted, rates[rate]))
 
     def at(self, rates: Floats) -> Floats:
         return self.values[:, np.isin(self.rates, rates)]
 
     def of_seeds(self, seeds: NDArray[Any]) -> Cells:
-        return Cells(self.values[np.isin(self.seeds, seeds)], seeds, self.rates)
+        return Cells(self.values[np.isin(self.seeds, seeds)], seeds, self.rates, self.given)
+
+    def moments(self, rate: float, quantity: int) -> Moments | None:
+        """Mean, standard deviation and number of seeds at one rate, given or of single runs; None where nothing is."""
+        if (rate, quantity) in self.given:
+            return self.given[rate, quantity]
+        values = self.values[:, self.rates == rate, quantity].ravel()
+        values = values[np.isfinite(values)]
+        return (float(values.mean()), float(values.std(ddof=1)), len(values)) if len(values) > 1 else None
+
+
+def _given(runs: pd.DataFrame, wanted: Sequence[Quantity], rates: Floats) -> dict[tuple[float, int], Moments]:
+    """The rows that are means with a standard deviation, each alone at its rate."""
+    behind = seeds_behind(runs).to_numpy()
+    found: dict[tuple[float, int], Moments] = {}
+    for place in np.flatnonzero(behind > 1) if (behind > 1).any() else ():
+        for quantity, one in enumerate(wanted):
+            if sd_column(one.name) in runs.columns and (rates == rates[place]).sum() == 1:
+                mean, sd = (one.scale * float(runs[name].iloc[place]) for name in (one.name, sd_column(one.name)))
+                if np.isfinite(mean) and np.isfinite(sd):
+                    found[float(rates[place]), quantity] = mean, sd, int(behind[place])
+    return found
 
 
 def contrasts(rates: Floats) -> Iterator[tuple[str, Floats]]:
@@ -175,7 +202,13 @@ def compare(first: Cells, second: Cells | None, wanted: Sequence[Quantity], sett
         for place, column in enumerate(columns):
             numbers = {key: array[place] for key, array in found.items()}
             quantity = {"measure": wanted[column].name, "unit": wanted[column].unit}
-            rows.append(quantity | common | numbers | words(bool(np.isfinite(numbers["low"]))))
+            row = quantity | common | numbers | words(bool(np.isfinite(numbers["low"])))
+            if name == ONE and (first.given or second.given):
+                at, zero_of = float(used[0]), (float(zero[column]), 0.0)
+                theirs_given = second.moments(at, int(column)) if against else None
+                row |= of_moments(first.moments(at, int(column)), theirs_given, zero_of if not against else None,
+                                  float(margin[place]), settings.level)  # fmt: skip
+            rows.append(row)
     return rows
 
 
@@ -192,6 +225,26 @@ def estimate(first: Floats, second: Floats, margin: Floats, level: float, *, pai
         found["sd"] = np.full(len(first), np.nan)
         numbers = intervals.welch(first, second, level, margin)
     return found | dict(zip(("low", "high", "p", "p_equivalence"), numbers, strict=True))
+
+
+def of_moments(
+    first: Moments | None, second: Moments | None, zero: tuple[float, float] | None, margin: float, level: float
+) -> Row:
+    """What the means, standard deviations and seeds of two methods (or of one, against ``zero``) replace in a row; empty
+    where they are not known."""
+    if first is not None and zero is not None:
+        second = (*zero, first[2])
+    if first is None or second is None:
+        return {}
+    low, high, p, equivalence = (float(one) for one in intervals.welch_of(first, second, level, margin))
+    n = min(first[2], second[2])
+    words = method_of(n, paired=False)(np.isfinite(low))
+    if words["reason"] is None:
+        words["method"] = "Welch's t, given means" if zero is None else "Student's t, given mean and sd"
+    return words | {
+        "n_seeds": n, "sd": float(np.hypot(first[1], second[1])), "low": low, "high": high, "p": p,
+        "p_equivalence": equivalence,
+    }  # fmt: skip
 
 
 def method_of(n: int, rates: int = 1, *, paired: bool) -> Callable[[bool], Row]:
@@ -256,15 +309,14 @@ def _differences(runs: pd.DataFrame, wanted: list[Quantity], settings: AnalysisS
 
 
 def pairs_of(runs: pd.DataFrame) -> list[tuple[int, str, str]]:
-    """(kind, first, second): 0 two methods, 1 a method and the same with a preservation loss, a guard, frozen blocks.
+    """(kind, first, second): 0 two methods, 1 a method and the same with a preservation loss, a guard, frozen blocks, a text tower.
 
     ``first`` stands earlier in the order of methods, and is the one without the addition. Other pairs differ in two
     things at once and are not compared.
     """
-    added = ["key_loss_name", "key_freeze_layers", "key_outcome", "key_guard"]
     facts = {
-        str(row["variant"]): (any(row[name] for name in added), str(row["method"]))
-        for row in runs.drop_duplicates("variant").to_dict("records")
+        str(variant): (bool(added), str(method))
+        for variant, method, added in runs[["variant", "method", "has_addition"]].drop_duplicates("variant").to_numpy()
     }
     names = sorted(facts, key=lambda name: (order_of(facts[name][1]), facts[name], name))
     found: list[tuple[int, str, str]] = []
@@ -301,12 +353,19 @@ def _changes(runs: pd.DataFrame, wanted: list[Quantity], settings: AnalysisSetti
 def _correlations(runs: pd.DataFrame, names: list[str]) -> dict[str, dict[str, float]]:
     """Pearson's and Spearman's correlation of each measure with log10 of the rate, over runs."""
     result: dict[str, dict[str, float]] = {}
-    for name in names:
-        own = runs[runs[name].notna() & (runs["learning_rate"] > 0)]
-        x, y = np.log10(own["learning_rate"].to_numpy(dtype=float)), own[name].to_numpy(dtype=float)
-        if len(x) > 2 and intervals.standard_error(x) > 0 and intervals.standard_error(y) > 0:
-            pairs = (("pearson", (x, y)), ("spearman", (stats.rankdata(x), stats.rankdata(y))))
-            result[name] = {key: float(np.corrcoef(*values)[0, 1]) for key, values in pairs}
+    own = runs[[*names, "learning_rate"]]
+    own = own[own["learning_rate"] > 0]
+    x, values = np.log10(own["learning_rate"].to_numpy(dtype=float)), own[names].to_numpy(dtype=float).T
+    for rows, known in by_gaps(np.isfinite(values)):
+        x_known, y = x[known], values[np.ix_(rows, known)]
+        if len(known) < 3 or intervals.standard_error(x_known) == 0:
+            continue
+        centred = y - y.mean(axis=1, keepdims=True), x_known - x_known.mean()
+        lengths = np.sqrt((centred[0] ** 2).sum(axis=1) * (centred[1] ** 2).sum())
+        pearson = np.divide(centred[0] @ centred[1], lengths, out=np.zeros(len(y)), where=lengths > 0)
+        spearman = intervals.ranks(y) @ intervals.ranks(x_known)
+        for place in np.flatnonzero(intervals.standard_error(y) > 0):
+            result[names[rows[place]]] = {"pearson": float(pearson[place]), "spearman": float(spearman[place])}
     return result
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import pandas as pd
 
 from attndrift.analysis.across_sets import across_sets_tables
+from attndrift.analysis.compute import compute_table
 from attndrift.analysis.configurations import Prepared, evidence_label, prepare
 from attndrift.analysis.contrasts import effect_tables
+from attndrift.analysis.digest import digest
 from attndrift.analysis.dynamics import dynamics_tables, epochs_from_steps, order_history
 from attndrift.analysis.early_warning import early_warning
 from attndrift.analysis.findings import generate
+from attndrift.analysis.image_intervals import Outcomes
 from attndrift.analysis.interpolation import interpolation_tables
 from attndrift.analysis.layers import baseline_tables, block_changes, change_per_layer, layer_values, measured_steps
 from attndrift.analysis.means import means_tables, seeds_in
@@ -27,8 +30,11 @@ from attndrift.methods.registry import PRETRAINED, label_of
 from attndrift.results.tables import Tables
 
 
-def analyze(tables: Tables, *, settings: AnalysisSettings | None = None) -> Analysis:
+def analyze(tables: Tables, *, settings: AnalysisSettings | None = None, outcomes: Outcomes | None = None) -> Analysis:
     """Everything that the tables support, with honest uncertainty; reads nothing but ``tables``.
+
+    ``outcomes``: which transfer images were right (:func:`~attndrift.analysis.image_intervals.read_image_outcomes`), for
+    intervals over images of the table ``overview`` where there is one run.
 
     The order of rows does not matter, equal tables and settings give equal results. Runs whose
     status is not finished are listed and take no part in means and tests. Raises
@@ -59,6 +65,7 @@ def analyze(tables: Tables, *, settings: AnalysisSettings | None = None) -> Anal
             *dynamics_tables(prepared, history, epoch, settings, notes),
             timing_table(prepared, history, epoch, settings),
             *operating_tables(prepared, settings),
+            compute_table(prepared, history, epoch, settings, notes),
             *effect_tables(prepared, block_changes(prepared, values, notes), settings, notes),
             variance_table(prepared, settings),
             *signal_tables(prepared, measured, settings, notes),
@@ -71,12 +78,15 @@ def analyze(tables: Tables, *, settings: AnalysisSettings | None = None) -> Anal
     }
     result["power"] = power_table(prepared, result["differences"], settings)
     summary = _summary(prepared, tables, settings)
+    first, overview = digest(prepared, result, summary, settings, outcomes or {})
+    result = {overview.name: overview} | result
     of_seeds = f"Intervals of findings about methods: {settings.level:.0%}, Student's t over seeds ({summary.n_seeds})."
     notes.append(_ONE_SEED if summary.single_seed else of_seeds)
     return Analysis(
         settings=settings,
         data=summary,
         notes=list(dict.fromkeys(notes)),
+        digest=first,
         findings=generate(prepared, result, settings, signal_findings(result, settings)),
         tables=result,
     )

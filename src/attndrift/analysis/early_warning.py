@@ -12,7 +12,7 @@ import pandas as pd
 
 from attndrift.analysis.configurations import Prepared
 from attndrift.analysis.dynamics import History
-from attndrift.analysis.held_out import best_threshold, confusion, folds_of, held_out_warnings
+from attndrift.analysis.held_out import best_threshold, confusion, folds_of, held_out_warnings, warning_p
 from attndrift.analysis.numbers import Floats, number
 from attndrift.analysis.rank_intervals import area_limits, roc_area, why_no_area
 from attndrift.analysis.result import Table
@@ -50,8 +50,8 @@ def early_warning(
     notes += said
     said += [
         f"Damaged: a mean final retention below {limit}. Thresholds are where sensitivity + specificity is largest; held "
-        "out: by the threshold of all other configurations (other: of the other datasets). p: Fisher's exact test of the "
-        "held-out warnings, one-sided; Holm within one target and moment, measured signals apart.",
+        "out: by the threshold of all other configurations (other: of the other datasets). p: the larger of Fisher's exact test of "
+        "the held-out warnings and of Mann and Whitney's, one-sided; Holm within one target and moment, measured signals apart.",
         "Held-out shares have no interval: their configurations share what the thresholds were learned from.",
     ]
     return Table(
@@ -162,8 +162,8 @@ def _rows(
             continue
         others = [found[i] for i, other in enumerate(targets) if target.elsewhere(other)]
         row = _row(source, score, damaged, others)
-        limits = area_limits(row["auc"], row["n_damaged"], len(score) - row["n_damaged"], settings.level)
-        row |= limits_row(*limits, len(score), "Newcombe's method 5", why_no_area(score, damaged))
+        limits = area_limits(score, damaged, settings.level)
+        row |= limits_row(*limits, len(score), "Newcombe or DeLong", why_no_area(score, damaged))
         fixed = target.strength(len(score), settings)
         rows.append({**target.identity, **place, "n_seeds": target.n_seeds, **row, "verdict": fixed})
     return rows
@@ -174,7 +174,8 @@ def _row(source: SignalSource, score: Floats, damaged: np.ndarray, others: list[
     sign = -source.expected_sign
     threshold = best_threshold(score, damaged)
     inside = confusion((score > threshold).astype(float), damaged)
-    held_out = confusion(held_out_warnings(score, damaged, folds_of(len(score))), damaged)
+    warned = held_out_warnings(score, damaged, folds_of(len(score)))
+    held_out = confusion(warned, damaged)
     learned, classes = (np.concatenate([pair[i] for pair in others]) if others else np.zeros(0, bool) for i in (0, 1))
     other = best_threshold(learned, classes) if len(learned) else np.nan
     elsewhere = confusion((score > other).astype(float), damaged) if np.isfinite(other) else {}
@@ -184,7 +185,7 @@ def _row(source: SignalSource, score: Floats, damaged: np.ndarray, others: list[
         "direction": "above" if sign > 0 else "below", "threshold": number(sign * threshold),
         "threshold_unit": source.unit, "sensitivity": inside["sensitivity"], "specificity": inside["specificity"],
         "held_out_sensitivity": held_out["sensitivity"], "held_out_specificity": held_out["specificity"],
-        "held_out_caught": held_out["caught"], "held_out_false_alarms": held_out["false_alarms"], "p": held_out["p"],
+        "held_out_caught": held_out["caught"], "held_out_false_alarms": held_out["false_alarms"], "p": warning_p(warned, score, damaged),
         "other_threshold": number(sign * other), "other_sensitivity": elsewhere.get("sensitivity"),
         "other_specificity": elsewhere.get("specificity"),
     }  # fmt: skip

@@ -7,7 +7,6 @@ with values, and nothing else.
 from __future__ import annotations
 
 import ast
-import difflib
 import operator
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from attndrift.registry import unknown_name
 from attndrift.results.tables import TABLES, Tables
 
 MAX_LENGTH = 2_000
@@ -214,8 +214,6 @@ class _Evaluation:
     def _column(self, node: ast.Name) -> pd.Series[Any]:
         if node.id in self.runs.columns:
             return self.runs[node.id]
-        near = difflib.get_close_matches(node.id, [str(column) for column in self.runs.columns], n=1)
-        hint = f"did you mean `{near[0]}`? " if near else ""
-        raise ConditionError(
-            f"--where: the table runs has no column `{node.id}`; {hint}Text stands in quotation marks: '{node.id}'"
-        )
+        known = map(str, self.runs.columns)
+        text = unknown_name("column of the table runs", node.id, known, f"text stands in quotation marks: '{node.id}'")
+        raise ConditionError(f"--where: {text}")

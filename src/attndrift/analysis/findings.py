@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from attndrift.analysis.compute import IMAGES, MONITORED
 from attndrift.analysis.configurations import Prepared
 from attndrift.analysis.contrasts import EQUIVALENT, MEAN, NONE, ONE, SLOPE, UNCORRECTED, UNTESTED
 from attndrift.analysis.measures import retention
@@ -20,13 +21,14 @@ from attndrift.analysis.numbers import format_rate
 from attndrift.analysis.operating import BEST_RETENTION, BEST_VALIDATION
 from attndrift.analysis.result import TOPICS, Finding, Strength, Table
 from attndrift.analysis.settings import AnalysisSettings
-from attndrift.analysis.timing import AFTER, BEFORE, NEVER
+from attndrift.analysis.timing import AFTER, BEFORE, NEVER, SAME
 from attndrift.losses.registry import short_label_of
 from attndrift.methods.registry import DEFAULT_METHOD, in_order
 
 NEAR_BEST = 2.0
 """Points of validation accuracy below a method's best within which a learning rate suits it."""
 _MOST_PLACES = 2
+_MOST_NAMED = 3
 Row = dict[str, Any]
 
 
@@ -53,9 +55,7 @@ class _Place:
 
     def variants(self) -> list[tuple[str, str]]:
         """(method, variant) without additions, in the order of methods: of each method the one of best validation."""
-        plain = self.runs[
-            (self.runs[["key_loss_name", "key_freeze_layers", "key_outcome", "key_guard"]] == "").all(axis=1)
-        ]
+        plain = self.runs[~self.runs["has_addition"]]
         best: dict[str, tuple[float, str]] = {}
         known = {row["variant"]: row["accuracy"] for _, row in self.rows("operating_points", rule=BEST_VALIDATION)}
         for method, variant in plain[["method", "variant"]].drop_duplicates().itertuples(index=False):
@@ -86,7 +86,17 @@ def generate(
     """
     found: list[Finding] = []
     for place in _places(prepared, tables, settings):
-        for template in (_cost, _methods, _shared_rate, _timing, _entropy, _structure, _additions, _rates):
+        for template in (
+            _cost,
+            _methods,
+            _shared_rate,
+            _equal_compute,
+            _timing,
+            _entropy,
+            _structure,
+            _additions,
+            _rates,
+        ):
             template(place)
         found += place.found
     found += warnings
@@ -266,16 +276,46 @@ def _entropy(place: _Place) -> None:
         place.add("entropy", "RQ1", f"{text}.", _strength(row), "changes", number)
 
 
+def _equal_compute(place: _Place) -> None:
+    """The first method against each other one with the most training images that both saw, where budgets differ or a
+    history tells of earlier ones."""
+    asked = (f"{place.transfer} retention", MONITORED)
+    # Of each method the variant of best validation, as in the other sentences.
+    passed_over = set(place.runs["variant"]) - {variant for _, variant in place.variants()}
+    rows = [
+        item
+        for item in place.rows("equal_compute", compute=IMAGES)
+        if item[1]["measure"] in asked and item[1]["second"] not in passed_over
+    ]
+    best: dict[str, tuple[int, Row]] = {}
+    for number, row in rows:
+        if row["first"] == rows[0][1]["first"]:
+            # The retention at the end before the monitored one, and the larger budget before the smaller.
+            rank = (row["measure"] != MONITORED, row["budget"])
+            kept = best.get(row["second"])
+            if kept is None or rank > (kept[1]["measure"] != MONITORED, kept[1]["budget"]):
+                best[row["second"]] = (number, row)
+    for other, (number, row) in best.items():
+        images = "the images of the monitor" if row["measure"] == MONITORED else str(place.transfer)
+        place.add(
+            "methods", "RQ2", f"After at most {row['budget']:.0f} training images, each at its best validation there, "
+            f"{_compared(other, row['first'], row, images, flip=True)}.",
+            _strength(row), "equal_compute", number,
+        )  # fmt: skip
+
+
 def _timing(place: _Place) -> None:
     rows = place.rows("timing", lost=True)
     if not rows:
         return
     order = [row["order"] for _, row in rows]
-    before, never = order.count(BEFORE), order.count(NEVER)
+    same = [str(row["run_id"]) for _, row in rows if row["order"] == SAME]
+    named = f" ({', '.join(same[:_MOST_NAMED])}{', ...' * (len(same) > _MOST_NAMED)})" if same else ""
     place.add(
         "entropy", "RQ1",
-        f"Of {len(rows)} runs that lost zero-shot transfer on the monitor, the attention entropy had fallen before in {before}. "
-        f"It fell later in {order.count(AFTER)}, and in {never} it never did.",
+        f"Of {len(rows)} runs that lost zero-shot transfer on the monitor, the attention entropy had fallen before in "
+        f"{order.count(BEFORE)}, at the same evaluation in {len(same)}{named}, later in {order.count(AFTER)}, and never in "
+        f"{order.count(NEVER)}.",
         "descriptive", "timing", *(number for number, _ in rows),
     )  # fmt: skip
 

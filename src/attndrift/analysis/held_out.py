@@ -6,51 +6,68 @@ is left out as a whole: a configuration with all its seeds, or a dataset with al
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 from scipy.optimize import isotonic_regression
 
+from attndrift.analysis.intervals import standard_error
 from attndrift.analysis.numbers import Floats
+from attndrift.analysis.rank_intervals import roc_area
 
-MOST_FOLDS = 50
-"""Each configuration is a fold up to this many; beyond it, several share one."""
+MOST_LEFT_OUT, FOLDS = 50, 20
+"""Each configuration is a fold up to so many; beyond it there are so many folds."""
 Mask = NDArray[np.bool_]
 
 
 def folds_of(n: int) -> NDArray[np.intp]:
     """The fold of each of ``n`` configurations."""
-    return np.arange(n) % max(min(n, MOST_FOLDS), 1)
+    return np.arange(n) % max(n if n <= MOST_LEFT_OUT else FOLDS, 1)
+
+
+def best_thresholds(score: Floats, damaged: Mask, used: Mask) -> Floats:
+    """Above which score to warn, a threshold for each row of ``used`` (folds, units) from the units that it marks.
+
+    There sensitivity + specificity is largest, midway between two scores; of equally good ones the middle one. Infinite
+    where no threshold does better than chance, NaN without both classes.
+    """
+    order = np.argsort(score, kind="stable")
+    s, bad, used = score[order], damaged[order], used[:, order]
+    after = np.minimum.accumulate(np.where(used, s, np.inf)[:, ::-1], axis=1)[:, ::-1]
+    after = np.column_stack([after[:, 1:], np.full(len(used), np.inf)])
+    of_bad, of_good = np.cumsum(used & bad, axis=1), np.cumsum(used & ~bad, axis=1)
+    both = (of_bad[:, -1] > 0) & (of_good[:, -1] > 0)
+    gain = of_good / np.maximum(of_good[:, -1:], 1) - of_bad / np.maximum(of_bad[:, -1:], 1)
+    gain[~(used & (s < after) & np.isfinite(after))] = 0.0
+    most = gain.max(axis=1, keepdims=True)
+    best = (gain >= most - 1e-12) & (gain > 0)
+    middle = np.cumsum(best, axis=1) > best.sum(axis=1, keepdims=True) // 2
+    at = middle.argmax(axis=1)
+    rows = np.arange(len(used))
+    between = (s[at] + after[rows, at]) / 2
+    return np.where(both, np.where(best.any(axis=1), between, np.inf), np.nan)
 
 
 def best_threshold(score: Floats, damaged: Mask) -> float:
-    """Above which score to warn: where sensitivity + specificity is largest, midway between two scores.
-
-    Of equally good ones the middle one. Infinite where no threshold does better than chance, NaN without both classes.
-    """
-    if damaged.all() or not damaged.any():
-        return float("nan")
-    values = np.unique(score)
-    between = (values[1:] + values[:-1]) / 2
-    bad, good = np.sort(score[damaged]), np.sort(score[~damaged])
-    warned = 1 - np.searchsorted(bad, between, side="right") / len(bad)
-    quiet = np.searchsorted(good, between, side="right") / len(good)
-    if not len(between) or (warned + quiet).max() <= 1:
-        return float("inf")
-    best = np.flatnonzero(warned + quiet >= (warned + quiet).max() - 1e-12)
-    return float(between[best[len(best) // 2]])
+    """:func:`best_thresholds` from all units."""
+    return float(best_thresholds(score, damaged, np.ones((1, len(score)), dtype=bool))[0])
 
 
 def held_out_warnings(score: Floats, damaged: Mask, folds: NDArray[np.intp]) -> Floats:
     """1 where a configuration is warned of by the threshold of the other folds, else 0; NaN where they have none."""
-    result = np.full(len(score), np.nan)
-    for fold in np.unique(folds):
-        out = folds == fold
-        threshold = best_threshold(score[~out], damaged[~out])
-        result[out] = np.nan if np.isnan(threshold) else score[out] > threshold
-    return result
+    known, fold = np.unique(folds, return_inverse=True)
+    threshold = best_thresholds(score, damaged, folds != known[:, None])[fold]
+    return np.where(np.isnan(threshold), np.nan, score > threshold)
+
+
+def _log_choose(n: int, k: NDArray[np.intp] | int) -> Floats:
+    """Logarithm of the ways to choose ``k`` of ``n``; minus infinity beyond them."""
+    with np.errstate(invalid="ignore"):
+        ways = special.gammaln(n + 1) - special.gammaln(np.add(k, 1)) - special.gammaln(n - np.add(k, 0) + 1)
+    return np.where((np.asarray(k) >= 0) & (np.asarray(k) <= n), ways, -np.inf)
 
 
 def confusion(warned: Floats, damaged: Mask) -> dict[str, Any]:
@@ -63,8 +80,10 @@ def confusion(warned: Floats, damaged: Mask) -> dict[str, Any]:
     caught, false_alarms = int(bad.sum()), int(good.sum())
     p = None
     if len(bad) and len(good):
-        table = [[caught, len(bad) - caught], [false_alarms, len(good) - false_alarms]]
-        p = float(stats.fisher_exact(table, alternative="greater").pvalue)
+        warnings = caught + false_alarms
+        more = np.arange(caught, min(len(bad), warnings) + 1)
+        ways = _log_choose(len(bad), more) + _log_choose(len(good), warnings - more)
+        p = float(min(1.0, np.exp(ways - _log_choose(len(bad) + len(good), warnings)).sum()))
     return {
         "sensitivity": caught / len(bad) if len(bad) else None,
         "specificity": 1 - false_alarms / len(good) if len(good) else None,
@@ -72,6 +91,20 @@ def confusion(warned: Floats, damaged: Mask) -> dict[str, Any]:
         "false_alarms": false_alarms,
         "p": p,
     }
+
+
+def warning_p(warned: Floats, score: Floats, damaged: Mask) -> float | None:
+    """p that held-out warnings (units,) are chance: the larger of two, both one-sided.
+
+    Fisher's exact one of the warnings alone is too small, because their thresholds were learned from units that share all
+    but one of theirs. So the scores have to be higher where damaged too: the normal p of Mann and Whitney's U.
+    """
+    p = confusion(warned, damaged)["p"]
+    if p is None:
+        return None
+    n = int(damaged.sum() * (~damaged).sum())
+    above = n * (roc_area(score, damaged) - 0.5)
+    return max(p, float(special.ndtr(-(above - 0.5) / math.sqrt(n * (len(score) + 1) / 12))))
 
 
 def falling_curve(score: Floats, kept: Floats) -> tuple[Floats, Floats]:
@@ -85,11 +118,15 @@ def held_out_errors(score: Floats, kept: Floats, folds: NDArray[np.intp]) -> tup
     """Absolute errors of the retention of each configuration, predicted from the other folds: by the curve of the
     signal, and by their mean alone. Points of retention."""
     curve, mean = np.full(len(score), np.nan), np.full(len(score), np.nan)
+    order = np.argsort(score, kind="stable")
+    distinct = bool((np.diff(score[order]) > 0).all())
     for fold in np.unique(folds):
         out = folds == fold
-        if (~out).sum() >= 3:
-            curve[out] = np.interp(score[out], *falling_curve(score[~out], kept[~out]))
-            mean[out] = kept[~out].mean()
+        others = order[~out[order]]
+        if len(others) >= 3:
+            x, y = score[others], kept[others]
+            knots = (x, isotonic_regression(y, increasing=False).x) if distinct else falling_curve(x, y)
+            curve[out], mean[out] = np.interp(score[out], *knots), y.mean()
     return np.abs(curve - kept), np.abs(mean - kept)
 
 
@@ -98,4 +135,4 @@ def gain_p(errors: Floats, plain: Floats) -> float | None:
     gain = (plain - errors)[np.isfinite(errors)]
     if len(gain) < 3 or np.ptp(gain) <= 1e-12:
         return None
-    return float(stats.ttest_1samp(gain, 0.0, alternative="greater").pvalue)
+    return float(special.stdtr(len(gain) - 1, -gain.mean() / standard_error(gain)))

@@ -15,11 +15,11 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
+from scipy import special
 
 from attndrift.analysis.numbers import Floats
-from attndrift.analysis.warnings import quiet
 
 MINIMUM_SEEDS = 3
 MINIMUM_RANKED = 10
@@ -37,7 +37,7 @@ def as_floats(values: ArrayLike) -> Floats:
 
 def critical(level: float) -> float:
     """The normal quantile of a two-sided interval: 1.96 for 0.95."""
-    return float(stats.norm.ppf((1 + level) / 2))
+    return float(special.ndtri((1 + level) / 2))
 
 
 # --- over seeds ---------------------------------------------------------------------------------------------------
@@ -59,7 +59,7 @@ def t_limits(values: ArrayLike, level: float) -> Limits:
     values = as_floats(values)
     n = values.shape[-1]
     error = standard_error(values)
-    half = error * stats.t.ppf((1 + level) / 2, n - 1) if n >= MINIMUM_SEEDS else np.full_like(error, np.nan)
+    half = error * special.stdtrit(n - 1, (1 + level) / 2) if n >= MINIMUM_SEEDS else np.full_like(error, np.nan)
     half = np.where(error > 0, half, np.nan)
     mean = values.mean(axis=-1)
     return mean - half, mean + half
@@ -71,7 +71,7 @@ def t_p(values: ArrayLike) -> Floats:
     n, error = values.shape[-1], standard_error(values)
     if n < MINIMUM_SEEDS:
         return np.full(error.shape, np.nan)
-    p = 2 * stats.t.sf(np.abs(values.mean(axis=-1)) / np.where(error > 0, error, np.nan), n - 1)
+    p = 2 * special.stdtr(n - 1, -np.abs(values.mean(axis=-1)) / np.where(error > 0, error, np.nan))
     return as_floats(p)
 
 
@@ -82,27 +82,52 @@ def equivalence_p(values: ArrayLike, margin: ArrayLike) -> Floats:
     if n < MINIMUM_SEEDS:
         return np.full(error.shape, np.nan)
     distance = as_floats(margin) - np.abs(values.mean(axis=-1))
-    return as_floats(stats.t.sf(distance / np.where(error > 0, error, np.nan), n - 1))
+    return as_floats(special.stdtr(n - 1, -distance / np.where(error > 0, error, np.nan)))
 
 
 def welch(
     first: ArrayLike, second: ArrayLike, level: float, margin: ArrayLike = math.nan
 ) -> tuple[Floats, Floats, Floats, Floats]:
-    """Limits, p and p of equivalence of mean(first) - mean(second) of different seeds: Welch, Satterthwaite.
-
-    NaN where either has fewer than three seeds, or none of them varies.
-    """
+    """Limits, p and p of equivalence of mean(first) - mean(second) of different seeds: :func:`welch_of`."""
     first, second = as_floats(first), as_floats(second)
-    a, b = standard_error(first) ** 2, standard_error(second) ** 2
-    n, m = first.shape[-1], second.shape[-1]
-    usable = (a + b > 0) if min(n, m) >= MINIMUM_SEEDS else np.zeros(a.shape, dtype=bool)
+    of_first, of_second = (
+        (one.mean(axis=-1), standard_error(one) * math.sqrt(one.shape[-1]), one.shape[-1]) for one in (first, second)
+    )
+    return welch_of(of_first, of_second, level, margin)
+
+
+def welch_of(
+    first: tuple[ArrayLike, ArrayLike, int],
+    second: tuple[ArrayLike, ArrayLike, int],
+    level: float,
+    margin: ArrayLike = math.nan,
+) -> tuple[Floats, Floats, Floats, Floats]:
+    """The same from the (mean, sd, seeds) of either: Welch's t with Satterthwaite's degrees of freedom.
+
+    NaN where either has fewer than three seeds, or none of them varies. A value that is known without error has sd 0.
+    """
+    (mean, sd, n), (other, sd_other, m) = first, second
+    a, b = as_floats(sd) ** 2 / n, as_floats(sd_other) ** 2 / m
+    usable = (a + b > 0) & (min(n, m) >= MINIMUM_SEEDS)
     with np.errstate(divide="ignore", invalid="ignore"):
         freedom = np.where(usable, (a + b) ** 2 / (a**2 / (n - 1) + b**2 / (m - 1)), np.nan)
         error = np.where(usable, np.sqrt(a + b), np.nan)
-    difference = first.mean(axis=-1) - second.mean(axis=-1)
-    half = error * stats.t.ppf((1 + level) / 2, freedom)
-    p = 2 * stats.t.sf(np.abs(difference) / error, freedom)
-    return difference - half, difference + half, p, stats.t.sf((margin - np.abs(difference)) / error, freedom)
+    difference = as_floats(mean) - as_floats(other)
+    half = error * special.stdtrit(freedom, (1 + level) / 2)
+    p = 2 * special.stdtr(freedom, -np.abs(difference) / error)
+    return difference - half, difference + half, p, special.stdtr(freedom, (np.abs(difference) - margin) / error)
+
+
+def given_row(mean: float, sd: float, n: int, level: float) -> dict[str, Any]:
+    """As :func:`t_row`, from the mean and standard deviation over ``n`` seeds that somebody gave."""
+    low, high = (float(end) for end in welch_of((mean, sd, n), (0.0, 0.0, n), level)[:2])
+    reason = None
+    if not np.isfinite(low):
+        reason = f"{n} seeds: an interval needs {MINIMUM_SEEDS}" if n < MINIMUM_SEEDS else f"all {n} seeds agree"
+    return {
+        "mean": mean, "sd": sd, "n": n, "low": None if reason else low, "high": None if reason else high, "unit": "seed",
+        "method": "none" if reason else "Student's t, given mean and sd", "reason": reason,
+    }  # fmt: skip
 
 
 def t_row(values: ArrayLike, level: float, unit: str = "seed") -> dict[str, Any]:
@@ -143,6 +168,7 @@ def chosen_row(values: ArrayLike, level: float) -> dict[str, Any]:
     return row | {"chosen": best, "contenders": contenders}
 
 
+@cache
 def seeds_needed(sd: float, difference: float, *, alpha: float, power: float = 0.8, most: int = 1000) -> int | None:
     """Fewest seeds with which a paired t test finds ``difference`` with ``power``; None beyond ``most``.
 
@@ -152,9 +178,9 @@ def seeds_needed(sd: float, difference: float, *, alpha: float, power: float = 0
         return MINIMUM_SEEDS
 
     def reached(n: int) -> float:
-        edge, shift = stats.t.ppf(1 - alpha / 2, n - 1), difference * math.sqrt(n) / sd
+        edge, shift = special.stdtrit(n - 1, 1 - alpha / 2), difference * math.sqrt(n) / sd
         # Far beyond the edge the noncentral t has no number, and the power is 1.
-        return float(np.nan_to_num(quiet(stats.nct.sf, edge, n - 1, shift), nan=1.0))
+        return float(np.nan_to_num(1 - special.nctdtr(n - 1, shift, edge), nan=1.0))
 
     place = bisect_left(range(MINIMUM_SEEDS, most + 1), power, key=reached)
     return MINIMUM_SEEDS + place if place <= most - MINIMUM_SEEDS else None
@@ -256,27 +282,43 @@ def _orders(n: int) -> NDArray[np.intp]:
     return np.array(list(itertools.permutations(range(n))), dtype=np.intp)
 
 
-def spearman(first: ArrayLike, second: ArrayLike) -> tuple[float, float]:
-    """Spearman's rho and its two-sided p of two arrays (units,); NaN where one is constant or there are under three.
+def ranks(values: ArrayLike, *, normal: bool = False) -> Floats:
+    """Centred ranks along the last axis, of length 1, so that the product of two is Spearman's rho; 0 where constant.
+
+    ``normal``: van der Waerden's scores, the normal quantiles of the ranks, in their place.
+    """
+    values = as_floats(values)
+    n = values.shape[-1]
+    ranked = pd.DataFrame(values.reshape(-1, n)).rank(axis=1).to_numpy().reshape(values.shape)
+    scores = special.ndtri(ranked / (n + 1)) if normal else ranked
+    centred = scores - scores.mean(axis=-1, keepdims=True)
+    length = np.sqrt((centred**2).sum(axis=-1, keepdims=True))
+    return np.divide(centred, length, out=np.zeros_like(centred), where=np.ptp(ranked, axis=-1, keepdims=True) > 0)
+
+
+def spearman(first: ArrayLike, second: ArrayLike) -> tuple[Floats, Floats]:
+    """Spearman's rho and its two-sided p over the last axis; NaN where one is constant or there are under three units.
 
     p counts all permutations up to eight units (``scipy.stats.permutation_test`` lists them anew at each call, in a
     hundred times as long); above that it is that of t.
     """
-    x, y = as_floats(first), as_floats(second)
-    if len(x) < 3 or standard_error(x) == 0 or standard_error(y) == 0:
-        return math.nan, math.nan
-    n = len(x)
-    a, b = (stats.rankdata(values) - (n + 1) / 2 for values in (x, y))
-    rho = max(-1.0, min(1.0, float(a @ b / math.sqrt((a @ a) * (b @ b)))))
-    # As scipy.stats.spearmanr, in a tenth of its time: an analysis asks for thousands.
-    p = 2 * float(special.stdtr(n - 2, -abs(rho) * math.sqrt((n - 2) / max(1 - rho * rho, 1e-300))))
+    x, y = np.broadcast_arrays(as_floats(first), as_floats(second))
+    n = x.shape[-1]
+    if n < 3:
+        return np.full(x.shape[:-1], np.nan), np.full(x.shape[:-1], np.nan)
+    a, b = ranks(x), ranks(y)
+    usable = (standard_error(x) > 0) & (standard_error(y) > 0)
+    rho = np.where(usable, np.clip((a * b).sum(axis=-1), -1, 1), np.nan)
+    p = np.array(2 * special.stdtr(n - 2, -np.abs(rho) * np.sqrt((n - 2) / np.maximum(1 - rho**2, 1e-300))))
     if n <= _ENUMERATED:
-        every = b[_orders(n)] @ a / math.sqrt((a @ a) * (b @ b))
-        p = float(np.mean(np.abs(every) >= abs(rho) - 1e-9))
-    elif abs(rho) > 1 - 1e-12:
-        # Permutations that keep every value with its equals, in one order or the other.
-        same = sum(math.lgamma(count + 1) for count in np.unique(y, return_counts=True)[1])
-        p = min(1.0, 2 * math.exp(same - math.lgamma(n + 1)))
+        for place in filter(usable.__getitem__, np.ndindex(usable.shape)):
+            p[place] = np.mean(np.abs(b[place][_orders(n)] @ a[place]) >= abs(rho[place]) - 1e-9)
+    else:
+        perfect = np.abs(rho) > 1 - 1e-12
+        for place in filter(perfect.__getitem__, np.ndindex(perfect.shape)):
+            # Permutations that keep every value with its equals, in one order or the other.
+            same = sum(math.lgamma(count + 1) for count in np.unique(y[place], return_counts=True)[1])
+            p[place] = min(1.0, 2 * math.exp(same - math.lgamma(n + 1)))
     return rho, p
 
 

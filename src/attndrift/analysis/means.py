@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import math
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from attndrift.analysis.configurations import Prepared
+from attndrift.analysis.intervals import given_row, welch_of
 from attndrift.analysis.measures import Measure
+from attndrift.analysis.numbers import number
 from attndrift.analysis.result import Table
 from attndrift.analysis.settings import AnalysisSettings
 from attndrift.results.columns import Column
@@ -80,24 +80,23 @@ def _intervals(runs: pd.DataFrame, measures: list[Measure], level: float) -> Tab
             mean, sd = run[measure.name], run[sd_column(measure.name)]
             if pd.isna(mean) or pd.isna(sd):
                 continue
-            half = stats.t.ppf((1 + level) / 2, n - 1) * sd / math.sqrt(n)
+            row = given_row(mean, sd, int(n), level)
             given = {
                 "configuration": run["configuration"],
                 "run_id": run["run_id"],
                 "measure": measure.name,
                 "n_seeds": int(n),
             }
-            limits = {"low": mean - half, "high": mean + half} if sd > 0 else {"low": None, "high": None}
-            rows.append({**given, "mean": mean, "sd": sd, **limits})
+            rows.append(given | {name: row[name] for name in ("mean", "sd", "low", "high", "reason")})
     columns = [Column("configuration", "Configuration"), Column("measure", "Measure"), Column("n_seeds", "Seeds")]
-    columns += [Column("mean", "Mean", sd="sd"), Column("low", "Low"), Column("high", "High")]
+    columns += [Column("mean", "Mean", sd="sd"), Column("low", "Low"), Column("high", "High"), Column("reason", "Note")]
     return Table(
         name="reported_means",
         title="Means over seeds, as they were given",
         columns=columns,
         rows=rows,
         notes=[
-            f"Low and high: {100 * level:g}% interval of Student's t over the seeds. None where the seeds do not differ."
+            f"Low and high: {100 * level:g}% interval of Student's t over the seeds. None below three seeds, and where they do not differ."
         ],
     )
 
@@ -111,21 +110,16 @@ def _differences(runs: pd.DataFrame, measures: list[Measure], level: float) -> T
             for measure in measures:
                 spread = sd_column(measure.name)
                 numbers = [one[measure.name], one[spread], other[measure.name], other[spread]]
-                if any(pd.isna(number) for number in numbers) or len(rows) >= _MOST_PAIRS:
+                if any(pd.isna(one) for one in numbers) or len(rows) >= _MOST_PAIRS:
                     continue
                 n, m = one["seeds_behind"], other["seeds_behind"]
-                parts = [one[spread] ** 2 / n, other[spread] ** 2 / m]
-                error, difference = math.sqrt(sum(parts)), one[measure.name] - other[measure.name]
-                low = high = None
-                if error > 0:
-                    freedom = sum(parts) ** 2 / (parts[0] ** 2 / (n - 1) + parts[1] ** 2 / (m - 1))
-                    half = stats.t.ppf((1 + level) / 2, freedom) * error
-                    low, high = difference - half, difference + half
+                of_one, of_other = (one[measure.name], one[spread], n), (other[measure.name], other[spread], m)
+                low, high = (number(end) for end in welch_of(of_one, of_other, level)[:2])
                 rows.append(
                     {
                         "first": one["configuration"], "second": other["configuration"], "measure": measure.name,
                         "first_seeds": int(n), "second_seeds": int(m),
-                        "difference": difference, "low": low, "high": high,
+                        "difference": of_one[0] - of_other[0], "low": low, "high": high,
                     }
                 )  # fmt: skip
     columns = [Column("first", "First"), Column("second", "Second"), Column("measure", "Measure")]

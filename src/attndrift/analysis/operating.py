@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from attndrift.analysis import intervals
 from attndrift.analysis.configurations import Prepared
-from attndrift.analysis.contrasts import GROUP, Cells, Quantity, correct, estimate, method_of, pairs_of
+from attndrift.analysis.contrasts import GROUP, Cells, Quantity, correct, estimate, method_of, of_moments, pairs_of
 from attndrift.analysis.measures import ACCURACIES, retention
 from attndrift.analysis.numbers import Floats, number
 from attndrift.analysis.result import Table
 from attndrift.analysis.settings import AnalysisSettings
-from attndrift.analysis.summary import aggregate, cells_of, plain_columns, records, single_seed_notes
+from attndrift.analysis.summary import aggregate, cells_of, filled_table, plain_columns, records, single_seed_notes
 from attndrift.results.columns import Column
 
 IDENTITY = [*GROUP[:3], "variant", "key_rest", "learning_rate"]
@@ -113,7 +113,10 @@ def _points(curves: dict[str, _Curve], group: pd.DataFrame, settings: AnalysisSe
         edge = len(curve.rates) > 1 and best in (0, len(curve.rates) - 1)
         note = "one rate tried" if len(curve.rates) == 1 else "at the edge of the rates tried" if edge else ""
         common = {"variant": variant, "n_rates": len(curve.rates), "images_seen": images[variant]}
-        row = intervals.t_row(curve.values([best], 1)[1][:, 0], settings.level)
+        given = curve.cells.given.get((float(curve.rates[best]), 1))
+        row = intervals.given_row(*given, settings.level) if given else intervals.t_row(
+            curve.values([best], 1)[1][:, 0], settings.level
+        )  # fmt: skip
         yield common | _at(curve, best, row) | {"rule": BEST_VALIDATION, "note": note}
     for least in _thresholds(curves, settings):
         for variant, curve in curves.items():
@@ -134,6 +137,11 @@ def _points(curves: dict[str, _Curve], group: pd.DataFrame, settings: AnalysisSe
 def _best_retention(curve: _Curve, allowed: NDArray[np.intp], level: float) -> tuple[int, dict[str, Any]]:
     """The allowed rate with the highest mean retention, and its row; of the seeds that have all of them."""
     _, values = curve.values(allowed, 1)
+    if curve.cells.given:
+        at = int(allowed[int(np.nanargmax(np.nanmean(curve.cells.values[:, allowed, 1], axis=0)))])
+        told = curve.cells.moments(float(curve.rates[at]), 1)
+        if told:
+            return at, intervals.given_row(*told, 1 - (1 - level) / len(allowed)) | {"contenders": len(allowed)}
     if not len(values):
         means = np.nanmean(curve.cells.values[:, allowed, 1], axis=0)
         at = int(allowed[int(np.nanargmax(means))])
@@ -191,10 +199,12 @@ def _pair(
     numbers = {key: float(array[0]) for key, array in found.items()}
     n = min(len(mine), len(other))
     rates = [c.rates[place] if c.rates[place] > 0 else None for c, place in zip((one, two), places, strict=True)]
-    return numbers | method_of(n, paired=paired)(np.isfinite(numbers["low"])) | {
-        "first_rate": rates[0], "second_rate": rates[1], "chances": chances, "n_seeds": n,
-        "p": float(np.minimum(1.0, numbers["p"] * chances)),
-        "p_equivalence": float(np.minimum(1.0, numbers["p_equivalence"] * chances)),
+    row = numbers | method_of(n, paired=paired)(np.isfinite(numbers["low"])) | {"n_seeds": n}
+    if one.cells.given or two.cells.given:
+        told = [c.cells.moments(float(c.rates[place]), quantity) for c, place in zip((one, two), places, strict=True)]
+        row |= of_moments(told[0], told[1], None, settings.equivalent_within_points, level)
+    return row | {"first_rate": rates[0], "second_rate": rates[1], "chances": chances} | {
+        name: float(np.minimum(1.0, row[name] * chances)) for name in ("p", "p_equivalence")
     }  # fmt: skip
 
 
@@ -211,7 +221,7 @@ def _points_table(rows: list[dict[str, Any]], notes: list[str]) -> Table:
     notes = [*notes, "Only rates that were run; nothing is interpolated. Intervals are over seeds."]
     if not rows:
         notes.append("No method has both an accuracy and a retention.")
-    return _filled(
+    return filled_table(
         "operating_points",
         "Operating points: best validation, and best retention with enough accuracy",
         columns,
@@ -242,15 +252,9 @@ def _differences_table(rows: list[dict[str, Any]], settings: AnalysisSettings, n
         *notes,
         "First - second, seed by seed; both saw the same number of training images in batches of one size. Best retention: at the accuracy that both reach; interval and p are widened (Bonferroni) for the settings to choose from.",
     ]
-    return _filled(
+    return filled_table(
         "operating_differences", "Differences between methods, each at its own best setting", columns, rows, notes
     )
-
-
-def _filled(name: str, title: str, columns: list[Column], rows: list[dict[str, Any]], notes: list[str]) -> Table:
-    names = cells_of(columns)
-    frame = pd.DataFrame([{key: row.get(key) for key in names} for row in rows], columns=names)
-    return Table(name=name, title=title, columns=columns, rows=records(frame), notes=notes)
 
 
 def on_front(accuracy: Floats, kept: Floats) -> Floats:

@@ -76,12 +76,14 @@ def _components(group: pd.DataFrame, values: pd.Series, *, whole: bool) -> dict[
 def power_table(prepared: Prepared, differences: Table, settings: AnalysisSettings) -> Table:
     """Seeds with which a paired t test finds 2, 5 or 10 points with a power of 80%: a row a pair of methods."""
     names = [f"seeds_for_{points:g}_points" for points in POINTS]
+    keys = (*GROUP, "first", "second", "measure")
+    with_mean = {tuple(row[key] for key in keys) for row in differences.rows if row["contrast"] == MEAN}
     rows = [
         {key: row[key] for key in (*GROUP, "first", "second", "measure", "contrast", "n_rates", "n_seeds")}
         | {"sd": row["sd"], "source": "this study"}
         for row in differences.rows
         if row["unit"] == "points" and row["sd"] and row["contrast"] == (MEAN if row["n_rates"] > 1 else ONE)
-        and row["n_seeds"] > 1 and not (row["contrast"] == ONE and _has_mean(differences, row))
+        and row["n_seeds"] > 1 and not (row["contrast"] == ONE and tuple(row[key] for key in keys) in with_mean)
     ]  # fmt: skip
     rows = rows or _from_published(prepared)
     for row in rows:
@@ -101,11 +103,6 @@ def power_table(prepared: Prepared, differences: Table, settings: AnalysisSettin
     if not rows:
         notes.append("No spread of a difference over seeds is known.")
     return Table(name="power", title="Seeds needed for a difference", columns=columns, rows=rows, notes=notes)
-
-
-def _has_mean(differences: Table, row: dict[str, Any]) -> bool:
-    keys = (*GROUP, "first", "second", "measure")
-    return any(other["contrast"] == MEAN and all(other[key] == row[key] for key in keys) for other in differences.rows)
 
 
 def _from_published(prepared: Prepared) -> list[dict[str, Any]]:

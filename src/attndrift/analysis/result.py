@@ -11,14 +11,15 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from attndrift.analysis.settings import AnalysisSettings
+from attndrift.html_tables import html_table
 from attndrift.results.columns import Column
 
-SCHEMA_VERSION = "2.0"
+SCHEMA_VERSION = "2.1"
 
-TOPICS = ("transfer", "methods", "entropy", "preservation", "warning", "rate")
+TOPICS = ("transfer", "methods", "entropy", "preservation", "warning", "rate", "interpolation")
 """What a practitioner must know first, in this order: what the usual setting costs in zero-shot transfer; how methods
 compare; whether attention changed, and before or after the loss; what a preservation loss bought; which signal warned;
-what the learning rate does."""
+what the learning rate does; which share of the way from pretrained weights retains enough."""
 
 SINGLE_SEED = "Single-seed study: descriptive only; no row carries an uncertainty between seeds."
 """What stands on every table of a study of one seed."""
@@ -56,6 +57,14 @@ class Finding(Part):
     rows: list[int] = Field(default_factory=list, description="numbers of its rows there, from 0")
 
 
+class Digest(Part):
+    """What a reader needs first, about the dataset of most runs; its table is ``overview``."""
+
+    verdict: str = Field(description="one sentence")
+    caveats: list[str] = Field(description="what holds for all numbers, said once")
+    findings: list[Finding] = Field(description="at most five, each of at most two short sentences and four numbers")
+
+
 class Excluded(Part):
     """A run that is listed but not analysed."""
 
@@ -91,9 +100,15 @@ class Analysis(Part):
     settings: AnalysisSettings
     data: Summary
     notes: list[str]
+    digest: Digest
     findings: list[Finding]
     tables: dict[str, Table]
 
     def to_json(self) -> str:
         """The JSON text of ``analysis.json``."""
         return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def _repr_html_(self) -> str:
+        rows = [[one.topic, one.sentence, one.strength, one.table] for one in self.findings]
+        said = f"{self.data.n_analysed} of {self.data.n_runs} runs, {self.data.n_configurations} configurations"
+        return html_table(["topic", "finding", "strength", "table"], rows, said)

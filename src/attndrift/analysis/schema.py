@@ -18,6 +18,7 @@ from attndrift.results.tables import agreement_column, corruption_column, transf
 def table_meanings() -> dict[str, str]:
     """What each table of the analysis holds."""
     return {
+        "overview": "each method at its best validation setting: the table of the first screen",
         "runs": "the grand comparison table, a row a run; excluded runs too, their `status` says so",
         "configurations": "mean and sample standard deviation (`<measure>_sd`) over the seeds of each configuration",
         **{f"sweep_{sweep.name}": sweep.meaning for sweep in sweeps()},
@@ -30,6 +31,7 @@ def table_meanings() -> dict[str, str]:
         "timing": "whether the attention entropy fell before the zero-shot monitor lost the transfer, a row a run",
         "operating_points": "each method at its best validation, and at its best retention with enough accuracy",
         "operating_differences": "differences between methods, each at its own operating point",
+        "equal_compute": "differences between methods after the same number of training images, or seconds of training",
         "differences": "differences between methods at equal settings: mean over the rates, slope, and each rate",
         "changes": "changes of each method against the pretrained model, also of early, middle and late blocks",
         "variance_components": "standard deviations between seeds, configurations and datasets",
@@ -134,6 +136,9 @@ def tables_markdown() -> str:
         "Exports of trackers are made a row a run and step: a chart of W&B (`Name: RUN - METRIC`), a scalar of TensorBoard "
         "(`run-RUN-tag-TAG.csv`), a row a value (`run`, `tag`, `step`, `value`). Usual names (`params.lr`, `val/accuracy`) "
         "are pointed out with the option that renames them.",
+        "",
+        "Several files of one table are joined: other runs, or other columns of the same runs, such as one TensorBoard export a "
+        "run and tag. Files that contradict each other are refused by name.",
         "",
         "A row of `runs` may be a mean over seeds: `n_seeds` says of how many, `MEASURE_sd` is the standard deviation. "
         "A cell such as `91.2 ± 0.3` becomes both; `--set n_seeds=5` gives the number for all rows. The analysis counts "

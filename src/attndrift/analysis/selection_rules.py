@@ -19,12 +19,23 @@ ORACLE, RANDOM = "oracle", "random"
 def selection_rules(prepared: Prepared, settings: AnalysisSettings) -> Table:
     """``selection_rules``: a row a target, margin and rule; the rule picks the run where its signal is least (or most)."""
     rows: Rows = []
+    sources = signals()
+    columns_used = {
+        "run_id",
+        "best_val_accuracy",
+        "model_name",
+        "selection_name",
+        "dataset",
+        *(s.final for s in sources),
+    }
+    columns_used |= {retention(name).name for name in prepared.transfer}
+    adapted = prepared.adapted[[name for name in prepared.runs.columns if name in columns_used]]
     for name in prepared.transfer:
-        for key, runs in prepared.adapted.groupby(["model_name", "selection_name", "dataset"], sort=True):
+        for key, runs in adapted.groupby(["model_name", "selection_name", "dataset"], sort=True):
             usable = runs[runs[retention(name).name].notna() & runs["best_val_accuracy"].notna()]
             place = dict(zip(("model_name", "selection_name", "dataset"), map(str, key), strict=True))
             for margin in settings.selection_margins:
-                rows += [{**place, "transfer_set": name, **row} for row in _choices(usable, name, margin)]
+                rows += [{**place, "transfer_set": name, **row} for row in _choices(usable, name, margin, sources)]
     notes = [
         "One choice from one set of runs: descriptive. Random is the expected retention of an even draw, oracle the best "
         "one; runs that tie give the mean of the tied ones."
@@ -38,7 +49,7 @@ def selection_rules(prepared: Prepared, settings: AnalysisSettings) -> Table:
     )  # fmt: skip
 
 
-def _choices(runs: pd.DataFrame, transfer_set: str, margin: float) -> Rows:
+def _choices(runs: pd.DataFrame, transfer_set: str, margin: float, sources: tuple[SignalSource, ...]) -> Rows:
     """The oracle, a random draw, and every rule, among the runs within ``margin`` points of the best validation."""
     if runs.empty:
         return []
@@ -53,8 +64,8 @@ def _choices(runs: pd.DataFrame, transfer_set: str, margin: float) -> Rows:
         {**place, "rule": ORACLE, "retention_pct": float(kept.max()), **empty},
         {**place, "rule": RANDOM, "retention_pct": float(kept.mean()), **empty},
     ]
-    sized = {source.final for source in signals() if source.absolute}
-    for source in signals():
+    sized = {source.final for source in sources if source.absolute}
+    for source in sources:
         values = source.values(near, source.final)
         if np.isnan(values).all() or (source.final in sized and not source.absolute):
             continue

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from attndrift.own_settings import plain_kinds
 from attndrift.plain_digits import decimal_number
+from attndrift.registry import unknown_name
 
 
 class AnalysisSettings(BaseModel):
@@ -71,9 +72,13 @@ def parse_analysis_settings(pairs: Sequence[str]) -> AnalysisSettings:
     for pair in pairs:
         name, separator, value = pair.partition("=")
         known = AnalysisSettings.model_fields.get(name.strip())
-        if not separator or known is None:
-            names = ", ".join(AnalysisSettings.model_fields)
-            raise ValueError(f"analysis setting `{pair}`: write NAME=VALUE; the names are {names}")
+        if not separator:
+            raise ValueError(f"analysis setting `{pair}`: write NAME=VALUE, such as level=0.9")
+        if known is None:
+            names = AnalysisSettings.model_fields
+            raise ValueError(
+                unknown_name("analysis setting", name.strip(), names, "docs/analysis-schema.md names all of them")
+            )
         several = isinstance(known.default, tuple)
         parts = tuple(part.strip() for part in value.split(",") if part.strip()) if several else (value,)
         if plain_kinds(known.annotation) & {int, float}:

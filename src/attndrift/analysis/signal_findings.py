@@ -210,7 +210,7 @@ def _interpolated(tables: dict[str, Table]) -> list[Finding]:
             errors = sorted(row["error_points"] for _, row in own)
             found.append(
                 Finding(
-                    id=f"preservation-{name}-interpolation-{rule}".replace(" ", "-").replace("_", "-"), topic="preservation",
+                    id=f"interpolation-{name}-{rule}".replace(" ", "-").replace("_", "-"), topic="interpolation",
                     question="RQ3", strength="descriptive", table="interpolation_choice", rows=[number for number, _ in own],
                     sentence=f"Between pretrained and adapted weights, an alpha chosen by {rule.replace('_', ' ')} kept the wanted retention "
                     f"on {name} in {kept} of {len(own)} choices, {errors[0]:+.1f} to {errors[-1]:+.1f} points from it.",

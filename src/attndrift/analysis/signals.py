@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -17,17 +18,17 @@ from numpy.typing import NDArray
 
 from attndrift.analysis.configurations import Prepared
 from attndrift.analysis.held_out import falling_curve, folds_of, gain_p, held_out_errors
-from attndrift.analysis.intervals import holm, spearman, spearman_limits
+from attndrift.analysis.intervals import holm, ranks, spearman, spearman_limits
 from attndrift.analysis.means import seeds_in
 from attndrift.analysis.measures import retention
-from attndrift.analysis.numbers import Floats, number
+from attndrift.analysis.numbers import Floats, by_gaps, number
 from attndrift.analysis.rank_intervals import (
     difference_limits,
     difference_p,
+    most_tied,
     partial_limits,
     partial_p,
     partial_rho,
-    ranks,
     share_won,
     why_none,
 )
@@ -35,12 +36,14 @@ from attndrift.analysis.result import Table
 from attndrift.analysis.settings import AnalysisSettings
 from attndrift.analysis.signal_sources import MOMENTS, SignalSource, signals
 from attndrift.results.columns import Column
+from attndrift.results.means import SEEDS
 
 PREDICTS, RANKS, BETTER, ADDS = "predicts", "ranks in sample", "ranks better", "adds"
 NO_EVIDENCE, DESCRIPTIVE, TOO_FEW, UNTESTED = "no evidence", "descriptive", "too few", "no test"
 UNCORRECTED = ", not after correction"
 TARGET = ("model_name", "selection_name", "dataset", "transfer_set", "when")
-Rows = list[dict[str, Any]]
+Row = dict[str, Any]
+Rows = list[Row]
 
 
 @dataclass(frozen=True)
@@ -82,8 +85,8 @@ class Target:
         return other.dataset != self.dataset and all(getattr(other, name) == getattr(self, name) for name in same)
 
     def means(self, values: Floats) -> Floats:
-        """Configuration means of ``values``, one a run of the analysis; NaN where no run of a configuration has one."""
-        return means_by(self.codes, values[self.rows], self.n)
+        """Configuration means of ``values`` (..., runs of the analysis); NaN where no run of a configuration has one."""
+        return means_by(self.codes, values[..., self.rows], self.n)
 
     def strength(self, n: int, settings: AnalysisSettings) -> str | None:
         """The verdict that so few configurations or seeds leave, else None."""
@@ -93,21 +96,22 @@ class Target:
 
 
 def means_by(codes: NDArray[np.intp], values: Floats, n: int) -> Floats:
-    """Means of the finite ``values`` of each code; rounded, because equal means differ by rounding, which breaks ties."""
+    """Means of the finite ``values`` (..., runs) of each code; rounded: equal means differ by rounding, which breaks ties."""
+    order, starts = np.argsort(codes, kind="stable"), np.searchsorted(np.sort(codes), np.arange(n))
     known = np.isfinite(values)
-    counts = np.bincount(codes[known], minlength=n)
-    totals = np.bincount(codes[known], weights=values[known], minlength=n)
-    return np.round(np.divide(totals, counts, out=np.full(n, np.nan), where=counts > 0), 12)
+    counts = np.add.reduceat(known[..., order].astype(float), starts, axis=-1)
+    totals = np.add.reduceat(np.where(known, values, 0.0)[..., order], starts, axis=-1)
+    return np.round(np.divide(totals, counts, out=np.full(counts.shape, np.nan), where=counts > 0), 12)
 
 
 def find_targets(prepared: Prepared, settings: AnalysisSettings, notes: list[str]) -> list[Target]:
     """The targets, those with most configurations first where there are more than ``max_targets``."""
-    runs = prepared.runs
-    counted = runs.index.isin(prepared.distinct.index)
+    places = ["model_name", "selection_name", "dataset", "configuration", "variant", "replicate"]
+    runs = prepared.distinct[[*places, *({SEEDS} & set(prepared.runs.columns))]]
     found: list[Target] = []
     for name in prepared.transfer:
-        kept = runs[retention(name).name].to_numpy(dtype=float)
-        usable = runs[counted & np.isfinite(kept)]
+        kept = prepared.runs[retention(name).name].to_numpy(dtype=float)
+        usable = runs[np.isfinite(kept[runs.index])]
         for key, part in usable.groupby(["model_name", "selection_name", "dataset"], sort=True):
             rows = part.index.to_numpy(dtype=np.intp)
             codes = pd.factorize(part["configuration"])[0].astype(np.intp)
@@ -129,6 +133,21 @@ def find_targets(prepared: Prepared, settings: AnalysisSettings, notes: list[str
     return found
 
 
+@dataclass(frozen=True)
+class _Moment:
+    """The signals known at one moment: ``runs`` (signals, runs), and of each target ``means`` (signals, configurations)."""
+
+    sources: list[SignalSource]
+    runs: Floats
+    means: list[Floats]
+
+    @classmethod
+    def of(cls, values: pd.DataFrame, targets: list[Target]) -> _Moment:
+        sources = [source for source in signals() if source.name in values]
+        runs = values[[source.name for source in sources]].to_numpy(dtype=float).T
+        return cls(sources, runs, [target.means(runs) for target in targets])
+
+
 def signal_tables(
     prepared: Prepared, values: dict[str, pd.DataFrame], settings: AnalysisSettings, notes: list[str]
 ) -> list[Table]:
@@ -138,40 +157,38 @@ def signal_tables(
     question of its own: p values are corrected within it.
     """
     targets = find_targets(prepared, settings, notes)
+    moments = {when: _Moment.of(values[when], targets) for when in MOMENTS}
     made: tuple[Rows, Rows, Rows, Rows] = ([], [], [], [])
-    for target in targets:
+    for place, target in enumerate(targets):
         for when in MOMENTS:
-            for rows, more in zip(made, _of_target(target, targets, values[when], settings), strict=True):
+            for rows, more in zip(made, _of_target(place, targets, moments[when], settings), strict=True):
                 rows += [{**target.identity, "when": when, **row} for row in more]
     return _as_tables(settings, *made)
 
 
 def _of_target(
-    target: Target, targets: list[Target], values: pd.DataFrame, settings: AnalysisSettings
+    place: int, targets: list[Target], moment: _Moment, settings: AnalysisSettings
 ) -> tuple[Rows, Rows, Rows, Rows]:
     """The rows of the four tables for one target and moment."""
-    runs = {source: values[source.name].to_numpy() for source in signals() if source.name in values}
-    means = {source: target.means(own) for source, own in runs.items()}
-    means = {source: own for source, own in means.items() if np.isfinite(own).sum() >= 3}
-    others = [other for other in targets if target.elsewhere(other)]
+    target, means = targets[place], moment.means[place]
+    usable = np.isfinite(means).sum(axis=1) >= 3
+    sources = [source for source, enough in zip(moment.sources, usable, strict=True) if enough]
+    means, runs = means[usable], moment.runs[usable][:, target.rows]
+    others = [(moment.means[i][usable], other.kept) for i, other in enumerate(targets) if target.elsewhere(other)]
+    groups = _within_groups(target, sources, runs)
     ranked: Rows = []
-    groups: Rows = []
-    for source, own in means.items():
-        within = _within_groups(target, source, runs[source])
-        groups += within
-        learned = [(other.means(runs[source]), other.kept) for other in others]
+    names = {source.name for source in sources}
+    of_runs, of_means = rank_known(runs, target.kept_runs)[0], rank_known(means, target.kept)
+    for at, source in enumerate(sources):
+        within = [row for row in groups if row["signal"] == source.name]
+        alone = (float(of_means[0][at]), float(of_means[1][at]), float(of_runs[at]))
+        counted = int(np.isfinite(runs[at]).sum())
+        learned = [(other[at], kept) for other, kept in others]
         ranked.append(
-            _ranked(target, source, own, runs[source], settings)
-            | _over_groups(source, within, settings)
-            | _from_others(source, own, target.kept, learned)
-        )
-    differences: Rows = []
-    partial: Rows = []
-    place = _Ranks(target, means)
-    for first, second in _pairs([source for source in means if source.compared]):
-        compared = place.compare(first, second, settings)
-        differences += compared[:1]
-        partial += compared[1:]
+            _ranked(target, source, means[at], alone, settings) | {"n_runs": counted} | _over_groups(source, within, names, settings)
+            | _from_others(source, means[at], target.kept, learned)
+        )  # fmt: skip
+    differences, partial = _compare(target, sources, means, settings)
     for measured in (True, False):
         # What is known from training anyway is a family of its own: it must not cost the measured ones their power.
         own_family = [row for row in ranked if row["measured"] is measured]
@@ -179,19 +196,28 @@ def _of_target(
             correct(own_family, name)
         conclude(own_family, settings, lambda row: RANKS)
     for row in ranked:
-        if row["verdict"] not in (TOO_FEW, DESCRIPTIVE) and _below(row["held_out_p_holm"], settings.alpha):
+        # What tells the others without ranking them is chance: both tests have to agree.
+        if row["verdict"] == RANKS and _below(row["held_out_p_holm"], settings.alpha):
             row["verdict"] = PREDICTS
     conclude(differences, settings, lambda row: f"{row['first' if row['difference'] > 0 else 'second']} {BETTER}")
     conclude(partial, settings, lambda row: ADDS)
     return ranked, groups, differences, partial
 
 
-def _pairs(sources: list[SignalSource]) -> Iterator[tuple[SignalSource, SignalSource]]:
-    """Every headline signal with every other signal, each pair once, a headline one first."""
-    for place, first in enumerate(sources):
-        for second in sources[place + 1 :]:
-            if first.headline or second.headline:
-                yield (first, second) if first.headline else (second, first)
+def rank_known(values: Floats, outcome: Floats) -> tuple[Floats, Floats]:
+    """Spearman's rho and p of each row of ``values`` (signals, units) with ``outcome`` (units,), where both are known."""
+    rho, p = np.full((2, len(values)), np.nan)
+    for rows, known in by_gaps(np.isfinite(values)):
+        rho[rows], p[rows] = spearman(values[np.ix_(rows, known)], outcome[known])
+    return rho, p
+
+
+def _pairs(sources: list[SignalSource]) -> Iterator[tuple[int, int]]:
+    """Every headline signal with every other compared signal, each pair once, a headline one first: their places."""
+    compared = [(place, source) for place, source in enumerate(sources) if source.compared]
+    for (one, first), (two, second) in combinations(compared, 2):
+        if first.headline or second.headline:
+            yield (one, two) if first.headline else (two, one)
 
 
 def _below(p: float | None, alpha: float) -> bool:
@@ -227,25 +253,24 @@ def limits_row(low: Any, high: Any, n: int, method: str, reason: str | None) -> 
 
 
 def _ranked(
-    target: Target, source: SignalSource, means: Floats, runs: Floats, settings: AnalysisSettings
+    target: Target, source: SignalSource, means: Floats, told: tuple[float, float, float], settings: AnalysisSettings
 ) -> dict[str, Any]:
-    """The rank correlation of one signal, in sample, and how well it tells configurations that are left out."""
+    """The rank correlation of one signal, in sample, and how well it tells configurations that are left out.
+
+    ``told``: rho and its p over configurations, and rho over runs.
+    """
     known = np.isfinite(means)
     x, y, n = means[known], target.kept[known], int(known.sum())
-    rho, p = spearman(x, y)
-    single = runs[target.rows]
-    measured = np.isfinite(single)
+    rho, p, rho_runs = told
     constant = next((name for name, of in (("signal", x), ("retention", y)) if np.ptp(of) <= 1e-12), None)
-    reason = f"the {constant} is constant" if constant else why_none(x, y)
+    reason = f"the {constant} is constant" if constant else why_none(n, max(most_tied(x), most_tied(y)))
     errors, plain = held_out_errors(-source.expected_sign * x, y, folds_of(n))
     return {
         "signal": source.name, "label": source.label, "measured": source.measured,
-        "expected_sign": source.expected_sign, "n_runs": int(measured.sum()), "n_configurations": n,
-        "n_seeds": target.n_seeds, "rho": number(rho),
+        "expected_sign": source.expected_sign, "n_configurations": n, "n_seeds": target.n_seeds, "rho": number(rho),
         **limits_row(*spearman_limits(rho, n, settings.level), n, "Fisher's z, Bonett-Wright", reason),
-        "p": number(p), "rho_runs": number(spearman(single[measured], target.kept_runs[measured])[0]),
-        "held_out_error": number(errors.mean()), "mean_error": number(plain.mean()),
-        "held_out_p": gain_p(errors, plain), "verdict": target.strength(n, settings),
+        "p": number(p), "rho_runs": number(rho_runs), "held_out_error": number(errors.mean()),
+        "mean_error": number(plain.mean()), "held_out_p": gain_p(errors, plain), "verdict": target.strength(n, settings),
     }  # fmt: skip
 
 
@@ -264,22 +289,26 @@ def _from_others(source: SignalSource, x: Floats, y: Floats, others: list[tuple[
     }
 
 
-def _within_groups(target: Target, source: SignalSource, runs: Floats) -> Rows:
+def _within_groups(target: Target, sources: list[SignalSource], runs: Floats) -> Rows:
     """Spearman over the runs of each method; its learning rates are fixed, its seeds replicate them."""
-    own = runs[target.rows]
-    rows: Rows = []
+    of_method = {}
     for place, method in enumerate(target.names):
-        inside = (target.group == place) & np.isfinite(own)
-        rho, p = spearman(own[inside], target.kept_runs[inside])
-        n = int(inside.sum())
-        reason = None if np.isfinite(rho) else f"n = {n}: too few" if n < 3 else "signal or retention is constant"
-        rows.append(
-            {"signal": source.name, "method": method, "n": n, "rho": number(rho), "p": number(p), "reason": reason}
-        )
+        inside = target.group == place
+        counts = np.isfinite(runs[:, inside]).sum(axis=1)
+        of_method[method] = (*rank_known(runs[:, inside], target.kept_runs[inside]), counts)
+    rows: Rows = []
+    for at, source in enumerate(sources):
+        for method, (rho, p, counts) in of_method.items():
+            n = int(counts[at])
+            reason = (
+                None if np.isfinite(rho[at]) else f"n = {n}: too few" if n < 3 else "signal or retention is constant"
+            )
+            told = {"n": n, "rho": number(rho[at]), "p": number(p[at]), "reason": reason}
+            rows.append({"signal": source.name, "method": method} | told)
     return rows
 
 
-def _over_groups(source: SignalSource, rows: Rows, settings: AnalysisSettings) -> dict[str, Any]:
+def _over_groups(source: SignalSource, rows: Rows, names: set[str], settings: AnalysisSettings) -> dict[str, Any]:
     """The mean within groups, and a warning where a signed signal goes both ways."""
     rho = [row["rho"] for row in rows if row["rho"] is not None]
     clear = [row for row in rows if row["p"] is not None and row["p"] < settings.alpha]
@@ -288,7 +317,7 @@ def _over_groups(source: SignalSource, rows: Rows, settings: AnalysisSettings) -
     warning = None
     if up and down:
         warning = f"changes its sign: rises with the retention in {', '.join(up)}, falls with it in {', '.join(down)}"
-        if not source.absolute and f"abs_{source.name}" in {one.name for one in signals()}:
+        if not source.absolute and f"abs_{source.name}" in names:
             warning += f"; see abs_{source.name}"
     return {
         "within_mean": number(np.mean(rho)) if rho else None,
@@ -298,54 +327,78 @@ def _over_groups(source: SignalSource, rows: Rows, settings: AnalysisSettings) -
     }
 
 
+def _compare(
+    target: Target, sources: list[SignalSource], means: Floats, settings: AnalysisSettings
+) -> tuple[Rows, Rows]:
+    """Rows of ``signal_differences`` and ``partial_associations``; correlations are turned, so that +1 is the order that a
+    signal is taken for. None where one of two signals is constant."""
+    pairs = np.array(list(_pairs(sources)), dtype=np.intp).reshape(-1, 2)
+    turned = means * np.array([source.expected_sign for source in sources])[:, None] if sources else means
+    known = np.isfinite(means)
+    made: dict[int, tuple[Row, Rows]] = {}
+    for chosen, units in by_gaps(known[pairs[:, 0]] & known[pairs[:, 1]]):
+        used, at = np.unique(pairs[chosen], return_inverse=True)
+        values, outcome = turned[np.ix_(used, units)], target.kept[units]
+        place = _Ranks.of(values, outcome)
+        for pair, one, two in zip(chosen.tolist(), *at.reshape(-1, 2).T.tolist(), strict=True):
+            if len(units) >= 3 and place.varies[one] and place.varies[two]:
+                names = (sources[used[one]].name, sources[used[two]].name)
+                fixed = target.strength(len(units), settings)
+                made[pair] = place.compared(one, two, names, fixed, settings.level)
+    ordered = [made[pair] for pair in sorted(made)]
+    return [row for row, _ in ordered], [row for _, rows in ordered for row in rows]
+
+
+@dataclass(frozen=True)
 class _Ranks:
-    """Two signals of the same configurations; correlations are turned, so that +1 is the order a signal is taken for."""
+    """Signals of the same configurations (signals, units), and their correlations with the outcome and with each other.
 
-    def __init__(self, target: Target, means: dict[SignalSource, Floats]) -> None:
-        self.target = target
-        self.turned = {source: source.expected_sign * own for source, own in means.items()}
-        self.known = {source: np.isfinite(own) for source, own in means.items()}
-        self.ranked: dict[tuple[str, bytes], Floats] = {}
+    ``plain`` are those of ranks, ``scores`` those of normal scores: (signals + 1, signals + 1), the outcome last.
+    """
 
-    def _ranks(self, name: str, values: Floats, known: NDArray[np.bool_]) -> Floats:
-        key = name, known.tobytes()
-        if key not in self.ranked:
-            self.ranked[key] = ranks(values[known])
-        return self.ranked[key]
+    values: Floats
+    outcome: Floats
+    plain: Floats
+    scores: Floats
+    tied: list[int]
+    varies: NDArray[np.bool_]
 
-    def compare(self, one: SignalSource, two: SignalSource, settings: AnalysisSettings) -> Rows:
-        """A row of ``signal_differences``, then two of ``partial_associations``; none where one of them is constant."""
-        known = self.known[one] & self.known[two]
-        n, y = int(known.sum()), self.target.kept[known]
-        outcome = self._ranks("", self.target.kept, known)
-        first, second = (self._ranks(source.name, self.turned[source], known) for source in (one, two))
-        if n < 3 or not (first.any() and second.any() and outcome.any()):
-            return []
-        a, b = self.turned[one][known], self.turned[two][known]
-        x, z, between = float(first @ outcome), float(second @ outcome), float(first @ second)
-        won, differing = share_won(a, b, y)
-        reason, fixed = why_none(a, b, y), self.target.strength(n, settings)
-        limits = difference_limits(x, z, between, n, settings.level)
-        rows: Rows = [
-            {
-                "first": one.name, "second": two.name, "n_configurations": n, "rho_first": x, "rho_second": z,
-                "difference": x - z, **limits_row(*limits, n, "Zou, of Bonett-Wright limits", reason),
-                "pairs_won": won, "pairs_differing": differing, "share_won": won / differing if differing else None,
-                "p": number(difference_p(x, z, between, n)), "verdict": fixed,
-            }
-        ]  # fmt: skip
-        for source, given, alone, other in ((one, two, x, z), (two, one, z, x)):
-            rho = partial_rho(alone, other, between)
-            alike = None if np.isfinite(rho) else f"given {given.name} nothing is left: two orders are nearly the same"
-            limits = partial_limits(rho, n, settings.level)
+    @classmethod
+    def of(cls, values: Floats, outcome: Floats) -> _Ranks:
+        every = np.vstack([values, outcome])
+        ranked, scores = ranks(every), ranks(every, normal=True)
+        varies = np.any(ranked != 0, axis=1)
+        plain, normal = (np.clip(one @ one.T, -1, 1) for one in (ranked, scores))
+        return cls(values, outcome, plain, normal, [most_tied(row) for row in every], varies[:-1] & varies[-1])
+
+    def compared(self, one: int, two: int, names: tuple[str, str], fixed: str | None, level: float) -> tuple[Row, Rows]:
+        """The row of the difference of two signals, and those of each given the other."""
+        n = len(self.outcome)
+        x, z, between = (float(self.plain[place]) for place in ((one, -1), (two, -1), (one, two)))
+        won, differing = share_won(self.values[one], self.values[two], self.outcome)
+        reason = why_none(n, max(self.tied[one], self.tied[two], self.tied[-1]))
+        difference: Row = {
+            "first": names[0], "second": names[1], "n_configurations": n, "rho_first": x, "rho_second": z,
+            "difference": x - z,
+            **limits_row(*difference_limits(x, z, between, n, level), n, "Zou, of Bonett-Wright limits", reason),
+            "pairs_won": won, "pairs_differing": differing, "share_won": won / differing if differing else None,
+            "p": number(difference_p(x, z, between, n)), "verdict": fixed,
+        }  # fmt: skip
+        rows: Rows = []
+        for (own, other), (signal, given) in (((one, two), names), ((two, one), names[::-1])):
+            rho, of_scores = (
+                partial_rho(of[own, -1], of[other, -1], of[own, other]) for of in (self.plain, self.scores)
+            )
+            alike = None if np.isfinite(rho) else f"given {given} nothing is left: two orders are nearly the same"
+            limits = partial_limits(rho, n, level)
             rows.append(
                 {
-                    "signal": source.name, "given": given.name, "n_configurations": n, "rho_alone": alone,
+                    "signal": signal, "given": given, "n_configurations": n, "rho_alone": float(self.plain[own, -1]),
                     "rho": number(rho), **limits_row(*limits, n, "Fisher's z, partial", reason or alike),
-                    "p": number(partial_p(rho, n)), "verdict": fixed,
+                    "p": number(partial_p(rho, of_scores, n)), "verdict": fixed,
                 }
             )  # fmt: skip
-        return rows
+        return difference, rows
 
 
 def _column(name: str, label: str = "", unit: str = "", digits: int | None = None, signed: bool = False) -> Column:

@@ -205,6 +205,15 @@ def cells_of(columns: Sequence[Column]) -> list[str]:
     return names
 
 
+def filled_table(
+    name: str, title: str, columns: list[Column], rows: list[dict[str, object]], notes: list[str]
+) -> Table:
+    """A table of ``rows``, which may lack columns or have others."""
+    names = cells_of(columns)
+    frame = pd.DataFrame([{key: row.get(key) for key in names} for row in rows], columns=names)
+    return Table(name=name, title=title, columns=columns, rows=records(frame), notes=notes)
+
+
 def single_seed_notes(frame: pd.DataFrame) -> list[str]:
     single = int((frame["n_seeds"] == 1).sum())
     if not single:
@@ -216,7 +225,9 @@ def single_seed_notes(frame: pd.DataFrame) -> list[str]:
 
 def sweep_tables(prepared: Prepared, settings: AnalysisSettings) -> list[Table]:
     """One table a kind of sweep; the column ``sweep`` names the runs that share all other settings."""
-    return [_sweep_table(prepared, sweep, settings) for sweep in sweeps()]
+    shared = ["model_name", "selection_name", "dataset", "variant", "learning_rate"]
+    means = aggregate(prepared.adapted, prepared.measures, shared).set_index("configuration", drop=False)
+    return [_sweep_table(prepared, sweep, means, settings) for sweep in sweeps()]
 
 
 def sweep_groups(runs: pd.DataFrame, sweep: Sweep, limit: int) -> tuple[list[tuple[pd.DataFrame, str]], int]:
@@ -270,19 +281,16 @@ def setting_values(group: pd.DataFrame, sweep: Sweep) -> pd.Series:
     return text
 
 
-def _sweep_table(prepared: Prepared, sweep: Sweep, settings: AnalysisSettings) -> Table:
+def _sweep_table(prepared: Prepared, sweep: Sweep, means: pd.DataFrame, settings: AnalysisSettings) -> Table:
+    """``means`` of every configuration, by its name; all runs of a configuration are in the same group."""
     groups, existing = sweep_groups(prepared.adapted, sweep, settings.max_sweeps)
     notes: list[str] = []
     if existing > len(groups):
         notes.append(f"The {len(groups)} largest of {existing} sweeps are shown.")
     parts: list[pd.DataFrame] = []
     for group, label in groups:
-        frame = aggregate(
-            group,
-            prepared.measures,
-            ["model_name", "selection_name", "dataset", "variant", "learning_rate", f"key_{sweep.setting}"],
-        )
         first = group.drop_duplicates("configuration").set_index("configuration")
+        frame = means.loc[first.index].reset_index(drop=True)
         frame["setting"] = setting_values(first, sweep).reindex(frame["configuration"]).to_numpy()
         frame["sweep"] = label
         order = _order(first, sweep).reindex(frame["configuration"]).to_numpy()

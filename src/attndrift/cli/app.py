@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from attndrift.registry import near_match
+from attndrift.registry import unknown_name
 from attndrift.version import __version__
 
 
@@ -16,8 +16,7 @@ class _Commands(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and args[0] not in self.commands and not args[0].startswith("-"):
-            hint = near_match(args[0], self.commands) or "; `attndrift --help` shows every command"
-            ctx.fail(f"there is no command `{args[0]}`{hint}")
+            ctx.fail(unknown_name("command", args[0], self.commands, "`attndrift --help` shows every command"))
         return super().resolve_command(ctx, args)
 
 

@@ -6,21 +6,17 @@ catalogue is kept in the cache folder until a package changes.
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-import importlib.resources
-import json
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from attndrift.files import read_json, write_json
 from attndrift.registry import Registry
-from attndrift.version import __version__
 
 Row = dict[str, Any]
 
@@ -193,28 +189,12 @@ KINDS: dict[str, Callable[[], list[Row]]] = {
 """What is listed, by kind."""
 
 
-def _package_files() -> Iterable[tuple[str, int]]:
-    root = Path(str(importlib.resources.files("attndrift")))
-    return ((str(path.relative_to(root)), path.stat().st_mtime_ns) for path in sorted(root.rglob("*.[py][ya]*")))
-
-
-def _key() -> str:
-    """Changes with this package, and with the packages whose entry points add to it."""
-    added = sorted(
-        f"{package.name} {package.version} {point.group} {point.name} {point.value}"
-        for package in importlib.metadata.distributions()
-        for point in package.entry_points
-        if point.group.startswith("attndrift.")
-    )
-    return hashlib.sha256(json.dumps([__version__, *_package_files(), *added]).encode()).hexdigest()
-
-
 def catalogue(kinds: Iterable[str] = KINDS) -> dict[str, list[Row]]:
     """Everything that has a name, by kind, as plain values."""
     # Imported here: a list of one kind that is in the cache needs nothing else.
-    from attndrift.data.cache import cache_folder
+    from attndrift.data.cache import cache_folder, code_key
 
-    path, key = cache_folder() / "catalogue.json", _key()
+    path, key = cache_folder() / "catalogue.json", code_key()
     held: dict[str, list[Row]] = {}
     with suppress(OSError, ValueError, AttributeError):
         content = read_json(path)
@@ -230,16 +210,46 @@ def catalogue(kinds: Iterable[str] = KINDS) -> dict[str, list[Row]]:
 
 
 def print_catalogue(found: dict[str, list[Row]], console: Console | None = None) -> None:
-    """Print a table a kind."""
+    """Print a table a kind, or a block a name where the terminal is too narrow for that."""
     console = console or Console()
     for kind, rows in found.items():
-        table = Table(title=kind, title_justify="left", show_edge=False, pad_edge=False)
         # That everything comes from this package need not be said.
         others = any(row.get("from", "attndrift") != "attndrift" for row in rows)
         columns = [column for column in rows[0] if others or column != "from"]
+        cells = [[_cell(row[column]) for column in columns] for row in rows]
+        if _least_width(columns, cells) > console.width:
+            _print_blocks(kind, columns, cells, console)
+            continue
+        table = Table(title=kind, title_justify="left", show_edge=False, pad_edge=False)
         for column in columns:
             table.add_column(column, overflow="fold", no_wrap=column == "name")
-        for row in rows:
-            table.add_row(*("" if row[column] is None else str(row[column]) for column in columns))
+        for row in cells:
+            table.add_row(*row)
         console.print(table)
         console.print()
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None or value is False else str(value)
+
+
+def _least_width(columns: list[str], cells: list[list[str]]) -> int:
+    """The width at which no column but the text's needs many lines."""
+    longest = [max(len(text) for text in (column, *texts)) for column, *texts in zip(columns, *cells, strict=True)]
+    return sum(
+        width if column == "name" else min(width, 20) for column, width in zip(columns, longest, strict=True)
+    ) + (3 * len(columns))
+
+
+def _print_blocks(kind: str, columns: list[str], cells: list[list[str]], console: Console) -> None:
+    console.print(kind, style="italic", highlight=False)
+    for name, *texts in cells:
+        console.print(name, style="bold", highlight=False, markup=False, soft_wrap=True)
+        told = [
+            f"{text}" if column == "what" else f"{column}: {text}"
+            for column, text in zip(columns[1:], texts, strict=True)
+            if text
+        ]
+        for line in told:
+            console.print(Padding(Text(line), (0, 0, 0, 4)))
+    console.print()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from attndrift.cli.console import EXIT_INTERRUPTED, fail
+from attndrift.cli.console import EXIT_INTERRUPTED, fail, say
 from attndrift.cli.study_options import PROCESSES
 
 
@@ -33,6 +34,8 @@ def launch(
             if engine != PROCESSES or options.jobs > 1:
                 fail("a launcher's processes train each run together, one run after the other: no --engine, no --jobs")
             return _run_distributed(study, where, lines, take_over=take_over)
+        for line in _how_to_watch(study, where):
+            say(line)
         with live:
             return run_study(study, where, Executor(), reporter, engine=chosen, take_over=take_over)
     except DriverReplaced as error:
@@ -40,6 +43,20 @@ def launch(
     except KeyboardInterrupt:
         typer.secho("\nattndrift: stopped; the same command goes on where this one was", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _how_to_watch(study: Any, where: str | Path) -> list[str]:
+    """The commands that show the study while it runs."""
+    from attndrift.study.storage_url import is_url
+    from attndrift.trackers import TRACKERS
+
+    lines = [f"watch it in another terminal: attndrift watch {shlex.quote(str(where))}"]
+    for name in dict.fromkeys(name for run in study.runs for name in run.settings.trackers):
+        tracker = TRACKERS[name]
+        if tracker.show and not ("{runs}" in tracker.show and is_url(str(where))):
+            places = {"runs": shlex.quote(str(Path(where) / "runs")), "study": shlex.quote(study.name)}
+            lines.append(f"{tracker.label}: {tracker.show.format(**places)}")
+    return lines
 
 
 def _run_distributed(study: Any, where: str | Path, reporter: Any, *, take_over: bool) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -27,14 +28,43 @@ MARKS = {"finished": "[green]✓[/]", "kept": "[green]=[/]", "diverged": "[yello
 def print_line(console: Console, message: str, run: str = "") -> None:
     """Print a line about a study as a whole, or of the log of ``run``."""
     shown = escape(sanitize(message))
-    console.print(f"  {run}: {shown}" if run else shown, highlight=False, soft_wrap=not run)
+    console.print(f"  {run}: {shown}" if run else shown, highlight=False, soft_wrap=not run or not console.is_terminal)
+
+
+def evaluation_text(values: Mapping[str, float]) -> str:
+    """What an evaluation has come to, in a few words.
+
+    >>> evaluation_text({"val_accuracy": 0.742, "monitor_zero_shot_retention_pct": 51.04, "cka_mean": 0.8049})
+    'accuracy 74.2%, retention 51.0%, CKA 0.805'
+    """
+    return ", ".join(form.format(values[name]) for name, form in _EVALUATED.items() if name in values)
+
+
+_EVALUATED = {
+    "val_accuracy": "accuracy {:.1%}",
+    "monitor_zero_shot_retention_pct": "retention {:.1f}%",
+    "cka_mean": "CKA {:.3f}",
+}
 
 
 class RunReporter:
-    """Moves a run's bar."""
+    """Moves a run's bar, which says what was measured last; without a terminal, prints a line an evaluation."""
 
     def __init__(self, study: StudyConsole, name: str, bar: TaskID) -> None:
         self._study, self._name, self._bar = study, name, bar
+        self._phase, self._known = "", dict[str, float]()
+
+    def evaluated(self, step: int, total: int, values: Mapping[str, float]) -> None:
+        """What was measured after ``step`` of ``total``."""
+        self._known |= values
+        self._describe()
+        if not shows_bars(self._study.console) and not self._study.verbose:
+            print_line(self._study.console, f"step {step}/{total}: {evaluation_text(values)}", self._name)
+
+    def _describe(self) -> None:
+        known = evaluation_text(self._known)
+        what = f"  {self._name}: {escape(sanitize_line(self._phase))}{known and f' ({known})'}"
+        self._study.progress.update(self._bar, description=what)
 
     def started(self, node: str, attempt: int) -> None:
         """The run has been begun on ``node``, for the ``attempt``-th time."""
@@ -49,7 +79,8 @@ class RunReporter:
 
     def phase(self, what: str) -> None:
         """Say what the run is doing now."""
-        self._study.progress.update(self._bar, description=f"  {self._name}: {escape(sanitize_line(what))}")
+        self._phase = what
+        self._describe()
 
     def say(self, message: str) -> None:
         """Print a line of the run's log, where that was asked for."""
@@ -57,8 +88,15 @@ class RunReporter:
             print_line(self._study.console, message, self._name)
 
 
+def shows_bars(console: Console) -> bool:
+    """Whether ``console`` can redraw: a terminal, or a notebook with ``ipywidgets``; elsewhere lines are printed."""
+    if console.is_jupyter:
+        return importlib.util.find_spec("ipywidgets") is not None
+    return console.is_terminal
+
+
 class StudyConsole:
-    """Reports a study on a terminal, or in plain lines where there is none.
+    """Reports a study on a terminal or in a notebook, or in plain lines where neither can redraw.
 
     ``of_run`` is what it yields for a run.
     """
@@ -77,7 +115,7 @@ class StudyConsole:
             TimeRemainingColumn(elapsed_when_finished=False),
             console=self.console,
             transient=True,
-            disable=not self.console.is_terminal,
+            disable=not shows_bars(self.console),
         )
         self._runs_bar = self.progress.add_task("", total=None, visible=False)
         self._started = time.monotonic()
@@ -123,8 +161,14 @@ class StudyConsole:
 def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
     """A bar with the time left, for work of several parts: yields a function of (what, done, total)."""
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
     with Progress(
-        *columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True), transient=True
+        *columns,
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not shows_bars(console),
     ) as bar:
         tasks: dict[str, TaskID] = {}
 

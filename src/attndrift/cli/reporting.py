@@ -25,7 +25,7 @@ def analysed(folders: Sequence[Path], settings: list[str] | None = None, where: 
         refuse_links(folder, WRITTEN)
         collect_if_study(folder)
     studies = load_studies(folders, where)
-    analysis = analyze_tables(studies.tables, settings=chosen)
+    analysis = analyze_tables(studies.tables, settings=chosen, outcomes=image_outcomes(studies))
     analysis.notes[:0] = studies.notes
     return analysis
 
@@ -57,6 +57,18 @@ def report_on(
     return analysis, drawn, paths
 
 
+def image_outcomes(studies: Any) -> dict[tuple[str, str], Any]:
+    """Which transfer images each run was right about, under the names that runs have in the analysis."""
+    from attndrift.analysis.image_intervals import read_image_outcomes
+
+    return {
+        (names[run], name): outcome
+        for root, names in studies.folders
+        for (run, name), outcome in read_image_outcomes(root).items()
+        if run in names
+    }
+
+
 def drawn_for(studies: Any, output: Path, analysis: Any, **options: Any) -> list[Any]:
     """Draw the figures of studies, with the attention maps of their runs."""
     from attndrift.figures.draw import draw_figures
@@ -67,7 +79,8 @@ def drawn_for(studies: Any, output: Path, analysis: Any, **options: Any) -> list
         for root, names in studies.folders
         for run, path in find_maps(root, list(names)).items()
     }
-    return list(draw_figures(studies.tables, output, maps=maps, analysis=analysis, **options))
+    outcomes = image_outcomes(studies)
+    return list(draw_figures(studies.tables, output, maps=maps, analysis=analysis, outcomes=outcomes, **options))
 
 
 def output_for(folders: Sequence[Path], output: Path | None) -> Path:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 from rich.console import Console, Group, RenderableType
@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from attndrift.cli.progress import MARKS, print_line
+from attndrift.cli.progress import MARKS, evaluation_text, print_line
 from attndrift.sanitize import sanitize, sanitize_line
 from attndrift.study.settings import NamedRun, Study
 
@@ -33,6 +33,7 @@ class Row:
         starts: how often it was begun; more than once where a worker or a node died.
         done, total: optimiser steps; total is 0 while it is not known.
         doing: the phase that it is in, or why it ended as it did.
+        measured: what was measured last, by column of the history.
         began, ended: by this process's monotonic clock.
     """
 
@@ -43,6 +44,7 @@ class Row:
     done: int = 0
     total: int = 0
     doing: str = ""
+    measured: dict[str, float] = field(default_factory=dict)
     began: float | None = None
     ended: float | None = None
 
@@ -55,6 +57,10 @@ class Row:
     def step(self, done: int, total: int) -> None:
         """``done`` of ``total`` optimiser steps are done."""
         self.done, self.total = done, total
+
+    def evaluated(self, step: int, total: int, values: Mapping[str, float]) -> None:
+        """What was measured after ``step``."""
+        self.measured |= values
 
     def phase(self, what: str) -> None:
         """The run is at ``what`` now."""
@@ -109,7 +115,7 @@ class StudyTable:
         """Yield the reporter of one run; several may be under way."""
         row = self.rows[run.run_id]
         row.state, row.began = RUNNING, time.monotonic()
-        yield _Printing(row, self.console) if self.verbose else row
+        yield row if self.console.is_terminal and not self.verbose else _Printing(row, self.console, self.verbose)
         if row.state == RUNNING:
             row.state = WAITING
 
@@ -132,7 +138,7 @@ class StudyTable:
     def render(self) -> RenderableType:
         """The table as it is now: what is under way first, then what failed, what waits, what is done."""
         table = Table(box=None, pad_edge=False, expand=False)
-        for name in ("", "run", "machine", "starts", "steps", "", "time", ""):
+        for name in ("", "run", "machine", "starts", "steps", "", "time", "measured", ""):
             table.add_column(name, no_wrap=True, overflow="ellipsis")
         rows = sorted(self.rows.values(), key=lambda row: (_ORDER.get(row.state, 3), -(row.ended or 0.0)))
         room = max(3, self.console.size.height - 4)
@@ -146,6 +152,7 @@ class StudyTable:
                 f"{row.done}/{row.total}" if row.total else "",
                 ProgressBar(total=row.total, completed=row.done, width=20) if row.total else "",
                 "" if seconds is None else f"{seconds / 60:.1f} min",
+                evaluation_text(row.measured),
                 Text(sanitize_line(row.doing if row.state in (RUNNING, "failed", "diverged", "busy") else row.state)),
             )
         counts: dict[str, int] = {}
@@ -158,12 +165,20 @@ class StudyTable:
 
 
 class _Printing(Row):
-    """A row that also prints the lines of its run's log."""
+    """A row that also prints a line an evaluation, or all lines of its run's log (``verbose``)."""
 
-    def __init__(self, row: Row, console: Console) -> None:
+    def __init__(self, row: Row, console: Console, verbose: bool) -> None:
         self.__dict__ = row.__dict__
-        self._console = console
+        self._console, self._verbose, self._printed = console, verbose, -1
+
+    def evaluated(self, step: int, total: int, values: Mapping[str, float]) -> None:
+        """Print what was measured, unless it was: some launchers say it again."""
+        super().evaluated(step, total, values)
+        if not self._verbose and step > self._printed:
+            print_line(self._console, f"step {step}/{total}: {evaluation_text(values)}", self.name)
+        self._printed = max(step, self._printed)
 
     def say(self, message: str) -> None:
-        """Print a line of the run's log."""
-        print_line(self._console, message, self.name)
+        """Print a line of the run's log, where that was asked for."""
+        if self._verbose:
+            print_line(self._console, message, self.name)

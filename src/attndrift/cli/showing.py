@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -118,10 +119,11 @@ def print_study(runs: list[dict[str, Any]], console: Console | None = None) -> N
         console.print(table)
     else:
         for run, row in zip(runs, rows, strict=True):
-            values = "".join(f"  {name} {value}" for name, value in row.items())
-            console.print(
-                f"{run['run_id']}\n    {run['status']}{values}", highlight=False, markup=False, soft_wrap=True
-            )
+            # A name and its value stay on one line: no space inside is a place to break.
+            values = [run["status"], *(f"{name} {value}".replace(" ", "\u00a0") for name, value in row.items())]
+            lines = textwrap.wrap("  ".join(values), console.width, initial_indent="    ", subsequent_indent="    ")
+            text = "\n".join([run["run_id"], *lines]).replace("\u00a0", " ")
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
     for run in [run for run in runs if run.get("problem")][:3]:
         console.print(sanitize(f"{run['run_id']}: {run['problem']}"), style="red", highlight=False, markup=False)
 

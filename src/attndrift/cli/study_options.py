@@ -49,6 +49,14 @@ class StudyOptions:
     only: OnlyOption = None
     limit: Annotated[int | None, number_option("--limit", least=1, help="At most this many runs.")] = None
     keep: Annotated[str | None, typer.Option("--keep", help="Checkpoints to keep: best, best+final or all.")] = None
+    report_to: Annotated[
+        str | None,
+        typer.Option(
+            "--report-to",
+            help="Where the history goes while runs train: tensorboard (the default), wandb, mlflow, trackio, several "
+            "with commas, or none.",
+        ),
+    ] = None
     jobs: Annotated[
         int, number_option("--jobs", "-j", least=1, help="Runs at a time, each in a process with its own threads.")
     ] = 1
@@ -85,6 +93,8 @@ class StudyOptions:
         overrides = parse_overrides(self.settings or [])
         if self.keep is not None:
             overrides["keep"] = self.keep
+        if self.report_to is not None:
+            overrides["trackers"] = [name for name in self.report_to.split(",") if name != "none"]
         chosen = load_study(
             self.study,
             overrides=overrides,

@@ -81,7 +81,8 @@ def compare_models(
         sides = [_measured(side, opened, batch_size) for side in (first, second)]
         shared = same_pixels(first.image_processor, second.image_processor)
         _refuse_inert(first, second, sides, weights.moved, None if shared else opened)
-        drift = compare_snapshots(sides[0].snapshot, sides[1].snapshot, strict=False, **weights.numbers)
+        numbers: dict[str, Any] = {**weights.numbers, **weights.text}
+        drift = compare_snapshots(sides[0].snapshot, sides[1].snapshot, strict=False, **numbers)
         transfer = None
         if zero_shot is not None:
             say(f"zero-shot accuracy on {printable(zero_shot)}")
@@ -91,7 +92,7 @@ def compare_models(
             )  # fmt: skip
     except (InertModelError, DivergedError, ObservationError, FloatingPointError) as error:
         raise CompareError(str(error)) from error
-    summary, reasons = summarize(drift, transfer, weights.text_drift)
+    summary, reasons = summarize(drift, transfer, text_towers=bool(weights.text))
     differing = differences(first, second)
     return Comparison(
         base=first.to_json(),
@@ -204,7 +205,7 @@ def _notes(
     if counting or not equal:
         cause = "" if counting else ", and no setting that is looked at differs"
         notes.append(f"The two have equal vision weights, so no difference here comes of the vision weights{cause}.")
-    elif weights.text_drift == 0:
+    elif weights.text and not any(weights.text.values()):
         notes.append("The two have equal weights and settings: every difference is 0 because nothing differs.")
     else:
         notes.append("The two have equal vision weights and settings; their text towers have other weights, or shapes.")

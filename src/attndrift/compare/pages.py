@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from attndrift.figures.style import DIVERGING, MM, WIDTH, new_figure, styled
+from attndrift.figures.canvas import MM, WIDTH
+from attndrift.figures.style import DIVERGING, new_figure, styled
 from attndrift.metrics.registry import METRICS
 from attndrift.report.escaping import harmless
 

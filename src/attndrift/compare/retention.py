@@ -16,6 +16,7 @@ from attndrift.data.pixels import PixelStore
 from attndrift.data.registry import DATASETS, find_spec
 from attndrift.data.sources import load_dataset
 from attndrift.data.splits import evaluation_part
+from attndrift.metrics.representation import embedding_drift
 from attndrift.retention.zero_shot import (
     DEFAULT_TEMPLATES,
     TextFeatures,
@@ -68,15 +69,16 @@ def measure_zero_shot(
     store = PixelStore.open(split, base.image_processor, indices=part.indices, cache_dir=cache)
     own = store if shared else PixelStore.open(split, adapted.image_processor, indices=part.indices, cache_dir=cache)
     labels = store.labels
-    results = []
+    results, texts = [], []
     for side, images in ((base, store), (adapted, own)):
         guarded = side is adapted and shared
+        texts.append(TextFeatures.of(side.clip, side.tokenizer, dataset.class_names, DEFAULT_TEMPLATES))
         results.append(
             evaluate_zero_shot(
                 side.clip,
                 images,
                 labels,
-                text_features=TextFeatures.of(side.clip, side.tokenizer, dataset.class_names, DEFAULT_TEMPLATES),
+                text_features=texts[-1],
                 batch_size=batch_size,
                 pretrained=base.clip if guarded else None,
                 weight_drift=weight_drift if guarded else None,
@@ -102,6 +104,7 @@ def measure_zero_shot(
         "templates": list(DEFAULT_TEMPLATES),
         "class_names": list(dataset.class_names),
         "preprocessing": {"base": _settings(base), "adapted": _settings(adapted)},
+        "text_embedding_drift": float(embedding_drift(*(text.features for text in texts))),
         "text": "each model's own text encoder and tokenizer",
     }
 

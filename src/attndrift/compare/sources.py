@@ -162,8 +162,12 @@ def _own_processor(side: ResolvedModel, source: str, base: ResolvedModel | None)
                 ) from error
     if side.image_processor is None:
         if base is None:
+            # Both at once: the tokenizer is asked for later, and by --zero-shot alone.
+            lacks = not {"tokenizer.json", "vocab.json"} & set(model.files)
+            also = " and no tokenizer (tokenizer.json), which --zero-shot needs" if lacks else ""
             raise CompareError(
-                f"{printable(source)}: holds no image processor (preprocessor_config.json); save the model's own beside it"
+                f"{printable(source)}: holds no image processor (preprocessor_config.json){also}; save the model's own beside "
+                "it: AutoProcessor.from_pretrained(MODEL).save_pretrained(FOLDER)"
             )
         side.image_processor = base.image_processor
         side.notes.append("it has no image processor of its own: BASE's is used")

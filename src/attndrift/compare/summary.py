@@ -10,7 +10,8 @@ from attndrift.drift.drift import Drift
 from attndrift.metrics.registry import METRICS
 from attndrift.results.columns import Column, columns_of
 
-TEXT_DRIFT: Final = "text_drift"
+TEXT_EMBEDDINGS: Final = "text_embedding_drift"
+"""Of the class names of the zero-shot dataset, where there is one."""
 
 _ZERO_SHOT: Final = {
     "zero_shot_base_accuracy": "zero-shot accuracy of BASE, 0 .. 1",
@@ -32,9 +33,7 @@ def summary_names() -> dict[str, str]:
     >>> summary_names()["cka_mean"]
     'CKA, mean over blocks, 0 .. 1'
     """
-    names = {column.name: _described(column) for column in measured_columns()}
-    text = "norm of the weight change of the text transformer and its projection over the norm of BASE's, 0 .."
-    return names | {TEXT_DRIFT: text} | _ZERO_SHOT
+    return {column.name: _described(column) for column in measured_columns()} | _ZERO_SHOT
 
 
 def _described(column: Column) -> str:
@@ -43,32 +42,34 @@ def _described(column: Column) -> str:
 
 
 def summarize(
-    drift: Drift, transfer: Mapping[str, Any] | None, text_drift: float | None
+    drift: Drift, transfer: Mapping[str, Any] | None, *, text_towers: bool
 ) -> tuple[dict[str, float | None], dict[str, str]]:
     """Every value of the summary, and why those that are None have none.
 
     Args:
         drift: from BASE to ADAPTED.
         transfer: what :func:`~attndrift.compare.retention.measure_zero_shot` found; None where it was not asked for.
-        text_drift: weight drift of the text tower; None where the two have towers of different shapes.
+        text_towers: whether the text towers of the two have the same shapes.
     """
     columns = measured_columns()
     values: dict[str, float | None] = {column.name: drift.number(column) for column in columns}
-    reasons = {column.name: drift.reason(column) for column in columns if values[column.name] is None}
-    values[TEXT_DRIFT] = text_drift
-    if text_drift is None:
-        reasons[TEXT_DRIFT] = "the text towers of the two models have different shapes"
     values |= _zero_shot(transfer)
-    why = "no --zero-shot dataset was given" if transfer is None else transfer["retention_reason"]
+    reasons = {column.name: drift.reason(column) for column in columns if values[column.name] is None}
+    if not text_towers:
+        of_text = [column.name for column in columns if METRICS[column.metric].needs == "text weights"]
+        reasons |= dict.fromkeys(of_text, "the text towers of the two models have different shapes")
+    absent = "no --zero-shot dataset was given"
+    why = absent if transfer is None else transfer["retention_reason"]
+    reasons |= {TEXT_EMBEDDINGS: f"{absent}, whose class names are the texts"} if transfer is None else {}
     return values, reasons | {name: why for name in _ZERO_SHOT if values[name] is None}
 
 
 def _zero_shot(transfer: Mapping[str, Any] | None) -> dict[str, float | None]:
     if transfer is None:
-        return dict.fromkeys(_ZERO_SHOT)
+        return dict.fromkeys((*_ZERO_SHOT, TEXT_EMBEDDINGS))
     interval = transfer["retention_pct_interval"]
     numbers = (
         *(transfer[name] for name in ("base_accuracy", "adapted_accuracy", "change_points", "retention_pct")),
         None if interval is None else interval["low"],
     )
-    return dict(zip(_ZERO_SHOT, numbers, strict=True))
+    return dict(zip(_ZERO_SHOT, numbers, strict=True)) | {TEXT_EMBEDDINGS: transfer[TEXT_EMBEDDINGS]}

@@ -9,8 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import CLIPModel
 
+from attndrift.methods.parameter_drift import TextWeights
 from attndrift.metrics.registry import METRICS
 from attndrift.metrics.weights import weight_drift
+from attndrift.models.backbone import backbone_of
 
 
 @dataclass(frozen=True)
@@ -19,13 +21,13 @@ class WeightTable:
 
     Attributes:
         rows: a row a part: ``module``, ``drift`` and number of ``parameters``.
-        numbers: every registered metric of weights, by name.
-        text_drift: of the text tower; None where the two have towers of different shapes.
+        numbers: every registered metric of the image side's weights, by name.
+        text: those of the text side; empty where the two have text towers of different shapes.
     """
 
     rows: list[dict[str, Any]]
     numbers: dict[str, float]
-    text_drift: float | None
+    text: dict[str, float]
 
     @property
     def moved(self) -> float:
@@ -46,19 +48,23 @@ def weight_table(base: CLIPModel, adapted: CLIPModel) -> WeightTable:
     projections = (_parameters(clip.visual_projection) for clip in (base, adapted))
     projection, whole = _row("projection", *projections), _row("vision transformer", before, after)
     rows += [projection, whole]
-    texts = [
-        {n: p for n, p in _parameters(clip).items() if n.startswith(("text_model.", "text_projection."))}
-        for clip in (base, adapted)
-    ]
-    text_drift = None
-    if len({tuple((name, value.shape) for name, value in text.items()) for text in texts}) == 1:
-        rows.append(_row("text transformer and projection", *texts))
-        text_drift = rows[-1]["drift"]
+    text: dict[str, float] = {}
+    towers, ends = ([_parameters(getattr(clip, part)) for clip in (base, adapted)] for part in _TEXT)
+    if all(_shapes(one) == _shapes(other) for one, other in (towers, ends)):
+        rows += [_row("text transformer", *towers), _row("text projection", *ends)]
+        text = TextWeights.of(backbone_of(base)).drift(backbone_of(adapted))
     numbers = {"weight_drift": whole["drift"], "projection_drift": projection["drift"]}
     for metric in METRICS:
         if metric.needs == "weights" and metric.name not in numbers:
             numbers[metric.name] = float(metric.function(before, after))
-    return WeightTable(rows, numbers, text_drift)
+    return WeightTable(rows, numbers, text)
+
+
+_TEXT = ("text_model", "text_projection")
+
+
+def _shapes(parameters: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in parameters.items()}
 
 
 def _parameters(module: nn.Module) -> dict[str, Tensor]:

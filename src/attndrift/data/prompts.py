@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from attndrift.data.errors import DataError
-from attndrift.registry import near_match
+from attndrift.registry import unknown_name
 
 DEFAULT_TEMPLATE: Final = "a photo of a {class}."
 
@@ -72,8 +72,12 @@ def templates(name: str | Sequence[str]) -> tuple[str, ...]:
             return TEMPLATES[name]
         if "{class}" not in name:
             raise DataError(
-                f"no prompt ensemble is called {name!r}{near_match(name, TEMPLATES)}. "
-                f"There are {', '.join(TEMPLATES)}; or give a template with {{class}} in it"
+                unknown_name(
+                    "prompt ensemble",
+                    name,
+                    TEMPLATES,
+                    f"there are {', '.join(TEMPLATES)}, and a template of your own has {{class}} in it",
+                )
             )
         name = (name,)
     if not name:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from attndrift.data.errors import DataError
-from attndrift.registry import Registry, near_match
+from attndrift.registry import Registry, unknown_name
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,12 @@ def find_spec(name: str) -> DatasetSpec:
     if name in DATASETS:
         return DATASETS[name]
     raise DataError(
-        f"no dataset is called {name!r}{near_match(name, DATASETS.names())}. `attndrift list datasets` shows all; "
-        "a dataset of your own needs `path` (a local folder) or `hub` (a hub name)"
+        unknown_name(
+            "dataset",
+            name,
+            DATASETS.names(),
+            "`attndrift list datasets` shows every dataset. One of your own needs `path` (a local folder) or `hub` (a hub name)",
+        )
     )
 
 

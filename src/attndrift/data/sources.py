@@ -23,7 +23,7 @@ from attndrift.data.readers import TableReader, class_folders, image_files, read
 from attndrift.data.registry import DATASETS, DatasetSpec, find_spec, row_of_hub
 from attndrift.data.split_names import chosen_splits, is_split_name
 from attndrift.extras import importing
-from attndrift.registry import near_match
+from attndrift.registry import unknown_name
 
 _TABLE_SUFFIXES = (".parquet", ".arrow")
 
@@ -48,9 +48,7 @@ def spec_of(source: str | DatasetSpec | Mapping[str, Any]) -> DatasetSpec:
     given = {key: value for key, value in source.items() if value is not None}
     for key in given:
         if key not in _MAPPING_KEYS:
-            raise DataError(
-                f"unknown dataset key `{key}`{near_match(str(key), _MAPPING_KEYS)}. Allowed: {', '.join(_MAPPING_KEYS)}"
-            )
+            raise DataError(unknown_name("dataset key", key, _MAPPING_KEYS, f"allowed: {', '.join(_MAPPING_KEYS)}"))
     if "path" in given and "hub" in given:
         raise DataError("give `path` (a local folder) or `hub` (a hub name), not both")
     elsewhere = "path" in given or "hub" in given

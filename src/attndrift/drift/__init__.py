@@ -6,12 +6,13 @@
 
 from __future__ import annotations
 
-from attndrift.drift.alerts import Alert, AlertEvent
+from attndrift.drift.alerts import Alert, AlertEvent, read_alerts
 from attndrift.drift.drift import Drift, Snapshot, compare_snapshots, relative_change_pct, watchable
 from attndrift.drift.monitor import DriftMonitor, measure_drift
 from attndrift.drift.probe import Batches
 from attndrift.drift.record import TrainingRecord
 from attndrift.drift.snapshot import take_snapshot
+from attndrift.drift.text_drift import TextDrift
 from attndrift.drift.watch import DriftWatch
 from attndrift.drift.weight_drift import WeightDrift
 
@@ -23,10 +24,12 @@ __all__ = [
     "DriftMonitor",
     "DriftWatch",
     "Snapshot",
+    "TextDrift",
     "TrainingRecord",
     "WeightDrift",
     "compare_snapshots",
     "measure_drift",
+    "read_alerts",
     "relative_change_pct",
     "take_snapshot",
     "watchable",

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from attndrift.drift.drift import Drift, watchable
+from attndrift.files import read_json
 from attndrift.models.pickling import Picklable
 from attndrift.registry import near_match
 
@@ -51,6 +54,7 @@ class Alert(Picklable):
         metric: one of :func:`~attndrift.drift.watchable`: ``entropy_change_pct``, ``cka_mean``, ``cka_last``,
             ``embedding_drift``, ``weight_drift``, ... in their own units (percent where the name says so).
         below, above: the alert is on while the value lies strictly below or above; give one, or both for a band.
+        until: the last step at which it is checked, as of an alert that was learned from the first steps; None: always.
         action: ``log`` writes a warning; ``stop`` also ends the training and puts the best state back, the last
             measured one in which no alert of the same watch was on; a function is called with the
             :class:`AlertEvent`, in every process.
@@ -62,6 +66,7 @@ class Alert(Picklable):
     below: float | None = None
     above: float | None = None
     action: Action = "log"
+    until: int | None = None
 
     def __post_init__(self) -> None:
         if self.metric not in watchable():
@@ -76,6 +81,10 @@ class Alert(Picklable):
             raise ValueError(
                 f"alert on {self.metric}: below={self.below} lies above above={self.above}, so it would always be on"
             )
+        if self.until is not None and (
+            isinstance(self.until, bool) or not isinstance(self.until, int) or self.until < 0
+        ):
+            raise ValueError(f"alert on {self.metric}: until is {self.until!r}; it is a step, 0 or later, or None")
         if self.action not in ("log", "stop") and not callable(self.action):
             raise ValueError(f"alert on {self.metric}: action is {self.action!r}; it must be log, stop or a function")
 
@@ -84,13 +93,35 @@ class Alert(Picklable):
         """``log``, ``stop`` or the function's name."""
         return self.action if isinstance(self.action, str) else getattr(self.action, "__name__", repr(self.action))
 
-    def crossed(self, value: float) -> tuple[str, float] | None:
-        """Direction and threshold where ``value`` lies on the forbidden side, else None."""
+    def crossed(self, value: float, step: int = 0) -> tuple[str, float] | None:
+        """Direction and threshold where ``value`` lies on the forbidden side at a step that is watched, else None."""
+        if self.until is not None and step > self.until:
+            return None
         if self.below is not None and value < self.below:
             return "below", self.below
         if self.above is not None and value > self.above:
             return "above", self.above
         return None
+
+
+def read_alerts(path: str | os.PathLike[str], action: Action = "log") -> list[Alert]:
+    """The alerts that ``attndrift calibrate`` wrote into ``path``, each with ``action`` and checked until its step.
+
+    Raises ``ValueError`` for a file of another form, naming what is wrong.
+    """
+    content = read_json(Path(path))
+    rows = content.get("alerts") if isinstance(content, dict) else None
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{path}: holds no alerts; `attndrift calibrate STUDY` writes them")
+    try:
+        return [
+            Alert(row["metric"], below=row["below"], above=row["above"], until=row.get("step"), action=action)
+            for row in rows
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: {error if isinstance(error, ValueError) else f'an alert without {error}'}"
+        ) from error
 
 
 class AlertBook:
@@ -127,7 +158,7 @@ class AlertBook:
             value = values[alert.metric]
             if value is None:
                 raise ValueError(f"alert on {alert.metric}: it is not measured for this model, so it cannot be watched")
-            crossing = alert.crossed(value)
+            crossing = alert.crossed(value, step)
             if crossing is not None and not self._on[position]:
                 event = AlertEvent(step, epoch, alert.metric, value, *crossing, alert.action_name)
                 fired.append((alert, event))

@@ -8,11 +8,12 @@ from typing import NamedTuple
 from torch import nn
 
 from attndrift.attention.families import TEXT_FAMILIES
+from attndrift.models.checksum import checksums
 from attndrift.models.module_utils import is_a
 
 
 class UnmeasuredPart(NamedTuple):
-    """A part of a model that is trained and not measured: its name, its trained parameters, whether it reads text."""
+    """A part of a model that is trainable and not measured: its name, its trainable parameters, whether it reads text."""
 
     name: str
     parameters: tuple[nn.Parameter, ...]
@@ -38,6 +39,25 @@ def unmeasured_parts(
             yield UnmeasuredPart(prefix + name, trained, _reads_text(name, child))
 
 
+class Training:
+    """Which parameters are trained: those that have changed since they were first looked at, or have a gradient now."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._first: dict[nn.Parameter, int] = {}
+        self.trained_of(list(model.parameters()))
+
+    def trained_of(self, parameters: Collection[nn.Parameter]) -> set[nn.Parameter]:
+        """Those of ``parameters`` that are trained. A trainable one that no step changes is not among them."""
+        order = list(parameters)
+        sums = checksums({str(place): parameter for place, parameter in enumerate(order)})
+        found = set[nn.Parameter]()
+        for place, parameter in enumerate(order):
+            now = sums.get(str(place), 0)
+            if parameter.grad is not None or self._first.setdefault(parameter, now) != now:
+                found.add(parameter)
+        return found
+
+
 def _reads_text(name: str, module: nn.Module) -> bool:
     classes = [known for family in TEXT_FAMILIES for known in family.classes]
     return name.lower().startswith("text") or any(is_a(part, *classes) for part in module.modules())
@@ -46,7 +66,8 @@ def _reads_text(name: str, module: nn.Module) -> bool:
 def describe_unmeasured(parts: Collection[UnmeasuredPart]) -> str:
     """One message that names them."""
     said = (
-        f"trainable, and not measured: {', '.join(map(str, parts))}. If they are trained, the drift does not show it."
+        f"trained, and not measured: {', '.join(map(str, parts))}. The drift does not show their change; freeze what is not "
+        "meant to be trained (requires_grad_(False))."
     )
     if any(part.text for part in parts):
         said += (

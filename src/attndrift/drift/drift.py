@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from attndrift.extras import importing
+from attndrift.html_tables import html_table
 from attndrift.metrics.compared import compare_embeddings, compare_hidden_states, finite
 from attndrift.metrics.deferred import DeferredScalars
 from attndrift.metrics.registry import METRICS
@@ -105,7 +107,10 @@ class Drift:
             return self.missing[column.metric]
         if column.statistic in ("change_pct", "last_layer_change_pct"):
             return "the pretrained value is 0"
-        measured = METRICS[column.metric].needs in ("hidden states", "embeddings")
+        needs = METRICS[column.metric].needs
+        if needs in ("texts", "text weights"):
+            return "nothing of the text side is trained"
+        measured = needs in ("hidden states", "embeddings")
         return "what was measured is no finite number" if measured else "it was not measured"
 
     def layer_change_pct(self, metric: str) -> Tensor:
@@ -123,6 +128,19 @@ class Drift:
             name: {"layer": [finite(value) for value in values.tolist()]} for name, values in self.compared.items()
         }
 
+    def plot(self, ax: Any = None) -> Any:
+        """Draw change and similarity by block, in the place of ``ax`` or a figure of its own: an array of two axes."""
+        # Here, as drawing needs packages that measuring does not.
+        with importing("report", "drift.plot()"):
+            from attndrift.figures.drifts import plot_drift
+        return plot_drift(self, ax)
+
+    def _repr_html_(self) -> str:
+        columns = {column.name: column for column in metric_columns("history")}
+        values = {name: value for name, value in self.values().items() if value is not None}
+        rows = [[columns[name].label, value, columns[name].unit] for name, value in values.items()]
+        return html_table(["measured", "value", "unit"], rows, f"Drift on {self.structure.images} images")
+
     def line(self) -> str:
         """One readable line."""
         parts = [f"entropy {self.structure.mean('entropy'):.3f} nats"]
@@ -131,6 +149,7 @@ class Drift:
         shown = (
             ("last block {:+.2f}%", self.entropy_last_layer_change_pct), ("CKA {:.3f}", self.cka_mean),
             ("embeddings {:.4f}", self.embedding_drift), ("weights {:.5f}", self.weight_drift),
+            ("texts {:.4f}", self.text_embedding_drift),
         )  # fmt: skip
         return ", ".join([*parts, *(words.format(value) for words, value in shown if value is not None)])
 

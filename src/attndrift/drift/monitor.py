@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from attndrift.drift.alerts import logger
-from attndrift.drift.coverage import describe_unmeasured, unmeasured_parts
+from attndrift.drift.coverage import Training, describe_unmeasured, unmeasured_parts
 from attndrift.drift.drift import Drift, Snapshot
 from attndrift.drift.measured_model import MeasuredModel
 from attndrift.drift.probe import Probe, read_probe, refuse_few
 from attndrift.drift.snapshot import begin_snapshot
+from attndrift.drift.text_drift import TextDrift
 from attndrift.drift.weight_drift import ParameterDrift, WeightDrift, computed_parameters
+from attndrift.extras import importing
 from attndrift.models.checksum import checksums
 from attndrift.models.evaluation import same_random_state
 from attndrift.models.input_images import checked_images
@@ -34,7 +37,7 @@ class DriftMonitor(Picklable):
     Nothing of the model or of the training is touched: parameters, gradients, training flags and the random
     states stay as they are. Works with ``peft`` adapters, frozen parts, gradient checkpointing, ``torch.compile``
     and ``autocast``, whose precision is left aside: a measurement runs in that of the weights. What is trained and not
-    measured, as a text tower, is warned of. A monitor can be pickled, with its model and its probe images.
+    measured, as a text tower without ``text``, is warned of. A monitor can be pickled, with its model and its probe images.
 
     Where ``torch.distributed`` is initialised by the time of a measurement, every process must measure; each takes
     its share of the images and all get the same result, that of one process alone.
@@ -53,10 +56,13 @@ class DriftMonitor(Picklable):
             snapshot, with the current bare weights. With a function of your own there are no warnings about parts that
             are not measured.
         batch_size: images a forward pass, where ``probe`` is one tensor.
+        text: measures the text side of the model, where that is trained.
         distributed: False measures in this process alone whatever process group there is.
 
     Attributes:
         reference: the state to measure against.
+        text: as given.
+        measured: what has been measured, by step; by number where the steps were not said.
         reference_checksums: of the reference's parameters whose weight drift is not measured, by name; empty where it is a
             snapshot.
 
@@ -77,6 +83,7 @@ class DriftMonitor(Picklable):
         embed: Callable[[Tensor], Tensor] | None = None,
         weight_drift: WeightDrift | None = None,
         batch_size: int = 200,
+        text: TextDrift | None = None,
         distributed: bool = True,
     ) -> None:
         if batch_size < 1:
@@ -84,10 +91,12 @@ class DriftMonitor(Picklable):
         measured = MeasuredModel.of(model)
         _refuse_sharded(measured.modules)
         self.model = self.trained = measured.model
+        self.measured: dict[int, Drift] = {}
         self._batch_size, self._distributed = batch_size, distributed
-        self._embed = embed
+        self._embed, self.text = embed, text
         with same_random_state(self.model):
             self._probe = read_probe(probe)
+        self._training = Training(self.model)
         self._warns, self._warned_of = weight_drift is None, frozenset[nn.Parameter]()
         # Of the weights that no copy is kept of, as of a text tower, at least whether they are still those.
         self.reference_checksums: Mapping[str, int] = {}
@@ -137,30 +146,45 @@ class DriftMonitor(Picklable):
         """The processes that measure together, as they are now: a trainer may start them after this was made."""
         return Processes.current() if self._distributed else Processes()
 
-    def measure(self) -> Drift:
-        """Measure now. Raises :class:`DivergedError` where the model has left the finite numbers."""
+    def measure(self, step: int | None = None, *, keep: bool = True) -> Drift:
+        """Measure now, after ``step``. Raises :class:`DivergedError` where the model has left the finite numbers.
+
+        ``keep``: hold it in :attr:`measured`, which :meth:`plot` draws; False for a state that the training does not keep.
+        """
         batches = self._batches()
         if not isinstance(self._probe, Tensor):
             batches = checked_images(batches, "probe", warn=False, wait=False)  # a function may yield others each time
         drift = measure_drift(
-            self.reference, self.model, batches, self._weight_drift, self._embed, processes=self.processes
+            self.reference, self.model, batches, self._weight_drift, self._embed, self.text, processes=self.processes
         )
         if self._warns and self.processes.first:
             self._warn_of_unmeasured()
+        if keep:
+            self.measured[max(self.measured, default=-1) + 1 if step is None else step] = drift
         return drift
 
+    def plot(self, ax: Any = None) -> Any:
+        """Draw what has been measured over the steps, in the place of ``ax`` or a figure of its own: an array of axes."""
+        # Here, as drawing needs packages that measuring does not.
+        with importing("report", "monitor.plot()"):
+            from attndrift.figures.drifts import plot_measurements
+        return plot_measurements(sorted(self.measured.items()), ax=ax)
+
     def _warn_of_unmeasured(self) -> None:
-        """Warn once about trained parts that no measurement covers; again if more parts are unfrozen later."""
+        """Warn once about trained parts that no measurement covers; again if more parts are trained later."""
         weighed = {parameter for part in MeasuredModel.of(self.model).parts for parameter in part.parameters()}
-        candidates = [one for part in unmeasured_parts(self.trained, weighed) for one in part.parameters]
-        if self._warned_of.issuperset(candidates):
+        weighed |= set(() if self.text is None else self.text.parameters().values())
+        trainable = {one for part in unmeasured_parts(self.trained, weighed) for one in part.parameters}
+        candidates = self._training.trained_of(trainable - self._warned_of)
+        if not candidates:
             return
         try:
-            reaching = self._reach_embedding(candidates)
+            reaching = self._reach_embedding(list(candidates))
         except RuntimeError:
             # An `embed` of one's own need not be differentiable.
             reaching = set()
-        parts = list(unmeasured_parts(self.trained, weighed | reaching))
+        # What was warned of, and what is trainable and not trained, is left out as if it were measured.
+        parts = list(unmeasured_parts(self.trained, weighed | reaching | (trainable - candidates)))
         if parts:
             logger.warning(describe_unmeasured(parts))
         self._warned_of |= frozenset(candidates)
@@ -211,14 +235,16 @@ def measure_drift(
     batches: Iterable[Tensor],
     weight_drift: WeightDrift,
     embed: Callable[[Tensor], Tensor] | None = None,
+    text: TextDrift | None = None,
     *,
     processes: Processes | None = None,
 ) -> Drift:
-    """How far ``model`` is from ``reference``, a snapshot of the same images.
+    """How far ``model`` is from ``reference``, a snapshot of the same images, and its text side from that of ``text``.
 
-    Args and Raises: as for :func:`take_snapshot`, and what ``weight_drift`` raises.
+    Args and Raises: as for :func:`take_snapshot`, and what ``weight_drift`` and ``text`` raise.
     """
-    return begin_snapshot(MeasuredModel.of(model), batches, embed, processes=processes).drift(reference, weight_drift)
+    under_way = begin_snapshot(MeasuredModel.of(model), batches, embed, processes=processes)
+    return under_way.drift(reference, weight_drift, text)
 
 
 def _refuse_sharded(modules: Mapping[nn.Module, str]) -> None:

@@ -22,7 +22,7 @@ from attndrift.files import replacing
 from attndrift.formats import table_metadata
 from attndrift.methods.registry import METHODS
 from attndrift.models.parameters import has_adapters
-from attndrift.registry import near_match
+from attndrift.registry import unknown_name
 from attndrift.results.tables import TableError, Tables, read_tables, schema, write_tables
 
 Existing = Literal["refuse", "replace", "continue"]
@@ -40,8 +40,8 @@ def _check_names(argument: str, table: str, names: Iterable[str]) -> None:
     allowed = [column.name for column in schema(table)]
     for name in names:
         if name not in allowed:
-            hint = near_match(name, allowed) or "; docs/tables.md lists its columns"
-            raise TableError(f"{argument}: the table {table} has no column `{name}`{hint}")
+            text = unknown_name(f"column of the table {table}", name, allowed, "docs/tables.md lists them")
+            raise TableError(f"{argument}: {text}")
 
 
 class DriftTables:

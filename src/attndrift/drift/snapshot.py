@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -138,18 +139,28 @@ class SnapshotUnderWay:
             self.read()
             raise
 
-    def drift(self, reference: Snapshot, weight_drift: WeightDrift) -> Drift:
-        """How far it is from ``reference``. Raises as :func:`take_snapshot` and :func:`compare_snapshots` do, and ``weight_drift``."""
+    def drift(
+        self,
+        reference: Snapshot,
+        weight_drift: WeightDrift,
+        text: Callable[[], Mapping[str, float | None]] | None = None,
+    ) -> Drift:
+        """How far it is from ``reference``, with what ``text`` measures of the text side.
+
+        Raises as :func:`take_snapshot` and :func:`compare_snapshots` do, and what ``weight_drift`` and ``text`` raise.
+        """
         comparison = None
         with self.meanwhile():
             if self._whole is not None and self._stays(self._whole[0]):
                 # Everything is asked of an accelerator before it is waited for.
                 comparison = DeferredComparison(reference, *self._whole, self._deferred)
             tower, projection = weight_drift()
+            weights: dict[str, Any] = {"weight_drift": tower, "projection_drift": projection}
+            weights |= {} if text is None else text()
         current = self.read()
         if comparison is None:
-            return compare_snapshots(reference, current, weight_drift=tower, projection_drift=projection)
-        return comparison.drift(current.structure, weight_drift=tower, projection_drift=projection)
+            return compare_snapshots(reference, current, **weights)
+        return comparison.drift(current.structure, **weights)
 
     def read(self) -> Snapshot:
         """Wait for the passes. Raises as :func:`take_snapshot` does."""

@@ -14,6 +14,7 @@ from torch import nn
 from attndrift.drift.alerts import Alert, AlertEvent
 from attndrift.drift.drift import Drift
 from attndrift.drift.guarding import GuardLike, NoGuard
+from attndrift.drift.live import LivePlot
 from attndrift.drift.monitor import DriftMonitor
 from attndrift.drift.record import TrainingRecord
 from attndrift.drift.schedule import Schedule
@@ -56,6 +57,7 @@ class DriftWatch(Picklable):
         model: the model whose state is kept and put back on a stop; by default the monitor's.
         on_drift: called with (step, epoch, drift) after each measurement; epoch is None where the loop does not say it.
         echo: prints the line of each measurement, None for silence.
+        live: draw all measurements anew after each one, in a notebook.
 
     Attributes:
         drift: (step, drift) of every measurement so far, one a step; a training that begins again begins a new list.
@@ -79,6 +81,7 @@ class DriftWatch(Picklable):
         model: nn.Module | None = None,
         on_drift: Callable[[int, float | None, Drift], None] | None = None,
         echo: Callable[[str], Any] | None = print,
+        live: bool = False,
     ) -> None:
         if guard is not None and guard.monitor is not monitor:
             raise ValueError("guard watches another monitor; make both from the same one")
@@ -90,6 +93,7 @@ class DriftWatch(Picklable):
         self.drift = self.record.drift
         self._on_drift = on_drift
         self._echo = echo
+        self._live = LivePlot(alerts) if live else None
         if guard is not None and self.record.tables is not None:
             guard.folder = guard.folder or self.record.tables.folder
             guard.run_id = guard.run_id or self.record.tables.run["run_id"]
@@ -168,8 +172,9 @@ class DriftWatch(Picklable):
         if self.should_stop:
             raise RuntimeError("an alert has stopped this training; the best state is back in the model")
         try:
-            drift = self.monitor.measure()
-        except DivergedError:
+            drift = self.monitor.measure(step)
+        except DivergedError as error:
+            error.at(step)
             self.record.status = "diverged"
             if not self._actions.diverged(step, epoch):
                 self.record.write()
@@ -182,6 +187,8 @@ class DriftWatch(Picklable):
         self._print(f"drift at step {step}: {drift.line()}")
         if self._on_drift is not None:
             self._on_drift(step, epoch, drift)
+        if self._live is not None and self.monitor.processes.first:
+            self._live.show(self.drift)
         fired = self._actions.act(step, epoch, drift)
         if self._actions.should_stop:
             self.record.selected = self._actions.best
@@ -195,7 +202,7 @@ class DriftWatch(Picklable):
         Args:
             step, epoch: of that state. The table ``history`` stays as it is.
         """
-        drift = self.monitor.measure()
+        drift = self.monitor.measure(keep=False)
         self._measured = weights_checksum(self.monitor.model)
         self.record.selected = drift, epoch
         self._print(f"drift of the selected state (step {step}): {drift.line()}")
@@ -217,10 +224,10 @@ class DriftWatch(Picklable):
             changed = self._guard.finish(step, epoch)
             if self.record.selected is not None:
                 if self._replaced():
-                    self.record.selected = self.monitor.measure(), self.record.selected[1]
+                    self.record.selected = self.monitor.measure(keep=False), self.record.selected[1]
             elif step is None:
                 if changed:
-                    self.record.selected = self.monitor.measure(), None
+                    self.record.selected = self.monitor.measure(keep=False), None
             elif step != self.record.last_step or self._replaced():
                 self.measure(step, epoch)
         if self.record.status != "diverged":

@@ -63,6 +63,7 @@ def _full_against_lora(source: Source, dataset: str) -> Drawing:
     both = both.assign(order=both["variant"].map(order)).sort_values(["order", "learning_rate"], kind="stable")
     chosen = list(dict.fromkeys(both["configuration"]))[:16]
     figure, data = dot_rows(source, chosen, structure_columns(both, last=True), runs=both)
+    data = data.assign(dataset=dataset)
     matched = (
         f"Rates that both methods share: {', '.join(_by_rate(both, shared))}."
         if shared

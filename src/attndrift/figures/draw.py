@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 
+from attndrift.figures.canvas import WIDTH, drawing_on
 from attndrift.figures.registry import FIGURES
 from attndrift.figures.source import Drawing, NoData, Source
 from attndrift.figures.style import styled
@@ -23,14 +25,18 @@ from attndrift.results.tables import Tables
 from attndrift.sanitize import sheet_text
 
 if TYPE_CHECKING:
+    from attndrift.analysis.image_intervals import Outcomes
     from attndrift.analysis.result import Analysis
 
-SUFFIXES = (".png", ".svg", ".csv")
+FORMATS = ("png", "svg", "pdf")
+"""The forms that a figure can be written in."""
+DEFAULT_FORMATS = ("png", "svg")
+SUFFIXES = (*(f".{form}" for form in FORMATS), ".csv")
 
 
 @dataclass
 class FigureResult:
-    """One figure: its files (PNG, SVG, CSV) and caption, or why it was left out."""
+    """One figure: its files (PNG, SVG or PDF, and CSV) and caption, or why it was left out."""
 
     name: str
     title: str
@@ -49,12 +55,15 @@ def draw_figures(
     *,
     maps: Path | Mapping[str, Any] | None = None,
     analysis: Analysis | None = None,
+    outcomes: Outcomes | None = None,
     only: Iterable[str] | None = None,
+    formats: Sequence[str] = DEFAULT_FORMATS,
+    width: float = WIDTH,
     processes: int = 1,
 ) -> list[FigureResult]:
     """Draw every figure that ``tables`` have the data for into the folder ``output``.
 
-    Each is written as PNG (300 dpi) and SVG, 85 mm wide, with the table that it shows as CSV beside it;
+    Each is written as PNG (300 dpi) and SVG, 85 mm wide unless told otherwise, with the table that it shows as CSV;
     ``index.json`` holds titles, captions and the reasons of those left out. Equal tables give equal
     bytes. Files of a figure that is left out now are removed. A ``maps.npz`` that cannot be read is left out with a
     warning.
@@ -65,78 +74,104 @@ def draw_figures(
         maps: where the attention maps lie: a study folder, a run folder, a ``maps.npz``, or a mapping
             from run to one of these.
         analysis: result of :func:`attndrift.analysis.analyze` on the same tables; computed where not given.
+        outcomes: which transfer images each run was right about, for intervals over images.
         only: names of figures; all by default.
+        formats: of :data:`FORMATS`; files of a figure in others are removed.
+        width: in inches. Type keeps its size.
         processes: how many draw at the same time; the files are the same.
 
     Raises:
         UnknownNameError: ``only`` names a figure that does not exist.
+        ValueError: ``formats`` names another form.
         LinkError: a link in ``output`` leads out of it.
     """
     chosen = FIGURES.names() if only is None else [FIGURES[name].name for name in only]
+    wrong = [form for form in formats if form not in FORMATS]
+    if wrong or not formats:
+        raise ValueError(f"format is {wrong[0] if wrong else 'empty'}; choose from {', '.join(FORMATS)}")
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     refuse_links(folder, ["index.json", *(f"{name}{suffix}" for name in FIGURES.names() for suffix in SUFFIXES)])
     names = [name for name in FIGURES.names() if name in chosen]
-    source = Source(tables, maps, analysis)
+    source = Source(tables, maps, analysis, outcomes)
+    look = _Form(tuple(dict.fromkeys(formats)), width)
     if processes > 1 and len(names) > processes:
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(processes, context, initializer=_hold, initargs=(source, folder)) as pool:
+        with ProcessPoolExecutor(processes, context, initializer=_hold, initargs=(source, folder, look)) as pool:
             # Other processes know nothing of a figure that was registered in this one.
             shared = [name for name in names if FIGURES.origin(name) != "this process"]
             drawn = dict(zip(shared, pool.map(_draw_held, shared), strict=True))
-        results = [drawn.get(name) or _draw(source, folder, name) for name in names]
+        results = [drawn.get(name) or _draw(source, folder, look, name) for name in names]
     else:
-        results = [_draw(source, folder, name) for name in names]
+        results = [_draw(source, folder, look, name) for name in names]
     _write_index(folder, results, partial=only is not None)
     return results
 
 
-def _draw(source: Source, folder: Path, name: str) -> FigureResult:
+@dataclass(frozen=True)
+class _Form:
+    """The files that are written of a figure, and its width in inches."""
+
+    formats: tuple[str, ...]
+    width: float
+
+
+def _draw(source: Source, folder: Path, form: _Form, name: str) -> FigureResult:
     """Draw one figure, or remove its files where there is nothing to draw."""
     spec = FIGURES[name]
     result = FigureResult(name, spec.title)
     try:
-        with styled(), warnings.catch_warnings():
+        with styled(), drawing_on(width=form.width), warnings.catch_warnings():
             # A name in a script that the font lacks shows boxes; that is no reason to stop or to warn.
             warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
             drawing = spec.draw(source)
-            result.files = _save(drawing, folder, name)
+            result.files = _save(drawing, folder, form, name)
         result.caption = drawing.caption
     except NoData as reason:
         result.left_out = str(reason)
-        for suffix in SUFFIXES:
-            (folder / f"{name}{suffix}").unlink(missing_ok=True)
+    for path in (folder / f"{name}{suffix}" for suffix in SUFFIXES):
+        if path not in result.files:
+            path.unlink(missing_ok=True)
     return result
 
 
-_held: tuple[Source, Path]
+_held: tuple[Source, Path, _Form]
 
 
-def _hold(source: Source, folder: Path) -> None:
+def _hold(source: Source, folder: Path, form: _Form) -> None:
     """Keep, in a process that draws, what all of its figures need."""
     global _held
-    _held = source, folder
+    _held = source, folder, form
 
 
 def _draw_held(name: str) -> FigureResult:
     return _draw(*_held, name)
 
 
-def _save(drawing: Drawing, folder: Path, name: str) -> list[Path]:
+_CANVASES: dict[str, Any] = {"png": FigureCanvasAgg, "svg": FigureCanvasSVG, "pdf": FigureCanvasPdf}
+# Neither the date nor the version of the library, so that equal tables give equal bytes.
+_METADATA: dict[str, dict[str, Any]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+
+
+def _save(drawing: Drawing, folder: Path, form: _Form, name: str) -> list[Path]:
     figure = drawing.figure
-    # Laid out once for both files, and each drawn once: `savefig` draws every file twice, once only to lay it out.
+    # Laid out once for all files, and each drawn once: `savefig` draws every file twice, once only to lay it out.
     figure.dpi = matplotlib.rcParams["savefig.dpi"]
     if (layout := figure.get_layout_engine()) is not None:
         layout.execute(figure)
         figure.set_layout_engine("none")
-    paths = [folder / f"{name}{suffix}" for suffix in SUFFIXES]
-    # Neither the date nor the version of the library, so that equal tables give equal bytes.
-    with replacing(paths[0]) as temporary:
-        FigureCanvasAgg(figure).print_png(temporary, metadata={"Software": None})
-    with replacing(paths[1]) as temporary:
-        FigureCanvasSVG(figure).print_svg(temporary, metadata={"Date": None, "Creator": None})
+    paths = []
+    for kind in form.formats:
+        paths.append(folder / f"{name}.{kind}")
+        with replacing(paths[-1]) as temporary:
+            getattr(_CANVASES[kind](figure), f"print_{kind}")(temporary, metadata=_METADATA[kind])
     shown = drawing.data.map(lambda value: sheet_text(value) if isinstance(value, str) else value)
-    write_text(paths[2], shown.to_csv(index=False, lineterminator="\n"))
+    paths.append(folder / f"{name}.csv")
+    write_text(paths[-1], shown.to_csv(index=False, lineterminator="\n"))
     return paths
 
 

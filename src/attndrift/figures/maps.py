@@ -9,9 +9,10 @@ from typing import Any
 import pandas as pd
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
+from attndrift.figures.canvas import MM, drawing_width
 from attndrift.figures.registry import figure
 from attndrift.figures.source import Drawing, NoData, Source, usual_variant
-from attndrift.figures.style import MM, WIDTH, new_figure, wrap
+from attndrift.figures.style import new_figure, wrap
 from attndrift.files import is_inside, warn_left_out
 from attndrift.methods.registry import in_order
 from attndrift.results.attention_maps import MapError, MapSet, read_maps
@@ -74,7 +75,7 @@ def attention_maps(source: Source) -> Drawing:
     if count == 0:
         raise NoData("the maps hold no image")
     columns = 2 + len(same)
-    cell = WIDTH / MM / (columns + 0.35)
+    cell = drawing_width() / MM / (columns + 0.35)
     figure, axes = new_figure(10 + count * cell * 0.94, count, columns)
     height, width = first.images.shape[1:3]
     mesh: Any = None

@@ -113,7 +113,7 @@ def dot_rows(
     counts = own.groupby("configuration")["replicate"].nunique()
     shown = [
         ("mean ± sd", Line2D([], [], color=GREY, marker="o", markersize=4.2)),
-        ("one run", Line2D([], [], color=GREY, marker="o", markersize=2, linestyle="none", alpha=0.6)),
+        ("one run", Line2D([], [], color=GREY, marker="o", markersize=2, linestyle="none")),
     ]
     spare = axes.flat[len(columns)] if len(columns) < axes.size else None
     data = pd.concat(tables, ignore_index=True)
@@ -224,7 +224,6 @@ def _dot_row(panel: Any, place: float, values: pd.Series, row: pd.DataFrame, col
             marker="o",
             markersize=2,
             color=look.color,
-            alpha=0.7,
             markeredgewidth=0,
         )
     panel.errorbar(

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from attndrift.figures.source import Drawing, NoData, Source
+from attndrift.figures.style import put_title
 from attndrift.registry import Registry
 
 Draw = Callable[[Source], Drawing]
@@ -42,7 +43,16 @@ class FigureSpec:
             if getattr(source.tables, table).empty:
                 hint = " (`attndrift interpolate RUN` makes one)" if table == "interpolation" else ""
                 raise NoData(f"there is no table `{table}`{hint}, or it has no rows")
-        return self.function(source)
+        drawing = self.function(source)
+        put_title(drawing.figure, self.title, ", ".join([*_datasets(drawing, source), source.model]))
+        return drawing
+
+
+def _datasets(drawing: Drawing, source: Source) -> list[str]:
+    """The datasets that a figure is about, the one of most runs first."""
+    if "dataset" in drawing.data:
+        return [name for name in source.datasets if (drawing.data["dataset"] == name).any()]
+    return source.datasets[:1]
 
 
 FIGURES: Registry[FigureSpec] = Registry("figure", "attndrift.figures")

@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from attndrift.analysis.configurations import NOT_GIVEN, prepare
-from attndrift.analysis.image_intervals import ImageIntervals, read_image_outcomes
+from attndrift.analysis.image_intervals import ImageIntervals, Outcomes, read_image_outcomes
 from attndrift.methods.registry import METHODS, PRETRAINED, order_of
 from attndrift.metrics.registry import structure_metrics
 from attndrift.own_settings import fields_of, plain_kinds
@@ -46,12 +46,14 @@ class Source:
     """The tables of one study, ready to draw: one model and one selection, those with most runs.
 
     ``maps`` is where attention maps lie (see :func:`attndrift.figures.maps.find_maps`), ``analysis``
-    the statistics; where they are not given they are computed when a figure first needs them.
+    the statistics; where they are not given they are computed when a figure first needs them. ``outcomes``: which transfer
+    images each run was right about, read from ``maps`` where it is a study folder.
     """
 
     tables: Tables
     maps: Path | Mapping[str, Any] | None = None
     given_analysis: Analysis | None = None
+    outcomes: Outcomes | None = None
     caveats: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -90,7 +92,8 @@ class Source:
     def images(self) -> ImageIntervals:
         """Intervals over images of single runs; paired where ``maps`` is a folder that holds the outcomes."""
         folder = self.maps if isinstance(self.maps, Path) and self.maps.is_dir() else None
-        return ImageIntervals(read_image_outcomes(folder) if folder else {}, LEVEL)
+        read = self.outcomes is None and folder is not None
+        return ImageIntervals(read_image_outcomes(folder) if read and folder else self.outcomes or {}, LEVEL)
 
     @property
     def primary(self) -> str:
@@ -134,9 +137,9 @@ class Source:
         return runs[runs["key_rest"] == _most(runs["key_rest"])]
 
     def plain(self, dataset: str) -> pd.DataFrame:
-        """The standard runs without preservation loss and frozen blocks, themselves and not outcomes of theirs."""
+        """The standard runs of whole towers without preservation loss, themselves and not outcomes of theirs."""
         runs = self.standard(dataset)
-        return runs[(runs["key_loss_name"] == "") & (runs["key_freeze_layers"] == "") & (runs["key_outcome"] == "")]
+        return runs[~runs["has_addition"]]
 
     def usual_rate(self, runs: pd.DataFrame, variant: str) -> str:
         """Rate (as text) that stands for ``variant``.
@@ -181,7 +184,7 @@ class Source:
 
 def variants_of(runs: pd.DataFrame) -> list[tuple[str, str]]:
     """(variant, method) pairs: methods in their order, then by their own settings, frozen blocks and losses."""
-    table = runs[["variant", "method", "key_loss_name", "key_outcome"]].copy()
+    table = runs[["variant", "method", "key_trained_parts", "key_loss_name", "key_outcome"]].copy()
     table["order"] = [order_of(str(name)) for name in table["method"]]
     own = [name for name, field in fields_of(METHODS).items() if plain_kinds(field.annotation) & {int, float}]
     own = [name for name in own if runs[name].notna().any()]
@@ -189,7 +192,17 @@ def variants_of(runs: pd.DataFrame) -> list[tuple[str, str]]:
     for column in numbers:
         table[column] = runs[column].astype("float64").fillna(-1.0)
     table["length"] = table["variant"].str.len()
-    by = ["order", *own, "freeze_layers", "key_loss_name", "loss_weight", "key_outcome", "length", "variant"]
+    by = [
+        "order",
+        *own,
+        "freeze_layers",
+        "key_trained_parts",
+        "key_loss_name",
+        "loss_weight",
+        "key_outcome",
+        "length",
+        "variant",
+    ]
     table = table.sort_values(by, kind="stable")
     pairs = zip(table["variant"], table["method"], strict=True)
     return list(dict.fromkeys((str(variant), str(method)) for variant, method in pairs))

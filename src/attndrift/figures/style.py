@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import textwrap
@@ -15,25 +16,27 @@ import matplotlib
 import matplotlib.style
 import matplotlib.ticker
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.textpath import TextToPath
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from attndrift.analysis.numbers import format_rate
+from attndrift.figures.canvas import MM, drawing_width, empty_figure
 from attndrift.methods.registry import METHODS
 from attndrift.results.columns import Column
 from attndrift.results.tables import schema
 
-MM = 1 / 25.4
-WIDTH = 85 * MM
-"""Width of every figure in inches: one column of a journal."""
-
 SMALLEST = 6.5
 """Smallest type in points at the printed size."""
+
+_TITLE_MM = 7.5
+
+LEAST_CONTRAST = 3.0
+"""Contrast with white paper of every mark (WCAG 2.2, 1.4.11)."""
 
 GREY = "#767676"
 DIVERGING = "RdBu_r"
@@ -55,10 +58,38 @@ def styled() -> Iterator[None]:
 
 
 def new_figure(height_mm: float, rows: int = 1, columns: int = 1, **kwargs: Any) -> tuple[Figure, Any]:
-    """A figure of column width and its axes (always a 2-D array of ``rows`` x ``columns``)."""
-    figure = Figure(figsize=(WIDTH, height_mm * MM), layout="constrained")
-    FigureCanvasAgg(figure)
+    """A figure of the width that was asked for and its axes (always a 2-D array of ``rows`` x ``columns``)."""
+    figure: Any = empty_figure((height_mm + _TITLE_MM) * MM)
+    if _is_whole(figure):
+        # Room for the title, whose words are known when the figure is drawn; a part of a user's figure has none.
+        _keep_below(figure, _below_title(figure))
     return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
+
+
+def _is_whole(figure: Any) -> bool:
+    """Whether it is no part of a user's figure."""
+    return isinstance(figure, Figure)
+
+
+def put_title(figure: Any, title: str, place: str) -> None:
+    """Title the figure: what it shows, and below it of which dataset and model; not a part of a user's figure."""
+    if not _is_whole(figure):
+        return
+    top = 1 - 0.5 * MM / figure.get_figheight()
+    second = top - 3.4 * MM / figure.get_figheight()
+    for y, text, weight in ((top, title, "bold"), (second, place, "normal")):
+        figure.text(0.012, y, wrap(text, 56, 1), ha="left", va="top", fontsize=SMALLEST, fontweight=weight)
+
+
+def _keep_below(figure: Figure, top: float) -> None:
+    """Lay the axes out below ``top``, a share of the figure's height."""
+    layout = figure.get_layout_engine()
+    if isinstance(layout, ConstrainedLayoutEngine):
+        layout.set(rect=(0, 0, 1, top))
+
+
+def _below_title(figure: Figure) -> float:
+    return 1.0 - _TITLE_MM * MM / float(figure.get_figheight())
 
 
 @dataclass(frozen=True)
@@ -73,9 +104,9 @@ class Look:
 def looks(variants: Sequence[tuple[str, str]]) -> dict[str, Look]:
     """Looks of ``(variant, method)`` pairs: colour by method, shade, marker and dashes by variant."""
     colours = {method.name: method.color for method in METHODS if method.color}
-    # A colour that a method has taken is no other's, as far as there are enough.
-    free = [color for color in _OTHER if color.lower() not in {taken.lower() for taken in colours.values()}] or _OTHER
-    others = iter([*free, *_OTHER] * (1 + len(variants)))
+    # A colour that a method has taken comes last.
+    taken = {color.lower() for color in colours.values()}
+    others = itertools.cycle(sorted(_OTHER, key=lambda color: color.lower() in taken))
     counts: dict[str, int] = {}
     sizes: dict[str, int] = {}
     for _, method in variants:
@@ -87,7 +118,7 @@ def looks(variants: Sequence[tuple[str, str]]) -> dict[str, Look]:
         index = counts.get(method, 0)
         counts[method] = index + 1
         found[variant] = Look(
-            _shade(colours[method], index, sizes[method]),
+            readable(_shade(colours[method], index, sizes[method])),
             MARKERS[place % len(MARKERS)],
             _LINES[index % len(_LINES)],
         )
@@ -104,6 +135,20 @@ def _shade(color: str, index: int, count: int) -> tuple[float, float, float]:
     amount = min(0.45 + 0.2 * step, 0.7) if index % 2 else min(0.45 + 0.25 * step, 0.9)
     aim = 1.0 if index % 2 else 0.0
     return red + (aim - red) * amount, green + (aim - green) * amount, blue + (aim - blue) * amount
+
+
+def contrast(color: Any) -> float:
+    """Contrast of a colour with white, 1..21 (WCAG)."""
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(color)]
+    return 1.05 / (0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05)
+
+
+def readable(color: Any) -> tuple[float, float, float]:
+    """The colour, darkened as far as it takes to be seen on white paper."""
+    red, green, blue = to_rgb(color)
+    while contrast((red, green, blue)) < LEAST_CONTRAST:
+        red, green, blue = (0.97 * part for part in (red, green, blue))
+    return red, green, blue
 
 
 def axis_label(column: str) -> str:
@@ -165,7 +210,7 @@ def _one_line(text: str) -> str:
 
 
 def legend(
-    figure: Figure,
+    figure: Any,
     entries: Sequence[tuple[str, Any]],
     seeds: Iterable[int] = (),
     *,
@@ -183,8 +228,8 @@ def legend(
     title = None
     if counts == {1}:
         title = f"one seed: {images}" if images else "one seed: no spread over seeds"
-    elif 1 in counts:
-        title = "without bar or band: one seed"
+    elif counts:
+        title = "bars, bands: one standard deviation over seeds" + ("; without: one seed" if 1 in counts else "")
     if not shown and title is None:
         return
     handles, labels = [handle for _, handle in shown], [label for label, _ in shown]
@@ -196,7 +241,17 @@ def legend(
         spare.axis("off")
         spare.legend(handles, labels, loc="center", borderaxespad=0, **head)
         return
-    figure.legend(handles, labels, loc="outside upper left", ncols=_columns(widths) if labels else 1, **head)
+    if not _is_whole(figure):
+        figure.legend(handles, labels, loc="outside upper left", ncols=_columns(widths) if labels else 1, **head)
+        return
+    top = _below_title(figure)
+    made = figure.legend(
+        handles, labels, loc="upper left", bbox_to_anchor=(0.0, 0.0, 1.0, top), borderaxespad=0.3,
+        ncols=_columns(widths) if labels else 1, **head,
+    )  # fmt: skip
+    # The layout keeps room for legends outside of the axes only where nothing stands above them, as the title does.
+    height = made.get_window_extent().height / figure.bbox.height
+    _keep_below(figure, top - height - MM / figure.get_figheight())
 
 
 def _width(label: str) -> float:
@@ -209,7 +264,7 @@ def _columns(widths: Sequence[float]) -> int:
     """The most columns in which labels of these widths fit; a legend fills column after column."""
     for columns in range(min(len(widths), 5), 1, -1):
         parts = [part for part in np.array_split(np.asarray(widths), columns) if len(part)]
-        if sum(float(part.max()) + 24 for part in parts) <= 72 * WIDTH - 8:
+        if sum(float(part.max()) + 24 for part in parts) <= 72 * drawing_width() - 8:
             return columns
     return 1
 
@@ -228,7 +283,7 @@ def mark(look: Look, *, line: bool = True, **kwargs: Any) -> Line2D:
 
 def zero_line(axes: Any, *, vertical: bool = False) -> None:
     draw = axes.axvline if vertical else axes.axhline
-    draw(0, color="#9a9a9a", linewidth=0.6, zorder=0)
+    draw(0, color=GREY, linewidth=0.6, zorder=0)
 
 
 def rate_axis(axes: Any, rates: Sequence[float], *, label: bool = True) -> None:

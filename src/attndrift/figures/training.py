@@ -27,7 +27,7 @@ from attndrift.figures.source import (
 from attndrift.figures.style import Look, legend, mark, new_figure, wrap, zero_line
 
 _TRIPLE = (
-    ("train_accuracy", "training", Look("#E69F00", "o", (0, (4, 1.5)))),
+    ("train_accuracy", "training", Look("#B37B00", "o", (0, (4, 1.5)))),
     ("val_accuracy", "validation", Look("#0072B2", "s", "-")),
     ("entropy_change_pct", "mean over blocks", Look("#D55E00", "^", "-")),
     ("entropy_last_layer_change_pct", "last block", Look("#000000", "D", (0, (1.2, 1.2)))),

@@ -16,6 +16,7 @@ from attndrift.analysis.intervals import wilson_limits
 from attndrift.analysis.measures import headlines
 from attndrift.analysis.numbers import format_rate
 from attndrift.analysis.signal_sources import signals
+from attndrift.figures.labels import label_points
 from attndrift.figures.panels import image_words
 from attndrift.figures.registry import figure
 from attndrift.figures.source import (
@@ -33,6 +34,7 @@ from attndrift.figures.style import (
     GREY,
     Look,
     axis_label,
+    clip,
     legend,
     looks,
     mark,
@@ -85,7 +87,6 @@ def _scatter(panel: Any, table: pd.DataFrame, x: str, y: str, look: dict[str, Lo
             markerfacecolor=one.color if datasets.index(str(dataset)) == 0 else "white",
             linestyle="none",
             elinewidth=0.5,
-            alpha=0.85,
         )
 
 
@@ -178,50 +179,88 @@ def pareto_front(source: Source) -> Drawing:
         error = error_of(spread.reindex(table["configuration"]))
         if error is not None:
             table[f"{name}_below"], table[f"{name}_above"] = error
-        table["low"] = spread["low"].reindex(table["configuration"]).to_numpy() if "low" in spread else np.nan
-    datasets = [name for name in source.datasets if (table["dataset"] == name).any()][:2]
+        low = spread["low"].reindex(table["configuration"]).to_numpy() if "low" in spread else np.nan
+        table["low"] = table["low"].fillna(pd.Series(low, index=table.index)) if "low" in table else low
+    sizes = table["dataset"].value_counts()
+    known_sets = [name for name in source.datasets if name in sizes.index]
+    # A panel of two or three marks says what a row of a table says better.
+    datasets = [name for name in known_sets[:2] if name == known_sets[0] or sizes[name] >= _FEWEST_MARKS]
+    table = table[table["dataset"].isin(datasets)]
     look = _method_looks(list(table["method"]))
-    figure, axes = new_figure(72 if len(datasets) > 1 else 78, 1, len(datasets), sharey=True)
+    figure, axes = new_figure(14 + 66 * len(datasets), len(datasets), 1)
     for dataset, panel in zip(datasets, axes.flat, strict=True):
-        part = table[table["dataset"] == dataset].sort_values("accuracy", kind="stable")
-        front = part[part["pareto"]]
-        # Steps, not straight lines: nothing between two configurations was measured.
-        panel.plot(
-            100 * front["accuracy"], front["retention_pct"], color=GREY, linewidth=0.9, zorder=1,
-            drawstyle="steps-pre",
-        )  # fmt: skip
-        for method, own in part.groupby("method", sort=False):
-            one = look[str(method)]
-            for on_front, group in own.groupby("pareto"):
-                panel.errorbar(
-                    100 * group["accuracy"],
-                    group["retention_pct"],
-                    xerr=None if (error := _bars("accuracy", group)) is None else 100 * error,
-                    yerr=_bars("retention_pct", group),
-                    color=one.color,
-                    marker=one.marker,
-                    markersize=3.8,
-                    markerfacecolor=one.color if on_front else "white",
-                    linestyle="none",
-                    elinewidth=0.6,
-                )
+        _front(panel, table[table["dataset"] == dataset].sort_values("accuracy", kind="stable"), look)
         panel.set_xlabel(axis_label(source.accuracy))
-        panel.xaxis.set_major_locator(MaxNLocator(4 if len(datasets) > 1 else 6))
+        panel.set_ylabel(axis_label(y))
         if len(datasets) > 1:
-            panel.set_title(wrap(dataset, 22, 2))
-    axes[0, 0].set_ylabel(axis_label(y))
+            panel.set_title(wrap(dataset, 40, 1))
     entries: list[tuple[str, Any]] = [(label_of(m, short=True), mark(one, line=False)) for m, one in look.items()]
     entries += [
         ("filled, steps: Pareto-optimal", Line2D([], [], color=GREY, marker="o")),
         ("open: dominated", Line2D([], [], color=GREY, marker="o", markerfacecolor="white", linestyle="none")),
     ]
     legend(figure, entries, table["n_seeds"], images=image_words(table))
+    missing = sum(
+        _name_points(source, panel, table[table["dataset"] == name])
+        for name, panel in zip(datasets, axes.flat, strict=True)
+    )
     text = (
         f"Accuracy and zero-shot retention on {transfer_name(y)} of every configuration (n = {len(table)}); filled "
         "marks, with the steps between them, are those that no other configuration betters in both. The front is that of the "
         "means and ignores their uncertainty. " + spread_text(table["n_seeds"], images=table)
     )
+    text += "".join(f" {name}: {sizes[name]} configurations, not drawn." for name in known_sets if name not in datasets)
+    text += f" {missing} names have no room." if missing else ""
     return Drawing(figure, source.caption(text), table)
+
+
+_FEWEST_MARKS = 4
+_MOST_NAMES = 10
+
+
+def _front(panel: Any, part: pd.DataFrame, look: dict[str, Look]) -> None:
+    front = part[part["pareto"]]
+    # Steps, not straight lines: nothing between two configurations was measured.
+    panel.plot(
+        100 * front["accuracy"], front["retention_pct"], color=GREY, linewidth=0.9, zorder=1, drawstyle="steps-pre"
+    )
+    for method, own in part.groupby("method", sort=False):
+        one = look[str(method)]
+        for on_front, group in own.groupby("pareto"):
+            panel.errorbar(
+                100 * group["accuracy"],
+                group["retention_pct"],
+                xerr=None if (error := _bars("accuracy", group)) is None else 100 * error,
+                yerr=_bars("retention_pct", group),
+                color=one.color,
+                marker=one.marker,
+                markersize=3.8,
+                markerfacecolor=one.color if on_front else "white",
+                linestyle="none",
+                elinewidth=0.6,
+            )
+    panel.xaxis.set_major_locator(MaxNLocator(6))
+    panel.margins(0.08)
+
+
+def _name_points(source: Source, panel: Any, part: pd.DataFrame) -> int:
+    """Name the configurations of the first screen's table, else those on the front; how many found no room."""
+    first = {row["configuration"] for row in source.analysis.tables["overview"].rows}
+    named = part[part["configuration"].isin(first)]
+    named = named if len(named) else part[part["pareto"]].head(_MOST_NAMES)
+    rates = part.groupby("variant")["learning_rate"].nunique()
+    points = [
+        (100 * row["accuracy"], row["retention_pct"],
+         clip(row["variant"] if rates[row["variant"]] < 2 else f"{row['variant']} {format_rate(row['learning_rate'])}", 30))
+        for row in named.to_dict("records")
+    ]  # fmt: skip
+    bars: list[tuple[float, float, float, float]] = []
+    for row in part.to_dict("records"):
+        x, y = 100 * row["accuracy"], row["retention_pct"]
+        across = [100 * row.get(f"accuracy_{end}", 0.0) for end in ("below", "above")]
+        up = [row.get(f"retention_pct_{end}", 0.0) for end in ("below", "above")]
+        bars += [(x - across[0], y, x + across[1], y), (x, y - up[0], x, y + up[1])]
+    return label_points(panel, points, bars)
 
 
 @figure(
@@ -238,7 +277,9 @@ def predictor_ranking(source: Source) -> Drawing:
     # One target: several are never pooled. The one with most configurations.
     target = max(zip((s["n_configurations"] for s in rows_of), places, strict=True), default=(0, ()))[1]
     own = [s for s, place in zip(rows_of, places, strict=True) if place == target]
+    named = _named_signal(source)
     final = [s for s in own if s["when"] == "final"]
+    final += [s for s in own if s["signal"] == named and s["signal"] not in {one["signal"] for one in final}]
     if not final:
         raise NoData("no signal has a rank correlation with the retention (too few runs, or constant)")
     early = {s["signal"]: s for s in own if s["when"] == "first epoch"}
@@ -271,6 +312,8 @@ def predictor_ranking(source: Source) -> Drawing:
             }
         )
     panel.set_yticks(range(len(final)), [_signal_label(s["signal"]) for s in final])
+    for label, one in zip(panel.get_yticklabels(), final, strict=True):
+        label.set_fontweight("bold" if one["signal"] == named else "normal")
     panel.set_ylim(len(final) - 0.5, -0.5)
     panel.set_xlim(-1.06, 1.06)
     panel.grid(axis="y", color="#e4e4e4", linewidth=0.5)
@@ -279,7 +322,12 @@ def predictor_ranking(source: Source) -> Drawing:
     zero_line(panel, vertical=True)
     panel.set_xlabel(f"Spearman rho with {wrap(name, 24, 1)} retention")
     data = pd.DataFrame(rows)
-    entries: list[tuple[str, Any]] = [("all configurations", Line2D([], [], color="#0072B2", marker="o"))]
+    entries: list[tuple[str, Any]] = [
+        (
+            f"all configurations, {source.analysis.settings.level:.0%} interval",
+            Line2D([], [], color="#0072B2", marker="o"),
+        )
+    ]
     if data["within_groups_mean"].notna().any():
         handle = Line2D([], [], color="#D55E00", marker="D", markerfacecolor="white", linestyle="none")
         entries.append(("within groups, mean", handle))
@@ -292,9 +340,17 @@ def predictor_ranking(source: Source) -> Drawing:
         f"Rank correlation of each signal with retention on {name} ({target[2]}), ordered by its size. Filled: over configuration "
         f"means (n = {final[0]['n_configurations']} configurations, {final[0]['n_runs']} runs), lines: {level:.0%} "
         f"intervals over configurations (Fisher's z; none below ten configurations); diamonds: mean of the correlations within "
-        "the runs of each method; triangles: the same signal after the first epoch. |·|: size of the change."
+        "the runs of each method; triangles: the same signal after the first epoch; bold: the one that the summary names. |·|: size of the change."
     )
     return Drawing(figure, source.caption(text), data)
+
+
+def _named_signal(source: Source) -> str | None:
+    """The signal that the first screen names."""
+    for finding in source.analysis.digest.findings:
+        if finding.table == "signals" and finding.rows:
+            return str(source.analysis.tables["signals"].rows[finding.rows[0]]["signal"])
+    return None
 
 
 def _signal_label(name: str) -> str:

@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from attndrift.drift.drift import Drift, watchable
+from attndrift.drift.monitor import DriftMonitor
+from attndrift.metrics.registry import METRICS
 from attndrift.models.evaluation import preserve_state
 from attndrift.models.input_images import checked_images
 from attndrift.process_group import Processes
@@ -264,10 +266,17 @@ class RetentionMeter:
         return Reading(RETENTION, 100 * share, 100 * error, 100 * bound, 100 * limit, 100 * (bound - limit))
 
 
-def text_parameters(budgets: Sequence[Budget | RetentionBudget], model: nn.Module) -> dict[str, nn.Parameter]:
+def text_parameters(budgets: Sequence[Budget | RetentionBudget], monitor: DriftMonitor) -> dict[str, nn.Parameter]:
     """The trained parameters of a text encoder that budgets measure, by name."""
     found: dict[str, nn.Parameter] = {}
     for budget in budgets:
         if isinstance(budget, RetentionBudget):
-            found |= budget.probe.text_parameters(model)
+            found |= budget.probe.text_parameters(monitor.model)
+        elif monitor.text is not None and of_text(budget.metric):
+            found |= monitor.text.parameters()
     return found
+
+
+def of_text(metric: str) -> bool:
+    """Whether a quantity is measured of the text side."""
+    return metric in METRICS and METRICS[metric].needs in ("texts", "text weights")

@@ -25,7 +25,7 @@ from attndrift.guard.interpolator import WeightInterpolator
 from attndrift.guard.keeper import BudgetKeeper
 from attndrift.guard.limits import StepLimits
 from attndrift.guard.meter import BudgetMeter
-from attndrift.guard.report import report_lines, summarize
+from attndrift.guard.report import GuardReport, report_lines, summarize
 from attndrift.guard.validation import ValidationTracker
 from attndrift.losses.base import PreservationLoss
 
@@ -133,7 +133,7 @@ class Guard:
             validate, keep_best=keep_best, patience=patience, processes=partial(getattr, monitor, "processes")
         )
         self.guard_model(monitor.model)
-        self._interpolator = WeightInterpolator(monitor, text_parameters(chosen, monitor.model))
+        self._interpolator = WeightInterpolator(monitor, text_parameters(chosen, monitor))
         self.meter = BudgetMeter(monitor, chosen, self._interpolator)
         self.limits = StepLimits(self._interpolator, preserve)
         self._keeper = BudgetKeeper(
@@ -228,9 +228,9 @@ class Guard:
             measurements=self.meter.measurements, validated=self._validation.known,
         )  # fmt: skip
 
-    def report(self) -> str:
-        """The summary as a few readable lines."""
-        return "\n".join(report_lines(self.summary(), self.events, self.seconds))
+    def report(self) -> GuardReport:
+        """The summary as a few readable lines; in a notebook with a table of the checks."""
+        return GuardReport.of(report_lines(self.summary(), self.events, self.seconds), self.events)
 
     # -- resuming ----------------------------------------------------------------------------------
 

@@ -141,7 +141,7 @@ def refuse_unknown_start(interpolator: WeightInterpolator, monitor: DriftMonitor
     if not interpolator.assumed:
         return
     try:
-        moved = monitor.measure().embedding_distance
+        moved = monitor.measure(keep=False).embedding_distance
     except DivergedError:
         moved = math.inf
     precision = next(p for p in interpolator.model.parameters() if p.is_floating_point()).dtype

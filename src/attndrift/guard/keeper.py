@@ -56,7 +56,7 @@ class BudgetKeeper:
         if not self._meter.reachable:
             return self.give_up(step, epoch, self._meter.pretrained, self._validation.accuracy(), count)
         if not self._interpolator.finite():
-            raise DivergedError(f"a guarded weight is not finite after step {step}")
+            raise DivergedError("a guarded weight is not finite").at(step)
         before = self._meter.measure()
         room = self._meter.room_left(before)
         if room >= 0:

@@ -61,7 +61,7 @@ class BudgetMeter:
         drift: Drift | None = None
         if len(self._meters) < len(self.budgets):
             try:
-                drift = self.monitor.measure()
+                drift = self.monitor.measure(keep=False)
             except DivergedError:
                 # The weights are finite, so the representation has collapsed: as far outside as can be.
                 drift = None

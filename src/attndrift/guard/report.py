@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from typing import Any
 
 from attndrift.guard.events import GuardEvent
+from attndrift.html_tables import html_table
 
 
 def summarize(
@@ -43,6 +45,28 @@ def summarize(
         "why_no_cost": reason,
         "measurements": measurements,
     }
+
+
+class GuardReport(str):
+    """The lines of a guard's report, with a table of its checks in a notebook."""
+
+    events: Sequence[GuardEvent] = ()
+
+    @classmethod
+    def of(cls, lines: Sequence[str], events: Sequence[GuardEvent]) -> GuardReport:
+        """The report of these lines."""
+        report = cls("\n".join(lines))
+        report.events = tuple(events)
+        return report
+
+    def _repr_html_(self) -> str:
+        rows = [
+            [event.step, event.action, ", ".join(map(str, event.before)), ", ".join(map(str, event.after)), event.alpha,
+             event.accuracy]
+            for event in self.events
+        ]  # fmt: skip
+        headings = ["step", "action", "before", "after", "share of the change left", "validation accuracy"]
+        return html_table(headings, rows, self.partition("\n")[0]) + f"<pre>{html.escape(self)}</pre>"
 
 
 def report_lines(summary: dict[str, Any], events: Sequence[GuardEvent], seconds: float) -> list[str]:

@@ -67,6 +67,8 @@ def unused_settings(runs: pd.DataFrame) -> list[str]:
     methods = runs["method"].astype(str)
     losses, heads = runs["loss"].fillna("").astype(str), runs["head"].fillna("").astype(str)
     for name in fields_of([*METHODS, *HEADS, *LOSSES]):
+        if runs[name].isna().all():
+            continue
         of_methods, of_losses, of_heads = (owners_of(name, registry) for registry in (METHODS, LOSSES, HEADS))
         has = methods.isin(of_methods) | ~methods.isin(METHODS.names()) | heads.isin(of_heads)
         has |= losses.map(lambda text, of=of_losses: any(loss in text for loss in of)).astype(bool)

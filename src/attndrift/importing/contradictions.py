@@ -76,6 +76,8 @@ def _compare(runs: pd.DataFrame, where: str, derived: str, final: str, base: str
     if not {derived, final, base} <= set(runs.columns):
         return
     given, after, before = (runs[name].astype("float64") for name in (derived, final, base))
+    if given.isna().all():
+        return
     safe = before.where(before > 0)
     expected = 100 * (after - before if of_change else after) / safe
     # What rounding of all three can change at most, and a little for another order of averaging.
@@ -140,6 +142,8 @@ def _tolerance(one: pd.Series[Any], other: pd.Series[Any]) -> pd.Series[Any]:
 
 def _differing(runs: pd.DataFrame, rows: pd.DataFrame, ours: str, theirs: str, place: str) -> list[str]:
     """In words, where the column ``ours`` of ``runs`` is not the column ``theirs`` of ``rows``, which has a row a run."""
+    if runs[ours].isna().all() or rows[theirs].isna().all():
+        return []
     given = runs[ours].astype("float64").reindex(rows["run_id"]).reset_index(drop=True)
     other = rows[theirs].astype("float64").reset_index(drop=True)
     wrong = ((given - other).abs() > _tolerance(given, other)).fillna(False)
@@ -213,6 +217,8 @@ def _end_of_history(runs: pd.DataFrame, later: pd.DataFrame, whole: pd.Series[bo
     pairs += [(column.name, column.name) for column in metric_columns("history") if column.name in runs.columns]
     said: Said = []
     for ours, theirs in pairs:
+        if runs[ours].isna().all() or reported[theirs].isna().all():
+            continue
         given = reported["run_id"].map(runs[ours].astype("float64")).rename(ours)
         value = reported[theirs].astype("float64")
         excess = (given - value).abs() - _tolerance(given, value)

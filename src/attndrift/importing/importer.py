@@ -7,7 +7,6 @@ gives the option that decides it, and whatever is read in another way than it is
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import shutil
@@ -22,6 +21,7 @@ from attndrift.importing.adaptation import unused_settings
 from attndrift.importing.cells import CellReader
 from attndrift.importing.contradictions import check_across, check_derived, check_keys, check_series
 from attndrift.importing.foreign import SUFFIXES, ForeignTable, read_foreign
+from attndrift.importing.joining import join_files
 from attndrift.importing.losses import check_losses, derive_losses
 from attndrift.importing.means import check_means, split_spreads
 from attndrift.importing.names import meanings_of, suggestions, with_measure
@@ -32,6 +32,7 @@ from attndrift.importing.shapes import in_our_shape
 from attndrift.importing.units import unit_hints
 from attndrift.importing.vocabulary import check_words, lists_as_text, map_values
 from attndrift.metrics.registry import layer_metrics
+from attndrift.registry import near_match, unknown_name
 from attndrift.results.means import sd_column
 from attndrift.results.tables import (
     TABLES,
@@ -89,9 +90,9 @@ class _Import:
                 raise TableError(f"{where}: --set {key}: the column `{column}` is there already")
             frame[column] = value
             if column not in {known.name for known in columns_of(name, frame)}:
-                near = difflib.get_close_matches(column, [c.name for c in schema(name)], n=1)
-                hint = f"; did you mean `{near[0]}`?" if near else ""
-                raise TableError(f"--set {key}: the table {name} has no column `{column}`{hint}")
+                known = [c.name for c in schema(name)]
+                text = unknown_name(f"column of the table {name}", column, known, "docs/tables.md names all of them")
+                raise TableError(f"--set {key}: {text}")
             self.constants.add(key)
 
     def check_used(self) -> None:
@@ -105,10 +106,7 @@ class _Import:
             unused = [key for key in keys if key not in used]
             if unused:
                 column = unused[0].split(".", 1)[-1] if unused[0].partition(".")[0] in TABLES else unused[0]
-                names = {name.lower(): name for name in self.seen}
-                near = difflib.get_close_matches(column.lower(), names, n=1)
-                hint = f"; did you mean `{names[near[0]]}`?" if near else ""
-                raise TableError(f"{what}: no table has a column `{column}`{more}{hint}")
+                raise TableError(f"{what}: no table has a column `{column}`{more}{near_match(column, self.seen)}")
         for column, old in options.values:
             if (column, old) not in self.mapped:
                 raise TableError(f"map: no column `{column}` holds `{old}`")
@@ -141,12 +139,12 @@ def import_tables(
     frames: dict[str, pd.DataFrame] = {}
     reports: list[TableReport] = []
     for name in TABLES:
-        report = TableReport(name, str(files[name][0]) if name in files else None)
+        report = TableReport(name, files[name][0] if name in files else None)
         reports.append(report)
         if name in files:
             path, table = files[name]
             try:
-                frames[name] = work.table(table, name, report, str(path))
+                frames[name] = work.table(table, name, report, path)
             except TableError:
                 raise
             except (ValueError, TypeError, OverflowError) as error:
@@ -157,7 +155,7 @@ def import_tables(
         result.suggestions += suggestions(report.name, report.unknown, report.missing)
     if "runs" not in frames:
         raise TableError(f"{_shown(source)}: no table `runs` ({', '.join(f'runs{suffix}' for suffix in SUFFIXES)})")
-    sources = {name: str(path) for name, (path, _) in files.items()}
+    sources = {name: path for name, (path, _) in files.items()}
     check_run_names(frames, sources)
     _derive_retention(frames["runs"], result)
     result.hints += derive_losses(frames, sources["runs"])
@@ -171,7 +169,7 @@ def import_tables(
     result.hints += unused_settings(tables.runs)
     for name, axis in (("history", "step"), ("interpolation", "alpha")):
         if name in files:
-            check_series(getattr(tables, name), axis, str(files[name][0]))
+            check_series(getattr(tables, name), axis, files[name][0])
     result.hints += unit_hints(tables)
     result.costs = missing_costs(reports, tables)
     if not check_only:
@@ -200,12 +198,13 @@ def _shown(source: object) -> str:
 
 def _files(
     source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], options: ImportOptions, hints: list[str]
-) -> dict[str, tuple[Path, ForeignTable]]:
-    """The file of each table, read. In a folder, files named as tables come first; what fits beside none is left out."""
+) -> dict[str, tuple[str, ForeignTable]]:
+    """The files of each table, read and joined. In a folder, files named as tables come first; what fits beside none is
+    left out."""
     whole_folder = isinstance(source, (str, os.PathLike)) and Path(source).is_dir()
     paths = _in_folder(Path(source)) if whole_folder else _listed(source)  # type: ignore[arg-type]
     named = whole_folder and any(path.stem in TABLES for path in paths)
-    found: dict[str, tuple[Path, ForeignTable]] = {}
+    found: dict[str, tuple[str, ForeignTable]] = {}
     for path in sorted(paths, key=lambda path: path.stem not in TABLES) if named else paths:
         if not path.is_file():
             raise TableError(f"{path}: no such file")
@@ -219,15 +218,17 @@ def _files(
         name = path.stem
         if name not in TABLES:
             name = _table_of(table, options.rename)
-            if named and (name in found or "run_id" not in {options.rename.get(c, c) for c in table.frame.columns}):
+            taken = name in found and Path(found[name][0]).stem in TABLES
+            if named and (taken or "run_id" not in {options.rename.get(c, c) for c in table.frame.columns}):
                 hints.append(
                     f"`{path.name}` is not read: other files here are named as tables, and it belongs to none of them"
                 )
                 continue
             table.notes.append(f"taken for the table {name}, by its columns")
-        if name in found:
+        if name in found and Path(found[name][0]).stem == path.stem == name:
             raise TableError(f"two files for the table {name}: {found[name][0]} and {path}; give one")
-        found[name] = (path, table)
+        one = (str(path), table)
+        found[name] = join_files(name, found[name], one, options.rename) if name in found else one
     return found
 
 

@@ -20,6 +20,8 @@ def unit_hints(tables: Tables) -> list[str]:
         frame: pd.DataFrame = getattr(tables, table)
         for column in (known.name for known in columns_of(table, frame)):
             values = frame[column].dropna() if column in frame.columns else pd.Series(dtype=float)
+            if values.empty:
+                continue
             if column.endswith("_retention_pct"):
                 found += [f"table {table}: {text}" for text in _retention(column, values)]
             elif column.endswith("_change_pct") and not any(_confirmed(tables, one, column) for one in ("runs", table)):

@@ -144,7 +144,7 @@ class _SquaredDistance(torch.autograd.Function):
     def forward(ctx: Any, start: Sequence[Tensor], scales: Sequence[Tensor] | None, *live: Tensor) -> Tensor:
         ctx.start, ctx.scales = start, scales
         ctx.save_for_backward(*live)
-        found = torch._foreach_norm(_scaled(live, start, scales))
+        found = _norms(live, start, scales)
         return torch.stack([norm.to(found[0].device) for norm in found]).square().sum()
 
     @staticmethod
@@ -155,6 +155,17 @@ class _SquaredDistance(torch.autograd.Function):
             torch._foreach_mul_(found, list(ctx.scales))
         torch._foreach_mul_(found, 2.0 * gradient)
         return (None, None, *(part.to(one.dtype) for part, one in zip(found, live, strict=True)))
+
+
+def _norms(live: Sequence[Tensor], start: Sequence[Tensor], scales: Sequence[Tensor] | None) -> Sequence[Tensor]:
+    """Of the differences. On a CPU one after the other: all of them at once would be a second copy of the model."""
+    if live[0].device.type != "cpu":
+        return torch._foreach_norm(_scaled(live, start, scales))
+    factors = [None] * len(live) if scales is None else [[one] for one in scales]
+    return [
+        torch.linalg.vector_norm(_scaled([one], [was], factor)[0])
+        for one, was, factor in zip(live, start, factors, strict=True)
+    ]
 
 
 def _scaled(live: Sequence[Tensor], start: Sequence[Tensor], scales: Sequence[Tensor] | None) -> list[Tensor]:

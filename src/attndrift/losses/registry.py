@@ -37,7 +37,8 @@ class Loss:
         teacher: what the model is held to. The losses of one run have one teacher.
         cached_passes: forward passes a training image that are made once; ``step_passes`` in every step.
         reference_passes: forward passes a reference image that are made once.
-        check: told its own settings and how many blocks the image tower has; raises ValueError for what cannot be.
+        check: told its own settings and the adapted model, without weights (on torch's ``meta`` device); raises
+            ValueError for what cannot be.
         reports_active: whether it counts how often it was active (``last_active``).
     """
 
@@ -54,7 +55,7 @@ class Loss:
     cached_passes: float = 0.0
     step_passes: float = 0.0
     reference_passes: float = 0.0
-    check: Callable[[Any, int], None] | None = None
+    check: Callable[[Any, Any], None] | None = None
     reports_active: bool = False
 
     @property

@@ -142,16 +142,19 @@ def _recomputed() -> bool:
 
 
 class HiddenView(View):
-    """The class token's hidden state, (images, width), at the input of the first block (0) or behind a block (1 to L).
+    """Hidden states at the input of the first block (0) or behind a block (1 to L).
 
-    Without a class token the mean over the patches.
+    The class token's, (images, width), and without a class token the mean over the patches; or those of all tokens,
+    (images, tokens, width).
 
     Args:
         layers: numbers between commas, such as ``0,3,6,9,12``, or ``quarters``: the input, and behind each quarter of the blocks.
+        tokens: ``class`` or ``all``.
     """
 
-    def __init__(self, layers: str) -> None:
-        self.layers, self.name = layers, f"hidden-{layers.replace(',', '-').replace(' ', '')}"
+    def __init__(self, layers: str, tokens: str = "class") -> None:
+        self.layers, self.tokens = layers, tokens
+        self.name = f"hidden-{'' if tokens == 'class' else 'all-'}{layers.replace(',', '-').replace(' ', '')}"
 
     @contextmanager
     def watch(self, model: nn.Module, *, check: bool = False) -> Iterator[Seen]:
@@ -159,7 +162,7 @@ class HiddenView(View):
         tower = find_vision_tower(model)
         blocks = tower.family.blocks(tower.module)
         numbers = layer_numbers(self.layers, len(blocks))
-        record, hooks, pick = _Record(len(numbers)), TemporaryHooks(), _picker(tower)
+        record, hooks, pick = _Record(len(numbers)), TemporaryHooks(), _picker(tower, self.tokens)
         hooks.add(tower.module.register_forward_pre_hook(record.start))
         for place, number in enumerate(numbers):
             block = tower.module.get_submodule(blocks[max(number - 1, 0)].path)
@@ -186,13 +189,20 @@ class HiddenView(View):
             return found.read()
 
 
-def _picker(tower: VisionTower) -> Callable[[Tensor], Tensor]:
-    """Takes the class token's state, or the mean of the patches', from those of all tokens."""
+def _picker(tower: VisionTower, tokens: str) -> Callable[[Tensor], Tensor]:
+    """Takes the class token's state, or the mean of the patches', from those of all tokens; or all of them."""
     query = next(iter(tower.family.queries_of(tower.module).values()))
     batch_first, prefix = tower.family.batch_first(tower.module), tower.family.prefix_tokens(tower.module)
 
     def pick(states: Tensor) -> Tensor:
         states = states if batch_first else states.transpose(0, 1)
+        if tokens == "all":
+            if states.shape[1] == 1:
+                raise PreservationLossError(
+                    "`ldifs_tokens` is all, and the last block computes the class token alone (prune_last_block_to_cls): leave "
+                    "the last layer out of `ldifs_layers`, or keep the whole block"
+                )
+            return states
         return states[:, query] if isinstance(query, int) else states[:, prefix:].mean(1)
 
     return pick

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 from attndrift.lazy_imports import lazy_imports
 
 if TYPE_CHECKING:
-    from attndrift.methods.adaptation import AdaptationSettings, adapt, count_parameters
+    from attndrift.methods.adaptation import adapt, count_parameters
     from attndrift.methods.adapters import check_adapter_places, check_adapters_loaded, load_adapter
     from attndrift.methods.checkpoint import fingerprint_embeddings, load_adapted, save_adapted
     from attndrift.methods.classifier import CLIPClassifier
     from attndrift.methods.parameter_drift import projection_drift, squared_norms, state_for_drift, weight_drift
     from attndrift.methods.registry import HEADS, METHODS, Head, Method, head, method
+    from attndrift.methods.settings import AdaptationSettings
 
 __all__ = [
     "HEADS",
@@ -52,7 +53,8 @@ __getattr__, __dir__ = lazy_imports(
         ),
         "attndrift.methods.classifier": ("CLIPClassifier",),
         "attndrift.methods.registry": ("HEADS", "METHODS", "Head", "Method", "head", "method"),
-        "attndrift.methods.adaptation": ("AdaptationSettings", "adapt", "count_parameters"),
+        "attndrift.methods.adaptation": ("adapt", "count_parameters"),
+        "attndrift.methods.settings": ("AdaptationSettings",),
         "attndrift.methods.parameter_drift": (
             "projection_drift",
             "squared_norms",

@@ -3,77 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from attndrift.methods.adapters import adapter_names
 from attndrift.methods.classifier import CLIPClassifier
-from attndrift.methods.registry import DEFAULT_HEAD, DEFAULT_METHOD, HEADS, METHODS, Head, Method
-from attndrift.models.backbone import backbone_of
+from attndrift.methods.frozen_blocks import blocks_named, freeze
+from attndrift.methods.registry import FROZEN, HEADS, METHODS, Head, Method
+from attndrift.methods.settings import AdaptationSettings
+from attndrift.methods.towers import tower_problem
+from attndrift.models.backbone import Backbone, backbone_of
 from attndrift.models.load import build_model
-from attndrift.own_settings import Owner, OwnSettings, owners_of, problem_in, validated
-
-
-@dataclass(frozen=True, init=False)
-class AdaptationSettings:
-    """Which parameters are trained, and from where.
-
-    ``AdaptationSettings("lora", lora_rank=4)``: the method, and settings of its own or of the head by name. What is
-    wrong with them is said by :func:`adapt`.
-
-    Attributes:
-        method: a name of :data:`~attndrift.methods.registry.METHODS`.
-        head: a name of :data:`~attndrift.methods.registry.HEADS`.
-        train_projection: None is the method's default.
-        freeze_layers: blocks frozen from the input on, for methods that can; the embeddings stay trainable.
-        own: settings of the method and of the head, as given.
-    """
-
-    method: str = DEFAULT_METHOD
-    head: str = DEFAULT_HEAD
-    train_projection: bool | None = None
-    freeze_layers: int = 0
-    own: dict[str, Any] = field(default_factory=dict)
-
-    def __init__(
-        self,
-        method: str = DEFAULT_METHOD,
-        *,
-        head: str = DEFAULT_HEAD,
-        train_projection: bool | None = None,
-        freeze_layers: int = 0,
-        **own: Any,
-    ) -> None:
-        for name, value in locals().items():
-            if name != "self":
-                object.__setattr__(self, name, value)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values by name, as the constructor takes them."""
-        values = asdict(self)
-        own = values.pop("own")
-        return {**values, **own}
-
-    @property
-    def facts(self) -> Method:
-        """The method itself. Raises :class:`~attndrift.registry.UnknownNameError`."""
-        return METHODS[self.method]
-
-    @property
-    def projects(self) -> bool:
-        """Whether the projection is trained."""
-        return bool(self.facts.projection) if self.train_projection is None else self.train_projection
-
-    def settings_of(self, owner: Owner) -> OwnSettings:
-        """The own settings of the method or the head. Raises ``ValueError`` naming the one that is impossible."""
-        try:
-            return validated(owner, self.own)
-        except ValidationError as error:
-            raise ValueError(problem_in(error)) from error
+from attndrift.own_settings import owners_of
 
 
 def adapt(
@@ -83,8 +26,10 @@ def adapt(
     seed: int,
     *,
     text_features: Tensor | None = None,
+    class_tokens: Tensor | None = None,
     fit_on: tuple[Tensor, Tensor] | None = None,
     start: Mapping[str, Tensor] | None = None,
+    reference_images: Tensor | None = None,
 ) -> CLIPClassifier:
     """Make ``clip`` (which is changed in place) trainable as ``settings`` say, with a classifier on top.
 
@@ -92,10 +37,13 @@ def adapt(
         n_classes: outputs of the classifier.
         seed: of the classifier's and the adapters' initialisation; the global generator is not touched.
         text_features: normalised, (classes, dimensions), for a head that starts from them.
+        class_tokens: token ids of class prompts (classes, templates, tokens), int64, for a head that encodes them live.
         fit_on: embeddings of the training images by the pretrained model (images, dimensions) and their labels (images,),
             for a head that is fitted to them first.
         start: ``start`` of a classifier that was made before with these settings, so that a method that decomposes the
             pretrained weights does not do it again.
+        reference_images: normalised, (images, 3, height, width), for a method that decomposes the weights by what the
+            pretrained model makes of images: those of the knowledge to keep.
 
     Raises ``ValueError`` naming the setting that is impossible.
     """
@@ -104,7 +52,12 @@ def adapt(
         raise ValueError(
             f"head is {head.name!r}; give fit_on=(embeddings, labels), of the training images by the pretrained model"
         )
-    model = _adapted(clip, settings, n_classes, seed, text_features, start)
+    texts = class_tokens if head.live else text_features
+    method = settings.facts
+    if method.needs_reference and not start and (reference_images is None or not len(reference_images)):
+        settings.settings_of(method)  # what is wrong with the settings is said first
+        raise ValueError(f"method is {method.name!r}; give reference_images, normalised (images, 3, height, width)")
+    model = _adapted(clip, settings, n_classes, seed, texts, start, reference_images)
     if fit_on is not None and head.fits:
         head.fit(model.classifier, *fit_on, settings.settings_of(head))
     return model
@@ -115,60 +68,112 @@ def _adapted(
     settings: AdaptationSettings,
     n_classes: int,
     seed: int,
-    text_features: Tensor | None,
+    texts: Tensor | None,
     start: Mapping[str, Tensor] | None,
+    reference_images: Tensor | None = None,
 ) -> CLIPClassifier:
-    """The adapted model, its head not fitted yet."""
+    """The adapted model, its head not fitted yet; ``texts``: what the head is made of, where it takes any."""
     method, head = METHODS[settings.method], HEADS[settings.head]
-    own, of_head = _checked(settings, method, head, n_classes)
+    _check(settings, method, head, n_classes)
     backbone = backbone_of(clip)
     if adapter_names(clip):
         raise ValueError("clip already carries adapters; give the bare model, or merge them first")
     blocks = len(backbone.blocks)
     if settings.freeze_layers > blocks:
         raise ValueError(f"freeze_layers is {settings.freeze_layers}; the model has {blocks} blocks")
-    if head.needs_text and (text_features is None or len(text_features) != n_classes):
+    frozen = set(range(settings.freeze_layers)) | blocks_named(settings.freeze_blocks, blocks, "freeze_blocks")
+    if head.needs_text and (texts is None or len(texts) != n_classes):
         raise ValueError(f"head is {head.name!r}; give the text features of all classes, (classes, dimensions)")
+    if head.live:
+        _check_live(settings, backbone, n_classes, texts)
     clip.requires_grad_(False)
-    if method.rewrites_base and start:
-        adapted, kept = method.rebuild(backbone, own, seed, start), dict(start)
-    else:
-        adapted = method.apply(backbone, own, seed)
-        kept = method.start_of(adapted)
+    known = start if method.rewrites_base else None
+    if reference_images is not None and not known:
+        method.prepare(backbone, settings.settings_of(method), reference_images)
+    adapted = _towers(backbone, settings, seed, known)
+    kept = dict(known or method.start_of(adapted))
     backbone = backbone_of(adapted)
-    for block in backbone.blocks[: settings.freeze_layers]:
-        block.requires_grad_(False)
-    # Adapters in the projection are what is trained of it.
-    if backbone.projection is not None and not adapter_names(backbone.projection):
-        backbone.projection.requires_grad_(settings.projects)
-    classifier = head.make(backbone, n_classes, seed, of_head, text_features if head.needs_text else None)
+    freeze(backbone, frozen)
+    _train_projection(backbone, settings.projects)
+    if settings.trains_text:
+        _train_text(backbone, settings)
+    of_head = settings.settings_of(head)
+    classifier = head.make(backbone, n_classes, seed, of_head, texts if head.needs_text or head.live else None)
     classifier.requires_grad_(method.adapts and head.trained)
     return CLIPClassifier(adapted, classifier, settings, kept)
 
 
-def _checked(
-    settings: AdaptationSettings, method: Method, head: Head, n_classes: int
-) -> tuple[OwnSettings, OwnSettings]:
-    """The own settings of method and head, everything checked."""
+def _towers(
+    backbone: Backbone, settings: AdaptationSettings, seed: int, start: Mapping[str, Tensor] | None
+) -> nn.Module:
+    """The model with the methods of both towers applied. ``peft`` freezes all else, so what has adapters comes first."""
+    method, of_text = settings.facts, settings.text_facts
+    own, own_text = settings.settings_of(method), settings.settings_of(of_text)
+    first: nn.Module
+    if of_text.adapter_parameters and of_text is not method:
+        first = of_text.apply(backbone.text, own_text, seed)
+        method.apply(backbone_of(first), own, seed)
+        return first
+    if of_text.adapter_parameters:
+        backbone.beside = backbone.text
+    first = method.rebuild(backbone, own, seed, start) if start else method.apply(backbone, own, seed)
+    if settings.text_tower != FROZEN and not of_text.adapter_parameters:
+        of_text.apply(backbone_of(first).text, own_text, seed)
+    return first
+
+
+def _train_projection(backbone: Backbone, trained: bool) -> None:
+    # Adapters in the projection are what is trained of it.
+    if backbone.projection is not None and not adapter_names(backbone.projection):
+        backbone.projection.requires_grad_(trained)
+
+
+def _train_text(backbone: Backbone, settings: AdaptationSettings) -> None:
+    """Mark what the text tower's method does not: frozen blocks, the projection, the temperature."""
+    text = backbone.text
+    assert text is not None
+    freeze(text, blocks_named(settings.text_freeze_blocks, len(text.blocks), "text_freeze_blocks"))
+    _train_projection(text, settings.projects_text)
+    if backbone.temperature is not None:
+        backbone.temperature.requires_grad_(settings.train_temperature)
+
+
+def _check_live(settings: AdaptationSettings, backbone: Backbone, n_classes: int, tokens: Tensor | None) -> None:
+    """Raise ``ValueError`` where a live head has nothing to encode class prompts with, or none to encode."""
+    name = type(backbone.model).__name__
+    if backbone.text is None or backbone.temperature is None:
+        raise ValueError(
+            f"head is {settings.head!r}; {name} has no text tower with a temperature that it could encode with"
+        )
+    if tokens is None or tokens.ndim != 3 or len(tokens) != n_classes or tokens.is_floating_point():
+        raise ValueError(
+            f"head is {settings.head!r}; give class_tokens, token ids (classes, templates, tokens) of all classes"
+        )
+    # Before anything is changed: blocks that are not there.
+    blocks_named(settings.text_freeze_blocks, len(backbone.text.blocks), "text_freeze_blocks")
+
+
+def _check(settings: AdaptationSettings, method: Method, head: Head, n_classes: int) -> None:
+    """Raise ``ValueError`` naming the setting that is impossible, whatever the model."""
     if n_classes < 2:
         raise ValueError(f"n_classes is {n_classes}; a classifier needs at least 2")
     if settings.freeze_layers < 0:
         raise ValueError(f"freeze_layers is {settings.freeze_layers}; it must be 0 or more")
-    if settings.freeze_layers and not method.freezes_blocks:
-        able = ", ".join(one.name for one in METHODS if one.freezes_blocks)
-        raise ValueError(
-            f"freeze_layers is {settings.freeze_layers}; method {method.name} does not freeze blocks, {able} does"
-        )
-    if method.adapts and not (method.moves_encoder or head.trained):
+    problem = tower_problem(settings)
+    if problem is not None:
+        raise ValueError(f"{problem[0]} is {getattr(settings, problem[0])!r}: {problem[1]}")
+    if method.adapts and not (method.moves_encoder or head.trained or settings.trains_text or settings.projects):
         raise ValueError(f"head is {head.name!r}, which is frozen, and method {method.name} trains nothing else")
     if settings.train_projection and method.projection is None:
         raise ValueError(f"train_projection is true; method {method.name} does not train the projection")
+    owners = (method, settings.text_facts, head)
     for name in settings.own:
-        if not owners_of(name, (method, head)):
+        if not owners_of(name, owners):
             others = owners_of(name, METHODS) + owners_of(name, HEADS)
             whose = f"it belongs to {' and '.join(others)}" if others else "no method has it"
             raise ValueError(f"{name} is {settings.own[name]!r} with method {method.name}; {whose}")
-    return settings.settings_of(method), settings.settings_of(head)
+    for owner in owners:
+        settings.settings_of(owner)
 
 
 def count_parameters(config: Any, settings: AdaptationSettings, n_classes: int) -> tuple[int, int]:
@@ -183,8 +188,19 @@ def count_parameters(config: Any, settings: AdaptationSettings, n_classes: int) 
 
 
 def blank(
-    settings: AdaptationSettings, clip: nn.Module, n_classes: int, start: Mapping[str, Tensor] | None = None
+    settings: AdaptationSettings,
+    clip: nn.Module,
+    n_classes: int,
+    start: Mapping[str, Tensor] | None = None,
+    class_tokens: Tensor | None = None,
 ) -> CLIPClassifier:
-    """An adapted model as it is made, for weights that are read into it: its head starts from nothing in particular."""
-    text = torch.zeros(n_classes, backbone_of(clip).dimensions) if HEADS[settings.head].needs_text else None
-    return _adapted(clip, settings, n_classes, 0, text, start)
+    """An adapted model as it is made, for weights that are read into it: its head starts from nothing in particular.
+
+    ``class_tokens``: of a head that encodes them live; without them it has one token a class.
+    """
+    head, texts = HEADS[settings.head], class_tokens
+    if head.needs_text:
+        texts = torch.zeros(n_classes, backbone_of(clip).dimensions)
+    elif head.live and class_tokens is None:
+        texts = torch.zeros(n_classes, 1, 1, dtype=torch.int64)
+    return _adapted(clip, settings, n_classes, 0, texts, start)

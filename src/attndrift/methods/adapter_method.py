@@ -22,18 +22,32 @@ class AdapterMethod(Method):
 
     @abstractmethod
     def config(self, backbone: Any, settings: Any) -> Any:
-        """A ``peft`` configuration. Its ``target_modules`` come from ``backbone.adapter_pattern(names)``.
+        """A ``peft`` configuration for one tower. Its ``target_modules`` come from ``backbone.adapter_pattern(names)``.
 
-        A list of names would reach into the text tower too, whose layers have the same names.
+        A list of names would reach into the other tower too, whose layers have the same names.
         :func:`~attndrift.methods.targets.layers_named` refuses names that the backbone does not have.
         """
 
     def apply(self, backbone: Any, settings: Any, seed: int) -> Any:
-        """Put the adapters into the image tower."""
-        return self.wrap(backbone, self.config(backbone, settings), seed)
+        """Put the adapters into the tower, and into the one beside it where there is one."""
+        return self.wrap(backbone, self.of_towers(backbone, settings), seed)
+
+    def of_towers(self, backbone: Any, settings: Any) -> Any:
+        """The ``peft`` configuration of the tower, with that of the one beside it where there is one."""
+        config = self.config(backbone, settings)
+        if backbone.beside is not None:
+            other = self.config(backbone.beside, settings)
+            for name in ("target_modules", "feedforward_modules"):
+                patterns = [one for one in (getattr(config, name, None), getattr(other, name, None)) if one]
+                if patterns:
+                    setattr(config, name, "|".join(patterns))
+            for name in ("rank_pattern", "alpha_pattern"):
+                if getattr(other, name, None):
+                    setattr(config, name, {**getattr(config, name), **getattr(other, name)})
+        return config
 
     def wrap(self, backbone: Any, config: Any, seed: int) -> Any:
-        """Put the adapters of a ``peft`` configuration into the image tower."""
+        """Put the adapters of a ``peft`` configuration into the model."""
         # Imported here: the facts of a method are read without torch and peft.
         with importing("peft", f"the method `{self.name}`"):
             from peft import get_peft_model
@@ -47,7 +61,8 @@ class AdapterMethod(Method):
                 "ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning
             )
             adapted = get_peft_model(backbone.model, config)
-        check_adapter_places(adapted)
+        if not backbone.of_texts:
+            check_adapter_places(adapted, text_tower=backbone.beside is not None)
         return adapted
 
     def save(self, clip: Any, folder: Path) -> None:
@@ -60,7 +75,7 @@ class AdapterMethod(Method):
         """Put the adapters back, every tensor or none."""
         from attndrift.methods.adapters import load_adapter  # needs torch
 
-        load_adapter(clip, folder / "adapter")
+        load_adapter(clip, folder / "adapter", text_tower=None)
 
     def merge(self, clip: Any) -> Any:
         """Add the adapters to the weights, and remove them."""

@@ -56,11 +56,13 @@ _IMAGE_HALF = re.compile(r"\b(vision_model|visual_projection)\.")
 """Parts of a CLIP model that an image passes through."""
 
 
-def check_adapter_places(model: nn.Module, *, text_tower: bool = False) -> None:
+def check_adapter_places(model: nn.Module, *, text_tower: bool | None = False) -> None:
     """Raise ``ValueError`` unless adapters sit in the vision tower or its projection, and nowhere else.
 
-    ``text_tower``: they may sit in the text tower and its projection too.
+    ``text_tower``: they may sit in the text tower and its projection too; None: in either, and nothing is checked.
     """
+    if text_tower is None:
+        return
     names = adapter_names(model)
     if isinstance(unwrap(model), CLIPModel):
         outside = [name for name in names if not _IMAGE_HALF.search(name)]
@@ -112,14 +114,14 @@ def load_adapter(
     folder: Path,
     *,
     names: Mapping[str, str] | None = None,
-    text_tower: bool = False,
+    text_tower: bool | None = False,
     allow_zero: bool = True,
 ) -> None:
     """Put the adapter in ``folder`` into ``peft_model``, every tensor or none.
 
     Args:
         names: the file's name of a tensor to the model's, where the file was saved from another layout.
-        text_tower: adapters in the text tower are allowed too.
+        text_tower: adapters in the text tower are allowed too; None: also there alone.
         allow_zero: an adapter that changes nothing is allowed.
 
     Raises :class:`CheckpointError` for a missing tensor, one without a place, one of another shape, and
@@ -148,7 +150,7 @@ def check_adapters_loaded(
     adapter: str = "default",
     allow_zero: bool = False,
     names: Mapping[str, str] | None = None,
-    text_tower: bool = False,
+    text_tower: bool | None = False,
 ) -> None:
     """Raise :class:`CheckpointError` unless the adapter in ``folder`` is in ``model`` and takes part.
 

@@ -7,7 +7,7 @@ adapters did not load embeds like the pretrained one, and raises here instead of
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,13 @@ from torch import Tensor, nn
 
 from attndrift.files import is_inside, new_folder, read_json, refuse_links, sha256, write_json
 from attndrift.formats import check_format, numbered
-from attndrift.methods.adaptation import AdaptationSettings, blank
+from attndrift.methods.adaptation import blank
 from attndrift.methods.adapters import read_tensors, same_names
-from attndrift.methods.classifier import CLIPClassifier
-from attndrift.methods.parameter_drift import projection_drift, weight_drift
+from attndrift.methods.classifier import CLIPClassifier, unwrap
+from attndrift.methods.parameter_drift import TextWeights, projection_drift, weight_drift
+from attndrift.methods.registry import HEADS
+from attndrift.methods.settings import AdaptationSettings
+from attndrift.models.backbone import backbone_of
 from attndrift.models.embedding import image_embeddings
 from attndrift.models.errors import CheckpointError, FingerprintError
 from attndrift.models.evaluation import evaluation_mode
@@ -34,6 +37,9 @@ WEIGHTS = "model.safetensors"
 FINGERPRINT = "fingerprint.safetensors"
 START = "start.safetensors"
 """What rebuilds weights that the method has decomposed."""
+TOKENS = "classifier.tokens"
+"""Of the class prompts, in the file of weights: what the text side of a fingerprint is proved with."""
+_TEXTS = {"texts", "pretrained_texts"}
 _FIELDS = {"format", "base", "settings", "class_names", "drift", "files"}
 TOLERANCE = 1e-5
 MERGED_TOLERANCE = 1e-4
@@ -54,9 +60,28 @@ def fingerprint_embeddings(model: nn.Module, pixels: Tensor) -> Tensor:
         return image_embeddings(model, pixels.float().cpu()).float()
 
 
+def _prompts(model: CLIPClassifier, pretrained: nn.Module | None = None) -> Tensor:
+    """Features of the class prompts as the CPU makes them in float32, by the model's text tower or the pretrained one's."""
+    live = copy.deepcopy(model.live_text)
+    clip = model.backbone if pretrained is None else unwrap(pretrained)
+    if any(p.device.type != "cpu" or p.dtype != torch.float32 for p in clip.parameters()):
+        clip = copy.deepcopy(clip).to("cpu", torch.float32)
+    text = backbone_of(clip).text
+    assert live is not None
+    assert text is not None
+    with evaluation_mode(clip), torch.autocast("cpu", enabled=False):
+        return live.cpu().features(text)
+
+
+def _text_moved(model: CLIPClassifier, pretrained: nn.Module) -> float:
+    """Weight drift of the text tower and its projection, which text features depend on."""
+    found = TextWeights.of(backbone_of(pretrained)).drift(model.view)
+    return found["text_weight_drift"] + found["text_projection_drift"]
+
+
 def _stored(model: CLIPClassifier, settings: AdaptationSettings) -> dict[str, Tensor]:
     """What the file of weights holds: what is trained, the classifier in any case, without what the method itself saves."""
-    apart = settings.facts.adapter_parameters
+    apart = settings.with_adapters.adapter_parameters
     found = {n: p for n, p in model.named_parameters() if p.requires_grad and not (apart and apart in n)}
     return found | {f"classifier.{n}": value for n, value in model.classifier.state_dict().items()}
 
@@ -106,6 +131,8 @@ def save_adapted(
             fingerprint_embeddings(pretrained, probe_pixels) if pretrained_embeddings is None else pretrained_embeddings
         ),
     }
+    if settings.trains_text:
+        fingerprint |= {"texts": _prompts(model), "pretrained_texts": _prompts(model, pretrained)}
     if not all(bool(torch.isfinite(value).all()) for value in fingerprint.values()):
         raise CheckpointError(f"{folder}: not saved: the model's embeddings, or the images given, are not finite")
     with new_folder(folder) as target:
@@ -114,7 +141,7 @@ def save_adapted(
         save_file(fingerprint, target / FINGERPRINT)
         if model.start:
             save_file({name: value.cpu().contiguous() for name, value in model.start.items()}, target / START)
-        settings.facts.save(model.clip, target)
+        settings.with_adapters.save(model.clip, target)
         files = sorted(p for p in target.rglob("*") if p.is_file())
         write_json(
             target / DESCRIPTION,
@@ -127,6 +154,7 @@ def save_adapted(
                     "drift": {
                         "weight": weight_drift(model, pretrained),
                         "projection": projection_drift(model, pretrained),
+                        **({"text": _text_moved(model, pretrained)} if settings.trains_text else {}),
                     },
                     "files": {str(p.relative_to(target)): sha256(p) for p in files},
                     **(extra or {}),
@@ -164,7 +192,7 @@ def load_adapted(
             raise CheckpointError(f"{folder}: {name} does not have its recorded checksum; it is damaged or was changed")
     try:
         settings = AdaptationSettings(**description["settings"])
-        settings.facts  # noqa: B018 - raises for a method that is not installed here
+        settings.facts, settings.text_facts  # noqa: B018 - raises for a method that is not installed here
     except (TypeError, ValueError, AttributeError, UnknownNameError) as error:
         raise CheckpointError(f"{folder / DESCRIPTION}: settings that this version does not know: {error}") from error
     clip = base if base is not None else load_model(description["base"]["source"])
@@ -176,13 +204,14 @@ def load_adapted(
     if settings.facts.rewrites_base and start is None:
         raise CheckpointError(f"{folder}: {START} is missing, without which method {settings.method} cannot be rebuilt")
     try:
-        model = blank(settings, clip, len(description["class_names"]), start)
+        tokens = read_tensors(folder / WEIGHTS).get(TOKENS) if HEADS[settings.head].live else None
+        model = blank(settings, clip, len(description["class_names"]), start, tokens)
     # Values of other types, of whoever wrote them.
     except (TypeError, ValueError, AttributeError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{folder / DESCRIPTION}: settings that this version does not know: {error}") from error
     _place(model, folder, settings)
     if merged:
-        model.clip = settings.facts.merge(model.clip)
+        model.clip = settings.with_adapters.merge(model.clip)
     model.eval()
     check_fingerprint(model, folder, tolerance=MERGED_TOLERANCE if merged else TOLERANCE)
     return model
@@ -200,6 +229,7 @@ class _Base(_Strict):
 class _Drift(_Strict):
     weight: float | None
     projection: float | None
+    text: float | None = None
 
 
 class _Description(_Strict):
@@ -246,36 +276,57 @@ def _place(model: CLIPClassifier, folder: Path, settings: AdaptationSettings) ->
     with torch.no_grad():
         for name, parameter in wanted.items():
             parameter.copy_(stored[name])
-    settings.facts.load(model.clip, folder)
+    settings.with_adapters.load(model.clip, folder)
 
 
 def check_fingerprint(model: CLIPClassifier, folder: Path, *, tolerance: float = TOLERANCE) -> None:
-    """Raise :class:`FingerprintError` unless ``model`` embeds the recorded images as the saved model did."""
+    """Raise :class:`FingerprintError` unless ``model`` embeds the recorded images, and texts, as the saved model did."""
     recorded = read_tensors(folder / FINGERPRINT)
-    same_names(set(recorded), {"pixels", "embeddings", "pretrained_embeddings"}, folder / FINGERPRINT)
+    texts = _TEXTS if isinstance(model.settings, AdaptationSettings) and model.settings.trains_text else set[str]()
+    same_names(set(recorded), {"pixels", "embeddings", "pretrained_embeddings", *texts}, folder / FINGERPRINT)
     try:
         now = fingerprint_embeddings(model, recorded["pixels"])
     except (RuntimeError, ValueError) as error:  # no images of this model's size
         raise CheckpointError(f"{folder / FINGERPRINT}: `pixels` cannot be embedded: {error}") from error
-    for name in ("embeddings", "pretrained_embeddings"):
+    drift = read_json(folder / DESCRIPTION)["drift"]
+    moved = (drift["weight"] or 0.0) + (drift["projection"] or 0.0)
+    _check_embeddings(folder, "images", now, recorded, ("embeddings", "pretrained_embeddings"), moved, tolerance)
+    if texts:
+        try:
+            features, moved = _prompts(model), drift.get("text") or 0.0
+        except (RuntimeError, ValueError, IndexError) as error:  # no tokens of this text tower
+            raise CheckpointError(f"{folder / WEIGHTS}: `{TOKENS}` cannot be embedded: {error}") from error
+        _check_embeddings(folder, "class prompts", features, recorded, ("texts", "pretrained_texts"), moved, tolerance)
+
+
+def _check_embeddings(
+    folder: Path,
+    what: str,
+    now: Tensor,
+    recorded: Mapping[str, Tensor],
+    names: tuple[str, str],
+    moved: float,
+    tolerance: float,
+) -> None:
+    """Raise unless ``now`` is what was recorded, and is not what the pretrained model makes where weights have ``moved``."""
+    for name in names:
         if recorded[name].shape != now.shape or not recorded[name].is_floating_point():
             raise CheckpointError(
                 f"{folder / FINGERPRINT}: `{name}` is {recorded[name].dtype} of shape {tuple(recorded[name].shape)}; its "
-                f"pixels give floats of shape {tuple(now.shape)}"
+                f"{'pixels' if what == 'images' else what} give floats of shape {tuple(now.shape)}"
             )
-    scale = float(recorded["embeddings"].abs().max())
-    difference = float((now - recorded["embeddings"]).abs().max()) / max(scale, 1e-30)
+    saved, pretrained = (recorded[name] for name in names)
+    scale = float(saved.abs().max())
+    difference = float((now - saved).abs().max()) / max(scale, 1e-30)
     if not difference <= tolerance:
-        same = torch.allclose(now, recorded["pretrained_embeddings"], rtol=0, atol=tolerance * scale)
+        same = torch.allclose(now, pretrained, rtol=0, atol=tolerance * scale)
         hint = " It embeds them as the pretrained model does: what was trained did not load." if same else ""
         raise FingerprintError(
-            f"{folder}: the loaded model embeds the recorded images differently from the saved one "
+            f"{folder}: the loaded model embeds the recorded {what} differently from the saved one "
             f"(by {difference:.2g} of the largest value; allowed {tolerance:.0e}).{hint}"
         )
-    drift = read_json(folder / DESCRIPTION)["drift"]
-    moved = (drift["weight"] or 0.0) + (drift["projection"] or 0.0)
-    if moved > ROUNDING and torch.equal(now, recorded["pretrained_embeddings"]):
+    if moved > ROUNDING and torch.equal(now, pretrained):
         raise FingerprintError(
-            f"{folder}: weights have drifted by {moved:.3g}, yet the embeddings are exactly the pretrained ones; "
+            f"{folder}: weights have drifted by {moved:.3g}, yet the embeddings of the {what} are exactly the pretrained ones; "
             "what was trained does not take part in the forward pass"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import CLIPModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from attndrift.methods.live_text import LiveTextClassifier
 from attndrift.models.backbone import Backbone, backbone_of
 
 
@@ -25,15 +26,16 @@ class CLIPClassifier(nn.Module):
 
     Attributes:
         clip: the ``CLIPModel``, or the ``peft`` model around it.
-        classifier: ``Linear(projection, classes)`` with bias, or a :class:`CosineClassifier`.
-        settings: how the backbone was adapted, an :class:`~attndrift.methods.adaptation.AdaptationSettings`.
+        classifier: ``Linear(projection, classes)`` with bias, a :class:`CosineClassifier`, or a
+            :class:`~attndrift.methods.live_text.LiveTextClassifier`.
+        settings: how the backbone was adapted, an :class:`~attndrift.methods.settings.AdaptationSettings`.
         start: what rebuilds weights that the method has decomposed, by name; empty where it decomposes none.
     """
 
     def __init__(
         self,
         clip: nn.Module,
-        classifier: nn.Linear,
+        classifier: nn.Linear | LiveTextClassifier,
         settings: object = None,
         start: Mapping[str, Tensor] | None = None,
     ) -> None:
@@ -63,10 +65,23 @@ class CLIPClassifier(nn.Module):
         return self.view.embed(pixel_values)
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> ImageClassifierOutput:
-        """Logits (images, classes), and the cross-entropy where ``labels`` (images,) are given."""
-        logits = self.classifier(self.embed(pixel_values))
+        """Logits (images, classes), and the loss where ``labels`` (images,) are given: cross-entropy, or that of a live head."""
+        embeddings = self.embed(pixel_values)
+        if isinstance(self.classifier, LiveTextClassifier):
+            return ImageClassifierOutput(**self.classifier(embeddings, self.view, labels)._asdict())
+        logits = self.classifier(embeddings)
         loss = None if labels is None else nn.functional.cross_entropy(logits.float(), labels)
         return ImageClassifierOutput(loss=loss, logits=logits)
+
+    @property
+    def live_text(self) -> LiveTextClassifier | None:
+        """The classifier, where it encodes class prompts at every pass."""
+        return self.classifier if isinstance(self.classifier, LiveTextClassifier) else None
+
+    def texts_encoded_once(self) -> AbstractContextManager[None]:
+        """Around an evaluation, within which nothing is trained: class prompts are encoded once, where they are at all."""
+        live, text = self.live_text, self.view.text
+        return nullcontext() if live is None or text is None else live.encoded_once(text)
 
 
 class CosineClassifier(nn.Linear):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from attndrift.methods.classifier import CLIPClassifier
 from attndrift.metrics.weights import LowRankUpdate, squared_norm
 from attndrift.metrics.weights import weight_drift as relative_distance
-from attndrift.models.backbone import backbone_of
+from attndrift.models.backbone import Backbone, backbone_of
 from attndrift.models.parameters import bare_parameters, live_parameters
 
 
@@ -55,3 +56,48 @@ def projection_drift(classifier: CLIPClassifier, pretrained: nn.Module, norm: fl
     before = bare_parameters(first)
     after = _values(now, before)
     return relative_distance(before, after, pretrained_squared_norm=norm)
+
+
+@dataclass(frozen=True)
+class TextWeights:
+    """The parameters of a text side at one time: the text transformer, its projection, and the logarithm of the inverse temperature."""
+
+    tower: Mapping[str, Tensor]
+    projection: Mapping[str, Tensor]
+    logit_scale: float
+
+    @classmethod
+    def of(cls, backbone: Backbone, *, copied: bool = False) -> TextWeights:
+        """Those of ``backbone`` now, without adapters; ``copied`` where it will be trained.
+
+        Raises ``ValueError`` for a model without a text tower that can be trained.
+        """
+        text, scale = _text_of(backbone), backbone.logit_scale
+        assert scale is not None
+        parts = (bare_parameters(text.tower), {} if text.projection is None else bare_parameters(text.projection))
+        tower, projection = (
+            {name: value.clone() if copied else value for name, value in part.items()} for part in parts
+        )
+        return cls(tower, projection, float(scale))
+
+    def drift(self, backbone: Backbone) -> dict[str, float]:
+        """How far ``backbone`` is from them, by the name of the metric.
+
+        ``text_weight_drift`` and ``text_projection_drift`` are norm(dW) / norm(W0); ``logit_scale_change`` is a difference.
+        """
+        text, scale = _text_of(backbone), backbone.logit_scale
+        assert scale is not None
+        projection = 0.0
+        if text.projection is not None:
+            projection = relative_distance(self.projection, _values(text.projection, self.projection))
+        return {
+            "text_weight_drift": relative_distance(self.tower, _values(text.tower, self.tower)),
+            "text_projection_drift": projection,
+            "logit_scale_change": float(scale) - self.logit_scale,
+        }
+
+
+def _text_of(backbone: Backbone) -> Backbone:
+    if backbone.text is None or backbone.logit_scale is None:
+        raise ValueError(f"{type(backbone.model).__name__} has no text tower whose drift could be measured")
+    return backbone.text

@@ -38,14 +38,16 @@ class Method(ABC):
         projection: whether the projection is trained by default; None where it never is.
         adapts: whether anything is trained at all; ``moves_encoder`` whether the attention can change, so that
             preservation losses and guards have something to do.
-        freezes_blocks: whether ``freeze_layers`` may freeze its first blocks.
+        freezes_blocks: whether ``freeze_layers`` and ``freeze_blocks`` may freeze blocks of it.
         keeps_activations: whether a step holds the activations of every block for its backward pass.
-        cost: of a training step, in forward passes; ``work`` is its share of the time of full fine-tuning.
+        cost: of a training step, in forward passes, where nobody has measured it (``study/step_costs.json``); ``work`` is its share of the time of full fine-tuning.
         requires: packages that must be installed.
         adapter_parameters: part of the names of parameters that :meth:`save` writes, instead of the checkpoint's file
             of trained weights; empty where it writes none.
         rewrites_base: whether :meth:`apply` decomposes pretrained weights, so that states and checkpoints must hold what
             rebuilds them: :meth:`start_of` and :meth:`rebuild`.
+        needs_reference: whether :meth:`prepare` must see reference images first; :attr:`Settings` then has ``reference``.
+        reference_passes: forward passes a reference image that are made once.
     """
 
     name: ClassVar[str] = ""
@@ -66,13 +68,28 @@ class Method(ABC):
     requires: ClassVar[tuple[str, ...]] = ()
     adapter_parameters: ClassVar[str] = ""
     rewrites_base: ClassVar[bool] = False
+    needs_reference: ClassVar[bool] = False
+    reference_passes: ClassVar[float] = 0.0
+
+    def prepare(self, backbone: Any, settings: Any, images: Any) -> None:  # noqa: B027 - most methods see no images
+        """Look at normalised reference images (images, 3, height, width) with the pretrained model, before :meth:`apply`."""
+
+    @property
+    def on_text(self) -> bool:
+        """Whether ``text_tower`` may name it: what trains a tower, and rewrites none of its weights; or leaves it alone."""
+        return self.name == FROZEN or (self.moves_encoder and not self.rewrites_base)
+
+    @property
+    def beside_text(self) -> bool:
+        """Whether a text tower can be trained beside it: not where the classifier alone is trained, or nothing."""
+        return self.projection is not None
 
     @abstractmethod
     def apply(self, backbone: Any, settings: Any, seed: int) -> Any:
-        """Mark what is trained in a model of which nothing is, and return ``backbone.model`` or what wraps it.
+        """Mark what is trained in a tower of which nothing is, and return ``backbone.model`` or what wraps it.
 
         Args:
-            backbone: its :class:`~attndrift.models.backbone.Backbone`: tower, blocks, projection.
+            backbone: its :class:`~attndrift.models.backbone.Backbone`: tower, blocks, projection; of a text tower, its view.
             settings: an object of :attr:`Settings`.
             seed: of what is initialised; the global generator must not be touched.
         """
@@ -135,6 +152,8 @@ class Head(ABC):
         source: where it comes from; ``starts`` what it starts from, in one phrase.
         trained: whether it is trained with the model.
         needs_text: whether :meth:`make` takes text features of the classes.
+        live: whether :meth:`make` takes the token ids of class prompts, which are encoded anew at every pass: what a run
+            whose text tower is trained needs.
         fits: whether :meth:`fit` fits it to the pretrained embeddings of the training images before the first step.
         Settings: settings of its own.
     """
@@ -146,6 +165,7 @@ class Head(ABC):
     starts: ClassVar[str] = ""
     trained: ClassVar[bool] = True
     needs_text: ClassVar[bool] = False
+    live: ClassVar[bool] = False
     fits: ClassVar[bool] = False
     Settings: ClassVar[type[OwnSettings]] = OwnSettings
 
@@ -156,7 +176,8 @@ class Head(ABC):
         Args:
             backbone: a :class:`~attndrift.models.backbone.Backbone`.
             settings: an object of :attr:`Settings`.
-            text_features: normalised, (classes, dimensions); None where :attr:`needs_text` is false.
+            text_features: normalised, (classes, dimensions), where it :attr:`needs_text`; token ids (classes, templates,
+                tokens) where it is :attr:`live`; None elsewhere.
         """
 
     def fit(self, layer: Any, embeddings: Any, labels: Any, settings: Any) -> None:  # noqa: B027 - most are not fitted
@@ -174,7 +195,8 @@ METHODS: Registry[Method] = Registry("method", "attndrift.methods.known", group=
 HEADS: Registry[Head] = Registry("head", "attndrift.methods.heads", group="attndrift.heads")
 """All heads: those of :mod:`attndrift.methods.heads`, those of installed packages, and those of this process."""
 
-DEFAULT_METHOD, DEFAULT_HEAD, PRETRAINED = "full", "trained", "none"
+DEFAULT_METHOD, DEFAULT_HEAD, PRETRAINED, FROZEN = "full", "trained", "none", "frozen"
+CONTRASTIVE = "contrastive"
 
 M = TypeVar("M", bound=Method)
 H = TypeVar("H", bound=Head)

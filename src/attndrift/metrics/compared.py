@@ -97,6 +97,18 @@ def compare_embeddings(
     return read
 
 
+def compare_texts(before: Tensor, after: Tensor) -> dict[str, float | None]:
+    """Metrics of embeddings of texts (texts, dimensions), by name; None where one has no value."""
+    found: dict[str, float | None] = {}
+    for metric in METRICS:
+        if metric.needs == "texts":
+            try:
+                found[metric.name] = finite(float(_number(metric, before, after)))
+            except ValueError:
+                found[metric.name] = None
+    return found
+
+
 def finite(value: float) -> float | None:
     """``value``; None where it is no number."""
     return value if math.isfinite(value) else None

@@ -15,7 +15,17 @@ from typing import Any, Literal
 
 from attndrift.registry import Registry
 
-Needs = Literal["attention", "mean maps", "class token", "full maps", "hidden states", "embeddings", "weights"]
+Needs = Literal[
+    "attention",
+    "mean maps",
+    "class token",
+    "full maps",
+    "hidden states",
+    "embeddings",
+    "weights",
+    "texts",
+    "text weights",
+]
 """What a metric is computed from:
 
 - ``attention``: attention of the class token to the patches, (..., N), rows that sum to 1; gives (...).
@@ -23,11 +33,14 @@ Needs = Literal["attention", "mean maps", "class token", "full maps", "hidden st
 - ``hidden states``: class-token states of one block, pretrained and adapted, (images, width) each; gives a number.
 - ``embeddings``: image embeddings, pretrained and adapted, (images, dimensions) each; gives a number.
 - ``weights``: parameters by name, pretrained and adapted; who measures gives the number.
+- ``texts``: embeddings of class prompts, pretrained and adapted, (texts, dimensions) each; gives a number, where the text
+  side is trained.
+- ``text weights``: as ``weights``, of the text side.
 - ``class token`` and ``full maps``: what an observation itself holds; there is no column of their mean.
 """
 
 _STRUCTURE = ("attention", "mean maps")
-_COMPARED = ("hidden states", "embeddings", "weights")
+_COMPARED = ("hidden states", "embeddings", "weights", "texts", "text weights")
 
 
 @dataclass(frozen=True)
@@ -36,7 +49,7 @@ class Metric:
 
     Attributes:
         name: in tables, settings and commands.
-        compute: the function, or ``module:name`` of it; None where an observation holds the values. What it takes and
+        compute: the function, or ``module:name`` of it; None where who measures has the values. What it takes and
             gives: see :data:`Needs`.
         needs: what it is computed from.
         label: in tables and figures; ``short_label`` where there is less room.
@@ -83,7 +96,7 @@ class Metric:
         """The function itself."""
         if not isinstance(self.compute, str):
             if self.compute is None:
-                raise TypeError(f"metric `{self.name}` has no function: an observation holds its values")
+                raise TypeError(f"metric `{self.name}` has no function: who measures it has its values")
             return self.compute
         module, _, name = self.compute.partition(":")
         found: Callable[..., Any] = getattr(importlib.import_module(module), name)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from attndrift.registry import Registry
 
@@ -46,15 +46,29 @@ class VisionShape:
         return (self.image_size // self.patch_size) ** 2 + self.prefix_tokens
 
 
+@dataclass(frozen=True)
+class TextShape:
+    """The sizes of a text tower's blocks, from which time and memory are estimated."""
+
+    width: int
+    depth: int
+    mlp_width: int
+
+
 class Backbone(ABC):
     """One model, as studies see it. Methods, losses, retention and checkpoints ask nothing else of it.
 
     Attributes:
         model: the model itself, adapters inside.
+        of_texts: whether this is the view of a text tower.
+        beside: the view of a tower that adapters go into together with this one; None for none.
     """
+
+    of_texts: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module) -> None:
         self.model: Any = model
+        self.beside: Backbone | None = None
 
     @property
     @abstractmethod
@@ -89,6 +103,16 @@ class Backbone(ABC):
     @abstractmethod
     def embed(self, pixel_values: Tensor) -> Tensor:
         """Image embeddings of normalised images (images, 3, height, width): (images, dimensions), not normalised."""
+
+    @property
+    def temperature(self) -> nn.Parameter | None:
+        """The parameter that :attr:`logit_scale` is the value of, for a run that trains it; None for none."""
+        return None
+
+    @property
+    def text(self) -> Backbone | None:
+        """The text tower as a view of its own, whose ``embed`` takes token ids (texts, tokens); None where none can be trained."""
+        return None
 
     @property
     def text_encoder(self) -> nn.Module | None:

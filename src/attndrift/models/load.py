@@ -18,7 +18,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.utils import logging as hf_logging
 
 from attndrift.files import read_json, sha256
-from attndrift.models.backbone import BackboneSpec, VisionShape, scheme_of
+from attndrift.models.backbone import BackboneSpec, TextShape, VisionShape, scheme_of
 from attndrift.models.errors import ModelError
 from attndrift.models.from_config import config_of, processor_for, random_clip
 from attndrift.models.hub import CONFIG, ModelLocation, convert_hint, resolve_model
@@ -237,6 +237,17 @@ def load_shape(source: str | Path) -> VisionShape:
     )  # fmt: skip
 
 
+def load_text_shape(source: str | Path) -> TextShape | None:
+    """The sizes of a model's text tower, without its weights; None where only the model itself could tell.
+
+    Raises :class:`ModelError`.
+    """
+    if scheme_of(str(source)) is not None:
+        return None
+    text = load_config(source).text_config
+    return TextShape(text.hidden_size, text.num_hidden_layers, text.intermediate_size)
+
+
 def _of_scheme(scheme: tuple[BackboneSpec, str], what: str) -> Any:
     spec, rest = scheme
     make = getattr(spec, what)
@@ -255,12 +266,13 @@ def load_processor(source: str | Path) -> tuple[Any, Any]:
     if made is not None:
         return processor_for(made)
     model = resolve_model(source)
-    for what, files in _PROCESSORS.items():
-        if not files & set(model.files):
-            raise ModelError(
-                f"{source}: holds no {what} ({' or '.join(sorted(files))}); save that of the model it was made from "
-                "beside it in a folder, and give the folder"
-            )
+    missing = {what: files for what, files in _PROCESSORS.items() if not files & set(model.files)}
+    if missing:
+        said = " and no ".join(f"{what} ({' or '.join(sorted(files))})" for what, files in missing.items())
+        raise ModelError(
+            f"{source}: holds no {said}; save {'those' if len(missing) > 1 else 'that'} of the model it was made from "
+            "beside it in a folder, and give the folder"
+        )
     folder = model.fetch(model.others)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from attndrift.analysis.digest import OverviewRow
 from attndrift.analysis.formats import cell, heading
 from attndrift.analysis.result import Finding, Table
 
@@ -44,7 +45,7 @@ class Bullets:
 
 @dataclass(frozen=True)
 class Findings:
-    """Sentences of the analysis, those with evidence first."""
+    """Sentences of the analysis, each linked to its table. ``strength``: whether that is printed."""
 
     items: Sequence[Finding]
     kind: str = "findings"
@@ -52,7 +53,7 @@ class Findings:
 
 @dataclass(frozen=True)
 class FigureBlock:
-    """A figure; ``path`` is relative to the report, ``data`` a data URI."""
+    """A figure; ``path`` is relative to the report, ``data`` a data URI. ``caption`` is printed where ``long``."""
 
     name: str
     title: str
@@ -61,12 +62,27 @@ class FigureBlock:
     data: str
     section: str = "figures"
     alt: str = ""
+    long: bool = True
     kind: str = "figure"
 
 
 @dataclass(frozen=True)
+class Overview:
+    """The first screen: a verdict, caveats, the front, and the table of methods; ``tints`` has 0..5 for each cell."""
+
+    verdict: str
+    caveats: Sequence[str]
+    headings: Sequence[str]
+    rows: Sequence[OverviewRow]
+    tints: Sequence[Sequence[int]]
+    note: str
+    figure: FigureBlock | None
+    kind: str = "overview"
+
+
+@dataclass(frozen=True)
 class View:
-    """Something to operate, in the HTML alone: ``runs``, ``heatmap`` or ``maps``."""
+    """Something to operate, in the HTML alone: ``heatmap`` or ``maps``."""
 
     name: str
     kind: str = "view"
@@ -82,35 +98,38 @@ class Cell:
 
 @dataclass(frozen=True)
 class Heading:
+    """``shown``: whether the column is shown before a reader picks columns."""
+
     text: str
     numeric: bool
+    shown: bool = True
 
 
 @dataclass
 class TableBlock:
-    """A table ready to print. ``folded``: the HTML shows it on request. ``sortable``: columns sort on click."""
+    """A table ready to print; ``kind`` is ``runs`` for the one that is sorted and filtered. ``csv``: where all of it is."""
 
     name: str
     title: str
     headings: list[Heading]
     rows: list[list[Cell]]
     notes: list[str]
-    folded: bool = False
-    sortable: bool = False
+    n_rows: int
+    csv: str
     kind: str = "table"
 
 
-Block = Text | Bullets | Findings | FigureBlock | View | TableBlock
+Block = Text | Bullets | Findings | FigureBlock | Overview | View | TableBlock
 
 
 @dataclass
 class Section:
-    """A heading with its blocks and subsections; ``key`` is the anchor."""
+    """A heading with its blocks; ``key`` is the anchor, ``appendix`` says that it is folded at the end."""
 
     key: str
     title: str
     blocks: list[Block] = field(default_factory=list)
-    sections: list[Section] = field(default_factory=list)
+    appendix: bool = False
 
 
 # Columns that say which group a row belongs to: where all rows agree, one note says it for all.
@@ -132,46 +151,40 @@ _IDENTITY = (
 def table_block(
     table: Table,
     *,
-    caution: str | None = None,
     limit: int | None = None,
-    folded: bool = False,
-    sortable: bool = False,
+    cited: Collection[int] = (),
+    shown: Collection[str] = (),
+    written: bool = True,
 ) -> TableBlock:
     """``table`` as printed: empty columns dropped, columns that never vary said once below.
 
-    ``caution`` (that a study has one seed) becomes the first note. Of more than ``limit`` rows the
-    first are printed, and a note says so.
+    Of more than ``limit`` rows the first and the ``cited`` ones are printed, and a note says so. ``shown``: the columns
+    that are shown at first; all where none are named. ``written``: whether the table lies as CSV beside the report.
     """
-    notes = [caution] if caution else []
-    notes += [note for note in table.notes if note not in notes]
+    notes = list(table.notes)
     columns = [column for column in table.columns if any(row.get(column.name) is not None for row in table.rows)]
-    dropped = [heading(column) for column in table.columns if column not in columns] if table.rows else []
     constant: list[str] = []
     if len(table.rows) > 1:
         for column in list(columns):
             values = {str(row.get(column.name)) for row in table.rows}
             if column.name in _IDENTITY and len(values) == 1:
                 columns.remove(column)
-                if values == {""}:
-                    continue
-                constant.append(f"{column.label}: {values.pop()}")
+                if values != {""}:
+                    constant.append(f"{column.label}: {values.pop()}")
     if constant:
         notes.append("All rows: " + "; ".join(constant) + ".")
-    if dropped:
-        notes.append("No value in any row, so not printed: " + ", ".join(dropped) + ".")
-    rows = table.rows if limit is None else table.rows[:limit]
+    rows = [row for place, row in enumerate(table.rows) if limit is None or place < limit or place in cited]
+    csv = f"tables/{table.name}.csv" if written else ""
     if len(rows) < len(table.rows):
-        notes.append(f"The first {len(rows)} of {len(table.rows)} rows; the whole is `tables/{table.name}.csv`.")
-    if not table.rows:
-        notes = notes or ["No rows."]
+        notes.append(f"{len(rows)} of {len(table.rows)} rows" + (f"; all of them are in `{csv}`." if csv else "."))
     return TableBlock(
         name=table.name,
         title=table.title,
-        headings=[Heading(heading(c), _numeric(table.rows, c.name)) for c in columns],
+        headings=[Heading(heading(c), _numeric(table.rows, c.name), not shown or c.name in shown) for c in columns],
         rows=[[Cell(cell(c, row), _number(row.get(c.name))) for c in columns] for row in rows],
         notes=notes,
-        folded=folded,
-        sortable=sortable,
+        n_rows=len(table.rows),
+        csv=csv,
     )
 
 

@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
+from attndrift.analysis.numbers import format_rate
 from attndrift.analysis.result import Analysis
 from attndrift.files import is_inside
 from attndrift.metrics.registry import METRICS, structure_metrics
@@ -22,28 +23,38 @@ from attndrift.report.records import Record, Records
 from attndrift.results.attention_maps import read_maps
 from attndrift.results.tables import Tables
 
-_MAX_STEPS = 100
-_MAX_VALUES = 300_000
+_MAX_STEPS = 12
+_MAX_VALUES = 120_000
+_VALUES = ("cka",)
+"""Metrics that a heatmap shows themselves: their values compare with the pretrained model already."""
+_CURVES = {
+    "val_accuracy": ("Validation accuracy, %", 100.0),
+    "monitor_zero_shot_retention_pct": ("Retention while training, %", 1.0),
+    "cka_mean": ("CKA, mean over blocks", 1.0),
+    "entropy_change_pct": ("Entropy change, %", 1.0),
+}
+"""Columns of ``history`` that are drawn for one run, with their label and scale."""
+_MAX_POINTS = 60
 _IMAGE_SIDE = 224
 
 
 def heatmap_data(tables: Tables, analysis: Analysis) -> dict[str, Any]:
-    """Change of each layer mean from step 0, percent, of every run and metric: ``values[layer][step]``.
+    """Change of each layer mean from step 0, percent, of every run and metric, and CKA: ``values[layer][step]``.
 
-    Of more than 100 steps evenly spaced ones are kept (the first and the last always); where the values
+    Of more than 12 steps evenly spaced ones are kept (the first and the last always); where the values
     would outgrow the page, later runs are left out, and ``notes`` says so.
     """
-    frame = tables.layers
-    frame = frame[frame["head"].isna() & frame["metric"].isin(structure_metrics()) & frame["value"].notna()]
+    frame, shown = tables.layers, (*structure_metrics(), *_VALUES)
+    frame = frame[frame["head"].isna() & frame["metric"].isin(shown) & frame["value"].notna()]
     variants = {str(row["run_id"]): row for row in analysis.tables["runs"].rows}
     notes: list[str] = []
     runs: dict[str, dict[str, Any]] = {}
     spent = without = too_many = 0
-    for metric in structure_metrics():
+    for metric in shown:
         chosen = frame[frame["metric"] == metric]
         for run_id, group in chosen.groupby("run_id", sort=False):
             grid = group.drop_duplicates(["layer", "step"]).pivot(index="layer", columns="step", values="value")
-            if grid.shape[1] < 2 or int(grid.columns.min()) != 0:
+            if grid.shape[1] < 2 or (metric not in _VALUES and int(grid.columns.min()) != 0):
                 without += metric == "entropy" and grid.shape[1] > 1
                 continue
             grid = grid.iloc[:, _spaced(grid.shape[1], _MAX_STEPS)]
@@ -52,30 +63,51 @@ def heatmap_data(tables: Tables, analysis: Analysis) -> dict[str, Any]:
                 continue
             spent += grid.size
             values = grid.to_numpy(dtype=float)
-            with np.errstate(divide="ignore", invalid="ignore"):
-                change = 100.0 * (values - values[:, :1]) / values[:, :1]
+            if metric not in _VALUES:
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    values = 100.0 * (values - values[:, :1]) / values[:, :1]
             row = variants.get(str(run_id), {})
-            entry = runs.setdefault(str(run_id), {"run": str(run_id), "what": _describe(row), "metrics": {}})
+            entry = runs.setdefault(
+                str(run_id), {"run": str(run_id), "what": _describe(row), "metrics": {}, "curves": []}
+            )
             entry["metrics"][metric] = {
                 "layers": [int(v) for v in grid.index],
                 "steps": [int(v) for v in grid.columns],
-                "values": [[_rounded(v) for v in line] for line in change],
+                "values": [[_rounded(v) for v in line] for line in values],
             }
     if without:
         notes.append(f"Without layer values at step 0 and not shown: {counted(without, 'run')}.")
     if too_many:
         notes.append(f"Left out to keep the page small: {counted(too_many, 'run')}.")
+    for run_id, history in tables.history.groupby("run_id", sort=False):
+        if str(run_id) in runs:
+            runs[str(run_id)]["curves"] = _curves(history)
     return {
-        "metrics": [{"name": m, "label": METRICS[m].label} for m in structure_metrics()],
+        "metrics": [
+            {"name": m, "label": METRICS[m].label + ("" if m in _VALUES else " change, %"), "value": m in _VALUES}
+            for m in shown
+        ],
         "runs": list(runs.values()),
         "notes": notes,
     }
 
 
+def _curves(history: pd.DataFrame) -> list[dict[str, Any]]:
+    """What was measured of one run while it trained: at most 60 evaluations, the first and the last always."""
+    found = []
+    for column, (label, scale) in _CURVES.items():
+        known = history[history[column].notna()] if column in history else history.iloc[:0]
+        if len(known) > 1:
+            known = known.sort_values("step", kind="stable").iloc[_spaced(len(known), _MAX_POINTS)]
+            values = scale * known[column].to_numpy(dtype=float)
+            found.append({"label": label, "steps": known["step"].tolist(), "values": [_rounded(v) for v in values]})
+    return found
+
+
 def _describe(row: dict[str, Any]) -> str:
     parts = [str(row[name]) for name in ("dataset", "variant") if row.get(name) is not None]
     rate = row.get("learning_rate")
-    return ", ".join([*parts, f"rate {rate:g}"] if isinstance(rate, float) else parts)
+    return ", ".join([*parts, format_rate(rate)] if isinstance(rate, float) else parts)
 
 
 def _rounded(value: float) -> float | None:

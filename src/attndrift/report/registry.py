@@ -24,25 +24,28 @@ class SectionSpec:
     Attributes:
         name: of its anchor; figures name it as their ``section``.
         title: its heading.
-        order: where it stands: sections follow one another from the lowest number on; ours have 100, 200, ...
+        order: where it stands: sections follow one another from the lowest number on; ours have 100, 200, ...; those of
+            the appendix come last.
         make: its blocks; none leaves the section out.
+        appendix: whether it is folded, at the end of the page.
     """
 
     name: str
     title: str
     order: int
     make: Make
+    appendix: bool = False
 
 
 SECTIONS: Registry[SectionSpec] = Registry("report section", "attndrift.report.sections", "attndrift.report_sections")
 """All sections: those of this package, those of installed packages, and those of this process."""
 
 
-def section(name: str, *, title: str, order: int) -> Callable[[Make], Make]:
+def section(name: str, *, title: str, order: int, appendix: bool = False) -> Callable[[Make], Make]:
     """Register the function below as a section; the arguments are those of :class:`SectionSpec`."""
 
     def register(make: Make) -> Make:
-        SECTIONS.register(SectionSpec(name, title, order, make))
+        SECTIONS.register(SectionSpec(name, title, order, make, appendix))
         return make
 
     return register
@@ -51,5 +54,5 @@ def section(name: str, *, title: str, order: int) -> Callable[[Make], Make]:
 def build_sections(page: Page) -> list[Section]:
     """Every section that has something to say, in order."""
     page.sections = frozenset(SECTIONS.names())
-    made = ((spec, spec.make(page)) for spec in sorted(SECTIONS, key=lambda spec: spec.order))
-    return [Section(spec.name, spec.title, blocks) for spec, blocks in made if blocks]
+    made = ((spec, spec.make(page)) for spec in sorted(SECTIONS, key=lambda spec: (spec.appendix, spec.order)))
+    return [Section(spec.name, spec.title, blocks, spec.appendix) for spec, blocks in made if blocks]

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from attndrift.extras import importing
 from attndrift.files import refuse_links, replacing
 from attndrift.formats import FormatError, check_table_metadata, table_metadata
 from attndrift.metrics.registry import layer_metrics
@@ -75,11 +76,21 @@ _SETTINGS = (
     _number("epochs", "planned epochs", 0.0),
     _count("batch_size", "images an optimiser step"),
     _number("weight_decay", "AdamW weight decay", 0.0),
+    _number(
+        "training_seconds",
+        "measured seconds of training; attndrift leaves it null, for the time of one run repeats "
+        "on no other machine (`record.json` has it)",
+        0.0,
+    ),
     _text("optimisation", "what departs from one rate of AdamW: layer_decay:0.75+spd:1; null where nothing does"),
 )
 _ADAPTATION = (
     Column("train_projection", kind="bool", meaning="whether the visual projection is trained"),
     _count("freeze_layers", "frozen blocks, counted from the input"),
+    _text(
+        "trained_parts",
+        "what else is trained or frozen: text_tower=full+train_temperature=True; null where only the method decides",
+    ),
     _text("loss", "preservation losses with their weights, e.g. attention_preservation:0.1+entropy_floor:0.01"),
     _fraction("loss_active_fraction", "how often the loss was active, where one alone reports it"),
     _text("guard", "what a guard kept within a budget: retention_pct, or a metric of the monitor"),
@@ -264,11 +275,13 @@ def conform(table: str, frame: pd.DataFrame, *, where: str | None = None) -> pd.
     infinite = infinite_values(frame)
     result: dict[str, pd.Series[Any]] = {}
     problems: dict[str, str] = {}
+    # One of each type: most of a table's hundred columns are null in most tables.
+    nulls = {kind: pd.Series([None] * len(frame), index=frame.index, dtype=_DTYPES[kind]) for kind in _DTYPES}
     for column in columns:
         if column.name not in frame.columns:
             if column.required:
                 problems[column.name] = f"the column `{column.name}` ({column.meaning}) is missing"
-            result[column.name] = pd.Series([None] * len(frame), index=frame.index, dtype=_DTYPES[column.kind])
+            result[column.name] = nulls[column.kind]
             continue
         try:
             result[column.name], count = _cast(column, frame[column.name])
@@ -336,39 +349,27 @@ def _cast(column: Column, values: pd.Series[Any]) -> tuple[pd.Series[Any], int]:
 
 
 def _values_refused(frame: pd.DataFrame, columns: list[Column]) -> dict[str, str]:
-    """For each column with a null where none may be, or a value out of range, the first one in words (pandera)."""
+    """For each column with a null where none may be, or a value out of range, the first one in words."""
     columns = [c for c in columns if c.required or c.low is not None or c.high is not None]
     if frame.empty or not columns:
         return {}
-    # Takes a fifth of a second to import, which only who reads tables pays.
-    from pandera import pandas as pandera
-    from pandera.errors import SchemaErrors
-
     # Rounding may carry a cosine or a CKA a hair over its bound; a percentage is far over it.
     slack = 1e-6
-    schema = pandera.DataFrameSchema(
-        {
-            c.name: pandera.Column(
-                checks=[
-                    *([pandera.Check.ge(c.low - slack)] if c.low is not None else []),
-                    *([pandera.Check.le(c.high + slack)] if c.high is not None else []),
-                ],
-                nullable=not c.required,
-            )
-            for c in columns
-        }
-    )
-    try:
-        schema.validate(frame, lazy=True)
-    except SchemaErrors as error:
-        first = error.failure_cases.drop_duplicates("column")
-        by_name = {c.name: c for c in columns}
-        cases = zip(first["column"], first["check"], first["failure_case"], first["index"], strict=True)
-        return {
-            name: _refusal(by_name[name], None if check == "not_nullable" else value, int(row))
-            for name, check, value, row in cases
-        }
-    return {}
+    refused: dict[str, str] = {}
+    for column in columns:
+        values = frame[column.name]
+        wrong = [values.isna().to_numpy()] if column.required else []
+        if column.low is not None or column.high is not None:
+            numbers = values.to_numpy(dtype=float, na_value=np.nan)
+            wrong += [numbers < column.low - slack] if column.low is not None else []
+            wrong += [numbers > column.high + slack] if column.high is not None else []
+        for rows in wrong:
+            if rows.any():
+                row = int(rows.argmax())
+                value = values.iloc[row]
+                refused[column.name] = _refusal(column, None if pd.isna(value) else value, row)
+                break
+    return refused
 
 
 def _refusal(column: Column, value: float | None, row: int) -> str:
@@ -406,6 +407,16 @@ class Tables:
             strangers = set(getattr(self, name)["run_id"].unique()) - known
             if strangers:
                 raise TableError(f"table {name}: run_id `{min(strangers)}` is not in the table runs")
+
+    def plot(self, name: str = "pareto_front", ax: Any = None) -> Any:
+        """Draw a figure of ``attndrift list figures``, in the place of ``ax`` or a figure of its own; returns its axes.
+
+        The front of accuracy and retention unless told otherwise. Raises as :func:`attndrift.figures.axes.draw_axes`.
+        """
+        # Here, as drawing needs packages that tables do not.
+        with importing("report", "study.plot()"):
+            from attndrift.figures.axes import draw_axes
+        return draw_axes(name, self, ax)
 
 
 def _most_bytes() -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import ProcessorMixin
 
-from attndrift.data.prompts import clean_class_name
+from attndrift.data.prompts import clean_class_name, fill
 from attndrift.models.evaluation import preserve_state
 from attndrift.models.module_utils import named_modules
 
@@ -77,6 +77,18 @@ def encode_prompts(encoder: nn.Module, tokenizer: Any, texts: Sequence[str]) -> 
     else:
         output = module.encode_text(inputs["input_ids"])
     return inputs["input_ids"].cpu(), output.float()
+
+
+def class_tokens(model: nn.Module, tokenizer: Any, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """Token ids of every class name in every template: int64 (classes, templates, tokens), on the CPU.
+
+    Raises as :func:`encode_prompts` does for a prompt that is too long, and a tokenizer that is not the model's.
+    """
+    encoder = text_encoder(model)
+    texts = [fill(template, name) for name in class_names for template in templates]
+    tokens = _tokens(encoder, tokenizer, texts)["input_ids"]
+    _check_tokens(encoder, tokenizer, tokens, texts)
+    return tokens.cpu().long().unflatten(0, (len(class_names), len(templates)))
 
 
 def trained_text_parameters(model: nn.Module, tokenizer: Any) -> dict[str, nn.Parameter]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from attndrift.data.errors import some
 from attndrift.extras import install_line
+from attndrift.methods.registry import METHODS
 from attndrift.study.check_disk import check_disk, existing, least_bytes
 from attndrift.study.check_findings import Check, listed, size
 from attndrift.study.check_images import check_images, fetch_images
@@ -24,6 +25,7 @@ from attndrift.study.pinning import RecordedCommits
 from attndrift.study.settings import NamedRun, RunSettings, Study
 from attndrift.study.storage import LocalStorage, check_folder
 from attndrift.study.storage_url import is_url, open_storage
+from attndrift.trackers import TRACKERS
 
 # Imports inside functions: these packages take time to load, which only who needs them pays.
 
@@ -91,7 +93,9 @@ _EXTRAS = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3")}
 def _packages(found: Check, study: Study, engine: str, where: str) -> None:
     needed: dict[str, str] = {}
     for run in study.runs:
-        needed |= {name: f"pip install {name}" for name in run.settings.facts.requires}
+        packages = [*run.settings.facts.requires, *METHODS[run.settings.text_tower].requires]
+        packages += [TRACKERS[name].package for name in run.settings.trackers]
+        needed |= {name: f"pip install {name}" for name in packages if name}
     if engine in LAUNCHERS and LAUNCHERS[engine].package:
         launcher = LAUNCHERS[engine]
         needed[launcher.package] = install_line(launcher.extra) if launcher.extra else "install it"

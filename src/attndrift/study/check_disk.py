@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from attndrift.methods.frozen_blocks import blocks_named
 from attndrift.study.check_findings import Check, listed, size
 from attndrift.study.settings import RunSettings
 from attndrift.study.storage_url import is_url
@@ -56,7 +58,10 @@ def _trained(settings: RunSettings, vision: Mapping[str, Any]) -> int:
     block = 4 * width * (width + 1) + 2 * width * inner + inner + width + 4 * width
     embeddings = width * (1 + channels * patch**2 + tokens)
     whole = settings.facts.least_trained(embeddings=embeddings, block=block, blocks=blocks)
-    return max(0, whole - min(settings.freeze_layers, blocks) * block)
+    frozen = set(range(min(settings.freeze_layers, blocks)))
+    with suppress(ValueError):  # a block that is not there, which is said elsewhere
+        frozen |= blocks_named(settings.freeze_blocks, blocks, "freeze_blocks")
+    return max(0, whole - len(frozen) * block)
 
 
 def check_disk(found: Check, where: str, *, written: float) -> None:

@@ -1,18 +1,21 @@
-"""Whether the model of each run has a place for what its method trains: asked of a model without weights."""
+"""Whether the model of each run has a place for what its method trains, and its losses can see it: asked of a model without weights."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from attndrift.data.errors import some
+from attndrift.losses.registry import LOSSES
+from attndrift.methods.registry import HEADS
 from attndrift.study.check_findings import Check
+from attndrift.study.model_sizes import ModelSizes
 from attndrift.study.settings import Study
 
 # Imports inside functions: these packages take time to load, which only who needs them pays.
 
 
 def check_methods(found: Check, study: Study) -> None:
-    """Add a problem for every method that its model cannot take; nothing for a model that is a problem itself."""
+    """Add a problem for every method and loss that its model cannot take; nothing for a model that is a problem itself."""
     if found.out_of_reach or any(finding.what.startswith("hub ") for finding in found.problems):
         return  # one fault, which is said once
     bad = {finding.what for finding in found.problems}
@@ -21,19 +24,19 @@ def check_methods(found: Check, study: Study) -> None:
     for run in study.runs:
         settings = run.settings
         # What trains whole parts always finds them; adapters and blocks may have no place.
-        if f"model {settings.model}" in bad or not (settings.facts.requires or settings.freeze_layers):
+        asks = settings.facts.requires or settings.freeze_layers or settings.freeze_blocks or HEADS[settings.head].live
+        asks = asks or any(LOSSES[one].check for one in settings.losses)
+        if f"model {settings.model}" in bad or not asks:
             continue
         from attndrift.study.resolved import adaptation
 
-        key = f"{settings.model} {adaptation(settings)}"
+        key = f"{settings.model} {adaptation(settings)} {list(settings.losses)} {settings.own}"
         asked[key] = settings
         runs.setdefault(key, []).append(run.run_id)
+    sizes = ModelSizes()
     for key, settings in asked.items():
-        from attndrift.methods.adaptation import count_parameters
-        from attndrift.study.resolved import adaptation
-
         try:
-            count_parameters(settings.model, adaptation(settings), 2)
+            sizes.parameters(settings, 2)
         except (ValueError, NotImplementedError) as error:
             names = runs[key]
             what = f"run {names[0]}" if len(names) == 1 else f"{len(names)} runs ({some(names, 3)})"

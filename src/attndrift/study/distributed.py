@@ -48,6 +48,9 @@ class SilentReporter:
     def say(self, message: str) -> None:
         """Say nothing."""
 
+    def evaluated(self, step: int, total: int, values: object) -> None:
+        """Say nothing."""
+
     def saved(self, step: int) -> None:
         """Say nothing."""
 

@@ -11,10 +11,12 @@ from numpy.typing import ArrayLike
 from attndrift.data.pixels import PixelStore
 from attndrift.drift.drift import Drift
 from attndrift.drift.monitor import DriftMonitor, measure_drift
+from attndrift.drift.text_drift import TextDrift
 from attndrift.methods.classifier import CLIPClassifier
 from attndrift.methods.parameter_drift import projection_drift, weight_drift
 from attndrift.models.evaluation import evaluation_mode
 from attndrift.process_group import Processes
+from attndrift.study.pretrained import Pretrained
 from attndrift.study.run_images import TransferSet
 from attndrift.study.run_inputs import RunInputs
 from attndrift.study.settings import RunSettings
@@ -29,7 +31,7 @@ def split_accuracy(model: CLIPClassifier, store: PixelStore, labels: ArrayLike, 
     processes, device = Processes.current(), next(model.parameters()).device
     mine = torch.arange(processes.rank, len(wanted), processes.count)
     correct = torch.tensor(0)
-    with processes.agreeing(), evaluation_mode(model):
+    with processes.agreeing(), evaluation_mode(model), model.texts_encoded_once():
         for part in mine.split(settings.evaluation_batch_size):
             logits = model(pixel_values=store.fetch(part.tolist()).to(device)).logits.float().cpu()
             correct += (logits.argmax(-1) == wanted[part]).sum()
@@ -49,6 +51,14 @@ def weight_drifts(model: CLIPClassifier, inputs: RunInputs) -> tuple[float, floa
     return weight_drift(model, clip, tower), projection_drift(model, clip, projection)
 
 
+def text_drift_of(model: CLIPClassifier, settings: RunSettings, pretrained: Pretrained) -> TextDrift | None:
+    """What measures the text side of a run's model, on the class prompts in the first template; None where it stays."""
+    live = model.live_text
+    if live is None or not settings.trains_text:
+        return None
+    return TextDrift(model, live.tokens[:, 0], reference=pretrained.clip)
+
+
 def monitor_of(model: CLIPClassifier, inputs: RunInputs) -> DriftMonitor:
     """The monitor of a run's model, on the probe images."""
     return DriftMonitor(
@@ -57,6 +67,7 @@ def monitor_of(model: CLIPClassifier, inputs: RunInputs) -> DriftMonitor:
         reference=inputs.baseline,
         embed=model.embed,
         weight_drift=lambda: weight_drifts(model, inputs),
+        text=text_drift_of(model, inputs.settings, inputs.pretrained),
     )
 
 
@@ -64,7 +75,8 @@ def drift_of(model: CLIPClassifier, inputs: RunInputs) -> Drift:
     """The drift of a model on the probe images, once."""
     batches = inputs.target.probe_batches(inputs.settings.evaluation_batch_size)
     drifts = partial(weight_drifts, model, inputs)
-    return measure_drift(inputs.baseline, model, batches, drifts, model.embed, processes=Processes.current())
+    text = text_drift_of(model, inputs.settings, inputs.pretrained)
+    return measure_drift(inputs.baseline, model, batches, drifts, model.embed, text, processes=Processes.current())
 
 
 def monitored_accuracy(monitored: TransferSet, model: CLIPClassifier, inputs: RunInputs) -> float:

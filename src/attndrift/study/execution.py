@@ -6,11 +6,12 @@ import contextlib
 import copy
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from attndrift.drift.drift import Drift
@@ -20,6 +21,7 @@ from attndrift.guard.guard import Guard
 from attndrift.methods.adaptation import adapt
 from attndrift.methods.classifier import CLIPClassifier
 from attndrift.methods.registry import HEADS
+from attndrift.metrics.registry import METRICS
 from attndrift.results.measures import MEASURES
 from attndrift.retention.task import RetentionResult
 from attndrift.retention.zero_shot import ZeroShotResult
@@ -37,8 +39,9 @@ from attndrift.study.run_images import TransferSet
 from attndrift.study.run_inputs import RunInputs
 from attndrift.study.run_record import baseline_columns, run_record, sizes, transfer_columns
 from attndrift.study.settings import NamedRun
+from attndrift.study.steps import evaluation_steps
 from attndrift.study.training.loop import fit
-from attndrift.study.training.plan import FitResult, TrainingPlan, evaluation_steps, only_value
+from attndrift.study.training.plan import FitResult, TrainingPlan, only_value
 
 Retained = ZeroShotResult | RetentionResult
 
@@ -125,7 +128,8 @@ class _Execution:
         start = self.files.read_start() if self.settings.facts.rewrites_base else None
         model = adapt(
             inputs.pretrained.copy(), adaptation(self.settings), len(self.target.class_names), self.settings.seed,
-            text_features=self._text_features(), fit_on=self._fit_on(), start=start,
+            text_features=self._text_features(), class_tokens=inputs.class_tokens(), fit_on=self._fit_on(), start=start,
+            reference_images=self._reference_images() if start is None else None,
         ).to(inputs.device)  # fmt: skip
         if start is None:
             self.files.write_start(model.start)
@@ -151,6 +155,19 @@ class _Execution:
             return None
         return self.inputs.resources.text(self.settings, self.inputs.pretrained, self.target.class_names).features
 
+    def _no_drift(self) -> Drift:
+        """The drift of the pretrained model from itself, of all that the run measures."""
+        drift = self.inputs.results.no_drift()
+        if not self.settings.trains_text:
+            return drift
+        of_text = {metric.name: metric.pretrained for metric in METRICS if metric.needs in ("texts", "text weights")}
+        return replace(drift, numbers={**drift.numbers, **of_text})
+
+    def _reference_images(self) -> Tensor | None:
+        """Images that the method looks at before it starts, where it does."""
+        reference = self.inputs.reference if self.settings.facts.needs_reference else None
+        return None if reference is None else reference.pixels
+
     def _fit_on(self) -> tuple[Tensor, Tensor] | None:
         """Pretrained embeddings of the training images and their labels, for a head that is fitted to them first."""
         if not HEADS[self.settings.head].fits:
@@ -171,22 +188,26 @@ class _Execution:
                 raise ValueError(f"`guard`: {self.inputs.absent[settings.transfer[0]]}")
             item = self.inputs.transfer[0]
             assert item.guard is not None
+            texts: dict[str, Any] = {"text_features": item.text}
+            if settings.trains_text:  # they are encoded anew at every check
+                texts = {"class_names": item.dataset.class_names, "templates": settings.prompts,
+                         "tokenizer": self.inputs.pretrained.tokenizer}  # fmt: skip
             budget = Budget.retention(
-                (settings.guard_at_least or 0.0) / 100, item.guard.store, item.guard.part.labels, text_features=item.text,
-                confidence=settings.guard_confidence, batch_size=settings.evaluation_batch_size,
+                (settings.guard_at_least or 0.0) / 100, item.guard.store, item.guard.part.labels,
+                confidence=settings.guard_confidence, batch_size=settings.evaluation_batch_size, **texts,
             )  # fmt: skip
         self.reporter.phase("the guard's probe")
         steps = evaluation_steps(settings, n_train, settings.guard_checks_per_epoch)
         return Guard(
             monitor, budget, steps, first=math.ceil(settings.guard_from * steps[-1]),
-            head=model.classifier if HEADS[settings.head].trained else None,
+            head=model.classifier if isinstance(model.classifier, nn.Linear) and HEADS[settings.head].trained else None,
             validate=lambda: accuracy(model, self.inputs, "validation"), echo=self.reporter.say,
         )  # fmt: skip
 
     def _plan(self, model: CLIPClassifier, monitor: DriftMonitor, guard: Guard | None) -> TrainingPlan:
         settings, inputs, target = self.settings, self.inputs, self.target
         monitored = next((item for item in inputs.transfer if item.monitor is not None), None)
-        first: dict[str, Any] = {"step": 0, "epoch": 0.0, **inputs.results.no_drift().row()}
+        first: dict[str, Any] = {"step": 0, "epoch": 0.0, **self._no_drift().row()}
         if monitored is not None:
             before = inputs.results.transfer(monitored, monitored.monitor)
             first["monitor_zero_shot_accuracy"] = before.accuracy
@@ -207,6 +228,8 @@ class _Execution:
             device=inputs.device,
             guard=guard,
             trackers=self.settings.trackers,
+            run_id=inputs.run.run_id,
+            study=self.files.study_name(),
         )
 
     def _measured(

@@ -1,6 +1,6 @@
 """Interpolation between the pretrained and an adapted model: theta = (1 - alpha) theta0 + alpha theta1.
 
-After Wortsman et al. 2022 (WiSE-FT). The vision transformer and its projection are interpolated,
+After Wortsman et al. 2022 (WiSE-FT). Both towers, their projections and the temperature are interpolated,
 adapters merged first. The classifier has no pretrained state and stays the adapted one.
 """
 
@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
+from torch import nn
 
-from attndrift.drift.drift import compare_snapshots
-from attndrift.drift.snapshot import take_snapshot
+from attndrift.drift.monitor import measure_drift
 from attndrift.files import refuse_links, write_json
 from attndrift.methods.checkpoint import load_adapted
+from attndrift.methods.classifier import CLIPClassifier
 from attndrift.methods.interpolation import interpolate_weights
 from attndrift.methods.parameter_drift import projection_drift, weight_drift
 from attndrift.methods.registry import trains
 from attndrift.models.reference import at_commit
 from attndrift.study.collect import SWEEP
-from attndrift.study.evaluation import split_accuracy
+from attndrift.study.evaluation import split_accuracy, text_drift_of
 from attndrift.study.inputs import read_inputs, refuse_changed
 from attndrift.study.record import read_record
 from attndrift.study.resolved import device_of
@@ -75,16 +77,14 @@ def interpolate(
     model = copy.deepcopy(adapted)
     start = dict(pretrained.clip.named_parameters())
     end = dict(adapted.backbone.named_parameters())
+    drifts = partial(_weight_drifts, model, pretrained.clip)
+    text = text_drift_of(model, settings, pretrained)
     points = []
     before: dict[str, NDArray[np.int64]] = {}
     for alpha in sorted(set(alphas)):
         interpolate_weights(model.backbone, start, end, float(alpha))
-        snapshot = take_snapshot(model, target.probe_batches(settings.evaluation_batch_size), model.embed)
-        drift = compare_snapshots(
-            baseline,
-            snapshot,
-            weight_drift=weight_drift(model, pretrained.clip),
-            projection_drift=projection_drift(model, pretrained.clip),
+        drift = measure_drift(
+            baseline, model, target.probe_batches(settings.evaluation_batch_size), drifts, model.embed, text
         )
         point: dict[str, Any] = {
             "alpha": float(alpha),
@@ -105,3 +105,7 @@ def interpolate(
     with FileLock(folder / ".lock"):  # whoever has it may remove what is half written
         write_json(folder / SWEEP, {"points": points, "classifier": "adapted", "checkpoint": "best"})
     return points
+
+
+def _weight_drifts(model: CLIPClassifier, pretrained: nn.Module) -> tuple[float, float]:
+    return weight_drift(model, pretrained), projection_drift(model, pretrained)

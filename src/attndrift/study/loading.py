@@ -18,7 +18,6 @@ error names the file, the line and what is allowed.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
 import re
@@ -31,9 +30,10 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from attndrift.data.errors import some
 from attndrift.methods.registry import DEFAULT_METHOD, trains
 from attndrift.plain_digits import whole_number
-from attndrift.registry import near_match
+from attndrift.registry import unknown_name
 from attndrift.study.settings import (
     NAME_PATTERN,
     DatasetSource,
@@ -200,10 +200,9 @@ def _line(lines: Mapping[Place, int], place: Sequence[str | int]) -> str:
 
 def _allowed(model: type[BaseModel], field: str) -> str:
     names = setting_names() if model is RunSettings else list(model.model_fields)
-    hint = near_match(field, names)
-    if not hint:
-        hint = f"; allowed: {', '.join(names)}" if len(names) <= 12 else "; docs/settings.md names all of them"
-    return f"unknown key `{field}`{hint}"
+    few = len(names) <= 12
+    otherwise = f"allowed: {', '.join(names)}" if few else "`attndrift list settings` shows every setting"
+    return unknown_name("setting", field, names, otherwise)
 
 
 def _explain(error: Mapping[str, Any], model: type[BaseModel]) -> str:
@@ -503,7 +502,8 @@ def _replace_datasets(file: _StudyFile, names: Mapping[str, str], where: str) ->
     known = _dataset_names(file)
     for old in names:
         if old not in known:
-            raise StudyError(f"--dataset {old}: no run of {where} has this dataset ({', '.join(sorted(known))})")
+            otherwise = f"the runs of {where} have {some(sorted(known), 3)}"
+            raise StudyError(f"--dataset {old}: {unknown_name('dataset', old, known, otherwise)}")
     if "dataset" in file.shared:
         file.shared["dataset"] = swapped(file.shared["dataset"])
     file.datasets = {names.get(name, name): values for name, values in file.datasets.items()}
@@ -548,9 +548,8 @@ def load_study(
         return parse(preset_text(name), f"preset {name}")
     path = Path(source)
     if not path.is_file():
-        near = difflib.get_close_matches(name, preset_names(), n=1)
-        hint = f" Did you mean the preset {near[0]}?" if near else ""
-        raise StudyError(f"{name}: neither a study file nor a preset ({', '.join(preset_names())}).{hint}")
+        otherwise = "`attndrift list presets` shows every preset"
+        raise StudyError(unknown_name("study file or preset", name, preset_names(), otherwise))
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

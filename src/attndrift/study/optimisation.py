@@ -10,6 +10,7 @@ LABELS = {
     "layer_decay": "layer decay",
     "head_learning_rate": "head rate",
     "projection_learning_rate": "projection rate",
+    "text_learning_rate": "text rate",
     "spd": "SPD",
     "adam_beta1": "beta1",
     "adam_beta2": "beta2",

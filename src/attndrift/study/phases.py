@@ -31,6 +31,10 @@ class PhaseReporter:
         """See :class:`attndrift.study.training.plan.Reporter`."""
         self._reporter.say(message)
 
+    def evaluated(self, step: int, total: int, values: Mapping[str, float]) -> None:
+        """See :class:`attndrift.study.training.plan.Reporter`."""
+        self._reporter.evaluated(step, total, values)
+
     def saved(self, step: int) -> None:
         """See :class:`attndrift.study.training.plan.Reporter`."""
         self._reporter.saved(step)

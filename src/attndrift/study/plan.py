@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,18 +16,21 @@ from rich.table import Table
 from attndrift.data.errors import DataError, some
 from attndrift.data.splits import Splits, evaluation_part
 from attndrift.losses.registry import LOSSES
-from attndrift.methods.adaptation import count_parameters
-from attndrift.models.backbone import VisionShape
-from attndrift.models.load import load_shape
+from attndrift.methods.registry import CONTRASTIVE, DEFAULT_METHOD, HEADS, METHODS
+from attndrift.models.backbone import TextShape, VisionShape
 from attndrift.study.check_findings import counted, size
 from attndrift.study.dataset_splits import open_dataset, splits_key, splits_of
-from attndrift.study.pretrained_results import FINGERPRINT_IMAGES
-from attndrift.study.resolved import adaptation, device_of
+from attndrift.study.model_sizes import ModelSizes
+from attndrift.study.record import FINGERPRINT_IMAGES
+from attndrift.study.resolved import device_of
 from attndrift.study.settings import RunSettings, Study
-from attndrift.study.training.plan import epoch_count, total_steps, warmup_steps
+from attndrift.study.step_costs import measured, step_cost
+from attndrift.study.steps import epoch_count, total_steps, warmup_steps
 
 # Of the rate of one large matrix product, a transformer of small width reaches about this fraction.
 _EFFICIENCY = 0.5
+# Nobody reads ten thousand rows, and printing them takes longer than making the plan.
+_PRINTED_ROWS = 200
 
 
 @dataclass
@@ -38,6 +42,7 @@ class PlannedRun:
         memory_bytes: estimated peak beyond what the program itself takes.
         disk_bytes: checkpoints that stay.
         scratch_bytes: resumable states, there while the run is under way.
+        step_cost: time of a training step in that of full fine-tuning, measured before; None where it was not.
         images: who gets how many images of the target, in words.
     """
 
@@ -59,6 +64,7 @@ class PlannedRun:
     memory_bytes: float | None
     disk_bytes: float | None
     scratch_bytes: float | None
+    step_cost: float | None = None
     images: str = ""
     note: str = ""
 
@@ -79,8 +85,25 @@ def forward_flops(vision: VisionShape) -> float:
     return patch + depth * block
 
 
+_PROMPT_TOKENS = 16
+"""Of a usual class prompt."""
+
+
+def text_flops(text: TextShape) -> float:
+    """Floating-point operations of one class prompt through a text tower."""
+    width, tokens = text.width, _PROMPT_TOKENS
+    return text.depth * (2.0 * tokens * (4 * width**2 + 2 * width * text.mlp_width) + 4.0 * tokens**2 * width)
+
+
+def texts_in_step(settings: RunSettings, classes: int) -> int:
+    """Class prompts that a live head encodes in a step: all of them, or one an image where that is fewer."""
+    every = classes * len(settings.prompts)
+    return min(every, settings.batch_size) if settings.head == CONTRASTIVE else every
+
+
+@cache
 def measured_rate(device: torch.device, threads: int) -> float:
-    """Operations a second of a matrix product in float32 on ``device``: the best of five."""
+    """Operations a second of a matrix product in float32 on ``device``: the best of five, once a process."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -98,9 +121,10 @@ def measured_rate(device: torch.device, threads: int) -> float:
 
 
 class _Sizes:
-    """Numbers of images, counted once a dataset and setting."""
+    """Numbers of images, counted once a dataset and setting, and the sizes of models."""
 
     def __init__(self) -> None:
+        self.models = ModelSizes()
         self._known: dict[Any, Any] = {}
         self.absent: dict[str, str] = {}
         """Transfer sets that cannot be had, with the reason."""
@@ -171,6 +195,7 @@ def plan(study: Study, *, elsewhere: bool = False) -> list[PlannedRun]:
         if key not in rates:
             rates[key] = measured_rate(device, settings.threads)
         planned.append(_plan_run(run.run_id, settings, sizes, rates[key]))
+    sizes.models.keep()
     return planned
 
 
@@ -188,7 +213,7 @@ def _plan_run(run_id: str, settings: RunSettings, sizes: _Sizes, rate: float | N
         seconds=None, memory_bytes=None, disk_bytes=None, scratch_bytes=None,
     )  # fmt: skip
     try:
-        shape = load_shape(settings.model)
+        shape = sizes.models.shape(settings.model)
     except (OSError, ValueError) as error:
         row.add_note(f"model: {error}")
         shape = None
@@ -202,17 +227,12 @@ def _plan_run(run_id: str, settings: RunSettings, sizes: _Sizes, rate: float | N
             warmup_steps(settings, row.n_train)
         except ValueError as error:
             row.add_note(str(error))
-    if shape is None:
-        return row
-    if isinstance(splits, str):
+    if shape is None or isinstance(splits, str):
         return row
     # Every class has training images; `test_limit` may leave some without test images.
     classes = len(set(splits.train.labels.tolist()))
     try:
-        row.trainable_parameters, row.total_parameters = count_parameters(settings.model, adaptation(settings), classes)
-        for loss in map(LOSSES.__getitem__, settings.losses):
-            if loss.check is not None:
-                loss.check(settings.settings_of(loss), shape.depth)
+        row.trainable_parameters, row.total_parameters = sizes.models.parameters(settings, classes)
     except ValueError as error:
         row.add_note(str(error))
         return row
@@ -235,10 +255,11 @@ def _estimate(
     assert row.total_parameters is not None
     # Backward: once for the inputs, once for the weights that are trained; a frozen tower needs neither.
     method = settings.facts
-    factor = method.cost
-    references = 0.0
+    row.step_cost = step_cost(settings)
+    factor = method.cost if row.step_cost is None else METHODS[DEFAULT_METHOD].cost * row.step_cost
+    references = method.reference_passes * settings.own.get("reference_images", 0)
     for loss in map(LOSSES.__getitem__, settings.losses):
-        factor += loss.step_passes + loss.cached_passes / max(row.epochs, 1)
+        factor += loss.cached_passes / max(row.epochs, 1) + (loss.step_passes if row.step_cost is None else 0.0)
         references += loss.reference_passes * settings.own.get("reference_images", 0)
     assert row.steps is not None
     trained = references + factor * min(row.steps * settings.batch_size, len(splits.train) * row.epochs)
@@ -246,10 +267,17 @@ def _estimate(
     watched = sizes.monitor(settings) if method.adapts else 0
     validated = row.epochs * (len(splits.validation) + watched) + watched
     tested = (len(splits.test) if method.adapts else 0) + sizes.transfer(settings) + 2 * len(splits.probe)
-    row.seconds = None if rate is None else flops * (trained + evaluations + validated + tested) / (_EFFICIENCY * rate)
+    total = flops * (trained + evaluations + validated + tested)
     tokens = vision.tokens
     # About 14 activations of the width a token and block are kept for the backward pass.
     activations = 4.0 * settings.batch_size * tokens * vision.width * vision.depth * 14
+    text = sizes.models.text_shape(settings.model) if HEADS[settings.head].live else None
+    if text is not None:
+        texts = texts_in_step(settings, len(set(splits.train.labels.tolist())))
+        passes = row.steps * METHODS[settings.text_tower].cost + (settings.evaluations_per_epoch + 2) * row.epochs
+        total += passes * texts * text_flops(text)
+        activations += 4.0 * texts * _PROMPT_TOKENS * text.width * text.depth * 14
+    row.seconds = None if rate is None else total / (_EFFICIENCY * rate)
     evaluation = 4.0 * settings.evaluation_batch_size * tokens * (vision.mlp_width + 6 * vision.width)
     row.memory_bytes = (
         4.0 * 2 * row.total_parameters
@@ -282,6 +310,12 @@ def _time(seconds: float | None) -> str:
     )
 
 
+def _step(row: PlannedRun) -> str:
+    if row.step_cost is None:
+        return "?" if row.trainable_parameters else "-"
+    return f"{row.step_cost:.2f}x"
+
+
 def _count(value: float | None) -> str:
     return "?" if value is None else f"{value:,.0f}"
 
@@ -291,15 +325,9 @@ def print_plan(study: Study, planned: Sequence[PlannedRun], console: Console | N
     console = console or Console()
     if not console.is_terminal:
         console.width = max(console.width, 120)
-    table = Table(title=f"{study.name}: {counted(len(planned), 'run')}", title_justify="left", box=SIMPLE)
-    for name in ("run", "images", "steps", "trainable", "time", "memory", "disk"):
-        table.add_column(name, justify="left" if name == "run" else "right", overflow="fold", no_wrap=name != "run")
-    for row in planned:
-        table.add_row(
-            row.run_id, _count(row.n_train), _count(row.steps), _count(row.trainable_parameters),
-            _time(row.seconds), size(row.memory_bytes), size(row.disk_bytes),
-        )  # fmt: skip
-    console.print(table)
+    _print_runs(study, planned[:_PRINTED_ROWS], console)
+    if len(planned) > _PRINTED_ROWS:
+        console.print(f"and {counted(len(planned) - _PRINTED_ROWS, 'more run')}; --json lists them all")
     known = [row for row in planned if row.memory_bytes is not None]
     seconds = sum(row.seconds or 0.0 for row in known)
     memory = max((row.memory_bytes or 0.0 for row in known), default=None)
@@ -315,10 +343,43 @@ def print_plan(study: Study, planned: Sequence[PlannedRun], console: Console | N
             else f" (for the {counted(len(known), 'run')} whose model and images are at hand)"
         )
     )
+    if any(row.step_cost is not None for row in planned):
+        console.print(
+            f"a step: its time against full fine-tuning without a loss, measured on {measured()['case']}",
+            highlight=False,
+        )
     for images in dict.fromkeys(row.images for row in planned if row.images):
         console.print(images, highlight=False, markup=False)
     for note, runs in runs_by_note(planned).items():
         console.print(f"{some(runs, 3)}: {note}", style="yellow", highlight=False, markup=False)
+
+
+def _print_runs(study: Study, planned: Sequence[PlannedRun], console: Console) -> None:
+    """A row a run; its name on a line of its own where the terminal is too narrow for both."""
+    cells = [
+        [_count(row.n_train), _count(row.steps), _count(row.trainable_parameters),
+         _step(row), _time(row.seconds), size(row.memory_bytes), size(row.disk_bytes)]
+        for row in planned
+    ]  # fmt: skip
+    title = f"{study.name}: {counted(len(study.runs), 'run')}"
+    if console.width < max((len(row.run_id) for row in planned), default=0) + 82:
+        console.print(title, style="italic", highlight=False)
+        for row, values in zip(planned, cells, strict=True):
+            told = zip(_HEADINGS, values, strict=True)
+            console.print(row.run_id, highlight=False, markup=False, soft_wrap=True)
+            console.print(
+                "    " + "  ".join(f"{name} {value}" for name, value in told), highlight=False, soft_wrap=True
+            )
+        return
+    table = Table(title=title, title_justify="left", box=SIMPLE)
+    for name in ("run", *_HEADINGS):
+        table.add_column(name, justify="left" if name == "run" else "right", no_wrap=True)
+    for row, values in zip(planned, cells, strict=True):
+        table.add_row(row.run_id, *values)
+    console.print(table)
+
+
+_HEADINGS = ("images", "steps", "trainable", "a step", "time", "memory", "disk")
 
 
 def runs_by_note(planned: Sequence[PlannedRun]) -> dict[str, list[str]]:

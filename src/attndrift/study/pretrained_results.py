@@ -27,14 +27,13 @@ from attndrift.process_group import Processes
 from attndrift.retention.task import RetentionResult
 from attndrift.retention.zero_shot import ZeroShotResult
 from attndrift.study.pretrained import Pretrained
+from attndrift.study.record import FINGERPRINT_IMAGES
 from attndrift.study.reference_images import ReferenceSet
 from attndrift.study.retention_measures import measure_retention
 from attndrift.study.run_images import PartImages, Target, TransferSet
 from attndrift.study.settings import RunSettings
 
 TEACHER_BATCH = 200
-FINGERPRINT_IMAGES = 8
-"""Probe images on which a run's checkpoints prove what they hold."""
 
 
 @dataclass(frozen=True)

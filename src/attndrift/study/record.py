@@ -21,6 +21,8 @@ from attndrift.study.settings import NamedRun, RunSettings
 
 RECORD = "record.json"
 SETTINGS = "settings.json"
+FINGERPRINT_IMAGES = 8
+"""Probe images on which a run's checkpoints prove what they hold."""
 
 _PACKAGES = (
     "attndrift",
@@ -155,7 +157,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
 def differing_settings(there: object, settings: RunSettings) -> dict[str, tuple[Any, Any]]:
     """Settings in which ``there``, as :meth:`RunSettings.to_json` gave them, differs: name -> (there, here).
 
-    Revisions of one model are no such difference; see :func:`attndrift.study.pinning.changed_revision`.
+    Revisions of one model are no such difference (see :func:`attndrift.study.pinning.changed_revision`), nor are trackers,
+    which change no result.
     """
     # Secrets are not stored, so both sides are compared without them.
     here = redact(plain(settings.to_json()))
@@ -163,7 +166,9 @@ def differing_settings(there: object, settings: RunSettings) -> dict[str, tuple[
     return {
         name: (stored.get(name), here.get(name))
         for name in sorted(set(stored) | set(here))
-        if stored.get(name) != here.get(name) and not (name == "model" and same_model(stored.get(name), here.get(name)))
+        if stored.get(name) != here.get(name)
+        and name != "trackers"
+        and not (name == "model" and same_model(stored.get(name), here.get(name)))
     }
 
 

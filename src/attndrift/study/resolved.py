@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import torch
 
-from attndrift.methods.adaptation import AdaptationSettings
-from attndrift.methods.registry import HEADS
+from attndrift.methods.registry import HEADS, METHODS
+from attndrift.methods.settings import AdaptationSettings
 from attndrift.study.settings import FLOAT16_ON_CPU, RunSettings
 
 
 def adaptation(settings: RunSettings) -> AdaptationSettings:
     """The part of a run's settings that decides which parameters are trained."""
-    own = {**dict(settings.settings_of(settings.facts)), **dict(settings.settings_of(HEADS[settings.head]))}
+    owners = (settings.facts, METHODS[settings.text_tower], HEADS[settings.head])
+    own = {name: value for owner in owners for name, value in dict(settings.settings_of(owner)).items()}
     return AdaptationSettings(
         settings.method, head=settings.head, train_projection=settings.train_projection,
-        freeze_layers=settings.freeze_layers, **own,
+        freeze_layers=settings.freeze_layers, freeze_blocks=settings.freeze_blocks, text_tower=settings.text_tower,
+        train_text_projection=settings.train_text_projection, text_freeze_blocks=settings.text_freeze_blocks,
+        train_temperature=settings.train_temperature, **own,
     )  # fmt: skip
 
 

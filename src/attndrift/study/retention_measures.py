@@ -39,7 +39,7 @@ def measure_retention(
         split=item.evaluation.part.split,
         queries=Labelled(item.evaluation.store, item.evaluation.part.labels),
         class_names=item.dataset.class_names,
-        text=item.text,
+        text=item.text_of(model, pretrained, settings) if facts.needs_text else item.text,
         bank=bank,
         batch_size=settings.evaluation_batch_size,
         preprocessing=pretrained.preprocessing,

@@ -23,10 +23,12 @@ from attndrift.models.errors import CheckpointError, FingerprintError
 from attndrift.process_group import Processes
 from attndrift.study.leftovers import CHECKPOINTS, LAST_GOOD, RESUME
 from attndrift.study.pretrained_results import attention_maps
+from attndrift.study.record import SETTINGS, read_settings
 from attndrift.study.run_images import TransferSet
 from attndrift.study.run_inputs import RunInputs
+from attndrift.study.steps import epoch_count
 from attndrift.study.training import states as resume
-from attndrift.study.training.plan import FitResult, epoch_count
+from attndrift.study.training.plan import FitResult
 
 
 class RunFolder:
@@ -35,6 +37,10 @@ class RunFolder:
     def __init__(self, folder: Path, inputs: RunInputs, say: Callable[[str], object]) -> None:
         self.folder, self.inputs, self.say = folder, inputs, say
         self.processes = Processes.current()
+
+    def study_name(self) -> str:
+        """The study that the run is of; empty where it is executed by itself."""
+        return str(read_settings(self.folder)["study"]) if (self.folder / SETTINGS).is_file() else ""
 
     def write_splits(self) -> None:
         """Which images train, validate, test and probe."""

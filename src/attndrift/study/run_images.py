@@ -143,6 +143,12 @@ class TransferSet:
         """Percent of the pretrained accuracy; None where that is below twice chance."""
         return retention(accuracy, pretrained, len(self.dataset.class_names))
 
+    def text_of(self, model: torch.nn.Module, pretrained: Pretrained, settings: RunSettings) -> TextFeatures | None:
+        """The features of the class names, by the text tower of ``model`` as it is now where the run trains that."""
+        if self.text is None or not settings.trains_text or model is pretrained.clip:
+            return self.text
+        return TextFeatures.of(model, pretrained.tokenizer, self.dataset.class_names, settings.prompts)
+
     def evaluate(
         self,
         model: torch.nn.Module,
@@ -154,6 +160,7 @@ class TransferSet:
     ) -> ZeroShotResult:
         """Zero-shot accuracy of ``model`` on ``images``, one of the set's parts; by default on those of the retention."""
         chosen = images or self.evaluation
+        text = self.text_of(model, pretrained, settings)
         part, store = chosen.part, chosen.store
         # The first batch, of the size that this evaluation makes it: another size may round differently.
         size = min(settings.evaluation_batch_size, len(part))
@@ -164,7 +171,7 @@ class TransferSet:
             model,
             store,
             part.labels,
-            text_features=self.text,
+            text_features=text,
             batch_size=settings.evaluation_batch_size,
             pretrained_embeddings=self.anchors[part.hash, size],
             weight_drift=weight_drift,

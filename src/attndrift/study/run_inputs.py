@@ -8,8 +8,10 @@ from typing import Any
 import torch
 
 from attndrift.drift.drift import Snapshot
+from attndrift.methods.registry import HEADS
 from attndrift.models.reference import at_commit
 from attndrift.process_group import Processes
+from attndrift.retention.text_encoder import class_tokens
 from attndrift.study.pretrained import Pretrained
 from attndrift.study.pretrained_results import PretrainedResults
 from attndrift.study.reference_images import ReferenceSet
@@ -70,3 +72,10 @@ class RunInputs:
     def settings(self) -> RunSettings:
         """Of the run."""
         return self.run.settings
+
+    def class_tokens(self) -> torch.Tensor | None:
+        """Token ids of the class prompts (classes, templates, tokens), for a head that encodes them at every pass."""
+        if not HEADS[self.settings.head].live:
+            return None
+        names, templates = self.target.class_names, self.settings.prompts
+        return class_tokens(self.pretrained.clip, self.pretrained.tokenizer, names, templates)

@@ -16,7 +16,9 @@ from attndrift.study import record as records
 from attndrift.study.optimisation import optimisation_text
 from attndrift.study.run_images import TransferSet
 from attndrift.study.run_inputs import RunInputs
-from attndrift.study.training.plan import precision_of, steps_per_epoch
+from attndrift.study.steps import steps_per_epoch
+from attndrift.study.trained_parts import parts_text
+from attndrift.study.training.plan import precision_of
 
 
 def sizes(model: CLIPClassifier, inputs: RunInputs) -> dict[str, Any]:
@@ -112,6 +114,7 @@ def _row(inputs: RunInputs, status: str, values: dict[str, Any]) -> dict[str, An
         **settings.own,
         "train_projection": settings.train_projection if trains else None,
         "freeze_layers": settings.freeze_layers if settings.facts.freezes_blocks else None,
+        "trained_parts": parts_text(settings) if trains else None,
         "loss": settings.loss,
         "head": settings.head if trains else None,
         "parent_run": None,

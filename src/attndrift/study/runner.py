@@ -239,6 +239,9 @@ class _Watched:
     def step(self, done: int, total: int) -> None:
         self._progress.step(done, total)
 
+    def evaluated(self, step: int, total: int, values: Mapping[str, float]) -> None:
+        self._progress.evaluated(step, total, values)
+
     def phase(self, what: str) -> None:
         self.require_folder()
         self._progress.phase(what)

@@ -32,8 +32,8 @@ def expected_work(settings: RunSettings) -> float:
 def _kind(settings: RunSettings) -> _Kind:
     """Runs of one kind take the same time but for chance."""
     return (
-        settings.dataset, settings.method, tuple(settings.own.items()), settings.freeze_layers, tuple(settings.losses),
-        settings.guard, settings.epochs, settings.steps, settings.batch_size,
+        settings.dataset, settings.method, settings.text_tower, settings.head, tuple(settings.own.items()),
+        settings.freeze_layers, tuple(settings.losses), settings.guard, settings.epochs, settings.steps, settings.batch_size,
     )  # fmt: skip
 
 

@@ -21,13 +21,16 @@ from attndrift.data.prompts import TEMPLATES
 from attndrift.data.registry import expand_suites
 from attndrift.losses.names import canonical_losses, parse_losses
 from attndrift.losses.registry import LOSSES
-from attndrift.methods.registry import DEFAULT_HEAD, DEFAULT_METHOD, HEADS, METHODS, Method
+from attndrift.methods.frozen_blocks import FrozenBlocks
+from attndrift.methods.registry import CONTRASTIVE, DEFAULT_HEAD, DEFAULT_METHOD, FROZEN, HEADS, METHODS, Method
+from attndrift.methods.towers import tower_problem
 from attndrift.models.backbone import scheme_of
 from attndrift.own_settings import Owner, OwnSettings, StrictSettings, fields_of, owners_of, spoken, validated
-from attndrift.registry import RegistrationError, Registry, near_match
+from attndrift.registry import RegistrationError, Registry, unknown_name
 from attndrift.results.measures import MEASURES
 from attndrift.study.optimisation import optimisation_names
 from attndrift.study.outcomes.registry import canonical_outcomes, parse_outcome
+from attndrift.study.trained_parts import part_names
 from attndrift.trackers import TRACKERS
 
 Selection = Literal["test", "validation"]
@@ -38,7 +41,13 @@ _LONGEST_NAME = 120
 
 DEFAULT_WEIGHT_DECAY = 0.01
 
-_REGISTRIES: dict[str, Registry[Any]] = {"method": METHODS, "head": HEADS, "measures": MEASURES, "trackers": TRACKERS}
+_REGISTRIES: dict[str, Registry[Any]] = {
+    "method": METHODS,
+    "text_tower": METHODS,
+    "head": HEADS,
+    "measures": MEASURES,
+    "trackers": TRACKERS,
+}
 """The settings whose words are names of registered members."""
 
 FLOAT16_ON_CPU = "`precision` float16 needs an accelerator; on a CPU it is float32 or bfloat16 (or auto)"
@@ -106,8 +115,11 @@ class RunSettings(StrictSettings):
     projection_learning_rate: Annotated[float, Field(gt=0, le=10)] | None = Field(
         None, description="peak rate of the visual projection; default: `learning_rate`"
     )
+    text_learning_rate: Annotated[float, Field(gt=0, le=10)] | None = Field(
+        None, description="peak rate of the text tower and its projection; default: `learning_rate`"
+    )
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="factor of the rate from each block to the one before it; 1: one rate"
+        1.0, description="factor of the rate from each block to the one before it, in both towers; 1: one rate"
     )
     spd: Annotated[float, Field(ge=0, le=100)] = Field(
         0.0, description="strength of selective projection decay: steps that lead back are projected towards the start"
@@ -143,7 +155,22 @@ class RunSettings(StrictSettings):
     freeze_layers: Annotated[int, Field(ge=0)] = Field(
         0, description="frozen blocks, from the input, for a method that can"
     )
-    head: str = Field(DEFAULT_HEAD, description="the classifier: trained, text, cosine or lp_ft (attndrift list heads)")
+    freeze_blocks: FrozenBlocks | None = Field(
+        None, description="further frozen blocks of the image tower: first:2, last:3, 1,5-8; 1 is the one at the input"
+    )
+    text_tower: str = Field(
+        FROZEN, description="how the text tower is trained: frozen, or a method, whose settings both towers then share"
+    )
+    train_text_projection: bool | None = Field(
+        None, description="whether the text projection is trained; default: as the method of the text tower does"
+    )
+    text_freeze_blocks: FrozenBlocks | None = Field(
+        None, description="frozen blocks of the text tower, as `freeze_blocks`"
+    )
+    train_temperature: bool = Field(False, description="whether the logit scale is trained")
+    head: str = Field(
+        DEFAULT_HEAD, description="the classifier: trained, text, cosine, lp_ft, live_text or contrastive"
+    )
 
     loss: str | None = Field(
         None, description="preservation losses and their weights: attention_preservation:0.1+entropy_floor:0.01"
@@ -266,17 +293,15 @@ class RunSettings(StrictSettings):
     def _possible(self) -> RunSettings:
         method = self.facts
         self._take_own_settings()
-        if self.freeze_layers and not method.freezes_blocks:
-            able = ", ".join(one.name for one in METHODS if one.freezes_blocks)
-            raise ValueError(f"`freeze_layers` needs method: {able}; this run has method: {self.method}")
         if self.train_projection and method.projection is None:
             raise ValueError(f"`train_projection` cannot be true with method: {self.method}")
         if self.train_projection is None:
             object.__setattr__(self, "train_projection", bool(method.projection))
-        if method.adapts and not (method.moves_encoder or HEADS[self.head].trained):
-            raise ValueError(f"`head` {self.head} is frozen, and method: {self.method} trains nothing else")
+        if self.train_text_projection is None:
+            object.__setattr__(self, "train_text_projection", bool(METHODS[self.text_tower].projection))
+        _check_towers(self)
         if self.loss is not None and not method.moves_encoder:
-            raise ValueError(f"`loss` does nothing with method: {self.method}, which leaves the encoder as it is")
+            raise ValueError(f"`loss` does nothing with method: {self.method}, which leaves the image encoder as it is")
         _check_losses(self)
         if self.outcomes and not method.adapts:
             raise ValueError(f"`outcomes` does nothing with method: {self.method}, which trains nothing")
@@ -301,7 +326,8 @@ class RunSettings(StrictSettings):
         """Check the settings that are none of every run by their owners, and fill in these owners' defaults."""
         given = self.__pydantic_extra__
         assert given is not None
-        owners: list[Owner] = [METHODS[self.method], HEADS[self.head], *(LOSSES[name] for name in self.losses)]
+        losses = (LOSSES[name] for name in self.losses)
+        owners: list[Owner] = [METHODS[self.method], METHODS[self.text_tower], HEADS[self.head], *losses]
         for name, value in given.items():
             if not owners_of(name, owners):
                 raise _refused(name, value, self)
@@ -326,6 +352,11 @@ class RunSettings(StrictSettings):
         return METHODS[self.method]
 
     @property
+    def trains_text(self) -> bool:
+        """Whether text features or the temperature change, so that nothing of them may be cached."""
+        return self.text_tower != FROZEN or bool(self.train_text_projection) or self.train_temperature
+
+    @property
     def losses(self) -> dict[str, float]:
         """The preservation losses and their weights."""
         return parse_losses(self.loss)
@@ -338,6 +369,30 @@ class RunSettings(StrictSettings):
     def hash(self) -> str:
         """SHA-256 of the settings: equal settings, equal hash."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+
+def _check_towers(settings: RunSettings) -> None:
+    """Raise ``ValueError`` for parts of the towers that do not go together, and a run that trains nothing."""
+    problem, method = tower_problem(settings), settings.facts
+    if problem is not None:
+        raise ValueError(f"`{problem[0]}` {problem[1]}")
+    others = settings.trains_text or settings.train_projection
+    if method.adapts and not (method.moves_encoder or HEADS[settings.head].trained or others):
+        raise ValueError(f"`head` {settings.head} is frozen, and method: {settings.method} trains nothing else")
+    scheme = scheme_of(settings.model) if HEADS[settings.head].live else None
+    if scheme is not None and not scheme[0].text_tower:
+        raise ValueError(
+            f"`head`: {settings.head} needs a text tower, which a {scheme[0].label} (`model`) does not have"
+        )
+    if settings.head == CONTRASTIVE and settings.batch_size < 2:
+        raise ValueError(
+            f"`batch_size` is 1; head: {settings.head} compares the images of a batch, so it needs 2 or more"
+        )
+    if settings.head == CONTRASTIVE and settings.gradient_accumulation > 1:
+        raise ValueError(
+            f"`gradient_accumulation` is {settings.gradient_accumulation}; head: {settings.head} compares all images of a "
+            "batch, which accumulation would divide"
+        )
 
 
 def _check_outcomes(settings: RunSettings) -> None:
@@ -358,16 +413,20 @@ def _check_optimisation(settings: RunSettings) -> None:
     if not method.adapts:
         object.__setattr__(settings, "steps", None)
         return
-    if not method.moves_encoder:
+    if not (method.moves_encoder or settings.trains_text):
         for name, wanted in (("layer_decay", settings.layer_decay != 1), ("spd", settings.spd != 0)):
             if wanted:
                 raise ValueError(
-                    f"`{name}` does nothing with method: {settings.method}, which leaves the encoder as it is"
+                    f"`{name}` does nothing with method: {settings.method}, which leaves the image encoder as it is"
                 )
     if settings.head_learning_rate is not None and not HEADS[settings.head].trained:
         raise ValueError(f"`head_learning_rate` does nothing with head: {settings.head}, which is frozen")
     if settings.projection_learning_rate is not None and not settings.train_projection:
         raise ValueError("`projection_learning_rate` needs `train_projection: true`; this run does not train it")
+    if settings.text_learning_rate is not None and not (
+        settings.text_tower != FROZEN or settings.train_text_projection
+    ):
+        raise ValueError(f"`text_learning_rate` needs `text_tower`, a method; this run has text_tower: {FROZEN}")
     if settings.warmup_steps is not None and settings.steps is not None and settings.warmup_steps >= settings.steps:
         raise ValueError(f"`warmup_steps` is {settings.warmup_steps}; it must be below `steps`, {settings.steps}")
 
@@ -395,14 +454,16 @@ def _check_guard(settings: RunSettings) -> None:
         if limits != [None, None]:
             raise ValueError("`guard_at_least` and `guard_at_most` need `guard`, the quantity that they limit")
         return
-    if not settings.facts.moves_encoder:
+    if not (settings.facts.moves_encoder or settings.text_tower != FROZEN or settings.train_text_projection):
         raise ValueError(f"`guard` does nothing with method: {settings.method}, whose encoder cannot change")
     if limits == [None, None]:
         raise ValueError("`guard` needs `guard_at_least`, `guard_at_most` or both")
     if settings.guard != "retention_pct":
         # Imported where it is needed: the settings themselves need no torch.
-        from attndrift.guard.budget import Budget
+        from attndrift.guard.budget import Budget, of_text
 
+        if of_text(settings.guard) and not settings.trains_text:
+            raise ValueError(f"`guard`: {settings.guard} is measured where the text side is trained; give `text_tower`")
         Budget(settings.guard, at_least=settings.guard_at_least, at_most=settings.guard_at_most)
     else:
         if settings.guard_at_least is None or settings.guard_at_most is not None:
@@ -444,15 +505,24 @@ def applies(name: str, raw: Mapping[str, Any]) -> bool:
     if method not in METHODS:
         return True  # which is refused by its name
     facts = METHODS[method]
+    text = raw.get("text_tower", FROZEN) if facts.beside_text else FROZEN
+    of_text = METHODS[text] if text in METHODS else METHODS[FROZEN]
+    trains_text = text != FROZEN or (facts.beside_text and raw.get("train_text_projection") is True)
+    moves = facts.moves_encoder or trains_text
     able = {
         "freeze_layers": facts.freezes_blocks,
+        "freeze_blocks": facts.freezes_blocks,
+        **dict.fromkeys(("text_tower", "train_text_projection", "train_temperature"), facts.beside_text),
+        "text_freeze_blocks": of_text.freezes_blocks,
+        "text_learning_rate": trains_text,
         "train_projection": facts.projection is not None,
         "head": facts.adapts,
         "outcomes": facts.adapts,
-        "layer_decay": facts.moves_encoder,
-        "spd": facts.moves_encoder,
+        "layer_decay": moves,
+        "spd": moves,
         "projection_learning_rate": raw.get("train_projection", facts.projection) is True,
-        **dict.fromkeys(("loss", "guard", "guard_at_least", "guard_at_most"), facts.moves_encoder),
+        "loss": facts.moves_encoder,
+        **dict.fromkeys(("guard", "guard_at_least", "guard_at_most"), moves),
     }
     if name in RunSettings.model_fields or name not in own_fields():
         return able.get(name, True)
@@ -463,7 +533,7 @@ def applies(name: str, raw: Mapping[str, Any]) -> bool:
         return True  # which is refused by its name
     head = raw.get("head", DEFAULT_HEAD)
     heads = [HEADS[head]] if able["head"] and head in HEADS else []
-    return bool(owners_of(name, [facts, *heads, *(LOSSES[loss] for loss in losses)]))
+    return bool(owners_of(name, [facts, of_text, *heads, *(LOSSES[loss] for loss in losses)]))
 
 
 def _refused(name: str, value: Any, run: RunSettings) -> ValidationError:
@@ -473,7 +543,10 @@ def _refused(name: str, value: Any, run: RunSettings) -> ValidationError:
         has = ", ".join(f"{kind}: {getattr(run, kind)}" for kind in ("method", "head", "loss") if f"{kind}:" in needed)
         kind, message = "other_owner", f"`{name}` needs {needed}; this run has {has}"
     else:
-        kind, message = "extra_forbidden", f"unknown key `{name}`{near_match(name, setting_names())}"
+        kind, message = (
+            "extra_forbidden",
+            unknown_name("setting", name, setting_names(), "`attndrift list settings` shows every setting"),
+        )
     # The message is no template of pydantic's.
     text = message.replace("{", "{{").replace("}", "}}")
     detail = InitErrorDetails(type=PydanticCustomError(kind, text), loc=(name,), input=value)
@@ -512,8 +585,8 @@ class Study(BaseModel):
         """The runs named in ``names``, by run or by experiment label; ``ValueError`` for an unknown name."""
         for name in names:
             if not any(name in (run.run_id, run.settings.experiment) for run in self.runs):
-                known = ", ".join(dict.fromkeys(r.settings.experiment or r.run_id for r in self.runs))
-                raise ValueError(f"no run is called {name!r}; this study has {known}")
+                known = [text for run in self.runs for text in (run.settings.experiment, run.run_id) if text]
+                raise ValueError(unknown_name("run", name, known, "--dry-run shows every run"))
         kept = [r for r in self.runs if r.run_id in names or r.settings.experiment in names]
         return self.model_copy(update={"runs": tuple(kept)})
 
@@ -530,6 +603,7 @@ def run_name(settings: RunSettings, *, with_model: bool = False, with_data_seed:
         parts.append("projection" if settings.train_projection else "frozen-projection")
     if settings.freeze_layers:
         parts.append(f"freeze{settings.freeze_layers}")
+    parts += part_names(settings)
     if method.adapts:
         parts += head.run_name(settings.settings_of(head))
     for name, weight in settings.losses.items():

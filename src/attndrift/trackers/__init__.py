@@ -2,27 +2,51 @@
 
 One adapter, :func:`scalars`, makes flat numbers of a row; a :class:`Tracker` takes these and knows nothing else.
 
-    TRACKERS.register(Tracker(name="mine", label="Mine", open=lambda folder, step: MyWriter(folder)))
+    TRACKERS.register(Tracker(name="mine", label="Mine", open=lambda run: MyWriter(run.folder)))
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from attndrift.registry import Registry
 from attndrift.results.columns import metric_columns
 
 
-class Writer(Protocol):
+@dataclass(frozen=True)
+class TrackedRun:
+    """The run that a tracker is opened for.
+
+    Attributes:
+        folder: of the run.
+        step: that training goes on from; 0 for a new training.
+        run_id: its name, and that of its ``study``.
+        settings: of the run, plain values by name.
+    """
+
+    folder: Path
+    step: int
+    run_id: str
+    study: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Writer(ABC):
     """What a tracker writes one run to."""
 
+    @abstractmethod
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         """Write the numbers of ``step`` by name. Raises OSError where that cannot be done."""
 
+    def alert(self, step: int, title: str, text: str) -> None:  # noqa: B027 -- not every tracker has alerts
+        """Pass on that something happened at ``step``: a guard has acted, or the run has diverged. By default nothing."""
+
+    @abstractmethod
     def close(self) -> None:
         """Nothing more will be written."""
 
@@ -32,13 +56,17 @@ class Tracker:
     """One tracker.
 
     Attributes:
-        name: in settings; ``label`` in print.
-        open: (folder of the run, step that training goes on from, 0 for a new one) to a :class:`Writer`.
+        name: in settings and in ``--report-to``; ``label`` in print.
+        open: a :class:`TrackedRun` to a :class:`Writer`.
+        package: what must be installed, besides the extra ``study``; empty for nothing.
+        show: the command that shows the runs, with ``{runs}`` for the folder of all runs, ``{study}`` for the study's name.
     """
 
     name: str
     label: str
-    open: Callable[[Path, int], Writer]
+    open: Callable[[TrackedRun], Writer]
+    package: str = ""
+    show: str = ""
 
 
 TRACKERS: Registry[Tracker] = Registry("tracker", "attndrift.trackers")

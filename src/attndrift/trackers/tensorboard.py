@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from attndrift.trackers import TRACKERS, Tracker
+from attndrift.trackers import TRACKERS, Tracker, Writer
 
 # Imports inside functions: these packages take time to load, which only who needs them pays.
 
 
-class ScalarWriter:
+class ScalarWriter(Writer):
     """One event file of a run in ``folder``.
 
     ``step``: of the state that training goes on from, 0 for a new training. What earlier files hold of later steps is
@@ -46,6 +46,16 @@ class ScalarWriter:
         values = [Summary.Value(tag=f"train/{name}", simple_value=value) for name, value in scalars.items()]
         self._write(step=step, summary=Summary(value=values))
 
+    def alert(self, step: int, title: str, text: str) -> None:
+        """Write a text, which TensorBoard shows under Text."""
+        from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+        from tensorboard.compat.proto.tensor_pb2 import TensorProto
+        from tensorboard.compat.proto.types_pb2 import DT_STRING
+
+        tensor = TensorProto(dtype=DT_STRING, string_val=[f"{title}: {text}".encode()])
+        kind = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
+        self._write(step=step, summary=Summary(value=[Summary.Value(tag="alert", metadata=kind, tensor=tensor)]))
+
     def close(self) -> None:
         """Write what is left, and close the file. Raises OSError where that cannot be done."""
         self._records.close()
@@ -58,5 +68,10 @@ class ScalarWriter:
 
 
 TRACKERS.register(
-    Tracker("tensorboard", "TensorBoard", lambda folder, step: ScalarWriter(folder / "tensorboard", step))
+    Tracker(
+        "tensorboard",
+        "TensorBoard",
+        lambda run: ScalarWriter(run.folder / "tensorboard", run.step),
+        show="tensorboard --logdir {runs}",
+    )
 )

@@ -47,6 +47,9 @@ class Silent:
     def say(self, message: str) -> None:
         pass
 
+    def evaluated(self, step: int, total: int, values: object) -> None:
+        pass
+
     def saved(self, step: int) -> None:
         pass
 

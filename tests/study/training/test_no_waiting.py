@@ -83,6 +83,9 @@ class Heard:
     def say(self, message: str) -> None:
         pass
 
+    def evaluated(self, step: int, total: int, values: object) -> None:
+        pass
+
     def saved(self, step: int) -> None:
         assert self.folder is not None
         self.states[step] = read_json(self.folder / "resume" / f"step-{step}" / resume.PROGRESS)
@@ -169,7 +172,7 @@ def train(
         guard=Guard(monitor, Budget("weight_drift", at_most=1e9), 1, echo=None) if guarded else None,
     )
     measured: list[int] = []
-    plan.monitor.measure, measure = lambda: measured.append(len(heard.steps) + 1) or measure(), monitor.measure  # type: ignore[func-returns-value,method-assign]
+    plan.monitor.measure, measure = lambda *_, **__: measured.append(len(heard.steps) + 1) or measure(), monitor.measure  # type: ignore[func-returns-value,method-assign]
     result = fit(model, plan, folder, heard)
     return result, heard, SimpleNamespace(model=model, measured=measured)
 
@@ -216,7 +219,7 @@ def test_no_step_reads_from_the_device(kind: str, tmp_path: Path, monkeypatch: p
     model = adapt(load_clip("config:tiny"), adaptation(settings), CLASSES, settings.seed).to(META)
     layers, heads = 3, load_clip("config:tiny").config.vision_config.num_attention_heads
     heard = Heard()
-    never = lambda: pytest.fail("nothing may be measured")  # noqa: E731
+    never = lambda *_, **__: pytest.fail("nothing may be measured")  # noqa: E731
     with on_meta(monkeypatch, heard.steps) as crossings:
 
         def teacher(*shape: int) -> Any:

@@ -14,7 +14,9 @@ from attndrift.cli.console import (
     WhereOption,
     example,
     need,
+    say,
 )
+from attndrift.cli.digest import print_digest
 from attndrift.cli.reporting import analysed, output_for
 
 
@@ -39,6 +41,5 @@ def analyze(
     if as_json:
         typer.echo(analysis.to_json(), nl=False)
         return
-    for finding in analysis.findings:
-        typer.echo(f"[{finding.question}] {finding.sentence}")
-    typer.echo(f"{len(paths)} files below {target}")
+    print_digest(analysis)
+    say(f"{len(paths)} files below {target}")

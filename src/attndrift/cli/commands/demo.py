@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 
 from attndrift.cli.app import app
-from attndrift.cli.console import STUDIES, OnlyOption, example, fail, need, number_option
+from attndrift.cli.console import STUDIES, OnlyOption, example, fail, need, number_option, say
+from attndrift.cli.digest import print_digest
 from attndrift.cli.launching import launch
 from attndrift.cli.reporting import report_on
 from attndrift.cli.study_options import PROCESSES
 
-TOP_FINDINGS = 5
 DEMO_JOBS = 4
 """Most runs of the demo at a time: each takes about half a gigabyte."""
 
@@ -39,11 +39,8 @@ def demo(
     settings = [one.settings for one in study.runs]
     jobs = jobs or jobs_that_fit(settings, at_most=DEMO_JOBS)
     outcome = launch(study, output, engine=PROCESSES, options=Options(jobs=jobs))
-    analysis, drawn, (_, html) = report_on([output], output, processes=jobs)
-    figures_drawn = sum(figure.left_out is None for figure in drawn)
-    typer.echo(f"\nreport:  {html}\nfigures: {output / 'figures'} ({figures_drawn})\ntables:  {output / 'tables'}")
-    typer.echo("\nWhat the numbers say first:")
-    for finding in analysis.findings[:TOP_FINDINGS]:
-        typer.echo(f"  - {finding.sentence}")
+    analysis, _, (_, html) = report_on([output], output, processes=jobs)
+    print_digest(analysis)
+    say(f"report: {html}\nfigures: {output / 'figures'}\ntables: {output / 'tables'}")
     if outcome.count("failed"):
         fail(f"{counted(outcome.count('failed'), 'run')} failed; see log.txt in {output / 'runs'}")

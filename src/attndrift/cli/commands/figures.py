@@ -22,24 +22,35 @@ from attndrift.cli.console import (
 from attndrift.cli.reporting import analysed, drawn_for, output_for
 
 
-@app.command(rich_help_panel=RESULTS, epilog=example("attndrift figures studies/collapse-21 --only pareto_front"))
+@app.command(
+    rich_help_panel=RESULTS,
+    epilog=example("attndrift figures studies/collapse-21 --format pdf --width 85mm --only pareto_front"),
+)
 def figures(
     folders: FoldersArgument,
     output: OutputOption = None,
+    form: Annotated[
+        list[str] | None, typer.Option("--format", help="png, svg or pdf; default: png and svg. Repeatable.")
+    ] = None,
+    width: Annotated[
+        str, typer.Option("--width", help="Of each figure: 85mm, 17cm, 3.3in; type keeps its size.")
+    ] = "85mm",
     only: Annotated[list[str] | None, typer.Option("--only", help="A figure's name. Repeatable.")] = None,
     where: WhereOption = None,
     settings: AnalysisOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw the figures of a study (PNG and SVG), each with the table that it shows."""
+    """Draw the figures of a study (PNG, SVG or PDF), each with the table that it shows."""
     need("report")
     from attndrift.analysis.joined import load_studies
+    from attndrift.figures.canvas import parse_width
+    from attndrift.figures.draw import DEFAULT_FORMATS
 
     target = output_for(folders, output)
+    options = {"only": only, "formats": form or DEFAULT_FORMATS, "width": parse_width(width)}
     analysis = analysed(folders, settings, where)
-    drawn = drawn_for(
-        load_studies(folders, where, whole=True), target if output else target / "figures", analysis, only=only
-    )
+    studies = load_studies(folders, where, whole=True)
+    drawn = drawn_for(studies, target if output else target / "figures", analysis, **options)
     if as_json:
         print_json([dataclasses.asdict(figure) for figure in drawn])
         return

@@ -19,10 +19,10 @@ def list_(
 ) -> None:
     """List what is known by name: models, datasets, metrics, methods, presets, and what packages add."""
     from attndrift.cli.catalogue import KINDS, catalogue, print_catalogue
-    from attndrift.registry import near_match
+    from attndrift.registry import unknown_name
 
     if what != "all" and what not in KINDS:
-        fail(f"nothing is listed as `{what}`{near_match(what, KINDS) or '; choose from ' + ', '.join(KINDS)}")
+        fail(unknown_name("kind of names", what, KINDS, "`attndrift list` shows all of them"))
     found = catalogue(KINDS if what == "all" else [what])
     if as_json:
         print_json(found)

@@ -1,31 +1,12 @@
-"""Settings that several losses have in common: a run that has two of these has one value for both."""
+"""What several losses have in common: a run that has two of them has one value of such a setting for both."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from attndrift.own_settings import OwnSettings, setting
-
-
-class ReferenceSettings(OwnSettings):
-    """Of a loss that needs reference images."""
-
-    reference: str | None = setting(
-        None, "dataset of the reference images and of their class names; its training split", label="reference "
-    )
-    reference_images: Annotated[int, Field(ge=1)] = setting(
-        200, "reference images, spread evenly over the classes", label="reference images "
-    )
-
-    @model_validator(mode="after")
-    def _named(self) -> ReferenceSettings:
-        if self.reference is None:
-            raise ValueError(
-                "`reference` must name a dataset, for the reference images of the loss (attndrift list datasets)"
-            )
-        return self
 
 
 class TemperatureSettings(OwnSettings):
@@ -34,3 +15,10 @@ class TemperatureSettings(OwnSettings):
     distillation_temperature: Annotated[float, Field(gt=0, le=100)] = setting(
         2.0, "what logits are divided by before the softmax", label="T="
     )
+
+
+def check_weights_seen(settings: Any, model: Any) -> None:
+    """Raise ``ValueError`` naming the layer, for a model whose trained weights a loss on weights cannot see."""
+    from attndrift.losses.pretrained_weights import PretrainedWeights  # needs torch, without which facts are read
+
+    PretrainedWeights(model, whole=True)

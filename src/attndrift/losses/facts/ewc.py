@@ -1,7 +1,8 @@
 """Elastic weight consolidation."""
 
-from attndrift.losses.facts._shared import ReferenceSettings
+from attndrift.losses.facts._shared import check_weights_seen
 from attndrift.losses.registry import LOSSES, Loss
+from attndrift.methods.reference_settings import ReferenceSettings
 
 LOSSES.register(
     Loss(
@@ -15,5 +16,6 @@ LOSSES.register(
         Settings=ReferenceSettings,
         needs=("registered backbone", "text tower", "reference images"),
         reference_passes=3.0,
+        check=check_weights_seen,
     )
 )

@@ -1,5 +1,6 @@
 """L2-SP."""
 
+from attndrift.losses.facts._shared import check_weights_seen
 from attndrift.losses.registry import LOSSES, Loss
 
 LOSSES.register(
@@ -11,5 +12,6 @@ LOSSES.register(
         meaning="squared distance of the trained weights from the pretrained ones, summed over weights",
         source="Li et al. 2018",
         formula="sum (w - w0)^2",
+        check=check_weights_seen,
     )
 )

@@ -1,6 +1,6 @@
 """LDIFS."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -17,10 +17,25 @@ class LDIFSSettings(OwnSettings):
         "layers between commas, 0 the first block's input; quarters: the input and each quarter",
         label="layers ",
     )
+    ldifs_tokens: Literal["class", "all"] = setting(
+        "class",
+        "class: its state divided by its length; all: each channel by its length over the tokens",
+        label="tokens ",
+    )
 
 
-def _layers_exist(settings: Any, depth: int) -> None:
-    layer_numbers(settings.ldifs_layers, depth)
+def _layers_exist(settings: Any, model: Any) -> None:
+    from attndrift.attention.families import find_vision_tower  # needs torch, without which facts are read
+
+    tower = find_vision_tower(model)
+    depth = len(tower.family.blocks(tower.module))
+    numbers = layer_numbers(settings.ldifs_layers, depth)
+    if settings.ldifs_tokens == "all" and depth in numbers:
+        earlier = ",".join(str(number) for number in numbers if number < depth) or "0"
+        raise ValueError(
+            f"`ldifs_tokens` is all, and in layer {depth}, the last, a study computes the class token alone; name earlier "
+            f"layers: ldifs_layers: '{earlier}'"
+        )
 
 
 LOSSES.register(

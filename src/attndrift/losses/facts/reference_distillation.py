@@ -1,7 +1,8 @@
 """Logit distillation on reference images."""
 
-from attndrift.losses.facts._shared import ReferenceSettings, TemperatureSettings
+from attndrift.losses.facts._shared import TemperatureSettings
 from attndrift.losses.registry import LOSSES, Loss
+from attndrift.methods.reference_settings import ReferenceSettings
 
 
 class ReferenceDistillationSettings(ReferenceSettings, TemperatureSettings):

@@ -15,6 +15,7 @@ class BitFit(Method):
     source = "Ben Zaken et al. 2022"
     trains = "the biases of the visual encoder, and the classifier"
     projection = False
+    freezes_blocks = True
     cost = 2.0
 
     def apply(self, backbone: Any, settings: Any, seed: int) -> Any:

@@ -15,13 +15,14 @@ class NormTuning(Method):
     source = "Zhao et al. 2024"
     trains = "the layer norms of the visual encoder, and the classifier"
     projection = False
+    freezes_blocks = True
     cost = 2.0
 
     def apply(self, backbone: Any, settings: Any, seed: int) -> Any:
         """Mark the norms: modules called so, of any library."""
         norms = [part for part in backbone.tower.modules() if "Norm" in type(part).__name__]
         if not norms:
-            raise ValueError(f"method ln_tuning: {type(backbone.model).__name__} has no layer norms in its image tower")
+            raise ValueError(f"method ln_tuning: {type(backbone.model).__name__} has no layer norms in this tower")
         for norm in norms:
             norm.requires_grad_(True)
         return backbone.model

@@ -41,6 +41,6 @@ class VeRA(AdapterMethod):
 
     def apply(self, backbone: Any, settings: Any, seed: int) -> Any:
         """Put the vectors in; the random matrices are of the seed too."""
-        config = self.config(backbone, settings)
+        config = self.of_towers(backbone, settings)
         config.projection_prng_key = seed
         return self.wrap(backbone, config, seed)

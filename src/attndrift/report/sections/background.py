@@ -17,7 +17,7 @@ from attndrift.report.registry import section
 from attndrift.results.columns import Column
 
 
-@section("method", title="Method", order=800)
+@section("method", title="Method", order=800, appendix=True)
 def method(page: Page) -> list[Block]:
     """Definitions of the metrics, selection, and what the statistics resample."""
     analysis, settings = page.analysis, page.analysis.settings
@@ -32,10 +32,10 @@ def method(page: Page) -> list[Block]:
             "softmax over all tokens, without the class and register tokens, renormalised to sum to 1. A model "
             "without a class token is queried through its pooling head. Metrics are means over probe images, then "
             "heads, then layers; every image counts once. A relative change is 100 (M - M0) / M0, for a mean that of "
-            "the mean. The last block is printed beside every mean over layers, because a mean hides opposite changes "
+            "the mean. The last block stands beside the mean over layers, because a mean hides opposite changes "
             "in single layers. Preserving means a change near 0, whatever its sign."
         ),
-        table_block(metrics),
+        table_block(metrics, written=False),
         Bullets([_selection(name) for name in analysis.data.selections] or ["The tables name no selection."]),
         Text(
             "Retention is 100 x adapted / pretrained zero-shot accuracy, both through the live image encoder and "
@@ -74,7 +74,7 @@ def _selection(name: str) -> str:
     return known.get(name, f"Selection `{name}`: not one of this program; see its source.")
 
 
-@section("limits", title="Limits", order=900)
+@section("limits", title="Limits", order=900, appendix=True)
 def limits(page: Page) -> list[Block]:
     """What the evidence cannot show; each line is there because the data calls for it."""
     data, items = page.analysis.data, list[str]()
@@ -116,7 +116,7 @@ def limits(page: Page) -> list[Block]:
         "Association is not cause: attention, representation and weights change together.",
     ]
     if data.excluded:
-        items.append(f"Not analysed: {counted(len(data.excluded), 'run')}, listed under the summary.")
+        items.append(f"Not analysed: {counted(len(data.excluded), 'run')}, listed below.")
     return [Bullets(items)]
 
 
@@ -163,7 +163,7 @@ def _rates(rates: set[str]) -> str:
     return ", ".join(sorted(rates, key=float))
 
 
-@section("reproducibility", title="Reproducibility", order=1000)
+@section("reproducibility", title="Reproducibility", order=1000, appendix=True)
 def reproducibility(page: Page) -> list[Block]:
     """Settings, versions, hashes, hardware and time, from the records of the runs."""
     records, blocks = page.records, list[Block]()
@@ -181,7 +181,7 @@ def reproducibility(page: Page) -> list[Block]:
             blocks.append(
                 Text(f"Without a record: {counted(len(records.missing), 'run')}; what follows is about the rest.", True)
             )
-        blocks += [*_same_in_all(records), *_settings(records, page.caution), _run_evidence(records, page.caution)]
+        blocks += [*_same_in_all(records), *_settings(records), _run_evidence(records)]
     if records.problems:
         blocks.append(Bullets(records.problems))
     thresholds = page.analysis.settings.model_dump(mode="json")
@@ -189,7 +189,7 @@ def reproducibility(page: Page) -> list[Block]:
     table = Table(
         name="analysis_settings", title="Settings of the analysis", columns=_pair("Setting"), rows=rows, notes=[]
     )
-    blocks.append(table_block(table, folded=True))
+    blocks.append(table_block(table, written=False))
     return blocks
 
 
@@ -226,27 +226,27 @@ def _same_in_all(records: Records) -> list[Any]:
     table = Table(
         name="environment", title="Versions, hardware, model and data", columns=_pair("What"), rows=rows, notes=[]
     )
-    return [table_block(table)]
+    return [table_block(table, written=False)]
 
 
-def _settings(records: Records, caution: str | None) -> list[Any]:
+def _settings(records: Records) -> list[Any]:
     settings = {run_id: r.get("settings") or {} for run_id, r in records.found.items()}
     shared, varying = shared_and_varying(settings)
     rows = [{"name": name, "value": value} for name, value in shared.items()]
     table = Table(
         name="shared_settings", title="Settings shared by all runs", columns=_pair("Setting"), rows=rows, notes=[]
     )
-    blocks = [table_block(table)]
+    blocks = [table_block(table, written=False)]
     if varying and len(varying[0]) > 1:
         columns = [Column(name=name, label="Run" if name == "run_id" else name) for name in varying[0]]
         rest = Table(
             name="varying_settings", title="Settings that differ", columns=columns, rows=list(varying), notes=[]
         )
-        blocks.append(table_block(rest, caution=caution, limit=500, folded=True))
+        blocks.append(table_block(rest, limit=500, written=False))
     return blocks
 
 
-def _run_evidence(records: Records, caution: str | None) -> Any:
+def _run_evidence(records: Records) -> Any:
     rows: list[dict[str, Any]] = []
     total = 0.0
     for run_id, record in records.found.items():
@@ -281,4 +281,4 @@ def _run_evidence(records: Records, caution: str | None) -> Any:
     table = Table(
         name="run_evidence", title="Runs: time, checkpoint and settings hash", columns=columns, rows=rows, notes=notes
     )
-    return table_block(table, caution=caution, limit=500, folded=True)
+    return table_block(table, limit=500, written=False)

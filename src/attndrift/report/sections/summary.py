@@ -1,57 +1,46 @@
-"""The first section: what the study is, and what to know first."""
+"""The first screen: verdict, caveats, the front of accuracy and retention, a table of methods, five findings."""
 
 from __future__ import annotations
 
-from collections import Counter
-
-from attndrift.analysis.result import Analysis
-from attndrift.report.blocks import Block, Bullets, Findings, Text
-from attndrift.report.page import MANY_ROWS, Page
+from attndrift.analysis.digest import OVERVIEW_HEADINGS, overview_rows
+from attndrift.analysis.measures import LAST_LAYER
+from attndrift.analysis.result import Table
+from attndrift.report.blocks import Block, Findings, Overview
+from attndrift.report.page import Page
 from attndrift.report.registry import section
 
-STRENGTHS = ("supported", "no evidence", "descriptive")
-_FIRST = 5
+_NOTE = "Bold: best validation (test, where there is none). Redder: further from the best accuracy, or from the pretrained model."
+_STEPS = 5
 
 
 @section("summary", title="Summary", order=100)
 def summary(page: Page) -> list[Block]:
-    """How much there is, and the most important findings."""
-    analysis, data = page.analysis, page.analysis.data
-    counted: Counter[str] = Counter(finding.strength for finding in analysis.findings)
-    strengths = ", ".join(f"{counted[name]} {name}" for name in STRENGTHS if counted[name])
-    blocks: list[Block] = []
-    if page.caution:
-        blocks.append(Text(page.caution, warning=True))
-    blocks += [
-        Text(
-            f"{data.n_runs} runs, of which {data.n_analysed} are analysed, in {data.n_configurations} configurations "
-            f"({data.label}). Findings: {strengths or 'none'}."
-        ),
-        Bullets(
-            [
-                f"{label}: {', '.join(f'`{name}`' for name in names) or 'none'}"
-                for label, names in (
-                    ("Datasets", data.datasets),
-                    ("Models", data.models),
-                    ("Selections", data.selections),
-                    ("Methods", data.methods),
-                    ("Transfer sets", data.transfer_sets),
-                )
-            ]
-        ),
-        *_first(analysis),
-        *([Bullets(analysis.notes)] if analysis.notes else []),
-    ]
-    if data.excluded:
-        shown = [f"`{e.run_id}` ({e.status or 'no status'}): {e.reason}" for e in data.excluded[:MANY_ROWS]]
-        hidden = len(data.excluded) - len(shown)
-        if hidden:
-            shown.append(f"and {hidden} more, listed in analysis.json")
-        blocks += [Text("Not analysed:"), Bullets(shown)]
-    return blocks
+    """What a reader knows after ten seconds."""
+    first, table = page.analysis.digest, page.analysis.tables["overview"]
+    over = {row["over"] for row in table.rows} - {""}
+    interval = (
+        f" [low, high]: {page.analysis.settings.level:.0%} interval over {', '.join(sorted(over))}." if over else ""
+    )
+    note = f"Retention: share of the pretrained zero-shot accuracy.{interval} Entropy: change of attention entropy. CKA: 1 is the pretrained representation. {_NOTE}"
+    blocks: list[Block] = [
+        Overview(first.verdict, first.caveats, OVERVIEW_HEADINGS, overview_rows(table), _tints(table), note,
+                 page.figure("pareto_front"))
+    ]  # fmt: skip
+    return [*blocks, Findings(first.findings)] if first.findings else blocks
 
 
-def _first(analysis: Analysis) -> list[Block]:
-    """The findings to read first; each stands under its question again."""
-    first = analysis.findings[:_FIRST]
-    return [Text("What to know first:"), Findings(first)] if first else []
+def _tints(table: Table) -> list[list[int]]:
+    """0..5 for each printed cell: how far it is from the best accuracy, or from the pretrained model."""
+    top = max((row["test_accuracy"] for row in table.rows if row["test_accuracy"] is not None), default=0.0)
+    far = {
+        "test_accuracy": lambda value: (top - value) / 25.0,
+        "retention_pct": lambda value: (100.0 - value) / 100.0,
+        "entropy_change_pct": lambda value: abs(value) / 20.0,
+        LAST_LAYER: lambda value: abs(value) / 40.0,
+        "cka_mean": lambda value: (1.0 - value) / 0.5,
+    }
+
+    def tint(name: str, value: float | None) -> int:
+        return 0 if value is None else max(0, min(_STEPS, round(_STEPS * far[name](value))))
+
+    return [[0, 0, *(tint(name, row[name]) for name in far)] for row in table.rows]

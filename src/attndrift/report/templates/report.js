@@ -1,19 +1,18 @@
 "use strict";
 (() => {
-  const errors = [];
-  addEventListener("error", (event) => errors.push(String(event.message)));
-  addEventListener("securitypolicyviolation", (event) => errors.push("blocked: " + event.violatedDirective));
   const byId = (id) => document.getElementById(id);
   const read = (id) => JSON.parse(byId(id).textContent);
   const ink = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-  function option(select, value, text) {
+  function option(select, value, text, run) {
     const element = document.createElement("option");
+    if (run !== undefined) element.dataset.run = run;
     element.value = value;
     element.textContent = text;
     select.append(element);
   }
   function notes(list, texts) {
+    list.hidden = texts.length === 0;
     for (const text of texts) {
       const element = document.createElement("li");
       element.textContent = text;
@@ -35,6 +34,8 @@
     const part = place - low;
     return scale[low].map((value, index) => Math.round(value + part * (scale[low + 1][index] - value)));
   }
+  // Black is the better ink where this is above 0.179 (WCAG).
+  const luminance = (parts) => parts.map((part) => (part / 255) ** 2.2).reduce((sum, part, index) => sum + part * [0.2126, 0.7152, 0.0722][index], 0);
   const rgb = (parts) => "rgb(" + parts.join(",") + ")";
 
   function sharpen(canvas, width, height) {
@@ -63,130 +64,173 @@
   }
 
   // ---- the table of runs
-  function sortable(table) {
-    const body = table.tBodies[0];
+  function runTable(table) {
     const headings = [...table.tHead.rows[0].cells];
-    const original = [...body.rows];
+    const rows = [...table.tBodies[0].rows];
+    const plain = rows.map((row) => [...row.cells].map((cell) => cell.textContent));
+    const words = plain.map((cells) => cells.join(" ").toLowerCase());
     headings.forEach((heading, index) => {
       heading.querySelector("button").addEventListener("click", () => {
         const up = heading.getAttribute("aria-sort") !== "ascending";
         headings.forEach((other) => other.setAttribute("aria-sort", "none"));
         heading.setAttribute("aria-sort", up ? "ascending" : "descending");
         const numeric = heading.classList.contains("number");
-        const key = (row) => {
-          const cell = row.cells[index];
-          if (!numeric) return cell.textContent;
-          return cell.dataset.n === undefined ? null : Number(cell.dataset.n);
+        const key = (place) => {
+          const number = rows[place].cells[index].dataset.n;
+          return numeric ? (number === undefined ? null : Number(number)) : plain[place][index];
         };
-        const keyed = original.map((row) => [key(row), row]);
+        const keyed = rows.map((row, place) => [key(place), row]);
         keyed.sort(([a], [b]) => {
           // What was not measured stands last in both directions.
           if (a === null || b === null) return (a === null) - (b === null);
           const order = numeric ? a - b : a.localeCompare(b, "en", { numeric: true });
           return up ? order : -order;
         });
-        body.append(...keyed.map(([, row]) => row));
+        table.tBodies[0].append(...keyed.map(([, row]) => row));
       });
     });
     const filter = byId("run-filter");
     const count = byId("run-count");
     const show = () => {
-      const wanted = filter.value.trim().toLowerCase();
+      const wanted = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
       let visible = 0;
-      for (const row of original) {
-        row.hidden = wanted !== "" && !row.textContent.toLowerCase().includes(wanted);
+      rows.forEach((row, place) => {
+        row.hidden = !wanted.every((word) => words[place].includes(word));
         visible += row.hidden ? 0 : 1;
-      }
-      count.textContent = visible + " of " + original.length + " runs";
+      });
+      count.textContent = visible + " of " + rows.length + " runs";
     };
     filter.addEventListener("input", show);
     show();
+    for (const box of document.querySelectorAll("#run-columns input")) {
+      const pick = () => {
+        for (const row of [table.tHead.rows[0], ...rows]) row.cells[box.dataset.column].hidden = !box.checked;
+      };
+      box.addEventListener("change", pick);
+      pick();
+    }
+    byId("run-csv").addEventListener("click", () => {
+      const quoted = (text) => (/[",\n]/.test(text) ? '"' + text.replaceAll('"', '""') + '"' : text);
+      // A leading = + - @ would be a formula in a spreadsheet; numbers keep their sign.
+      const safe = (text) => (/^[=+\-@\t\r]/.test(text) && Number.isNaN(Number(text)) ? "'" + text : text);
+      const chosen = [...table.tBodies[0].rows].filter((row) => !row.hidden).map((row) => rows.indexOf(row));
+      const names = headings.map((heading) => heading.querySelector("button").firstChild.textContent);
+      const values = (place) => plain[place].map((text, index) => rows[place].cells[index].dataset.n ?? safe(text));
+      const text = [names, ...chosen.map(values)].map((line) => line.map(quoted).join(",")).join("\n") + "\n";
+      const link = document.createElement("a");
+      link.href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
+      link.download = "runs.csv";
+      link.click();
+    });
+    return linked(headings, rows);
+  }
+  // From a row to the curves and maps of its run.
+  function linked(headings, rows) {
+    const index = headings.findIndex((heading) => heading.querySelector("button").firstChild.textContent === "Run");
+    if (index < 0) return;
+    for (const [id, place, word] of [["heat-run", "#heatmap", "curves"], ["map-run", "#map-tool", "maps"]]) {
+      const select = byId(id);
+      if (!select || !select.options.length) continue;
+      const known = new Map([...select.options].map((one) => [one.dataset.run, one.value]));
+      for (const row of rows) {
+        const run = row.cells[index].firstChild?.textContent;
+        if (!known.has(run)) continue;
+        const link = document.createElement("a");
+        link.href = place;
+        link.textContent = word;
+        link.setAttribute("aria-label", word + " of " + run);
+        link.addEventListener("click", () => {
+          select.value = known.get(run);
+          select.dispatchEvent(new Event("change"));
+        });
+        row.cells[index].append(" ", link);
+      }
+    }
   }
 
-  // ---- heatmaps
+  // ---- heatmaps: a table, so that every value can be read, copied and printed
   function heatmap() {
     const data = read("heat-data");
-    const canvas = byId("heat-canvas");
-    const [runs, metrics] = [byId("heat-run"), byId("heat-metric")];
+    const [runs, metrics, table] = [byId("heat-run"), byId("heat-metric"), byId("heat-table")];
     notes(byId("heat-notes"), data.notes);
     if (!data.runs.length) {
       byId("heatmap").querySelector(".controls").hidden = true;
-      canvas.hidden = true;
-      byId("heat-readout").textContent = "The tables hold no values per layer and step, so there is no heatmap.";
+      table.parentElement.hidden = true;
+      byId("heat-readout").textContent = "The tables hold no values per block and step, so there is no heatmap.";
       return;
     }
-    data.runs.forEach((run, index) => option(runs, index, name(run)));
-    data.metrics.filter((m) => data.runs.some((run) => run.metrics[m.name])).forEach((m) => option(metrics, m.name, m.label));
-    let cells = null;
-    const most = (part) => Math.max(0, ...part.values.map((line) => Math.max(0, ...line.map((v) => Math.abs(v ?? 0)))));
+    data.runs.forEach((run, index) => option(runs, index, name(run), run.run));
+    const known = data.metrics.filter((m) => data.runs.some((run) => run.metrics[m.name]));
+    known.forEach((m) => option(metrics, m.name, m.label));
+    const far = (metric, value) => Math.abs(metric.value ? 1 - value : value);
+    const most = (metric, part) => Math.max(0, ...part.values.flat().map((value) => (value === null ? 0 : far(metric, value))));
+    function cell(row, kind, text) {
+      const element = document.createElement(kind);
+      element.textContent = text;
+      if (kind === "th") element.scope = row.parentElement.tagName === "THEAD" ? "col" : "row";
+      row.append(element);
+      return element;
+    }
+    // One line a quantity, with its first and last value in words.
+    function curve(one) {
+      const [width, height, pad] = [240, 90, 16];
+      const points = one.steps.map((step, place) => [step, one.values[place]]).filter((point) => point[1] !== null);
+      const [low, high] = [Math.min(...points.map((p) => p[1])), Math.max(...points.map((p) => p[1]))];
+      const [first, last] = [points[0][0], points.at(-1)[0]];
+      const x = (step) => 4 + (width - 8) * (step - first) / (last - first || 1);
+      const y = (value) => height - pad - (height - 2 * pad) * (value - low) / (high - low || 1);
+      const said = one.label + ": " + shown(points[0][1]) + " at step " + first + ", " + shown(points.at(-1)[1]) + " at step " + last;
+      const make = (kind, attributes, text = "") => {
+        const element = document.createElementNS("http://www.w3.org/2000/svg", kind);
+        for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+        element.textContent = text;
+        return element;
+      };
+      const image = make("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": said });
+      image.append(
+        make("polyline", { points: points.map((p) => x(p[0]).toFixed(1) + "," + y(p[1]).toFixed(1)).join(" ") }),
+        make("text", { x: 4, y: 11 }, shown(high)), make("text", { x: 4, y: height - 3 }, shown(low)),
+        make("text", { x: width - 4, y: height - 3, "text-anchor": "end" }, "step " + last));
+      const caption = document.createElement("figcaption");
+      caption.textContent = said;
+      const figure = document.createElement("figure");
+      figure.append(image, caption);
+      return figure;
+    }
     function draw() {
       const run = data.runs[runs.value];
-      const part = run.metrics[metrics.value];
-      const width = Math.max(260, Math.min(900, canvas.parentElement.clientWidth - 32));
+      byId("heat-curves").replaceChildren(...run.curves.map(curve));
+      const metric = known.find((m) => m.name === metrics.value);
+      const part = run.metrics[metric.name];
+      table.replaceChildren();
       if (!part) {
-        sharpen(canvas, width, 40);
         byId("heat-readout").textContent = "This metric was not recorded for this run.";
-        cells = null;
         return;
       }
-      const shared = byId("heat-shared").checked;
-      const parts = shared ? data.runs.map((r) => r.metrics[metrics.value]).filter(Boolean) : [part];
-      const limit = Math.max(...parts.map(most)) || 1;
-      const size = Math.max(16, Math.min(26, 320 / part.layers.length));
-      const [left, top] = [44, 8];
-      const right = 10;
-      const wide = (width - left - right) / part.steps.length;
-      const high = size * part.layers.length;
-      const context = sharpen(canvas, width, top + high + 84);
-      part.values.forEach((line, row) => line.forEach((value, column) => {
-        context.fillStyle = value === null ? ink("--none") : rgb(colour(DIVERGING, 0.5 + value / limit / 2));
-        // Block 1 at the bottom: depth rises.
-        context.fillRect(left + column * wide, top + (part.layers.length - 1 - row) * size, wide + 0.5, size + 0.5);
-      }));
-      context.fillStyle = ink("--ink");
-      context.textBaseline = "middle";
-      context.textAlign = "right";
-      part.layers.forEach((layer, row) => context.fillText(layer, left - 6, top + (part.layers.length - 0.5 - row) * size));
-      context.save();
-      context.translate(10, top + high / 2);
-      context.rotate(-Math.PI / 2);
-      context.textAlign = "center";
-      context.fillText("block", 0, 0);
-      context.restore();
-      context.textBaseline = "top";
-      const every = Math.max(1, Math.ceil(part.steps.length / Math.max(2, Math.floor(width / 70))));
-      part.steps.forEach((step, column) => {
-        if (column % every) return;
-        context.textAlign = "center";
-        context.fillText(step, left + (column + 0.5) * wide, top + high + 4);
+      const parts = byId("heat-shared").checked ? data.runs.map((r) => r.metrics[metric.name]).filter(Boolean) : [part];
+      const limit = Math.max(...parts.map((one) => most(metric, one))) || 1;
+      const head = table.createTHead().insertRow();
+      cell(head, "th", "block \u2216 step");
+      part.steps.forEach((step) => cell(head, "th", step));
+      const body = table.createTBody();
+      // Block 1 at the bottom: depth rises.
+      part.layers.map((layer, place) => [layer, part.values[place]]).reverse().forEach(([layer, line]) => {
+        const row = body.insertRow();
+        cell(row, "th", layer);
+        line.forEach((value) => {
+          const element = cell(row, "td", value === null ? "\u2013" : metric.value ? value.toFixed(3) : signed(value));
+          if (value === null) return;
+          const parts = colour(DIVERGING, 0.5 + (metric.value ? far(metric, value) : value) / limit / 2);
+          element.style.background = rgb(parts);
+          element.style.color = luminance(parts) > 0.179 ? "#000" : "#fff";
+        });
       });
-      context.textAlign = "center";
-      context.fillText("optimiser step", left + (width - left - right) / 2, top + high + 20);
-      const bar = Math.min(320, width - left - right);
-      legend(context, DIVERGING, left, top + high + 46, bar, ["\u2212" + shown(limit) + "%", "0", "+" + shown(limit) + "%"]);
-      const label = data.metrics.find((m) => m.name === metrics.value).label;
-      const last = part.values[part.values.length - 1];
-      const end = last[last.length - 1];
-      const text = label + " change from step 0, " + name(run) + ". Last block at the last step: " + (end === null ? "not measured" : signed(end) + "%") + ".";
-      canvas.setAttribute("aria-label", text);
-      byId("heat-readout").textContent = text;
-      cells = { part, left, top, wide, size, text };
+      const last = part.values.at(-1).at(-1);
+      byId("heat-readout").textContent = metric.label + (metric.value ? "" : ", from step 0") + ", " + name(run) + ". Last block at the last step: "
+        + (last === null ? "not measured" : metric.value ? last.toFixed(3) : signed(last) + "%") + ".";
     }
-    canvas.addEventListener("mousemove", (event) => {
-      if (!cells) return;
-      const box = canvas.getBoundingClientRect();
-      const column = Math.floor((event.clientX - box.left - cells.left) / cells.wide);
-      const row = cells.part.layers.length - 1 - Math.floor((event.clientY - box.top - cells.top) / cells.size);
-      const line = cells.part.values[row];
-      if (!line || line[column] === undefined) return;
-      const value = line[column];
-      byId("heat-readout").textContent = "Block " + cells.part.layers[row] + ", step " + cells.part.steps[column] + ": " + (value === null ? "not measured" : signed(value) + "%");
-    });
-    canvas.addEventListener("mouseleave", () => { if (cells) byId("heat-readout").textContent = cells.text; });
     for (const control of [runs, metrics, byId("heat-shared")]) control.addEventListener("change", draw);
-    addEventListener("resize", draw);
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-    const busy = data.runs.findIndex((run) => run.metrics.entropy && most(run.metrics.entropy) > 0);
+    const busy = data.runs.findIndex((run) => known.some((m) => run.metrics[m.name] && most(m, run.metrics[m.name]) > 0));
     if (busy >= 0) runs.value = busy;
     draw();
   }
@@ -203,8 +247,8 @@
     const [runs, images, layer, heads, over] = ["map-run", "map-image", "map-layer", "map-head", "map-picture"].map(byId);
     notes(byId("map-notes"), data.notes);
     if (!data.runs.length) {
-      byId("maps").querySelector(".controls").hidden = true;
-      byId("maps").querySelector(".panels").hidden = true;
+      byId("map-tool").querySelector(".controls").hidden = true;
+      byId("map-tool").querySelector(".panels").hidden = true;
       byId("map-legend").hidden = true;
       byId("map-readout").textContent = "No attention maps lie beside these tables.";
       return;
@@ -223,7 +267,7 @@
       picture.src = source;
       return picture;
     });
-    data.runs.forEach((run, index) => option(runs, index, name(run)));
+    data.runs.forEach((run, index) => option(runs, index, name(run), run.run));
     const current = () => data.runs[runs.value];
     function values(index, image, block, head) {
       const run = current();
@@ -313,64 +357,32 @@
     draw();
   }
 
-  // ---- `#selftest`: the page operates itself and writes what happened into the document
-  function selftest() {
-    const result = { errors, sorts: [], heat: {}, maps: {}, filter: null };
-    const pixels = (id) => byId(id).toDataURL();
-    const table = byId("run-table");
-    [...table.tHead.rows[0].cells].forEach((heading, index) => {
-      for (const direction of ["ascending", "descending"]) {
-        heading.querySelector("button").click();
-        result.sorts.push({
-          heading: heading.textContent, numeric: heading.classList.contains("number"), direction,
-          aria: heading.getAttribute("aria-sort"),
-          sorted: table.querySelectorAll('[aria-sort="ascending"],[aria-sort="descending"]').length,
-          values: [...table.tBodies[0].rows].map((row) => row.cells[index].dataset.n ?? (heading.classList.contains("number") ? null : row.cells[index].textContent)),
-        });
-      }
-    });
-    const changes = (id, control, event, canvas) => {
-      const element = byId(id);
-      const start = control === "value" ? element.value : element.checked;
-      const before = pixels(canvas);
-      const text = byId(canvas.startsWith("heat") ? "heat-readout" : "map-readout").textContent;
-      const options = element.options ? [...element.options].map((o) => o.value) : ["1", element.max];
-      const other = control === "value" ? options.find((value) => value !== start) : !start;
-      if (other === undefined) return null;
-      element[control] = other;
-      element.dispatchEvent(new Event(event, { bubbles: true }));
-      const readout = byId(canvas.startsWith("heat") ? "heat-readout" : "map-readout").textContent;
-      const outcome = { pixels: pixels(canvas) !== before, text: readout !== text };
-      element[control] = start;
-      element.dispatchEvent(new Event(event, { bubbles: true }));
-      outcome.restored = pixels(canvas) === before;
-      return outcome;
+  // ---- the page itself
+  function currentSection() {
+    const links = [...document.querySelectorAll("nav a")];
+    const parts = links.map((link) => byId(link.hash.slice(1)));
+    const mark = () => {
+      const passed = parts.filter((part) => part.getBoundingClientRect().top < 120).length;
+      const end = scrollY + innerHeight >= document.documentElement.scrollHeight - 2;
+      const now = end && scrollY > 0 ? links.length - 1 : Math.max(0, passed - 1);
+      links.forEach((link, index) => (index === now ? link.setAttribute("aria-current", "true") : link.removeAttribute("aria-current")));
     };
-    if (!byId("heat-canvas").hidden) {
-      result.heat = { run: changes("heat-run", "value", "change", "heat-canvas"), metric: changes("heat-metric", "value", "change", "heat-canvas") };
-    }
-    if (!byId("map-legend").hidden) {
-      result.maps = {
-        run: changes("map-run", "value", "change", "map-after"),
-        image: changes("map-image", "value", "change", "map-before"),
-        layer: changes("map-layer", "value", "input", "map-before"),
-        head: changes("map-head", "value", "change", "map-before"),
-        picture: changes("map-picture", "checked", "change", "map-before"),
-        differ: pixels("map-before") !== pixels("map-after"),
-        readout: byId("map-readout").textContent,
-      };
-    }
-    const filter = byId("run-filter");
-    filter.value = table.tBodies[0].rows[0].cells[0].textContent;
-    filter.dispatchEvent(new Event("input"));
-    result.filter = byId("run-count").textContent;
-    result.overflow = document.documentElement.scrollWidth > document.documentElement.clientWidth;
-    byId("selftest").textContent = JSON.stringify(result);
+    addEventListener("scroll", mark, { passive: true });
+    mark();
+  }
+  // A link into the appendix opens what it points to.
+  function unfold() {
+    const target = location.hash && byId(decodeURIComponent(location.hash.slice(1)));
+    if (!target) return;
+    for (let part = target; part; part = part.parentElement) if (part.tagName === "DETAILS") part.open = true;
+    target.scrollIntoView();
   }
 
-  const table = byId("run-table");
-  if (table) sortable(table);
   heatmap();
   attention();
-  if (location.hash === "#selftest") addEventListener("load", () => setTimeout(selftest, 50));
+  const table = byId("run-table");
+  if (table) runTable(table);
+  currentSection();
+  addEventListener("hashchange", unfold);
+  unfold();
 })();

@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from multiprocessing import connection
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -254,6 +254,9 @@ class _Messages:
 
     def step(self, done: int, total: int) -> None:
         self._link.send(("step", done, total))
+
+    def evaluated(self, step: int, total: int, values: Mapping[str, float]) -> None:
+        self._link.send(("evaluated", step, total, dict(values)))
 
     def phase(self, what: str) -> None:
         self._link.send(("phase", what))

@@ -6,7 +6,7 @@ import os
 import pickle
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -121,6 +121,10 @@ class Sender:
         if done == total or time.monotonic() - self._stepped >= STEPS_EVERY:
             self._stepped = time.monotonic()
             self._send(("step", done, total))
+
+    def evaluated(self, step: int, total: int, values: Mapping[str, float]) -> None:
+        """Send what was measured."""
+        self._send(("evaluated", step, total, dict(values)))
 
     def phase(self, what: str) -> None:
         """Send what the run is doing now."""

@@ -31,28 +31,27 @@ from transformers import get_cosine_schedule_with_warmup
 from attndrift.data.shuffle import EpochBatchSampler, TrainingImages, training_loader
 from attndrift.drift.drift import Drift
 from attndrift.files import write_text
+from attndrift.guard.events import GuardEvent
+from attndrift.methods.registry import HEADS
 from attndrift.models.evaluation import random_state, restore_random_state
 from attndrift.process_group import DivergedError, Processes
 from attndrift.study.leftovers import RESUME, SCRATCH
 from attndrift.study.outcomes.registry import Follower, parse_outcome
-from attndrift.study.training import states as resume
-from attndrift.study.training.cuda_graph import CUDAGraphStep
-from attndrift.study.training.loss import BatchLoss, TrainingLoss
-from attndrift.study.training.metric_buffer import MetricBuffer, Progress
-from attndrift.study.training.optimizer import optimizer_of
-from attndrift.study.training.plan import (
-    FitResult,
-    Reporter,
-    TrainingPlan,
+from attndrift.study.steps import (
     epoch_count,
     evaluation_steps,
-    precision_of,
     spread_steps,
     steps_per_epoch,
     total_steps,
     warmup_steps,
 )
-from attndrift.trackers import TRACKERS, Writer, scalars
+from attndrift.study.training import states as resume
+from attndrift.study.training.cuda_graph import CUDAGraphStep
+from attndrift.study.training.loss import BatchLoss, TrainingLoss
+from attndrift.study.training.metric_buffer import MetricBuffer, Progress
+from attndrift.study.training.optimizer import optimizer_of
+from attndrift.study.training.plan import SHOWN, FitResult, Reporter, TrainingPlan, precision_of
+from attndrift.trackers import TRACKERS, TrackedRun, Writer, scalars
 
 STATE_SHARE = 0.05
 """Of a training's time on an accelerator, at most this goes into resumable states."""
@@ -67,8 +66,12 @@ def fit(model: nn.Module, plan: TrainingPlan, folder: Path, reporter: Reporter) 
     loop = TrainingLoop(model, plan, folder, reporter)
     status, problem, last_good_step = "finished", None, None
     try:
-        with _trackers(plan.trackers if loop.processes.first else (), folder, loop.step) as writers:
-            loop.run(writers)
+        run = TrackedRun(folder, loop.step, plan.run_id or folder.name, plan.study, plan.settings.to_json())
+        with _trackers(plan.trackers if loop.processes.first else (), run) as writers:
+            try:
+                loop.run(writers)
+            except DivergedError as error:
+                raise error.at(loop.step)  # noqa: B904 -- the same error, with the step
     except DivergedError as error:
         last_good_step = resume.step_of(resume.newest(folder / RESUME, plan.settings, reporter.say))
         status, problem = "diverged", str(error)
@@ -131,6 +134,8 @@ class TrainingLoop:
             and self.processes.count == 1
             and settings.gradient_accumulation == 1
             and self.accelerator.scaler is None
+            # What a text tower does with its tokens has not been captured yet.
+            and not HEADS[settings.head].live
         )
         self.graph: CUDAGraphStep[BatchLoss] | None = None
 
@@ -154,8 +159,11 @@ class TrainingLoop:
         accelerator, optimizer, settings, guard = self.accelerator, self.optimizer, self.settings, self.plan.guard
         if self.state is not None:
             self.load_state(self.state)
+        if not self.step:
+            # Curves begin with the pretrained model.
+            _log(writers, 0, scalars(self.plan.baseline))
         if guard is not None:
-            guard.on_event = lambda event: _log(writers, event.step, event.scalars())
+            guard.on_event = partial(_log_guard, writers)
             guard.start(self.step)
         for epoch in range(self.step // self.steps_per_epoch, self.epochs):
             # Once an epoch: to tell each of some hundred modules takes a millisecond, and what evaluates in between
@@ -237,10 +245,10 @@ class TrainingLoop:
 
     def measure(self) -> dict[str, Any]:
         """The row of the history after this step: the training since the last one, and the drift."""
-        drift = self.plan.monitor.measure()
+        drift = self.plan.monitor.measure(self.step)
         for name, value in drift.values().items():
             if value is not None and not math.isfinite(value):
-                raise DivergedError(f"{name} is {value} after step {self.step}")
+                raise DivergedError(f"{name} is {value}").at(self.step)
         if self.step == self.total:
             self.final_drift = drift
         self._line = f"step {self.step}/{self.total}: {drift.line()}"
@@ -272,6 +280,8 @@ class TrainingLoop:
             with (self.folder / "history.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         self.reporter.say(self._line)
+        shown = {name: float(row[name]) for name in SHOWN if row.get(name) is not None}
+        self.reporter.evaluated(self.step, self.total, shown)
 
     def write_history(self) -> None:
         """Write the whole history, in one step."""
@@ -294,7 +304,7 @@ class TrainingLoop:
         finite = torch.stack([torch.isfinite(weight).all() for weight in self.trained.values()]).tolist()
         for name, usable in zip(self.trained, finite, strict=True):
             if not usable:
-                raise DivergedError(f"{name} is not finite after step {self.step}")
+                raise DivergedError(f"{name} is not finite").at(self.step)
         random_states = gather_object([random_state([self.plan.device])])
         if not self.processes.first:
             return
@@ -340,13 +350,16 @@ class TrainingLoop:
 
 
 @contextmanager
-def _trackers(names: Sequence[str], folder: Path, step: int) -> Iterator[list[Writer]]:
-    """What the trackers write to; closed in the end."""
-    writers = [TRACKERS[name].open(folder, step) for name in names]
+def _trackers(names: Sequence[str], run: TrackedRun) -> Iterator[list[Writer]]:
+    """What the trackers write to; closed in the end. A divergence is passed on as an alert."""
+    writers = [TRACKERS[name].open(run) for name in names]
     try:
         yield writers
-    except BaseException:
+    except BaseException as error:
         for writer in writers:
+            if isinstance(error, DivergedError):
+                with suppress(OSError):
+                    writer.alert(error.step or run.step, f"{run.run_id} has diverged", str(error))
             # Ignore write errors here: the first exception is the one to report.
             with suppress(OSError):
                 writer.close()
@@ -358,6 +371,13 @@ def _trackers(names: Sequence[str], folder: Path, step: int) -> Iterator[list[Wr
 def _log(writers: Sequence[Writer], step: int, values: Mapping[str, float]) -> None:
     for writer in writers:
         writer.log(step, values)
+
+
+def _log_guard(writers: Sequence[Writer], event: GuardEvent) -> None:
+    _log(writers, event.step, event.scalars())
+    if event.action != "kept":
+        for writer in writers:
+            writer.alert(event.step, f"guard: {event.action}", str(event))
 
 
 def _accelerator(precision: str, device: torch.device) -> Accelerator:

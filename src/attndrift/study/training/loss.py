@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from attndrift.losses.base import PreservationLoss
 from attndrift.losses.registry import LOSSES
+from attndrift.methods.registry import CONTRASTIVE
 from attndrift.process_group import Processes
 from attndrift.study.training.plan import TrainingPlan
 
@@ -45,6 +46,11 @@ class TrainingLoss:
 
     def __init__(self, model: nn.Module, wrapped: nn.Module, plan: TrainingPlan, processes: Processes) -> None:
         self._wrapped, self._processes = wrapped, processes
+        if processes.count > 1 and plan.settings.head == CONTRASTIVE:
+            raise ValueError(
+                f"`head`: {CONTRASTIVE} compares all images of a batch, which {processes.count} processes would divide; run it "
+                "in one"
+            )
         self._losses: list[PreservationLoss] = [
             LOSSES[name].cls.in_study(model, weight, plan.context, **dict(plan.settings.settings_of(LOSSES[name])))
             for name, weight in plan.settings.losses.items()

@@ -95,7 +95,7 @@ class MetricBuffer:
         for (loss, num_correct, *active), (step, images) in zip(values, about, strict=True):
             mean = loss / count
             if not math.isfinite(mean):
-                raise DivergedError(f"the training loss is {mean} after step {step}")
+                raise DivergedError(f"the training loss is {mean}").at(step)
             progress.loss_sum += mean * images
             progress.correct += int(num_correct)
             progress.seen += images

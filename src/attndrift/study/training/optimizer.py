@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attndrift.methods.classifier import CLIPClassifier
+from attndrift.models.backbone import Backbone
 from attndrift.study.settings import RunSettings
 
 
@@ -30,12 +31,12 @@ def optimizer_of(model: nn.Module, trained: Mapping[str, nn.Parameter], settings
 def rate_groups(model: nn.Module, trained: Mapping[str, nn.Parameter], settings: RunSettings) -> list[dict[str, Any]]:
     """The trained parameters by the rate that they learn with, ``params`` and ``lr``; one group where all have one.
 
-    A part of the image tower at depth l of L + 1 has the rate times ``layer_decay`` to the power L + 1 - l: the embeddings
+    A part of a tower at depth l of L + 1 has the rate times ``layer_decay`` to the power L + 1 - l: the embeddings
     are at 0, the first block at 1, what follows the last block at L + 1 (as in BEiT and timm).
     """
     rate = settings.learning_rate
-    special = (settings.head_learning_rate, settings.projection_learning_rate)
-    if settings.layer_decay == 1 and special == (None, None):
+    special = (settings.head_learning_rate, settings.projection_learning_rate, settings.text_learning_rate)
+    if settings.layer_decay == 1 and special == (None, None, None):
         return [{"params": list(trained.values()), "lr": rate}]
     assert isinstance(model, CLIPClassifier)
     rates = _rates(model, settings)
@@ -46,16 +47,25 @@ def rate_groups(model: nn.Module, trained: Mapping[str, nn.Parameter], settings:
 
 
 def _rates(model: CLIPClassifier, settings: RunSettings) -> dict[nn.Parameter, float]:
-    rate, view, decay = settings.learning_rate, model.view, settings.layer_decay
-    after = len(view.blocks) + 1
-    depths = dict.fromkeys(view.tower.parameters(), 0)
-    depths |= {p: place for place, block in enumerate(view.blocks, 1) for p in block.parameters()}
-    if view.final_norm is not None:
-        depths |= dict.fromkeys(view.final_norm.parameters(), after)
-    rates = {parameter: rate * decay ** (after - depth) for parameter, depth in depths.items()}
+    rate, view = settings.learning_rate, model.view
+    rates = _by_depth(view, rate, settings.layer_decay)
     if view.projection is not None:
         rates |= dict.fromkeys(view.projection.parameters(), settings.projection_learning_rate or rate)
+    if view.text is not None:
+        of_text = settings.text_learning_rate or rate
+        rates |= _by_depth(view.text, of_text, settings.layer_decay)
+        if view.text.projection is not None:
+            rates |= dict.fromkeys(view.text.projection.parameters(), of_text)
     return rates | dict.fromkeys(model.classifier.parameters(), settings.head_learning_rate or rate)
+
+
+def _by_depth(tower: Backbone, rate: float, decay: float) -> dict[nn.Parameter, float]:
+    after = len(tower.blocks) + 1
+    depths = dict.fromkeys(tower.tower.parameters(), 0)
+    depths |= {p: place for place, block in enumerate(tower.blocks, 1) for p in block.parameters()}
+    if tower.final_norm is not None:
+        depths |= dict.fromkeys(tower.final_norm.parameters(), after)
+    return {parameter: rate * decay ** (after - depth) for parameter, depth in depths.items()}
 
 
 class SelectiveProjection(torch.optim.AdamW):

@@ -1,8 +1,7 @@
-"""What a run's training needs, what it comes to, and after which steps something happens."""
+"""What a run's training needs, and what it comes to."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -18,6 +17,9 @@ from attndrift.losses.base import StudyContext
 from attndrift.study.outcomes.registry import Follower
 from attndrift.study.settings import RunSettings
 
+SHOWN = ("val_accuracy", "monitor_zero_shot_retention_pct", "cka_mean")
+"""Columns of the history that a reporter is told at once: accuracy (0 to 1), retention (percent), CKA (0 to 1)."""
+
 
 class Reporter(Protocol):
     """Told how a run goes."""
@@ -27,6 +29,9 @@ class Reporter(Protocol):
 
     def say(self, message: str) -> None:
         """A line for the log."""
+
+    def evaluated(self, step: int, total: int, values: Mapping[str, float]) -> None:
+        """What was measured after ``step`` of ``total``: those of :data:`SHOWN` that were."""
 
     def saved(self, step: int) -> None:
         """The resumable state of ``step`` is whole."""
@@ -47,6 +52,7 @@ class TrainingPlan:
         context: what preservation losses are told of the pretrained model.
         guard: keeps the run within a budget; of the same monitor.
         trackers: names of :data:`~attndrift.trackers.TRACKERS` that the history goes to while it grows.
+        run_id, study: what trackers call the run and its group.
     """
 
     settings: RunSettings
@@ -62,6 +68,8 @@ class TrainingPlan:
     device: torch.device
     guard: Guard | None = None
     trackers: tuple[str, ...] = ("tensorboard",)
+    run_id: str = ""
+    study: str = ""
 
 
 @dataclass
@@ -93,46 +101,6 @@ class FitResult:
 def only_value(fractions: Mapping[str, float]) -> float | None:
     """The one loss's value; None where none reports one, or several do, which the table ``losses`` tells apart."""
     return next(iter(fractions.values())) if len(fractions) == 1 else None
-
-
-def steps_per_epoch(settings: RunSettings, n_train: int) -> int:
-    """Optimiser steps an epoch; the last one may be of fewer images than the others."""
-    micro_batches = math.ceil(n_train / (settings.batch_size // settings.gradient_accumulation))
-    return math.ceil(micro_batches / settings.gradient_accumulation)
-
-
-def total_steps(settings: RunSettings, n_train: int) -> int:
-    """Optimiser steps of the whole training."""
-    return settings.epochs * steps_per_epoch(settings, n_train) if settings.steps is None else settings.steps
-
-
-def epoch_count(settings: RunSettings, n_train: int) -> int:
-    """Epochs that are begun; of a training that is counted in steps, the last one may be a part."""
-    return math.ceil(total_steps(settings, n_train) / steps_per_epoch(settings, n_train))
-
-
-def warmup_steps(settings: RunSettings, n_train: int) -> int:
-    """Steps in which the rate rises. Raises ``ValueError`` where the training has no more than these."""
-    total = total_steps(settings, n_train)
-    if settings.warmup_steps is None:
-        # The first step of a warm-up has the rate 0: a training of one step would train nothing.
-        return min(math.ceil(settings.warmup * total), max(0, total - 1))
-    if settings.warmup_steps >= total:
-        raise ValueError(f"`warmup_steps` is {settings.warmup_steps}; the training has {total} steps")
-    return settings.warmup_steps
-
-
-def spread_steps(settings: RunSettings, n_train: int, times: int) -> frozenset[int]:
-    """Optimiser steps after which something happens ``times`` an epoch, epoch ends and the last step always among them."""
-    steps, total = steps_per_epoch(settings, n_train), total_steps(settings, n_train)
-    within = {max(1, round(steps * (i + 1) / times)) for i in range(times)} | {steps}
-    found = {epoch * steps + step for epoch in range(epoch_count(settings, n_train)) for step in within}
-    return frozenset({step for step in found if step < total} | {total})
-
-
-def evaluation_steps(settings: RunSettings, n_train: int, times: int | None = None) -> list[int]:
-    """Optimiser steps after which something is done ``times`` an epoch; by default, the structure is measured."""
-    return sorted(spread_steps(settings, n_train, times or settings.evaluations_per_epoch))
 
 
 def precision_of(settings: RunSettings, device: torch.device) -> str:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 
-from attndrift.trackers import TRACKERS, Tracker
+from attndrift.trackers import TRACKERS, TrackedRun, Tracker, Writer
 
 
-class LinesWriter:
+class LinesWriter(Writer):
     """Appends to ``lines.jsonl`` in the run's folder."""
 
-    def __init__(self, folder: Path, step: int) -> None:
-        self._file = (folder / "lines.jsonl").open("a" if step else "w", encoding="utf-8")
+    def __init__(self, run: TrackedRun) -> None:
+        self._file = (run.folder / "lines.jsonl").open("a" if run.step else "w", encoding="utf-8")
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         """Write the numbers of one step."""
