@@ -12,6 +12,9 @@ INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constr
 # The tests read CLIP's vocabulary and tokenizer in the wheel of open_clip. Not beside the other packages: without torchvision
 # it cannot be imported, and would be found all the same.
 OPEN_CLIP := $(VENV)/open_clip_torch
+# Models of timm and open_clip, and Lightning: beside the torch that the torchvision they need was built for.
+BACKBONES := .venv-backbones
+BACKBONES_STAMP := $(BACKBONES)/.installed
 RESULTS := benchmarks/results
 BENCH := $(BIN)/python -m benchmarks
 TEST_PROCESSES ?= 2
@@ -21,7 +24,7 @@ TEST_ENVIRONMENT := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=fa
 PYTEST := $(TEST_ENVIRONMENT) $(BIN)/pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test tests test-ci test-slow lint format bench clean
+.PHONY: help install demo test tests test-ci test-slow test-backbones lint format bench bench-quick clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -67,17 +70,32 @@ test-ci: $(STAMP) ## Of the slow tests: Ray, S3, SLURM, torchrun, a hub, a packa
 	  $(PYTEST) -m ci --last-failed -rfEp && echo "test-ci: the tests named PASSED above failed at first"; }
 
 test-slow: $(STAMP) ## All tests that take minutes
-	$(PYTEST) -m slow
+	$(PYTEST) -m "slow and not backbones"
+
+$(BACKBONES_STAMP): pyproject.toml
+	$(PYTHON) -m venv $(BACKBONES)
+	$(BACKBONES)/bin/python -m pip install --quiet --no-compile --no-cache-dir torch==2.14.1 torchvision==0.29.1 \
+	  --editable '.[study,report,backbones]' pytest pytest-timeout hypothesis
+	touch $@
+
+# The table stands at the end.
+test-backbones: $(BACKBONES_STAMP) ## Models of timm and open_clip in every cell of the matrix, and Lightning: an environment of its own, 5.6 GB
+	$(TEST_ENVIRONMENT) $(BACKBONES)/bin/python -m pytest -m "not slow" tests/attention/test_families.py \
+	  tests/guard/test_timm_classifier.py tests/drift/test_monitor_lightning.py tests/drift/test_projection_in_tower.py
+	$(TEST_ENVIRONMENT) $(BACKBONES)/bin/python -m pytest -m backbones tests/backbones
 
 format: $(STAMP) ## Put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 bench: $(STAMP) ## Measure costs as ratios: an hour or two alone on the machine; benchmarks/README.md
-	$(BENCH).commands --output $(RESULTS)/commands.json
+	test -f studies/demo/study.json || $(BIN)/attndrift demo
+	$(BENCH).commands --study studies/demo --output $(RESULTS)/commands.json
+	$(BENCH).scale --output $(RESULTS)/scale.json
 	$(BENCH).capture --model config:vit-base-patch32 --batch 32 --pairs 18 --output $(RESULTS)/capture-b32.json
 	$(BENCH).capture --model config:vit-large-patch14-336 --batch 8 --pairs 4 --output $(RESULTS)/capture-l14.json
 	$(BENCH).drift --output $(RESULTS)/drift.json
+	$(BENCH).knn --output $(RESULTS)/knn.json
 	$(BENCH).train --kind plain --kind observed --pairs 12 --output $(RESULTS)/train-observed.json
 	$(BENCH).train --output $(RESULTS)/train.json
 	$(BENCH).step_costs --output $(RESULTS)/step_costs.json --table src/attndrift/study/step_costs.json
@@ -86,5 +104,11 @@ bench: $(STAMP) ## Measure costs as ratios: an hour or two alone on the machine;
 	$(BENCH).analysis --output $(RESULTS)/analysis.json
 	$(BENCH).ray_workers --output $(RESULTS)/ray_workers.json
 
+bench-quick: $(STAMP) ## Measure what users wait for and the observed forward pass, in ten minutes; print the other results with date and commit
+	test -f studies/demo/study.json || $(BIN)/attndrift demo
+	$(BENCH).commands --study studies/demo --output $(RESULTS)/commands.json
+	$(BENCH).capture --model config:vit-base-patch32 --batch 32 --pairs 6 --output $(RESULTS)/capture-b32.json
+	$(BENCH).result $(filter-out %/commands.json %/capture-b32.json %/faults.json,$(wildcard $(RESULTS)/*.json))
+
 clean: ## Remove the environment and caches
-	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(BACKBONES) site .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,7 +1,8 @@
-"""Seconds of whole commands in fresh processes, from start to end."""
+"""Seconds of whole commands in fresh processes, from start to end, each with an empty cache folder."""
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -23,6 +24,7 @@ COMMANDS: dict[str, tuple[list[str], float]] = {
     "attndrift run demo --dry-run": (["-m", "attndrift", "run", "demo", "--dry-run"], 4.0),
 }
 OF_A_STUDY: dict[str, tuple[list[str], float]] = {
+    "attndrift show STUDY": (["-m", "attndrift", "show", "{study}"], 1.0),
     "attndrift analyze STUDY": (["-m", "attndrift", "analyze", "{study}"], 3.0),
     "attndrift figures STUDY": (["-m", "attndrift", "figures", "{study}", "--output", "{scratch}"], 8.0),
     "attndrift report STUDY": (["-m", "attndrift", "report", "{study}", "--output", "{scratch}"], 10.0),
@@ -36,8 +38,14 @@ def commands(study: Path | None, pairs: int, progress: Callable[[str], object] =
     with tempfile.TemporaryDirectory() as scratch:
 
         def process(arguments: list[str]) -> Work:
-            command = [sys.executable, *(part.format(study=study, scratch=scratch) for part in arguments)]
-            return lambda: subprocess.run(command, check=True, capture_output=True)
+            def run() -> object:
+                # A folder of its own: figures that lie there already are not drawn again, and what is cached is not made.
+                own = tempfile.mkdtemp(dir=scratch)
+                command = [sys.executable, *(part.format(study=study, scratch=f"{own}/out") for part in arguments)]
+                environment = {**os.environ, "ATTNDRIFT_CACHE": f"{own}/cache"}
+                return subprocess.run(command, check=True, capture_output=True, env=environment)
+
+            return run
 
         found = rounds({what: process(arguments) for what, (arguments, _) in chosen.items()}, pairs, progress)
     rows = [
@@ -51,7 +59,9 @@ def commands(study: Path | None, pairs: int, progress: Callable[[str], object] =
 
 
 def main(
-    study: Annotated[Path | None, typer.Option(help="Also analyze, figures and report of this study folder.")] = None,
+    study: Annotated[
+        Path | None, typer.Option(help="Also show, analyze, figures and report of this study folder.")
+    ] = None,
     pairs: Pairs = 5,
     output: Output = None,
 ) -> None:

@@ -120,7 +120,7 @@ def write_reference(study: Study, folder: Path, threads: int) -> Path:
     from attndrift.data import evaluation_part, load_dataset
     from attndrift.data.shuffle import epoch_order, flips
     from attndrift.models.hub import EMBEDDED
-    from attndrift.study.dataset_splits import open_dataset, splits_of
+    from attndrift.study.dataset_splits import OpenDatasets, splits_of
 
     first = study.runs[0].settings
     datasets: dict[str, Any] = {}
@@ -128,7 +128,7 @@ def write_reference(study: Study, folder: Path, threads: int) -> Path:
         settings = run.settings
         if settings.dataset in datasets or settings.method == "none":
             continue
-        dataset = open_dataset(settings.dataset, settings)
+        dataset = OpenDatasets().open(settings.dataset, settings)
         splits = splits_of(dataset, settings)
         assert settings.source is not None
         root = Path(settings.source.path or "")

@@ -200,7 +200,7 @@ def floor_seconds(study: Study, step: Mapping[Kind, float], image: float) -> flo
 
 def _images(settings: RunSettings) -> tuple[int, int]:
     """Numbers of training images and of validation images."""
-    from attndrift.study.dataset_splits import open_dataset, splits_of
+    from attndrift.study.dataset_splits import OpenDatasets, splits_of
 
-    splits = splits_of(open_dataset(settings.dataset, settings), settings)
+    splits = splits_of(OpenDatasets().open(settings.dataset, settings), settings)
     return len(splits.train), len(splits.validation)

@@ -24,7 +24,7 @@ from benchmarks.result import OtherPrograms, Output, Pairs, Result, say
 
 CLASSES = 10
 WEIGHT = 0.1
-ADAPTED = tuple(name for name in METHODS.names() if name not in ("full", "none", "frozen"))
+ADAPTED = tuple(name for name in METHODS.names() if METHODS[name].adapts and name not in ("full", "frozen"))
 """Methods whose step is compared with that of full fine-tuning."""
 
 WORDS = {

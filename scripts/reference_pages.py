@@ -16,6 +16,7 @@ from attndrift.cli.main import app
 from attndrift.losses.registry import LOSSES
 from attndrift.methods.registry import HEADS, METHODS
 from attndrift.metrics.registry import METRICS
+from attndrift.results.measures import MEASURES
 from attndrift.study.outcomes.registry import OUTCOMES
 from attndrift.study.settings import DatasetSource, RunSettings
 
@@ -24,8 +25,8 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 EXIT_CODES = {
     0: "it is done",
     console.EXIT_PROBLEM: "a problem: the message says what was wrong, where, and what to do. `run`: also where a run failed",
-    2: "the command line itself is wrong: an unknown command or option, or one that is missing",
-    console.EXIT_CONDITION: "`compare`: a `--fail-if` condition holds",
+    2: "the command line itself is wrong: an unknown command or option, or one that is missing. `verify`: no published values, no results, or nothing that could be compared",
+    console.EXIT_CONDITION: "`compare`: a `--fail-if` condition holds. `verify`: a number is out of tolerance",
     console.EXIT_DEFECT: "a defect of attndrift: worth a report; `ATTNDRIFT_TRACEBACK=1` shows where it happened",
     console.EXIT_INTERRUPTED: "`run`, `demo`: Ctrl-C; the same command goes on",
 }
@@ -195,6 +196,72 @@ def _range(field: dict[str, Any]) -> str:
     return " ".join(f"{word} {field[key]:.10g}" for key, word in words.items() if key in field)
 
 
+def _retention() -> list[str]:
+    """The section of the retention measures, from their facts."""
+    rows = [
+        f"| `{one.name}` | {_cell(one.meaning)} | {one.needs} | {_settings(one)} | {_cell(one.source)} | {_cell(one.cost)} |"
+        for one in MEASURES
+    ]
+    return [
+        "## Retention",
+        "",
+        "What the model could do before and can still do, on sets that it was not trained on. `measures` in a study names the measures. Each is an accuracy of the",
+        "pretrained model and of the adapted one, on the same images. Retention is 100 x adapted / pretrained. `change_points` is adapted minus pretrained, in",
+        "percentage points, which papers on linear probes print.",
+        "",
+        "Both have a paired 95% interval over the images: Bonett and Price's for the ratio, Tango's for the difference. It says nothing of another seed.",
+        "Both are null, with the reason, where the pretrained model is at chance: its accuracy is below twice chance, or its 95% interval (Wilson) includes chance.",
+        "",
+        "| measure | what it measures | needs | settings of its own | source | cost beside the forward passes of the images |",
+        "| --- | --- | --- | --- | --- | --- |",
+        *rows,
+        "",
+        "- **`zero_shot`** needs a text tower, and no labels to learn from. It sees the alignment with text, which fine-tuning the image tower alone breaks first.",
+        "  Its value depends on prompts.",
+        "- **`knn`** works for any backbone. It is quick, has nothing to tune, and sees whether neighbours still share a class. DINOv2 reports it.",
+        "  The classes' votes are sums of exp(cosine / T) over the k nearest bank images; T is 0.07. 5,000 queries against 10,000 images take half a second of two cores.",
+        "- **`linear_probe`** asks what can still be read out of the features, however they have turned. It forgives most: a model may lose its neighbours and keep",
+        "  its probe. It fits logistic regression to the features as they are, not normalised. C runs over a log grid from 1e-6 to 1e5 (`probe_c_values: 45` is DINOv2's)",
+        "  and is chosen on a tenth of each class of the bank. Then all of the bank is fitted. With 4,000 images and 50 classes it takes seconds, and grows with",
+        "  images x dimensions x classes. A fit that has not converged after `probe_iterations` steps is noted where its accuracy is printed: that accuracy depends on",
+        "  this number.",
+        "",
+        "The bank is the training split of the transfer set, `bank_limit` images of it. Measures of one model and set share their embeddings. The dry run counts all of",
+        "this, and `time` in `record.json` has the seconds of each set and measure. `attndrift compare --retention SET` measures two models by all of them.",
+        "In a loop of your own: `evaluate_zero_shot`, and `DriftMonitor(..., knn=KNNRetention(...))`, which adds `knn_accuracy` and `knn_retention_pct` to every measurement.",
+        "",
+    ]
+
+
+def _settings(owner: Any) -> str:
+    return ", ".join(f"`{name}`" for name in owner.Settings.model_fields) or "none"
+
+
+_CLOUD = [
+    "## Has the cloud of embeddings collapsed?",
+    "",
+    "These look at the embeddings of all probe images together. `s` are the singular values of the centred matrix of embeddings.",
+    "",
+    "| name | formula | what it adds |",
+    "| --- | --- | --- |",
+    "| `effective_rank` | exp(-sum p ln p), p = s / sum s | Columns are centred, rows keep their lengths. It falls where images end up on few directions. At most images - 1. |",
+    "| `mean_cosine` | mean cos(z_i, z_j) over i != j | Not centred, so that it sees what `effective_rank` leaves out: all images drawing to one point. |",
+    "| `procrustes_residual` | min over rotations R of norm(Z0 R - Z)^2 / 2 | Z0 and Z centred, of norm 1. `embedding_drift` counts a rotation of all embeddings; this does not, as a linear probe does not. |",
+    "| `modality_gap` | norm(mean z / norm(z) - mean t / norm(t)) | t are embeddings of class prompts. In a study: the target's, in the first template. |",
+    "| `activation_change_mean` | norm(dW h) / norm(W0 h), mean over blocks | h are inputs of the linear layers in the pretrained model. `weight_drift` counts every change; this counts changes that these images use. |",
+    "",
+    "`effective_rank`, `mean_cosine` and `modality_gap` are of one model. Tables hold the pretrained value, the adapted one and the change in percent.",
+    "",
+    "`activation_change` is measured on request. In a study: `activation_change: true`. In a loop, before the first step:",
+    "`DriftMonitor(model, images, activations=ActivationChange(model, images))`, from `attndrift.drift`.",
+    "It takes 256 tokens, evenly spaced over all tokens of the images, and sums squares over the linear layers of a block.",
+    "Adapters count as the weight that they make. Biases, norms and fused `in_proj_weight` are left out.",
+    "",
+    "`monitor.cross_layer_cka()` compares every block with every block, `monitor.plot_cross_layer_cka()` draws it,",
+    "and `attndrift compare ... --cross-layer-cka` writes numbers and heatmap. It takes 8 bytes a block for every pair of images.",
+]
+
+
 def metrics() -> str:
     """The page of all metrics, from their facts."""
     lines = [
@@ -222,9 +289,9 @@ def metrics() -> str:
         lines.append(f"| {' | '.join(_cell(cell) for cell in cells)} |")
     lines += [
         "",
-        "Retention is 100 x adapted / pretrained zero-shot accuracy. It is null where the pretrained accuracy is below twice chance.",
         "A relative change is 100 (M - M0) / M0; of a mean it is the change of the mean.",
         "",
+        *_retention(),
         "## Which drift says what",
         "",
         "`z0` and `z` are the embeddings of one probe image, pretrained and adapted, not normalised. `W0` and `W` are weights, likewise.",
@@ -238,6 +305,8 @@ def metrics() -> str:
         "",
         "`embedding_drift` at 0 with `embedding_distance` above 0: the embeddings have grown or shrunk and kept their directions.",
         "`projection_drift` above 0 with `weight_drift` at 0: only the projection was trained.",
+        "",
+        *_CLOUD,
     ]
     return "\n".join(lines) + "\n"
 

@@ -86,3 +86,22 @@ def test_wrong_input_is_an_error_in_words(arguments: list[str], words: str) -> N
     printed = CliRunner().invoke(app, ["baseline", *arguments])
     assert printed.exit_code != 0
     assert words in str(printed.exception)
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "words"),
+    [
+        ("config:dinov2-tiny", "digits", "has no text tower, and zero-shot accuracy needs one"),
+        ("embedded", "nothing", "there is no dataset `nothing`"),
+    ],
+)
+def test_what_has_no_zero_shot_is_refused_before_maps_are_written(
+    model: str, name: str, words: str, tmp_path: Path
+) -> None:
+    for number in range(2):
+        Image.new("RGB", (32, 32), (90 * number, 0, 0)).save(tmp_path / f"{number}.png")
+    out = tmp_path.parent / f"{tmp_path.name}-out"
+    arguments = ["baseline", model, "--images", str(tmp_path), "--zero-shot", name, "--output", str(out)]
+    printed = CliRunner().invoke(app, arguments)
+    assert words in str(printed.exception)
+    assert not out.exists()

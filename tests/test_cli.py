@@ -14,6 +14,7 @@ from unittest import mock
 import pytest
 from typer.testing import CliRunner
 
+from attndrift.cli import catalogue
 from attndrift.cli import main as cli
 from attndrift.cli.main import app
 from attndrift.study.loading import parse_study
@@ -79,6 +80,7 @@ COMMANDS = [
     "watch",
     "interpolate",
     "soup",
+    "verify",
     "figures",
     "report",
     "compare",
@@ -101,12 +103,22 @@ def test_every_command_is_listed_here() -> None:
     assert names | groups == set(COMMANDS)
 
 
-def test_help_and_import_load_no_heavy_library() -> None:
-    code = (
-        "import sys, attndrift, attndrift.cli.main;"
-        "heavy = {'torch', 'transformers', 'pandas', 'numpy', 'scipy', 'matplotlib'} & set(sys.modules);"
-        "sys.exit(str(heavy) if heavy else 0)"
-    )
+COMPUTING = {"torch", "transformers", "pandas", "numpy", "scipy", "matplotlib"}
+QUICK = {
+    # What -> code, and the libraries that it must not import.
+    "import": ("import attndrift, attndrift.cli.main", COMPUTING),
+    "list": ("import attndrift.cli.catalogue as c\nfor kind in c.KINDS.values(): kind()", COMPUTING),
+    "show": ("import attndrift.cli.showing", COMPUTING),
+    "analyze": ("import attndrift.analysis.storing, attndrift.cli.reporting", {"torch", "transformers", "matplotlib"}),
+    "figures": ("from attndrift.figures.registry import FIGURES; list(FIGURES)", {"torch", "transformers"}),
+    "report": ("from attndrift.report.registry import SECTIONS; list(SECTIONS)", {"torch", "transformers"}),
+}
+
+
+@pytest.mark.parametrize("what", QUICK)
+def test_a_quick_command_imports_no_library_that_it_does_not_need(what: str) -> None:
+    code, heavy = QUICK[what]
+    code += f"\nimport sys\nfound = set({sorted(heavy)!r}) & set(sys.modules)\nsys.exit(str(found) if found else 0)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 0, result.stderr
 
@@ -135,9 +147,10 @@ def test_a_study_runs_collects_analyses_and_is_shown(study: Path, tmp_path: Path
         assert f"{listed[1]['run_id']}" in printed, "names are never broken"
         assert f"{listed[1]['test_accuracy']:.1%}" in printed
     collected = runner.invoke(app, ["collect", str(folder), "--json"])
-    assert json.loads(collected.output) | {"history": 0, "layers": 0} == {
-        "runs": 2, "history": 0, "layers": 0, "without_record": [],
+    assert json.loads(collected.output) | {"history": 0, "layers": 0, "read": []} == {
+        "runs": 2, "history": 0, "layers": 0, "without_record": [], "read": [],
     }  # fmt: skip
+    assert json.loads(runner.invoke(app, ["collect", str(folder), "--json"]).output)["read"] == []
 
 
 def test_a_report_of_no_finished_run_is_refused_and_says_what_to_do(tmp_path: Path) -> None:
@@ -207,6 +220,15 @@ def test_a_mistake_is_one_line_and_exit_code_not_zero(arguments: list[str], expe
     assert result.returncode != 0
     assert expected in result.stderr.replace("\n", " ")
     assert "Traceback" not in result.stderr
+
+
+def test_facts_read_from_source_are_those_of_the_registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = ["families", "figures", "sections"]
+    read = {kind: catalogue.KINDS[kind]() for kind in kinds}
+    monkeypatch.setattr(catalogue, "source_facts", lambda *args, **kwargs: None)
+    for kind in kinds:
+        registered = catalogue.KINDS[kind]()
+        assert sorted(read[kind], key=lambda row: row["name"]) == sorted(registered, key=lambda row: row["name"])
 
 
 def test_everything_with_a_name_is_listed() -> None:

@@ -213,6 +213,7 @@ def test_nothing_reaches_a_terminal_that_could_command_it(text: str) -> None:
     assert printable(text).isprintable()
     assert "\n".join(printable(line) for line in text.split("\n")) == printable(text, lines=True)
     sanitize(text).encode("utf-8")
+    assert markdown_text(text).isprintable()
 
 
 def test_escapes_of_a_terminal_and_broken_bytes_are_spelled_out() -> None:

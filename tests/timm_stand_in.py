@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import linear, scaled_dot_product_attention
 
 WIDTH, HEADS = 24, 3
 
@@ -28,21 +28,56 @@ class Attention(nn.Module):
         return self.proj(seen.transpose(1, 2).reshape(images, tokens, width))
 
 
-class Block(nn.Module):
-    def __init__(self) -> None:
+class EvaAttention(nn.Module):
+    """Rotary positions; where the bias stands apart, the weight of ``qkv`` is multiplied and the layer itself not called."""
+
+    __module__ = "timm.models.eva"
+
+    def __init__(self, bias: bool, half: bool = False) -> None:
         super().__init__()
-        self.norm1, self.attn, self.norm2 = nn.LayerNorm(WIDTH), Attention(), nn.LayerNorm(WIDTH)
+        self.num_heads, self.head_dim, self.rotate_half = HEADS, WIDTH // HEADS, half
+        self.scale, self.qkv_bias_separate = self.head_dim**-0.5, False
+        self.qkv, self.proj = nn.Linear(WIDTH, 3 * WIDTH, bias=False), nn.Linear(WIDTH, WIDTH)
+        self.q_bias = nn.Parameter(torch.randn(WIDTH)) if bias else None
+        self.v_bias = nn.Parameter(torch.randn(WIDTH)) if bias else None
+        self.q_norm, self.k_norm = nn.Identity(), nn.Identity()
+
+    def rotated(self, x: Tensor, rope: Tensor) -> Tensor:
+        (sin, cos), patches = rope.chunk(2, -1), x[..., -len(rope) :, :]
+        if self.rotate_half:
+            turned = torch.cat([-patches.chunk(2, -1)[1], patches.chunk(2, -1)[0]], -1)
+        else:
+            turned = torch.stack([-patches[..., 1::2], patches[..., ::2]], -1).reshape(patches.shape)
+        return torch.cat([x[..., : -len(rope), :], patches * cos + turned * sin], -2)
+
+    def forward(self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None) -> Tensor:
+        images, tokens, width = x.shape
+        bias = None if self.q_bias is None else torch.cat([self.q_bias, torch.zeros(WIDTH), self.v_bias])
+        if bias is not None and not self.qkv_bias_separate:
+            projected = linear(x, self.qkv.weight, bias)
+        else:
+            projected = self.qkv(x) if bias is None else self.qkv(x) + bias
+        q, k, v = projected.reshape(images, tokens, 3, HEADS, self.head_dim).permute(2, 0, 3, 1, 4)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if rope is not None:
+            q, k = self.rotated(q, rope), self.rotated(k, rope)
+        self.map = torch.softmax(q * self.scale @ k.mT, -1)
+        return self.proj((self.map @ v).transpose(1, 2).reshape(images, tokens, width))
+
+
+class Block(nn.Module):
+    def __init__(self, attention: nn.Module | None = None) -> None:
+        super().__init__()
+        self.norm1, self.attn, self.norm2 = nn.LayerNorm(WIDTH), attention or Attention(), nn.LayerNorm(WIDTH)
         self.mlp = nn.Sequential(nn.Linear(WIDTH, 32), nn.GELU(), nn.Linear(32, WIDTH))
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x: Tensor, **options: Any) -> Tensor:
+        x = x + self.attn(self.norm1(x), **options)
         return x + self.mlp(self.norm2(x))
 
 
-class VisionTransformer(nn.Module):
+class _Tower(nn.Module):
     """Images of 12 x 12 pixels in patches of 4; two blocks; ``num_classes=0`` has no classifier, as in timm."""
-
-    __module__ = "timm.models.vision_transformer"
 
     def __init__(self, num_classes: int, distilled: bool = False) -> None:
         super().__init__()
@@ -72,3 +107,27 @@ class VisionTransformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
+
+
+class VisionTransformer(_Tower):
+    """As timm has it."""
+
+    __module__ = "timm.models.vision_transformer"
+
+
+class Eva(_Tower):
+    """The same tower with rotary positions, as timm has EVA-02, Perception Encoder and DINOv3. Its attention keeps its ``map``."""
+
+    __module__ = "timm.models.eva"
+
+    def __init__(self, num_classes: int, bias: bool = False, half: bool = False) -> None:
+        super().__init__(num_classes)
+        self.blocks = nn.Sequential(*(Block(EvaAttention(bias, half)) for _ in range(2)))
+        self.register_buffer("rope", torch.randn(9, 2 * WIDTH // HEADS))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        patches = self.patch_embed(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), patches], 1) + self.pos_embed
+        for block in self.blocks:
+            x = block(x, rope=self.rope)
+        return self.norm(x)

@@ -54,10 +54,11 @@ def apply_umask(folder: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
     """Yield an empty file that takes the place of ``path``, synced to disk, when the block ends without an error.
 
-    Its permissions are what the umask says, whatever the block makes of them.
+    Its permissions are what the umask says, whatever the block makes of them. ``sync=False``: it may be lost in a power
+    cut, as what can be made again from other files.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
@@ -66,27 +67,29 @@ def replacing(path: Path) -> Iterator[Path]:
         mode = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
         temporary.chmod(mode)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        if sync:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    if sync:
+        sync_folder(path.parent)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data`` in one step."""
-    with replacing(path) as temporary:
+def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
+    """Replace ``path`` by ``data`` in one step; ``sync``: see :func:`replacing`."""
+    with replacing(path, sync=sync) as temporary:
         temporary.write_bytes(data)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace ``path`` by ``text`` (UTF-8) in one step.
+def write_text(path: Path, text: str, *, sync: bool = True) -> None:
+    """Replace ``path`` by ``text`` (UTF-8) in one step; ``sync``: see :func:`replacing`.
 
     Bytes of a file name that are no text become escapes, which JSON reads back as they were.
     """
-    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+    write_bytes(path, text.encode("utf-8", "backslashreplace"), sync=sync)
 
 
 def plain(value: Any) -> Any:
@@ -104,9 +107,9 @@ def plain(value: Any) -> Any:
     return value
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Replace ``path`` by ``value`` as JSON in one step."""
-    write_text(path, json.dumps(plain(value), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
+    """Replace ``path`` by ``value`` as JSON in one step; ``sync``: see :func:`replacing`."""
+    write_text(path, json.dumps(plain(value), indent=1, allow_nan=False, ensure_ascii=False) + "\n", sync=sync)
 
 
 class LeftOutWarning(UserWarning):

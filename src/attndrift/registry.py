@@ -61,6 +61,7 @@ REGISTRIES = {
     "head": "attndrift.methods.registry:HEADS",
     "loss": "attndrift.losses.registry:LOSSES",
     "outcome": "attndrift.study.outcomes.registry:OUTCOMES",
+    "measure": "attndrift.results.measures:MEASURES",
 }
 """The registries whose members bring settings of their own, by kind. Import paths as text: the code of tables must not
 import these higher packages."""

@@ -124,6 +124,7 @@ def spell_direction_marks(text: str) -> str:
     return text
 
 
+_PLAIN = re.compile(r"[A-Za-z0-9 .,:;%()/'\"?@=+\u00b1\u2013-]*")
 _CODE = re.compile(r"(?<!`)`([^`<>&|\\]+)`(?!`)")
 _SPECIAL = re.compile(r"([\\`*_\[\]{}|~$!])")
 _BLOCK_START = re.compile(r"^(\s*)([#+\-=]|\d+(?=[.)]))")
@@ -131,7 +132,10 @@ _BLOCK_START = re.compile(r"^(\s*)([#+\-=]|\d+(?=[.)]))")
 
 def markdown_text(text: object) -> str:
     """``text`` on one line as Markdown that prints it literally; names between backticks stay code."""
-    line = spell_direction_marks(" ".join(str(text).split()))
+    line = " ".join(str(text).split())
+    if _PLAIN.fullmatch(line):  # most cells of a table are numbers
+        return line
+    line = printable(line)
     parts: list[str] = []
     end = 0
     for match in _CODE.finditer(line):
@@ -161,7 +165,11 @@ def without_secrets(text: str) -> str:
 
     A variable is secret by its name (``HF_TOKEN``, ``WANDB_API_KEY``, ``AWS_SECRET_ACCESS_KEY``, ...).
     """
-    for value in _secrets():
+    return _without(text, _secrets())
+
+
+def _without(text: str, secrets: list[str]) -> str:
+    for value in secrets:
         text = text.replace(value, HIDDEN)
     for shape, shown in _SHAPES:
         text = shape.sub(shown, text)
@@ -184,23 +192,31 @@ def redact(value: Any) -> Any:
 
     A text under a key whose name says secret (``{"hf_token": ...}``) is hidden whole, also in a list or dictionary there.
     """
+    return _redacted(value, _secrets())
+
+
+def _redacted(value: Any, secrets: list[str]) -> Any:
+    """As :func:`redact`; ``secrets`` are looked up once for all texts: a study of a thousand runs has a hundred thousand."""
     if isinstance(value, str):
-        return without_secrets(value)
+        return _without(value, secrets)
     if isinstance(value, dict):
         return {
-            redact(key): _hidden(item) if _SECRET_KEY.search(str(key)) else redact(item) for key, item in value.items()
+            _redacted(key, secrets): _hidden(item, secrets)
+            if _SECRET_KEY.search(str(key))
+            else _redacted(item, secrets)
+            for key, item in value.items()
         }
     if isinstance(value, (list, tuple)):
-        return [redact(item) for item in value]
+        return [_redacted(item, secrets) for item in value]
     return value
 
 
-def _hidden(value: Any) -> Any:
+def _hidden(value: Any, secrets: list[str]) -> Any:
     """``value`` without its texts."""
     if isinstance(value, dict):
-        return {redact(key): _hidden(item) for key, item in value.items()}
+        return {_redacted(key, secrets): _hidden(item, secrets) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_hidden(item) for item in value]
+        return [_hidden(item, secrets) for item in value]
     return HIDDEN if isinstance(value, (str, bytes)) and value else value
 
 

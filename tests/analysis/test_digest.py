@@ -68,6 +68,9 @@ def test_table_has_six_to_ten_rows_and_one_best(analyses: dict[str, Analysis], n
     best = next(row for row in rows if row["best"])
     assert best["validation_accuracy"] == pytest.approx(max(100 * row["best_val_accuracy"] for row in own))
     assert len({row["configuration"] for row in rows}) == len(rows)
+    missing = {row["variant"] for row in own} - {row["variant"] for row in rows}
+    said = [note for note in analysis.tables["overview"].notes if "have no row here" in note]
+    assert [int(note.split()[0]) for note in said] == ([len(missing)] if missing else [])
 
 
 def test_intervals_are_over_seeds_where_there_are_three(analyses: dict[str, Analysis]) -> None:
@@ -168,3 +171,17 @@ def test_nothing_finished_is_said() -> None:
     first = analyze(Tables(runs)).digest
     assert first.verdict.startswith("No adapted run has finished")
     assert first.findings == []
+
+
+def test_one_of_several_models_is_named_and_the_others_are_counted() -> None:
+    one = synthetic_tables(layers=0, datasets=("eurosat",), rates=3, baseline=False).runs
+    others = [one[one["learning_rate"] == one["learning_rate"].min()].assign(model=name) for name in ("beta", "gamma")]
+    parts = [one.assign(model="alpha"), *others]
+    runs = pd.concat([part.assign(run_id=part["run_id"] + part["model"]) for part in parts], ignore_index=True)
+    first = analyze(Tables(runs)).digest
+    assert first.verdict.startswith("On eurosat with alpha, ")
+    (said,) = [caveat for caveat in first.caveats if "alpha" in caveat]
+    assert said == "This is about alpha alone. Also run, and under all runs: beta (2 settings), gamma (2 settings)."
+    alone = analyze(Tables(one)).digest
+    assert alone.verdict.startswith("On eurosat, ")
+    assert not any("alone" in caveat for caveat in alone.caveats)

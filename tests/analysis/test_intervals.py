@@ -16,18 +16,15 @@ from attndrift.analysis.intervals import (
     chosen_row,
     equivalence_p,
     holm,
-    newcombe_limits,
-    paired_ratio_limits,
     seeds_needed,
     spearman,
     spearman_limits,
     t_limits,
     t_p,
     t_row,
-    tango_limits,
     welch,
-    wilson_limits,
 )
+from attndrift.retention.image_limits import newcombe_limits, paired_ratio_limits, tango_limits, wilson_limits
 
 VALUES = np.array([3.1, 4.7, 2.2, 5.9, 4.4])
 

@@ -33,6 +33,7 @@ from attndrift.analysis import AnalysisSettings, analyze
 from attndrift.analysis import intervals as iv
 from attndrift.analysis.contrasts import contrasts
 from attndrift.results.tables import Tables
+from attndrift.retention.image_limits import Limits, paired_ratio_limits, tango_limits, wilson_limits
 
 pytestmark = pytest.mark.slow
 ALPHA = 1 - LEVEL
@@ -41,7 +42,7 @@ WHOLE_STUDIES = 50
 Row = tuple[str, str, float]
 
 
-def covered(limits: iv.Limits, true: object) -> float:
+def covered(limits: Limits, true: object) -> float:
     """Share of the studies with an interval whose interval holds ``true``."""
     low, high = limits
     known = np.isfinite(low)
@@ -81,11 +82,11 @@ def over_images() -> Iterator[Row]:
         yield (
             "accuracy of one run (Wilson)",
             scenario.name,
-            covered(iv.wilson_limits(both + after, n, LEVEL), scenario.after),
+            covered(wilson_limits(both + after, n, LEVEL), scenario.after),
         )
-        limits = iv.paired_ratio_limits(both, after, before, LEVEL)
+        limits = paired_ratio_limits(both, after, before, LEVEL)
         yield "retention of one run (Bonett-Price)", scenario.name, covered(limits, scenario.after / scenario.before)
-        limits = iv.tango_limits(after, before, n, LEVEL)
+        limits = tango_limits(after, before, n, LEVEL)
         yield "change of accuracy (Tango)", scenario.name, covered(limits, scenario.after - scenario.before)
 
 

@@ -21,6 +21,7 @@ from torch import nn
 from attndrift.attention import ObservationError, find_vision_tower, observe
 from attndrift.drift import DriftMonitor
 from attndrift.models.embedding import image_embeddings
+from timm_stand_in import Eva
 
 IMAGES, WIDTH, LAYERS, HEADS, SIDE = 3, 24, 2, 3, 3
 SIZE = {"hidden_size": WIDTH, "intermediate_size": 32, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
@@ -188,16 +189,18 @@ def hf_case(name: str, family: str, cls: str, block: str, **settings: Any) -> Ca
 
 
 def timm_case(name: str, prefix: int, queries: tuple[str, ...], pool_prefix: int = 0, **settings: Any) -> Case:
+    lora = settings.pop("lora", ("qkv",))
+    eva = "rope" in str(settings) or any(part in settings.get("model", "") for part in ("eva", "pe_core", "dinov3"))
     return Case(
         f"timm-{name}",
-        "timm",
+        "eva" if eva else "timm",
         timm_model(**settings),
-        "Block",
+        "EvaBlock" if eva else "Block",
         prefix,
         queries,
         pool_prefix,
         library="timm",
-        lora=("qkv",),
+        lora=lora,
         maps=softmax_outputs,
         embedding=lambda model, pixels: model.forward_head(model.forward_features(pixels), pre_logits=True),
     )
@@ -304,6 +307,31 @@ CASES = (
     timm_case("map", 0, ("probe", "patches"), class_token=False, global_pool="map"),
     timm_case("map-cls", 1, ("probe", "cls", "patches"), global_pool="map"),
     timm_case("distilled", 2, ("cls", "distillation", "patches"), model="deit_tiny_distilled_patch16_224"),
+    # Where the bias stands apart, the weight of `qkv` is multiplied and not the layer called: no adapter in it takes part.
+    timm_case("eva02", 1, ("cls", "patches"), model="eva02_tiny_patch14_224", lora=()),
+    timm_case(
+        "eva02-split",
+        1,
+        ("cls", "patches"),
+        model="eva02_tiny_patch14_224",
+        qkv_fused=False,
+        lora=("q_proj", "k_proj"),
+    ),
+    timm_case("perception-encoder", 1, ("probe", "cls", "patches"), 1, model="vit_pe_core_tiny_patch16_384"),
+    timm_case("dinov3", 5, ("cls", "patches"), model="vit_small_patch16_dinov3"),
+    timm_case("dinov3-bias", 5, ("cls", "patches"), model="vit_small_patch16_dinov3_qkvb", lora=()),
+    timm_case("rope-mixed", 1, ("cls", "patches"), model="vit_small_patch16_rope_mixed_224"),
+    timm_case("rope-register", 1, ("patches",), model="vit_medium_patch16_rope_reg1_gap_256", lora=()),
+    timm_case(
+        "rope-grouped",
+        1,
+        ("cls", "patches"),
+        model="vit_small_patch16_rope_224",
+        lora=("q_proj", "k_proj"),
+        qk_norm=True,
+        qkv_fused=False,
+        num_kv_heads=1,
+    ),
     open_clip_case("clip"),
     open_clip_case("sequence-first", batch_first=False),
     open_clip_case("custom", normalised_maps, qk_norm=True),
@@ -700,8 +728,6 @@ def test_timm_models_that_cannot_be_observed_say_why() -> None:
     import timm
 
     size = {"img_size": 28, "embed_dim": WIDTH, "depth": 1, "num_heads": HEADS}
-    with pytest.raises(ObservationError, match="`Eva` rotates queries"):
-        observe(timm.create_model("eva02_tiny_patch14_224", **size))
     with pytest.raises(ObservationError, match="`Beit` adds a relative position bias"):
         observe(timm.create_model("beit_base_patch16_224", **(size | {"img_size": 32})))
     from timm.models.vision_transformer import ParallelScalingBlock
@@ -712,6 +738,21 @@ def test_timm_models_that_cannot_be_observed_say_why() -> None:
     differential = timm_model(attn_layer="diff", embed_dim=24, num_heads=2)()
     with pytest.raises(ObservationError, match="its block 0 is a `Block` with `DiffAttention`"):
         observe(differential)
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
+@pytest.mark.parametrize("half", [False, True], ids=["pairs", "halves"])
+def test_rotary_positions_of_timm_are_seen_without_timm(bias: bool, half: bool) -> None:
+    torch.manual_seed(0)
+    model = Eva(5, bias=bias, half=half).eval()
+    for query, token in (("cls", 0), ("token", 4)):
+        with torch.no_grad(), observe(model, full_maps=True, query=query if token == 0 else token) as observation:
+            model(torch.randn(2, 3, 12, 12))
+        assert observation.family == "eva"
+        for block, attention, full in zip(model.blocks, observation.attention, observation.full_maps, strict=True):
+            patches = block.attn.map[:, :, token, 1:]
+            torch.testing.assert_close(attention, patches / patches.sum(-1, keepdim=True), rtol=0, atol=1e-6)
+            torch.testing.assert_close(full, block.attn.map, rtol=0, atol=1e-6)
 
 
 def test_open_clip_models_that_cannot_be_observed_say_why() -> None:

@@ -14,7 +14,7 @@ from attndrift.cli.main import app
 from attndrift.data import PixelStore
 from attndrift.data.shuffle import TrainingImages, training_loader
 from attndrift.models import load_processor
-from attndrift.study.dataset_splits import open_dataset, splits_of
+from attndrift.study.dataset_splits import OpenDatasets, splits_of
 from attndrift.study.settings import Study
 from benchmarks import reference_study
 from benchmarks.study import Workload, study, write_images, write_reference
@@ -35,7 +35,7 @@ def test_both_sides_train_on_the_same_batches(images: Path, tmp_path: Path) -> N
     run = study.runs[2]
     settings = run.settings
     assert [one["run_id"] for one in given["runs"]] == [one.run_id for one in study.runs]
-    dataset = open_dataset(settings.dataset, settings)
+    dataset = OpenDatasets().open(settings.dataset, settings)
     part = splits_of(dataset, settings).train
     _, processor = load_processor("embedded")
     store = PixelStore.open(dataset.split(part.split), processor, indices=part.indices, cache_dir=tmp_path / "cache")

@@ -23,7 +23,6 @@ from typer.testing import CliRunner, Result
 from attndrift import metrics
 from attndrift.cli.main import app
 from attndrift.compare import CompareError, compare_models, parse_condition, summary_names
-from attndrift.compare.retention import paired_intervals
 from attndrift.drift import compare_snapshots, take_snapshot
 from attndrift.metrics import LowRankUpdate
 from attndrift.models import load_clip, load_processor
@@ -154,25 +153,6 @@ def test_the_tables_are_printed_without_json(photos: Path, adapter: Path, tmp_pa
     for words in ("head_diversity_last_layer_change_pct", "Hidden states by block", "Chance level of CKA with 8 images", "block 8 MLP",
                   "Heads that changed most", "no --zero-shot dataset"):  # fmt: skip
         assert words in result.stdout, words
-
-
-def test_paired_intervals_are_those_of_resampled_images() -> None:
-    generator = np.random.default_rng(5)
-    before = generator.random(300) < 0.7
-    after = np.where(generator.random(300) < 0.8, before, generator.random(300) < 0.3)
-    change, kept = paired_intervals(before, after)
-    picks = generator.integers(0, 300, (10_000, 300))
-    slow_change = 100 * (after[picks].mean(1) - before[picks].mean(1))
-    slow_kept = 100 * after[picks].mean(1) / before[picks].mean(1)
-    for ours, slow in ((change, slow_change), (kept, slow_kept)):
-        low, high = np.percentile(slow, [2.5, 97.5])
-        width = high - low
-        assert ours["low"] == pytest.approx(low, abs=0.08 * width)
-        assert ours["high"] == pytest.approx(high, abs=0.08 * width)
-    # Without an image that is answered differently the interval is narrow, and has a width.
-    change, kept = paired_intervals(before, before)
-    assert -1.3 < change["low"] < 0 < change["high"] < 1.3
-    assert 98 < kept["low"] < 100 < kept["high"] < 102
 
 
 def test_a_base_under_twice_chance_has_no_retention_and_says_why(photos: Path, tmp_path: Path) -> None:

@@ -230,7 +230,7 @@ def test_a_tower_that_is_not_whole_or_not_of_base_raises(embedded: CLIPModel, tm
     moved_tower(embedded).save_pretrained(tmp_path)
     path, config = tmp_path / "model.safetensors", tmp_path / "config.json"
     whole = load_file(path)
-    with pytest.raises(CompareError, match="as BASE give the whole CLIPModel"):
+    with pytest.raises(CompareError, match="as BASE give the whole model"):
         resolve(tmp_path)
     for change, expected in (
         (

@@ -18,17 +18,22 @@ from transformers import (
     CLIPForImageClassification,
     CLIPModel,
     CLIPVisionModelWithProjection,
-    SiglipConfig,
-    SiglipModel,
+    DeiTConfig,
+    DeiTModel,
+    Dinov2Config,
+    Dinov2ForImageClassification,
+    Siglip2Config,
+    Siglip2Model,
     ViTConfig,
     ViTForImageClassification,
     ViTModel,
 )
 
-from attndrift import DriftMonitor, observe
+from attndrift import DriftMonitor
 from attndrift.compare import CompareError, compare_models, measure_structure
 from attndrift.methods import AdaptationSettings, adapt
 from attndrift.models import ModelError, load_clip, load_processor
+from attndrift.models.from_config import image_processor
 
 
 @pytest.fixture
@@ -244,7 +249,7 @@ def test_a_tower_alone_is_put_into_base_and_as_base_told_what_can_be_done(
     assert any("put into a copy of BASE" in note for note in found.notes)
     assert any("classifier is left out" in note for note in found.notes) is ("Classification" in name and saved)
     for call in (lambda: compare_models(tower, base, photos), lambda: measure_structure(tower, photos)):
-        with pytest.raises(CompareError, match=r"as BASE give the whole CLIPModel.*DriftMonitor"):
+        with pytest.raises(CompareError, match=r"as BASE give the whole model.*DriftMonitor"):
             call()
 
 
@@ -265,26 +270,22 @@ def test_an_export_of_a_classifier_is_refused_as_a_whole_model_with_a_way_that_w
 _SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
-def _siglip() -> nn.Module:
-    return SiglipModel(
-        SiglipConfig(
-            vision_config=_SMALL | {"image_size": 28, "patch_size": 7},
+def _deit() -> nn.Module:
+    return DeiTModel(DeiTConfig(**_SMALL, image_size=28, patch_size=7))
+
+
+def _naflex() -> nn.Module:
+    return Siglip2Model(
+        Siglip2Config(
+            vision_config=_SMALL | {"num_patches": 16, "patch_size": 7},
             text_config=_SMALL | {"vocab_size": 60, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
         )
     )
 
 
-def _vit(kind: Any) -> nn.Module:
-    return kind(ViTConfig(**_SMALL, image_size=28, patch_size=7))
-
-
 @pytest.mark.parametrize("saved", [False, True])
-@pytest.mark.parametrize(
-    "make",
-    [_siglip, lambda: _vit(ViTModel), lambda: _vit(ViTForImageClassification)],
-    ids=["SigLIP", "ViT", "classifier"],
-)
-def test_another_family_is_sent_to_what_takes_it(
+@pytest.mark.parametrize("make", [_deit, _naflex], ids=["DeiT", "NaFlex"])
+def test_a_family_that_no_study_trains_is_sent_to_what_takes_it(
     make: Callable[[], Any], saved: bool, base: CLIPModel, photos: Path, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
@@ -301,17 +302,46 @@ def test_another_family_is_sent_to_what_takes_it(
     adapted, pixels = make(), torch.randn(5, 3, 28, 28)
     drift = DriftMonitor(adapted, pixels, reference=model).measure()
     assert drift.weight_drift > 0
-    with observe(adapted) as seen:
-        adapted.eval()
-        getattr(adapted, "get_image_features", adapted)(pixel_values=pixels)
-    assert seen.attention
+
+
+def _vit(kind: Any) -> nn.Module:
+    return kind(ViTConfig(**_SMALL, image_size=28, patch_size=7))
+
+
+@pytest.mark.parametrize("saved", [False, True])
+@pytest.mark.parametrize("kind", [ViTModel, ViTForImageClassification, Dinov2ForImageClassification])
+def test_towers_without_text_are_compared_without_zero_shot(
+    kind: Any, saved: bool, base: CLIPModel, photos: Path, tmp_path: Path
+) -> None:
+    """Also those inside a classifier, which is left out."""
+    config = Dinov2Config if kind is Dinov2ForImageClassification else ViTConfig
+    torch.manual_seed(0)
+    pair = [kind(config(**_SMALL, image_size=28, patch_size=7)) for _ in range(2)]
+    sources: list[Any] = list(pair)
+    if saved:
+        processor = image_processor("BitImageProcessorPil", 28)
+        for number, model in enumerate(pair):
+            sources[number] = tmp_path / str(number)
+            model.save_pretrained(sources[number])
+            processor.save_pretrained(sources[number])
+    found = compare_models(*sources, photos)
+    pixels = torch.randn(5, 3, 28, 28)
+    drift = DriftMonitor(pair[1].base_model, pixels, reference=pair[0].base_model).measure()
+    assert found.summary["weight_drift"] == pytest.approx(drift.weight_drift, rel=0.05 if kind is not ViTModel else 1)
+    assert found.summary["retention_pct"] is None
+    assert any("no text tower" in note for note in found.notes)
+    assert not any(row["module"].startswith("text") for row in found.weights)
+    with pytest.raises(CompareError, match="no text tower"):
+        compare_models(*sources, photos, zero_shot="objects")
+    with pytest.raises(CompareError, match=r"is a CLIPModel and ADAPTED .* a (ViT|Dinov2)Model"):
+        compare_models(base, sources[1], photos)
 
 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (nn.Linear(2, 2), "BASE .Linear.: holds no CLIP"),
-        (nn.Sequential(), "BASE .Sequential.: holds no CLIP"),
+        (nn.Linear(2, 2), "BASE .Linear.: holds no CLIP of transformers, DINOv2"),
+        (nn.Sequential(), "BASE .Sequential.: holds no CLIP of transformers, DINOv2"),
         ({"weight": torch.ones(1)}, "load the state dict into its model"),
         (None, "NoneType is no model; give a folder, a name or a torch.nn.Module"),
         (3, "int is no model"),
@@ -335,7 +365,7 @@ def test_two_models_in_one_are_not_guessed_at(base: CLIPModel, photos: Path) -> 
 def test_processors_are_those_given_else_bases_else_clips_own(base: CLIPModel, moved: CLIPModel, photos: Path) -> None:
     tokenizer, processor = load_processor("config:tiny")
     plain = compare_models(base, moved, photos)
-    assert any("CLIP's own image processor is used, at 28 pixels" in note for note in plain.notes)
+    assert any("the image processor of CLIP of transformers is used, at 28 pixels" in note for note in plain.notes)
     with pytest.raises(CompareError, match=r"BASE .CLIPModel. has no tokenizer"):
         compare_models(base, moved, photos, zero_shot="objects")
     given = compare_models(

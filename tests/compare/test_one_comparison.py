@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPModel
 
-from attndrift.compare import compare_models, parse_condition, summary_names, write_comparison
+from attndrift.compare import CompareError, compare_models, parse_condition, summary_names, write_comparison
 from attndrift.drift import DriftMonitor, Snapshot, compare_snapshots, take_snapshot
 from attndrift.metrics.registry import METRICS, Metric
 from attndrift.models import load_clip
@@ -43,6 +43,7 @@ SOMEBODYS = {
     "mean maps": (lambda maps: maps.max(-1).values, {}, "top_share_final"),
     "hidden states": (lambda x, y: (x - y).norm() / x.norm(), {"pretrained": 0.0}, "top_share_last"),
     "embeddings": (lambda x, y: (x - y).abs().max(), {"pretrained": 0.0}, "top_share"),
+    "own embeddings": (lambda x: x.abs().max(), {}, "top_share_final"),
     "weights": (lambda x, y: max(float((y[name] - x[name]).abs().max()) for name in x), {"pretrained": 0.0}, "top_share"),
 }  # fmt: skip
 
@@ -66,25 +67,71 @@ def test_a_metric_of_somebody_else_is_compared_named_and_written(
         assert "top_share" in (tmp_path / "layers.csv").read_text().splitlines()[0]
 
 
+def test_every_block_is_compared_with_every_block_on_request(
+    pair: tuple[CLIPModel, CLIPModel], photos: Path, tmp_path: Path
+) -> None:
+    plain, found = (compare_models(*pair, photos, cross_layer=wanted) for wanted in (False, True))
+    assert plain.cross_layer_cka is None
+    values = found.cross_layer_cka
+    assert values is not None
+    diagonal = [row[place] for place, row in enumerate(values)]
+    assert diagonal == pytest.approx([row["cka_debiased"] for row in found.layers], abs=1e-9)
+    assert write_comparison(plain, tmp_path / "plain")
+    written = {path.name for path in write_comparison(found, tmp_path / "asked")}
+    assert "cross_layer_cka.png" in written
+    assert not (tmp_path / "plain" / "cross_layer_cka.png").exists()
+    (tmp_path / "two").mkdir()
+    for name in "ab":
+        shutil.copy(photos / "0.png", tmp_path / "two" / f"{name}.png")
+    with pytest.raises(CompareError, match="--cross-layer-cka: debiased CKA needs at least 4 images, and there are 2"):
+        compare_models(*pair, tmp_path / "two", cross_layer=True)
+    heading = "CKA of every block with every block"
+    assert heading in (tmp_path / "asked" / "compare.html").read_text()
+    assert heading not in (tmp_path / "plain" / "compare.html").read_text()
+
+
 def test_the_summary_has_the_columns_of_the_table_of_runs_and_the_monitors_numbers(
     pair: tuple[CLIPModel, CLIPModel], photos: Path
 ) -> None:
     found = compare_models(*pair, photos)
-    assert {column.name for column in metric_columns("runs")} < set(found.summary) == set(summary_names())
+    assert {column.name for column in metric_columns("runs")} - LABELLED < set(found.summary) == set(summary_names())
     from attndrift.compare.image_folder import open_images
-    from attndrift.models.from_config import image_processor_for
+    from attndrift.models.from_config import image_processor
 
-    pixels = torch.cat(list(open_images(photos).batches(image_processor_for(pair[0].config), 64)))
+    processor = image_processor("CLIPImageProcessorPil", pair[0].config.vision_config.image_size)
+    pixels = torch.cat(list(open_images(photos).batches(processor, 64)))
     drift = DriftMonitor(pair[1], pixels, reference=pair[0]).measure()
     for name, value in drift.columns("runs").items():
         if name in TEXT:  # the monitor was given none to measure, and nothing of the text side differs
             assert value is None
             assert found.summary[name] == (None if name == "text_embedding_drift" else 0.0)
             continue
+        if name in LABELLED:
+            assert value is None
+            continue
+        if name in ON_REQUEST:
+            assert found.summary[name] is value is None, name
+            continue
         assert found.summary[name] == pytest.approx(value, rel=1e-5), name
 
 
 TEXT = {column.name for column in metric_columns("runs") if METRICS[column.metric].needs in ("texts", "text weights")}
+
+
+LABELLED = {column.name for column in metric_columns("runs") if METRICS[column.metric].needs == "labelled images"}
+ON_REQUEST = {
+    "activation_change_last",
+    *(column.name for column in metric_columns("runs") if column.metric in ("activation_change", "modality_gap")),
+}
+"""What nobody has asked for here, or given the texts for."""
+
+CLOUD = {
+    column.name
+    for column in metric_columns("runs")
+    if column.metric in ("effective_rank", "mean_cosine", "procrustes_residual")
+}
+CLOUD_WITHOUT = {"one image": CLOUD, "an embedding of zero": {"mean_cosine_final", "mean_cosine_change_pct"}}
+"""Of the metrics of all embeddings together, those that have no value."""
 
 
 def _equal_images(snapshot: Snapshot) -> Snapshot:
@@ -131,7 +178,9 @@ def test_what_has_no_value_is_none_with_its_reason_and_everything_else_has_one(
     reasons = {column.name: drift.reason(column) for column in metric_columns("runs")}
     values = drift.columns("runs") | {"cka_last": drift.cka_last}
     without = {name for name, value in values.items() if value is None}
-    assert without == {*names, "weight_drift", "projection_drift", *TEXT}
+    assert without - CLOUD == {*names, "weight_drift", "projection_drift", *ON_REQUEST, *LABELLED, *TEXT}
+    assert without & CLOUD == CLOUD_WITHOUT.get(case, set())
+    assert all(reasons[name] == "what was measured is no finite number" for name in without & CLOUD)
     assert all(words in reasons[name] for name in names)
     assert drift.line()
     assert all(value is None or isinstance(value, float) for value in drift.layers()["cka"]["layer"])

@@ -6,7 +6,7 @@ import pytest
 
 from attndrift.data import DATASETS, DataError, clean_class_name, fill, prompts_for
 from attndrift.data.prompts import TEMPLATES, templates
-from attndrift.data.registry import find_spec, row_of_hub
+from attndrift.data.registry import SUITES, find_spec, row_of_hub
 
 
 def test_every_row_is_complete() -> None:
@@ -19,8 +19,26 @@ def test_every_row_is_complete() -> None:
 
 
 def test_each_dataset_has_an_origin_of_its_own() -> None:
-    origins = [row.origin for row in DATASETS]
+    """CLIP_benchmark alone has copies of other sets, and several labellings of one."""
+    origins = [row.origin for row in DATASETS if not row.name.startswith("wds_")]
     assert len(set(origins)) == len(origins)
+    copies = {row.name: row.origin for row in DATASETS if row.name.startswith("wds_")}
+    for name in (
+        "sun397",
+        "cars",
+        "mnist",
+        "gtsrb",
+        *(f"vtab-{one}" for one in ("svhn", "dtd", "resisc45", "eurosat")),
+    ):
+        assert copies[f"wds_{name}"] in origins, "the copy and the set are of one source"
+
+
+def test_sets_to_evaluate_on_are_told() -> None:
+    assert {row.name for row in DATASETS if row.evaluation_only} == {
+        *SUITES["imagenet-shifts"].sets, "wds_imagenet-o"
+    }  # fmt: skip
+    for suite in SUITES:
+        assert all(one in DATASETS for one in suite.sets)
 
 
 def test_hub_names_are_those_of_the_design() -> None:

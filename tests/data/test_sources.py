@@ -632,9 +632,12 @@ def test_a_folder_that_is_no_class_is_named(image_folder: Path) -> None:
         _ = load_dataset({"name": "zoo", "path": str(image_folder)}).train
 
 
-def test_an_empty_folder_is_no_class(image_folder: Path) -> None:
-    (image_folder / "train" / "logs").mkdir()
-    assert load_dataset({"name": "zoo", "path": str(image_folder)}).class_names == ("big dog", "cat", "owl")
+def test_an_empty_folder_is_no_class_and_is_named(image_folder: Path) -> None:
+    for split in ("train", "test"):
+        (image_folder / split / "zebra").mkdir()
+    with pytest.warns(UserWarning, match=r"empty folders in .* are taken for no class: train/zebra, test/zebra\."):
+        dataset = load_dataset({"name": "zoo", "path": str(image_folder)})
+    assert dataset.class_names == ("big dog", "cat", "owl")
 
 
 @pytest.mark.parametrize("name", ["a.heic", "a.HEIF", "a.jxl", "a.cr2", "a.svg", "a", "a.txt", "a.png.part"])

@@ -12,10 +12,31 @@ from hypothesis import strategies as st
 from made_data import in_memory, picture
 
 from attndrift.data import DataError, evaluation_part, load_dataset, make_splits
+from attndrift.data.dataset import ImageDataset
+from attndrift.data.readers import GeneratedReader
+from attndrift.data.registry import DatasetSpec
 from attndrift.data.splits import monitor_part, refuse_overlap
 
 COUNTS = {"train": [20, 14, 17], "test": [9, 5, 7]}
 COUNTS_STRATEGY = st.lists(st.integers(6, 25), min_size=1, max_size=6)
+
+
+def test_dividing_a_dataset_looks_at_no_image() -> None:
+    looked_at: list[int] = []
+
+    def opened() -> tuple[GeneratedReader, np.ndarray, list[str]]:
+        def draw(index: int) -> np.ndarray:
+            looked_at.append(index)
+            return np.zeros((4, 4, 3), dtype=np.uint8)
+
+        return GeneratedReader(40, draw), np.arange(40) % 2, [str(index) for index in range(40)]
+
+    dataset = ImageDataset(DatasetSpec(name="made", origin="made"), ["a", "b"], {"train": opened, "test": opened}, {})
+    splits = make_splits(dataset, selection="validation", data_seed=0)
+    assert splits.who_gets_what
+    assert not looked_at
+    assert splits.to_json()["fingerprint"]
+    assert looked_at
 
 
 def spread(counts: list[int]) -> int:
@@ -179,6 +200,7 @@ def test_the_seed_decides() -> None:
 def test_other_pixels_under_the_same_ids_have_another_hash(image_folder: Path) -> None:
     source = {"name": "zoo", "path": str(image_folder)}
     before = make_splits(load_dataset(source), selection="test", data_seed=0, probe_size=3)
+    assert before.hash
     picture(999).save(image_folder / "train" / "cat" / "0.png")
     after = make_splits(load_dataset(source), selection="test", data_seed=0, probe_size=3)
     assert before.train.hash == after.train.hash

@@ -56,6 +56,19 @@ def test_a_monitor_draws_what_it_has_measured_over_the_steps(monitor: DriftMonit
     assert list(line.get_ydata()) == pytest.approx([drift.cka_mean for _, drift in watch.drift])
 
 
+def test_a_monitor_draws_every_block_against_every_block(monitor: DriftMonitor) -> None:
+    panel = monitor.plot_cross_layer_cka()
+    shown = panel.get_images()[0].get_array()
+    assert shown.shape == (3, 3)
+    assert shown.diagonal().tolist() == pytest.approx([1, 1, 1])
+    _trained(monitor, lambda step: None)
+    values = monitor.cross_layer_cka()
+    assert values.diagonal().tolist() == pytest.approx(monitor.measure().compared["cka_debiased"].tolist(), abs=1e-6)
+    assert monitor.cross_layer_cka(debiased=False).min() >= 0
+    square = pyplot.figure().subplots()
+    assert monitor.plot_cross_layer_cka(square).get_xlabel() == "Block of the adapted model"
+
+
 def test_a_monitor_draws_no_state_that_a_guard_only_tried(monitor: DriftMonitor) -> None:
     guard = Guard(monitor, Budget("cka_mean", at_least=0.995), every=1)
     with DriftWatch(monitor, every=1, guard=guard, echo=None) as watch:

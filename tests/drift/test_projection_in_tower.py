@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from attndrift import Budget, DriftMonitor, Guard
+from attndrift.compare.weight_table import weight_table
+from attndrift.methods import AdaptationSettings, adapt
+from attndrift.methods.parameter_drift import squared_norms
 
 WIDTH = 16
 
@@ -49,6 +52,7 @@ class VisionTransformer(nn.Module):
     def __init__(self, dimensions: int | None) -> None:
         super().__init__()
         self.image_size, self.attn_pool = (12, 12), None
+        self.output_dim = dimensions
         self.conv1 = nn.Conv2d(3, WIDTH, 4, 4, bias=False)
         self.class_embedding = nn.Parameter(torch.randn(WIDTH))
         self.positional_embedding = nn.Parameter(torch.randn(10, WIDTH))
@@ -151,3 +155,25 @@ def test_the_head_behind_a_tower_of_timm_is_its_projection(kind: str, images: Te
             parameter.mul_(1.25)
     drift = monitor.measure()
     assert (drift.weight_drift, drift.projection_drift) == (0.0, pytest.approx(0.25, rel=1e-5))
+
+
+def test_the_tables_of_studies_and_of_compare_keep_it_apart_too() -> None:
+    base, moved = _made("the whole model"), _made("the whole model")
+    with torch.no_grad():
+        moved.visual.proj.mul_(1.5)  # type: ignore[operator, union-attr]
+    table = weight_table(base, moved)
+    assert (table.numbers["weight_drift"], table.numbers["projection_drift"]) == (0.0, pytest.approx(0.5, rel=1e-5))
+    parameters = {row["module"]: row["parameters"] for row in table.rows}
+    assert parameters["projection"] == WIDTH * 8
+    assert parameters["vision transformer"] == sum(p.numel() for p in base.parameters()) - WIDTH * 8
+    tower = [value for name, value in base.named_parameters() if name != "visual.proj"]
+    assert squared_norms(base) == pytest.approx((_norm(tower) ** 2, _norm([base.visual.proj]) ** 2))  # type: ignore[list-item, union-attr]
+
+
+def test_it_is_trained_as_the_settings_say() -> None:
+    for trained in (True, False):
+        model: Any = _made("the whole model")
+        settings = AdaptationSettings("full", train_projection=trained)
+        adapted = adapt(model, settings, 3, 0)
+        assert adapted.backbone.visual.proj.requires_grad is trained
+        assert adapted.backbone.visual.conv1.weight.requires_grad

@@ -98,3 +98,33 @@ def test_what_the_tables_do_not_hold_and_no_figure_are_said(study: Study) -> Non
         )
     with pytest.raises(AttributeError, match="did you mean `pareto_front`"):
         attndrift.figures.pareto_frnt  # noqa: B018
+
+
+def test_a_figure_is_drawn_again_only_where_something_changed(tmp_path: Path) -> None:
+    """Its inputs, its form, or a file of it: everything else is left as it lies."""
+    tables = collapse_study()
+    only = ["fig6_lr_sweep", "interpolation"]
+
+    def drawn(tables: Tables = tables, **options: Any) -> set[str]:
+        before = {path: path.stat().st_ino for path in tmp_path.glob("fig*")}
+        results = draw_figures(tables, tmp_path, only=only, reuse=True, **options)
+        assert [one.name for one in results] == only
+        assert results[0].caption
+        assert results[1].left_out
+        return {path.suffix for path in tmp_path.glob("fig*") if before.get(path) != path.stat().st_ino}
+
+    every = {".png", ".svg", ".csv"}
+    assert drawn() == every
+    index = (tmp_path / "index.json").read_bytes()
+    assert drawn() == set()
+    assert (tmp_path / "index.json").read_bytes() == index
+    for change in ("changed", "removed"):
+        path = tmp_path / "fig6_lr_sweep.csv"
+        path.unlink() if change == "removed" else path.write_text("other numbers")
+        assert drawn() == every
+    assert drawn(width=5.0) == every
+    assert drawn(width=5.0, formats=["png", "svg"]) == set()
+    other = Tables(tables.runs.assign(test_accuracy=tables.runs["test_accuracy"] * 0.99), tables.history)
+    assert drawn(other) == every
+    (tmp_path / ".drawn.json").write_text("[damaged")
+    assert drawn(other) == every

@@ -370,7 +370,7 @@ def test_links_within_a_folder_and_beside_its_results_stay(tmp_path: Path) -> No
     (folder / "python").symlink_to(sys.executable)
     (tmp_path / "link").symlink_to(folder)
     link = tmp_path / "link"
-    found = analysed([link])
+    found, _ = analysed([link])
     assert found.findings
     write_analysis(found, link)
     assert draw_figures(read_tables(link), link / "figures", analysis=found, only=["dose_response"])[0].files

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import tarfile
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from hub_server import Repository
+from hub_server import Repository, commit_id
 from PIL import Image
 
 EUROSAT_MAIN = "43750fc422c7fbd4289e2df3f7473617a5937acc"
@@ -221,5 +223,43 @@ def cifar100() -> Repository:
     )
 
 
+WDS_TEMPLATES = ("a photo of a {c}.", "a blurry photo of a {c}.")
+
+
+def webdataset(name: str, class_names: Sequence[str], rows: dict[str, int], *, labels: int | None = None) -> Repository:
+    """``rows[split]`` images of each of the first ``labels`` classes, in two tar files a split, as CLIP_benchmark writes them."""
+    files = {
+        "classnames.txt": "\n".join(class_names).encode() + b"\n",
+        "zeroshot_classification_templates.txt": "\n".join(WDS_TEMPLATES).encode() + b"\n",
+    }
+    for number, (split, per_class) in enumerate(rows.items()):
+        rng = np.random.default_rng([number, len(class_names)])
+        values = [int(value) for value in rng.permutation(np.repeat(np.arange(labels or len(class_names)), per_class))]
+        half = (len(values) + 1) // 2
+        for shard, part in enumerate((values[:half], values[half:])):
+            with io.BytesIO() as stream:
+                with tarfile.open(fileobj=stream, mode="w") as tar:
+                    for row, value in enumerate(part):
+                        own = {"cls": str(value).encode(), "png": _picture(rng, value, 32)["bytes"]}
+                        for suffix, content in own.items():
+                            member = tarfile.TarInfo(f"s{shard * half + row:07d}.{suffix}")
+                            member.size = len(content)
+                            tar.addfile(member, io.BytesIO(content))
+                files[f"{split}/{shard}.tar"] = stream.getvalue()
+        files[f"{split}/nshards.txt"] = b"2\n"
+    repository = Repository(f"clip-benchmark/wds_{name}", "datasets")
+    repository.commit("main", commit_id(name), files, author="djghosh", title="Initial upload")
+    return repository
+
+
+def webdatasets() -> list[Repository]:
+    """Three of the suite ``clip-benchmark``: with a training split, with a test split alone, with classes that no image has."""
+    return [
+        webdataset("vtab-cifar10", CIFAR10, {"test": 4, "train": 3}),
+        webdataset("imagenet-a", ("stingray", "goldfinch", "junco", "robin"), {"test": 4}),
+        webdataset("objectnet", ("air freshener", "banana", "backpack"), {"test": 4}, labels=2),
+    ]
+
+
 def dataset_repositories() -> list[Repository]:
-    return [eurosat(), pets(), cifar100(), cifar10()]
+    return [eurosat(), pets(), cifar100(), cifar10(), *webdatasets()]

@@ -24,7 +24,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 DATE = "2024-01-01T00:00:00.000Z"
 BOT = "SFconvertbot"
 CONVERSION_TITLE = "Adding `safetensors` variant of this model"
-_LFS_SUFFIXES = (".safetensors", ".bin", ".h5", ".msgpack", ".parquet", ".zip")
+_LFS_SUFFIXES = (".safetensors", ".bin", ".h5", ".msgpack", ".parquet", ".tar", ".zip")
 
 
 def commit_id(text: str) -> str:

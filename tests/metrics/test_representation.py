@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attndrift.metrics import cka_chance_level, embedding_drift, linear_cka, linear_cka_both
+from attndrift.metrics import cka_chance_level, cross_layer_cka, embedding_drift, linear_cka, linear_cka_both
 from attndrift.metrics import representation as module
 
 
@@ -198,3 +198,21 @@ def test_embedding_drift_errors() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             embedding_drift(a, b)
+
+
+@pytest.mark.parametrize("debiased", [False, True])
+def test_cross_layer_cka_is_that_of_each_pair_of_layers(debiased: bool) -> None:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(3, 9, 4, generator=generator) + 2
+    y = torch.randn(2, 9, 30, generator=generator)
+    y[1, :, :4] += 3 * x[2]
+    expected = [[float(linear_cka(one, other, debiased=debiased)) for other in y] for one in x]
+    found = cross_layer_cka(x, y, debiased=debiased)
+    assert found.tolist() == [pytest.approx(row, abs=1e-12) for row in expected]
+    assert float(found[2].argmax()) == 1
+    y[0] = 0.1
+    assert cross_layer_cka(x, y, debiased=debiased).isnan().tolist() == [[True, False]] * 3
+    with pytest.raises(ValueError, match=r"y: expected .* same images"):
+        cross_layer_cka(x, y[:, :8], debiased=debiased)
+    with pytest.raises(ValueError, match="at least 4"):
+        cross_layer_cka(x[:, :3], y[:, :3])

@@ -149,13 +149,13 @@ def test_adapters_of_both_halves_are_loaded_where_both_may_change(
     fresh = get_peft_model(copy.deepcopy(clip), LoraConfig.from_pretrained(str(tmp_path))).eval()
     load_adapter(fresh, tmp_path, text_tower=True)
     assert torch.equal(_features(fresh, pixels), _features(saved, pixels))
-    with pytest.raises(ValueError, match=r"outside the vision tower and its projection, for instance .*text"):
+    with pytest.raises(ValueError, match=r"outside the image tower and its projection, for instance .*text"):
         check_adapter_places(fresh)
 
 
 @pytest.mark.parametrize("targets", [["text_projection"], r"text_model\..*\.q_proj"])
 def test_adapters_of_the_text_half_alone_change_no_image(targets: str | list[str], clip: CLIPModel) -> None:
-    with pytest.raises(ValueError, match="no adapter was placed in the vision tower"):
+    with pytest.raises(ValueError, match="no adapter was placed in the image tower"):
         check_adapter_places(_moved_lora(clip, target_modules=targets), text_tower=True)
 
 
@@ -164,7 +164,7 @@ def test_names_of_modules_reach_into_the_text_tower(clip: CLIPModel, tmp_path: P
     saved.save_pretrained(tmp_path)
     assert any("text_model" in name for name in load_file(tmp_path / WEIGHTS))
     loaded = _from_pretrained(copy.deepcopy(clip), tmp_path)
-    with pytest.raises(CheckpointError, match="outside the vision tower"):
+    with pytest.raises(CheckpointError, match="outside the image tower"):
         check_adapters_loaded(loaded, tmp_path)
 
 

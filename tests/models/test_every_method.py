@@ -126,7 +126,8 @@ MOVING = [name for name in TRAINED if METHODS[TABLE[name][0].method].moves_encod
 
 
 def test_the_table_holds_every_method() -> None:
-    assert {settings.method for settings, _ in TABLE.values()} == set(METHODS.names())
+    # What is published needs a checkpoint: tests/study/test_published_checkpoints.py.
+    assert {settings.method for settings, _ in TABLE.values()} == set(METHODS.names()) - {"published"}
 
 
 def _model(name: str, clip: CLIPModel | None = None) -> CLIPClassifier:

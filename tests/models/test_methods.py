@@ -90,7 +90,7 @@ def test_target_modules_by_name_reach_into_the_text_tower_and_are_refused() -> N
 
     careless = get_peft_model(load_clip("config:tiny"), LoraConfig(target_modules=["q_proj", "v_proj"]))
     assert any("text_model" in name for name, p in careless.named_parameters() if p.requires_grad)
-    with pytest.raises(ValueError, match=r"outside the vision tower .*for instance .*text_model"):
+    with pytest.raises(ValueError, match=r"outside the image tower .*for instance .*text_model"):
         check_adapter_places(careless)
     with pytest.raises(ValueError, match="no adapter"):
         check_adapter_places(load_clip("config:tiny"))

@@ -87,7 +87,7 @@ def record(row: dict[str, Any]) -> dict[str, Any]:
         "hashes": {"model": {"source": "tiny", "weights_sha256": "cd" * 32}, "data": "ef" * 32},
         "data": {"name": "eurosat", "train_split": "train", "test_split": "test"},
         "preprocessing": adapted["preprocessing"],
-        "transfer": {"cifar100": {"adapted": adapted}},
+        "transfer": {"cifar100": {"zero_shot": {"adapted": adapted}}},
         "cka_chance_level": 0.79,
         "nulls": {"test_accuracy": "there was no test split"},
         "time": {"seconds": 12.5},

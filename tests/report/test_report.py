@@ -249,6 +249,20 @@ def test_reproducibility_prints_what_the_records_hold(page: Page) -> None:
         assert "Time in all: 0.04 hours (150 s)" in part
 
 
+def test_a_probe_whose_fit_did_not_converge_is_noted(analysis: Analysis, tables: Tables) -> None:
+    from attndrift.report.evidence import transfer_table
+    from attndrift.report.records import Record
+    from attndrift.results.measures import set_and_measure
+
+    plain = transfer_table(analysis, tables, Records()).rows[0]
+    run_id, (of_set, measure) = str(plain["run_id"]), set_and_measure(str(plain["transfer_set"]))
+    said = {"adapted": {"converged": False}, "pretrained": {"converged": True}}
+    record = Record(run_id, Path(), {"transfer": {of_set: {measure: said}}})
+    rows = transfer_table(analysis, tables, Records({run_id: record})).rows
+    noted = [(row["run_id"], row["transfer_set"]) for row in rows if "probe_iterations" in str(row["note"])]
+    assert noted == [(run_id, plain["transfer_set"])]
+
+
 def test_foreign_tables_without_records_are_named_as_such(tmp_path: Path, analysis: Analysis, tables: Tables) -> None:
     text = write_report(tmp_path, analysis=analysis, tables=tables, figures=[])[1].read_text(encoding="utf-8")
     assert "No run record lies beside the tables" in text
@@ -287,6 +301,23 @@ def test_chance_level_is_the_recorded_one(tmp_path: Path, tables: Tables) -> Non
         path.write_text(path.read_text(encoding="utf-8").replace("0.79", "0.613"), encoding="utf-8")
     records = read_records(tmp_path, list(tables.runs["run_id"]))
     assert "chance level, 0.61 for independent" in limits(tables, records)
+
+
+def test_what_was_left_out_of_transfer_sets_is_a_limit(tmp_path: Path, tables: Tables) -> None:
+    write_records(tmp_path, tables)
+    for path in (tmp_path / "runs").glob("*/record.json"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        record["absent"] = {"cifar10": "the hub is out of reach"}
+        record["transfer"]["cifar100"] |= {
+            "duplicates": [["a/1", "b/2"], ["a/3", "b/4"]],
+            "compared": {"images of cifar100": [50_000, 60_000]},
+        }
+        path.write_text(json.dumps(record), encoding="utf-8")
+    records = read_records(tmp_path, list(tables.runs["run_id"]))
+    said = limits(tables, records)
+    assert f"could not be had, so that nothing is said about them: `cifar10` ({len(records.found)} runs)." in said
+    assert "dropped as near-duplicates of training images: 2 of `cifar100`." in said
+    assert "50,000 of 60,000 images of cifar100" in said
 
 
 def test_heatmap_is_the_change_from_step_zero(analysis: Analysis, tables: Tables) -> None:
@@ -361,5 +392,5 @@ def test_a_study_of_one_bare_run_still_gives_a_report(tmp_path: Path) -> None:
     tables = study_tables(seeds=1, hostile=False, rates=1, methods=("full",), baseline=False, layers=0, transfer=())
     tables = Tables(runs=tables.runs)
     markdown_path, html_path = write_report(tmp_path, analysis=analyze(tables), tables=tables, figures=[])
-    assert "no zero-shot transfer was measured" in markdown_path.read_text(encoding="utf-8")
+    assert "no retention was measured" in markdown_path.read_text(encoding="utf-8")
     assert Page(html_path).data("heat-data")["runs"] == []

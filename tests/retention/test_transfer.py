@@ -12,7 +12,8 @@ from transformers import CLIPModel
 
 from attndrift.methods import AdaptationSettings, adapt
 from attndrift.models import load_clip, load_processor
-from attndrift.retention.zero_shot import InertModelError, TextFeatures, evaluate_zero_shot, retention
+from attndrift.retention.retained import retention
+from attndrift.retention.zero_shot import InertModelError, TextFeatures, evaluate_zero_shot
 
 NAMES = ("sugar_maple", "red fox", "sea lion")
 

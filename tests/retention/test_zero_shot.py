@@ -16,13 +16,12 @@ from transformers import CLIPModel
 
 from attndrift.methods import AdaptationSettings, CLIPClassifier, adapt
 from attndrift.models import load_clip, load_processor
+from attndrift.retention.retained import retention, why_no_retention
 from attndrift.retention.zero_shot import (
     InertModelError,
     TextFeatures,
     evaluate_zero_shot,
     refuse_same_source,
-    retention,
-    why_no_retention,
 )
 
 NAMES = ("annual crop", "forest", "sea_lake", "river", "highway")

@@ -489,18 +489,19 @@ def test_a_shard_that_is_no_safetensors_file(study: Path, tiny_clip: Path, conte
 @pytest.mark.parametrize(
     ("config", "detail", "remedy"),
     [
-        ({"model_type": "clip_vision_model"}, "CLIP with both towers", "DriftMonitor(model, pixels)"),
-        ({"model_type": "siglip"}, "of a 'siglip' model", "DriftMonitor(model, pixels)"),
-        ({"model_type": "vit"}, "of a 'vit' model", "DriftMonitor(model, pixels)"),
-        ({"model_type": "dinov2"}, "of a 'dinov2' model", "DriftMonitor(model, pixels)"),
+        ({"model_type": "clip_vision_model"}, "not a CLIP model with both towers", "DriftMonitor(model, pixels)"),
+        ({"model_type": "siglip2"}, "SigLIP 2 of a flexible size (NaFlex)", "DriftMonitor(model, pixels)"),
+        ({"model_type": "deit"}, "of a 'deit' model", "DriftMonitor(model, pixels)"),
+        ({"model_type": "beit"}, "of a 'beit' model", "DriftMonitor(model, pixels)"),
+        ({"model_type": "swin"}, "of a 'swin' model", "DriftMonitor(model, pixels)"),
         (
             {"model_type": "clip", "architectures": ["CLIPForImageClassification"]},
             "an export of CLIPForImageClassification",
-            "put its vision_model into the CLIPModel",
+            "put the tower into that CLIPModel",
         ),
     ],
 )
-def test_what_is_no_whole_clip_is_told_what_can_be_done(
+def test_what_no_study_trains_is_told_what_can_be_done(
     study: Path, tiny_clip: Path, config: dict[str, object], detail: str, remedy: str
 ) -> None:
     folder = study.parent / "other"
@@ -589,6 +590,20 @@ def test_the_fast_form_asks_for_less_room_than_the_plan_and_not_for_much_less(
     weights = 4.0 * row.trainable_parameters if method in ("full", "last_block") else 0.0
     # Two checkpoints, and two states of weights and two moments.
     assert 0.7 * 8 * weights < asked[0] <= 8 * weights + 200_000
+
+
+@pytest.mark.parametrize("model", ["dinov2-tiny", "dinov2-registers-tiny", "dinov3-tiny", "vit-tiny"])
+def test_the_room_that_a_tower_without_text_needs(model: str) -> None:
+    """Its config has no part `vision_config`."""
+    from attndrift.models.load import build_model, load_config
+    from attndrift.study.check_disk import RECORD_BYTES, least_bytes
+    from attndrift.study.settings import RunSettings
+
+    source = f"config:{model}"
+    settings = RunSettings(model=source, dataset="digits", method="full")
+    weights = 4 * sum(one.numel() for one in build_model(source).parameters())
+    asked = least_bytes([settings], {source: {"vision_config": {}, **load_config(source).to_dict()}}, 1)
+    assert 0.9 * 8 * weights < asked - RECORD_BYTES < 1.1 * 8 * weights
 
 
 def test_what_goes_to_one_disk_is_summed(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:

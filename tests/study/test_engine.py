@@ -140,9 +140,9 @@ def test_a_history_that_was_damaged_is_named(tmp_path: Path) -> None:
     path = next((folder / "runs").iterdir()) / "history.jsonl"
     path.write_text('{"step": 0}\n{"step"')
     with pytest.warns(LeftOutWarning, match=r"history.jsonl:2.*is left out of the tables"):
-        tables, missing = collect(folder)
-    assert path.parent.name not in set(tables.runs["run_id"])
-    assert missing == []
+        found = collect(folder)
+    assert path.parent.name not in set(read_tables(folder).runs["run_id"])
+    assert found.missing == []
 
 
 def test_collect_needs_a_study_folder(tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ runs:
   - {experiment: R, method: full, guard: retention_pct, guard_at_least: 80}
   - {experiment: C, method: lora, guard: weight_drift, guard_at_most: 1e-3}
   - {experiment: U, method: full, guard: retention_pct, guard_at_least: 150}
+  - {experiment: K, method: full, guard: knn_retention_pct, guard_at_least: 80, knn_k: 10, bank_limit: 200}
 """
 
 
@@ -83,6 +84,9 @@ def test_a_guarded_run_keeps_its_budget_and_records_every_check(study: tuple[Pat
     kept = _record(study, "R")["guard"]["events"][-1]["after"][0]
     assert kept["metric"] == "retention_pct"
     assert kept["bound"] >= 80
+    by_neighbours = _record(study, "K")["guard"]["events"][-1]["after"][0]
+    assert by_neighbours["metric"] == "knn_retention_pct"
+    assert by_neighbours["bound"] >= 80
     assert 0 < _record(study, "C")["row"]["weight_drift"] <= 1e-3
     assert "guard" not in _record(study, "P")
 
@@ -158,13 +162,23 @@ def test_guarded_runs_are_configurations_of_their_own(study: tuple[Path, Tables]
     prepared = prepare(study[1])
     labels = set(prepared.runs["variant"])
     assert any("guarded: retention ≥ 80" in label for label in labels), labels
-    assert len(labels) == 4
+    assert any("guarded: knn retention ≥ 80" in label for label in labels), labels
+    assert len(labels) == 5
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"guard": "retention_pct", "guard_at_least": 90}, "guard_probe_per_class"),
+        (
+            {"guard": "knn_retention_pct", "guard_at_least": 90},
+            "`guard: knn_retention_pct` needs .*guard_probe_per_class",
+        ),
+        ({"guard": "linear_probe_retention_pct", "guard_at_most": 90}, "takes `guard_at_least` alone"),
+        (
+            {"guard": "retention_pct", "guard_at_least": 90, "guard_probe_per_class": 2, "knn_k": 5},
+            "`knn_k` needs measures: knn",
+        ),
         ({"guard": "cka_mean"}, "needs `guard_at_least`"),
         ({"guard_at_least": 0.9}, "need `guard`"),
         ({"guard": "cka_mean", "guard_at_least": 0.9, "method": "linear_probe"}, "cannot change"),

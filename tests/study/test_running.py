@@ -101,14 +101,28 @@ def _row(runs: pd.DataFrame, **wanted: Any) -> pd.Series[Any]:
 # Null where a setting has no meaning for a method; everything else is filled.
 NOT_FOR_ALL = {"model_revision", "outcome", "outcome_alpha", "optimisation", *own_fields(),
     "experiment", "freeze_layers", "loss", "parent_run", "training_seconds",
-    "loss_active_fraction", "transfer_objects_zero_shot_retention_pct", "guard", "guard_at_least", "guard_at_most",
-    "guard_outcome", "trained_parts", "text_embedding_drift", "text_weight_drift", "text_projection_drift", "logit_scale_change",
+    "loss_active_fraction", "activation_change_mean", "activation_change_last", "guard", "guard_at_least", "guard_at_most",
+    "guard_outcome", "trained_parts", "knn_accuracy", "knn_retention_pct", "text_embedding_drift", "text_weight_drift", "text_projection_drift", "logit_scale_change",
 }  # fmt: skip
 NOT_FOR_NONE = {
     "head",
     "learning_rate", "epochs", "batch_size", "weight_decay", "train_projection", "selected_epoch", "n_train",
     "n_validation", "n_test", "best_val_accuracy", "test_accuracy",
 }  # fmt: skip
+
+
+# The pretrained model is at chance: nothing can be retained.
+NOT_FOR_ALL |= {
+    f"transfer_objects_zero_shot_{name}"
+    for name in (
+        "retention_pct",
+        "retention_low_pct",
+        "retention_high_pct",
+        "change_points",
+        "change_low_points",
+        "change_high_points",
+    )
+}
 
 
 def test_every_column_that_applies_is_filled(study: Path) -> None:
@@ -349,7 +363,7 @@ def test_a_run_that_diverges_is_recorded_and_the_study_goes_on(tiny_clip: Path, 
 
 def test_an_absent_transfer_set_is_null_with_a_reason(tiny_clip: Path, tmp_path: Path) -> None:
     """CIFAR-10 can only come from the hub here, which the tests never reach."""
-    text = _text(tiny_clip, "  - {method: none, transfer: [cifar10, objects]}\n", name="absent")
+    text = _text(tiny_clip, "  - {method: none, transfer: [cifar10, objects], missing_sets: skip}\n", name="absent")
     outcome, tables = _run(text, tmp_path / "s", tmp_path / "cache")
     assert set(outcome.statuses.values()) == {"finished"}
     row = tables.runs.iloc[0]
@@ -357,6 +371,7 @@ def test_an_absent_transfer_set_is_null_with_a_reason(tiny_clip: Path, tmp_path:
     assert row["transfer_objects_zero_shot_accuracy"] >= 0
     record = read_json(tmp_path / "s" / "runs" / row["run_id"] / "record.json")
     assert "out of reach" in record["nulls"]["transfer_cifar10_zero_shot_accuracy"]
+    assert list(record["absent"]) == ["cifar10"]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from attndrift.analysis.measures import Measure, outcomes, transfer_measures
+from attndrift.analysis.measures import Measure, outcomes
 from attndrift.analysis.numbers import format_rate
 from attndrift.analysis.result import Excluded
 from attndrift.losses.names import split_weight
@@ -26,8 +26,8 @@ from attndrift.metrics.registry import structure_metrics
 from attndrift.own_settings import Owner, as_text, fields_of, words_of
 from attndrift.results.columns import own_setting_columns
 from attndrift.results.means import seeds_behind
-from attndrift.results.measures import MEASURES
-from attndrift.results.tables import TABLES, Tables, infinite_values, transfer_sets
+from attndrift.results.measures import column_stem
+from attndrift.results.tables import TABLES, Tables, infinite_values, transfer_outcomes
 from attndrift.study.optimisation import optimisation_label
 from attndrift.study.outcomes.registry import outcome_label
 from attndrift.study.trained_parts import parts_label, text_tower_of
@@ -120,7 +120,9 @@ def method_label(keys: Mapping[str, str]) -> str:
         limits = [
             f"{sign} {keys[name]}" for name, sign in (("guard_at_least", "≥"), ("guard_at_most", "≤")) if keys[name]
         ]
-        label += f", guarded: {keys['guard'].removesuffix('_pct')} {', '.join(limits)}"
+        label += (
+            f", guarded: {keys['guard'].removesuffix('_pct').replace('_retention', ' retention')} {', '.join(limits)}"
+        )
     if keys["optimisation"]:
         label += f", {optimisation_label(keys['optimisation'])}"
     return label + (f", {outcome_label(keys['outcome'])}" if keys["outcome"] else "")
@@ -293,8 +295,8 @@ def _excluded(runs: pd.DataFrame, sets: list[str], pretrained: pd.Series[bool]) 
 def prepare(tables: Tables) -> Prepared:
     """Order the runs, name their methods and configurations, set aside those that cannot be analysed."""
     notes: list[str] = []
-    runs = tables.runs.sort_values("run_id", kind="stable").reset_index(drop=True)
-    sets = sorted(transfer_sets(runs))
+    runs = _text_as_objects(tables.runs.sort_values("run_id", kind="stable").reset_index(drop=True))
+    sets = transfer_outcomes(runs)
     _name_what_is_missing(tables, runs, notes)
     _derive_changes(runs, notes)
     _split_losses(runs)
@@ -313,8 +315,9 @@ def prepare(tables: Tables) -> Prepared:
         index=runs.index,
         dtype=object,
     )
-    for column in (*CONDITION_COLUMNS, *columns, "learning_rate"):
-        runs[f"key_{column}"] = keys[column]
+    # All at once: a frame that grows by a hundred columns one by one becomes slow, and pandas warns of it.
+    of_keys = keys[list(dict.fromkeys((*CONDITION_COLUMNS, *columns, "learning_rate")))].add_prefix("key_")
+    runs = pd.concat([runs, of_keys], axis=1)
     # A frozen image tower always stands beside something: that is the method.
     parts_added = (runs["key_trained_parts"] != "") & (runs["method"] != FROZEN)
     runs["has_addition"] = (runs[list(ADDITIONS)] != "").any(axis=1) | parts_added
@@ -345,23 +348,23 @@ def prepare(tables: Tables) -> Prepared:
     _count_duplicates(kept, notes)
     measures = [m for m in outcomes(sets) if m.name in kept.columns and kept[m.name].notna().any()]
     kept["repeated"] = _repeated(kept, [m.name for m in measures], notes)
-    # Of retention measures that nobody asked for nothing is missing.
-    unasked = {m.name for name in sets for one in MEASURES.names() for m in transfer_measures(name, one)}
-    unasked -= {str(column) for column in runs.columns}
-    absent = [f"`{m.name}`" for m in outcomes(sets) if m not in measures and m.name not in unasked]
+    absent = [f"`{m.name}`" for m in outcomes(sets) if m not in measures]
     if absent:
         notes.append(f"Not measured in any analysed run: {', '.join(absent)}.")
     for transfer_set in sets:
-        accuracy, kept_pct = (
-            f"transfer_{transfer_set}_zero_shot_accuracy",
-            f"transfer_{transfer_set}_zero_shot_retention_pct",
-        )
+        accuracy, kept_pct = (f"{column_stem(transfer_set)}_{end}" for end in ("accuracy", "retention_pct"))
         if kept_pct in kept.columns and kept[kept_pct].isna().all() and kept[accuracy].notna().any():
             notes.append(
                 f"Retention on `{transfer_set}` is null in every run although accuracies are given: it is not "
-                "derived here, because it is meaningless where the pretrained accuracy is below twice chance."
+                "derived here, because it is meaningless where the pretrained accuracy is at chance."
             )
     return Prepared(kept, every, sets, measures, excluded, notes)
+
+
+def _text_as_objects(frame: pd.DataFrame) -> pd.DataFrame:
+    """Text of the library of tables takes ten times as long to select rows of, which is done a thousand times."""
+    text = [str(name) for name, kind in frame.dtypes.items() if isinstance(kind, pd.StringDtype)]
+    return frame.assign(**{name: frame[name].astype(object).where(frame[name].notna(), None) for name in text}).copy()
 
 
 def _conditions(keys: pd.DataFrame) -> pd.Series:

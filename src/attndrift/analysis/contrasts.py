@@ -288,6 +288,7 @@ def _differences(runs: pd.DataFrame, wanted: list[Quantity], settings: AnalysisS
                 candidates.append((order, list(keys), one, two, group))
     candidates.sort(key=lambda item: item[0])
     rows: list[Row] = []
+    made: dict[tuple[Any, ...], Cells] = {}
     for kind, most in ((0, "methods"), (1, "additions to a method")):
         own = [item for item in candidates if item[0][0] == kind]
         limit = _MOST_GROUPS * settings.max_method_pairs
@@ -296,7 +297,10 @@ def _differences(runs: pd.DataFrame, wanted: list[Quantity], settings: AnalysisS
                 f"Compared are {limit} of {len(own)} pairs of {most} and datasets, those with most shared runs."
             )
         for _, place, one, two, group in own[:limit]:
-            first, second = (Cells.of(group[group["variant"] == name], wanted) for name in (one, two))
+            for name in (one, two):
+                if (*place, name) not in made:
+                    made[*place, name] = Cells.of(group[group["variant"] == name], wanted)
+            first, second = made[*place, one], made[*place, two]
             identity = {**dict(zip(GROUP, place, strict=True)), "first": one, "second": two}
             rows += [identity | row for row in compare(first, second, wanted, settings)]
     if not rows:
@@ -418,12 +422,13 @@ def correct(frame: pd.DataFrame, settings: AnalysisSettings) -> pd.DataFrame:
 
     A family is one question: one measure, one contrast, and one method with all others, on all datasets.
     """
-    frame = frame.assign(p_holm=np.nan, family_size=0)
     question = [name for name in ("measure", "contrast", "first") if name in frame]
-    for rows in frame.groupby(question, sort=False).groups.values():
-        p = frame.loc[rows, "p"].to_numpy(dtype=float)
-        frame.loc[rows, "p_holm"], frame.loc[rows, "family_size"] = intervals.holm(p), int(np.isfinite(p).sum())
-        frame.loc[rows, "p_equivalence"] = intervals.holm(frame.loc[rows, "p_equivalence"].to_numpy(dtype=float))
+    p, p_equivalence = (frame[name].to_numpy(dtype=float, copy=True) for name in ("p", "p_equivalence"))
+    p_holm, family_size = np.full(len(frame), np.nan), np.zeros(len(frame), dtype=np.int64)
+    for rows in frame.groupby(question, sort=False).indices.values():
+        p_holm[rows], family_size[rows] = intervals.holm(p[rows]), np.isfinite(p[rows]).sum()
+        p_equivalence[rows] = intervals.holm(p_equivalence[rows])
+    frame = frame.assign(p_holm=p_holm, family_size=family_size, p_equivalence=p_equivalence)
     direction = np.where(frame["estimate"] < 0, LOWER, HIGHER)
     tests = [
         frame["p"].isna(),

@@ -12,7 +12,7 @@ from attndrift.analysis.digest import digest
 from attndrift.analysis.dynamics import dynamics_tables, epochs_from_steps, order_history
 from attndrift.analysis.early_warning import early_warning
 from attndrift.analysis.findings import generate
-from attndrift.analysis.image_intervals import Outcomes
+from attndrift.analysis.image_intervals import ImageIntervals, Outcomes
 from attndrift.analysis.interpolation import interpolation_tables
 from attndrift.analysis.layers import baseline_tables, block_changes, change_per_layer, layer_values, measured_steps
 from attndrift.analysis.means import means_tables, seeds_in
@@ -20,6 +20,7 @@ from attndrift.analysis.operating import operating_tables
 from attndrift.analysis.power import PUBLISHED, PUBLISHED_SPREAD, power_table, variance_table
 from attndrift.analysis.result import Analysis, Summary, Table
 from attndrift.analysis.selection_rules import selection_rules
+from attndrift.analysis.set_summaries import set_tables
 from attndrift.analysis.settings import AnalysisSettings
 from attndrift.analysis.signal_findings import signal_findings
 from attndrift.analysis.signal_sources import signal_values
@@ -34,7 +35,7 @@ def analyze(tables: Tables, *, settings: AnalysisSettings | None = None, outcome
     """Everything that the tables support, with honest uncertainty; reads nothing but ``tables``.
 
     ``outcomes``: which transfer images were right (:func:`~attndrift.analysis.image_intervals.read_image_outcomes`), for
-    intervals over images of the table ``overview`` where there is one run.
+    intervals over images in the tables ``overview`` (where there is one run) and ``suites``.
 
     The order of rows does not matter, equal tables and settings give equal results. Runs whose
     status is not finished are listed and take no part in means and tests. Raises
@@ -73,6 +74,7 @@ def analyze(tables: Tables, *, settings: AnalysisSettings | None = None, outcome
             selection_rules(prepared, settings),
             *interpolation_tables(prepared, tables.interpolation, settings, notes),
             *across_sets_tables(prepared, settings),
+            *set_tables(prepared, ImageIntervals(outcomes or {}, settings.level), settings),
             *means_tables(prepared, settings),
         )
     }

@@ -1,6 +1,6 @@
 """What a reader needs first: a verdict, caveats said once, a table of six to ten rows, and five findings.
 
-All of it is about one dataset, that of most runs, and every method stands at its best validation setting.
+All of it is about one model and one dataset, those of most runs, and every method stands at its best validation setting.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ class _Place:
     transfer: str | None
     rows: list[Row]
     damage: str
+    left_out: int
+    """Variants that have no row."""
 
     def find(self, table: Table, **wanted: Any) -> Iterator[tuple[int, Row]]:
         """(row number, row) of ``table`` that are about this place."""
@@ -84,6 +86,8 @@ def digest(
     best, plain = place.best, [row for row in place.plain() if row["retention_pct"] is not None]
     other = next((row for row in plain if best is not None and row["variant"] != best["variant"]), None)
     dataset = str(place.where["dataset"])
+    if prepared.adapted["model_name"].nunique() > 1:
+        dataset += f" with {place.where['model_name']}"
     verdict = say.verdict(best, other, place.transfer, dataset) if best else say.NOTHING
     findings = [one for make in found if (one := make(place, tables)) is not None]
     return Digest(verdict=verdict, caveats=_caveats(prepared, place, data, settings), findings=findings), table
@@ -108,9 +112,15 @@ def _place(prepared: Prepared, settings: AnalysisSettings, images: ImageInterval
     transfer = transfer if transfer and counts[transfer] else None
     rows = [_row(part, transfer, settings, images) for _, part in own.groupby("configuration", sort=False)]
     _score(rows)
-    rows = _chosen(rows)
+    chosen = _chosen(rows)
+    left_out = len({row["variant"] for row in rows} - {row["variant"] for row in chosen})
     return _Place(
-        own, where | {"key_rest": own["key_rest"].iloc[0]}, transfer, rows, say.damage(settings.damaged_below_pct)
+        own,
+        where | {"key_rest": own["key_rest"].iloc[0]},
+        transfer,
+        chosen,
+        say.damage(settings.damaged_below_pct),
+        left_out,
     )
 
 
@@ -260,6 +270,10 @@ def _table(place: _Place | None, settings: AnalysisSettings) -> Table:
         f"Each method, and each kind of addition, at its best validation setting; other settings fill up to {FEWEST_ROWS} rows.",
         f"Intervals: {settings.level:.0%}, over seeds, or over test images where there is one run.",
     ]
+    if place is not None and place.left_out:
+        notes.append(
+            f"{place.left_out} other variants of method and addition have no row here; the table `configurations` has all."
+        )
     return Table(
         name="overview", title="Methods at their best validation setting", columns=columns, rows=shown, notes=notes
     )
@@ -281,14 +295,22 @@ def _caveats(prepared: Prepared, place: _Place, data: Summary, settings: Analysi
     images = place.runs["n_test"].dropna() if "n_test" in place.runs else pd.Series(dtype=float)
     if len(images) and images.min() < 1000:
         told.append(say.few_images(int(images.min())))
-    rest = prepared.adapted[prepared.adapted["dataset"] != place.where["dataset"]]
-    counts = rest.groupby("dataset", sort=True)["configuration"].nunique()
-    if len(counts):
-        others = [f"{name} ({count} setting{'' if count == 1 else 's'})" for name, count in counts.items()]
-        told.append(say.elsewhere(others))
+    own = prepared.adapted["model_name"] == place.where["model_name"]
+    rest = prepared.adapted[own & (prepared.adapted["dataset"] != place.where["dataset"])]
+    if len(rest):
+        told.append(say.elsewhere(_settings_of(rest, "dataset")))
+    if not own.all():
+        model = str(place.where["model_name"])
+        told.append(say.other_models(model, _settings_of(prepared.adapted[~own], "model_name")))
     if data.excluded:
         told.append(say.excluded(len(data.excluded), data.n_runs))
     return told
+
+
+def _settings_of(runs: pd.DataFrame, column: str) -> list[str]:
+    """Each value of ``column`` with its number of settings."""
+    counts = runs.groupby(column, sort=True)["configuration"].nunique()
+    return [f"{name} ({count} setting{'' if count == 1 else 's'})" for name, count in counts.items()]
 
 
 # --- the findings ---------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from attndrift.analysis.settings import AnalysisSettings
 from attndrift.analysis.timing import AFTER, BEFORE, NEVER, SAME
 from attndrift.losses.registry import short_label_of
 from attndrift.methods.registry import DEFAULT_METHOD, in_order
+from attndrift.results.measures import accuracy_words
 
 NEAR_BEST = 2.0
 """Points of validation accuracy below a method's best within which a learning rate suits it."""
@@ -194,7 +195,7 @@ def _cost(place: _Place) -> None:
     place.add(
         "transfer", "RQ2",
         f"{_capital(row['variant'])} at its best validation rate ({format_rate(row['learning_rate'])}) retains "
-        f"{row['retention_pct']:.1f}% of the zero-shot accuracy on {place.transfer}{_interval(row, unit='%')}.{test if row['low'] is None else ''}",
+        f"{row['retention_pct']:.1f}% of the {accuracy_words(str(place.transfer))}{_interval(row, unit='%')}.{test if row['low'] is None else ''}",
         "descriptive" if row["low"] is None else "supported", "operating_points", number,
     )  # fmt: skip
 
@@ -398,7 +399,7 @@ def _rates(place: _Place) -> None:
             where = "at its best validation rate" if row["contrast"] == ONE else "on average over its rates"
             place.add(
                 "transfer", "RQ2",
-                f"{_capital(variant)} {where} preserves the zero-shot accuracy on {place.transfer} within "
+                f"{_capital(variant)} {where} preserves the {accuracy_words(str(place.transfer))} within "
                 f"{place.settings.equivalent_within_points:g} points: {row['estimate']:+.1f}{_interval(row)}.",
                 "supported", "changes", number,
             )  # fmt: skip

@@ -27,7 +27,7 @@ def write_table(table: Table, folder: Path) -> list[Path]:
     paths: list[Path] = []
     for suffix, text in zip(SUFFIXES, (to_csv(table), to_markdown(table), to_latex(table)), strict=True):
         path = folder / f"{table.name}{suffix}"
-        write_text(path, text)
+        write_text(path, text, sync=False)
         paths.append(path)
     return paths
 
@@ -105,36 +105,38 @@ def _numeric(table: Table, column: Column) -> bool:
     return False
 
 
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "|": r"\textbar{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "±": r"$\pm$",
-    "·": r"$\cdot$",
-    "–": "--",
-    "λ": r"$\lambda$",
-    "α": r"$\alpha$",
-    "≤": r"$\leq$",
-    "≥": r"$\geq$",
-    "×": r"$\times$",
-    "−": r"$-$",
-    "→": r"$\rightarrow$",
-}
+_LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "&": r"\&",
+        "%": r"\%",
+        "$": r"\$",
+        "#": r"\#",
+        "_": r"\_",
+        "{": r"\{",
+        "}": r"\}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "|": r"\textbar{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "±": r"$\pm$",
+        "·": r"$\cdot$",
+        "–": "--",
+        "λ": r"$\lambda$",
+        "α": r"$\alpha$",
+        "≤": r"$\leq$",
+        "≥": r"$\geq$",
+        "×": r"$\times$",
+        "−": r"$-$",
+        "→": r"$\rightarrow$",
+    }
+)
 
 
 def latex_text(text: str) -> str:
     """``text`` with every character that LaTeX would read as something else escaped."""
-    escaped = "".join(_LATEX.get(character, character) for character in text.replace("\n", " "))
+    escaped = text.replace("\n", " ").translate(_LATEX)
     # Backticks mark names in the notes; in LaTeX they are quotes.
     while escaped.count("`") >= 2:
         escaped = escaped.replace("`", r"\texttt{", 1).replace("`", "}", 1)

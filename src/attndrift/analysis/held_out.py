@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special
-from scipy.optimize import isotonic_regression
 
 from attndrift.analysis.intervals import standard_error
 from attndrift.analysis.numbers import Floats
@@ -107,11 +106,18 @@ def warning_p(warned: Floats, score: Floats, damaged: Mask) -> float | None:
     return max(p, float(special.ndtr(-(above - 0.5) / math.sqrt(n * (len(score) + 1) / 12))))
 
 
+def _falling(values: Floats, weights: NDArray[Any] | None = None) -> Floats:
+    # Imported here: it takes as long to load as all else that the analysis needs of scipy.
+    from scipy.optimize import isotonic_regression
+
+    return np.asarray(isotonic_regression(values, weights=weights, increasing=False).x, dtype=np.float64)
+
+
 def falling_curve(score: Floats, kept: Floats) -> tuple[Floats, Floats]:
     """The never rising curve of ``kept`` over ``score`` with least squares: the distinct scores, and the curve there."""
     values, place, counts = np.unique(score, return_inverse=True, return_counts=True)
     means = np.bincount(place, weights=kept) / counts
-    return values, np.asarray(isotonic_regression(means, weights=counts, increasing=False).x, dtype=np.float64)
+    return values, _falling(means, counts)
 
 
 def held_out_errors(score: Floats, kept: Floats, folds: NDArray[np.intp]) -> tuple[Floats, Floats]:
@@ -125,7 +131,7 @@ def held_out_errors(score: Floats, kept: Floats, folds: NDArray[np.intp]) -> tup
         others = order[~out[order]]
         if len(others) >= 3:
             x, y = score[others], kept[others]
-            knots = (x, isotonic_regression(y, increasing=False).x) if distinct else falling_curve(x, y)
+            knots = (x, _falling(y)) if distinct else falling_curve(x, y)
             curve[out], mean[out] = np.interp(score[out], *knots), y.mean()
     return np.abs(curve - kept), np.abs(mean - kept)
 

@@ -19,10 +19,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attndrift.analysis import intervals
 from attndrift.analysis.numbers import number
 from attndrift.files import is_inside, warn_left_out
 from attndrift.results.arrays import ArrayFileError, read_arrays
+from attndrift.results.measures import column_stem
+from attndrift.retention.image_limits import paired_ratio_limits, wilson_limits
+from attndrift.retention.retained import LEVEL
 
 Bits = NDArray[np.bool_]
 NOT_KNOWN = (math.nan, math.nan)
@@ -37,7 +39,7 @@ class ImageOutcomes:
 
 
 Outcomes = Mapping[tuple[str, str], ImageOutcomes]
-"""(run_id, transfer set) -> which of its images were right."""
+"""(run_id, transfer set, or SET_MEASURE for another measure than zero-shot) -> which of its images were right."""
 
 
 def read_image_outcomes(folder: str | os.PathLike[str]) -> dict[tuple[str, str], ImageOutcomes]:
@@ -79,33 +81,38 @@ class ImageIntervals:
     level: float
 
     def bits(self, run: Mapping[Any, Any], name: str) -> ImageOutcomes | None:
-        """The outcomes of one run, None where they are absent or belong to other numbers than the table's."""
+        """The outcomes of one run on a set (of a measure: SET_MEASURE), None where they are absent or belong to other numbers than the table's."""
         own = self.outcomes.get((str(run["run_id"]), name))
         if own is None or not len(own.adapted):
             return None
-        stated = [number(run.get(f"transfer_{name}_zero_shot_{end}")) for end in ("accuracy", "pretrained")]
+        stated = [number(run.get(f"{column_stem(name)}_{end}")) for end in ("accuracy", "pretrained")]
         measured = [float(own.adapted.mean()), float(own.pretrained.mean())]
         same = all(s is not None and abs(s - m) < 1e-6 for s, m in zip(stated, measured, strict=True))
         return own if same else None
 
     def accuracy(self, run: Mapping[Any, Any], column: str) -> tuple[float, float]:
-        """Wilson's, of `test_accuracy`, `best_val_accuracy` or `transfer_S_zero_shot_accuracy`, 0..1."""
+        """Wilson's, of `test_accuracy`, `best_val_accuracy` or `transfer_SET_MEASURE_accuracy`, 0..1."""
         counts = {"test_accuracy": "n_test", "best_val_accuracy": "n_validation"}
         value, n = number(run.get(column)), number(run.get(counts.get(column, column.removesuffix("_accuracy") + "_n")))
         if value is None or not n:
             return NOT_KNOWN
-        low, high = intervals.wilson_limits(value * n, n, self.level)
+        low, high = wilson_limits(value * n, n, self.level)
         return float(low), float(high)
 
     def retention(self, run: Mapping[Any, Any], name: str) -> tuple[float, float]:
-        """Bonett and Price's, of the retention on transfer set ``name``, percent.
+        """Bonett and Price's, of the retention on transfer set ``name`` (of a measure: SET_MEASURE), percent.
 
-        Only where it is known which images were right: without the pairs an interval covers far more than its level.
+        Only where it is known which images were right: without the pairs an interval covers far more than its level. The
+        tables hold the interval of 95%.
         """
-        own = self.bits(run, name)
-        if own is None or number(run.get(f"transfer_{name}_zero_shot_retention_pct")) is None:
+        own, stem = self.bits(run, name), column_stem(name)
+        if number(run.get(f"{stem}_retention_pct")) is None:
             return NOT_KNOWN
+        if own is None:
+            given = [number(run.get(f"{stem}_retention_{end}_pct")) for end in ("low", "high")]
+            known = self.level == LEVEL and given[0] is not None and given[1] is not None
+            return (float(given[0] or 0.0), float(given[1] or 0.0)) if known else NOT_KNOWN
         both, lost = (int((own.adapted[own.pretrained] == right).sum()) for right in (True, False))
         won = int((own.adapted & ~own.pretrained).sum())
-        low, high = intervals.paired_ratio_limits(both, won, lost, self.level)
+        low, high = paired_ratio_limits(both, won, lost, self.level)
         return 100 * float(low), 100 * float(high)

@@ -18,7 +18,8 @@ from attndrift.analysis.result import Table
 from attndrift.analysis.settings import AnalysisSettings
 from attndrift.analysis.summary import plain_columns, records
 from attndrift.results.columns import Column
-from attndrift.results.tables import transfer_sets
+from attndrift.results.measures import MEASURES, column_stem, set_and_measure
+from attndrift.results.tables import transfer_outcomes
 
 _CALIBRATION = 4
 
@@ -27,7 +28,7 @@ def interpolation_tables(
     prepared: Prepared, interpolation: pd.DataFrame, settings: AnalysisSettings, notes: list[str]
 ) -> list[Table]:
     """The sweeps with their retention, and the choices of alpha with how well they did."""
-    names = sorted(transfer_sets(interpolation))
+    names = transfer_outcomes(interpolation)
     frame = interpolation[interpolation["run_id"].isin(prepared.every["run_id"])]
     frame = frame.sort_values(["run_id", "alpha"], kind="stable").reset_index(drop=True)
     frame = frame.merge(
@@ -36,13 +37,13 @@ def interpolation_tables(
         how="left",
     )
     for name in names:
-        frame[f"transfer_{name}_zero_shot_retention_pct"] = _retention(frame, prepared, name, notes)
-    transfer = [f"transfer_{name}_zero_shot" for name in names]
+        frame[f"{column_stem(name)}_retention_pct"] = _retention(frame, prepared, name, notes)
+    transfer = [column_stem(name) for name in names]
     columns = plain_columns(
         ("run_id", "Run"), ("configuration", "Configuration"), ("alpha", "alpha"), ("dataset", "Dataset"), ("variant", "Method")
     )  # fmt: skip
     columns.append(_share("test_accuracy", "Test accuracy"))
-    columns += [_share(f"{stem}_accuracy", f"{n} zero-shot accuracy") for n, stem in zip(names, transfer, strict=True)]
+    columns += [_share(f"{stem}_accuracy", _label(n)) for n, stem in zip(names, transfer, strict=True)]
     columns += [
         _share(f"{stem}_agreement", f"{n}: pretrained prediction kept", 1)
         for n, stem in zip(names, transfer, strict=True) if frame[f"{stem}_agreement"].notna().any()
@@ -68,6 +69,11 @@ def interpolation_tables(
     return [sweeps, _choices(prepared, frame, names, settings, list(empty))]
 
 
+def _label(outcome: str) -> str:
+    name, measure = set_and_measure(outcome)
+    return f"{name} {MEASURES[measure].label}"
+
+
 def _share(name: str, label: str, digits: int = 2) -> Column:
     """A column of shares 0..1, printed in percent."""
     return Column(name=name, label=label, unit="%", digits=digits, scale=100.0)
@@ -75,9 +81,10 @@ def _share(name: str, label: str, digits: int = 2) -> Column:
 
 def _retention(frame: pd.DataFrame, prepared: Prepared, name: str, notes: list[str]) -> Floats:
     """100 accuracy / pretrained accuracy; the pretrained one from the run, else from alpha = 0."""
-    accuracy = frame[f"transfer_{name}_zero_shot_accuracy"].to_numpy(dtype=float)
-    column, kept = f"transfer_{name}_zero_shot_pretrained", f"transfer_{name}_zero_shot_retention_pct"
-    start = frame[frame["alpha"] == 0].set_index("run_id")[f"transfer_{name}_zero_shot_accuracy"]
+    stem = column_stem(name)
+    accuracy = frame[f"{stem}_accuracy"].to_numpy(dtype=float)
+    column, kept = f"{stem}_pretrained", f"{stem}_retention_pct"
+    start = frame[frame["alpha"] == 0].set_index("run_id")[f"{stem}_accuracy"]
     base = frame["run_id"].map(start).to_numpy(dtype=float)
     if column in prepared.every.columns:
         runs = prepared.every.set_index("run_id")
@@ -106,7 +113,7 @@ class _Rule:
 
 
 RULES = (
-    _Rule("agreement", "transfer_{}_zero_shot_agreement",
+    _Rule("agreement", "{}_agreement",
           "largest alpha at which at least the wanted share of the transfer images, without their labels, keeps the pretrained "
           "model's prediction; retention is no lower than that share where right predictions change no more often than wrong ones",
           False),
@@ -156,7 +163,7 @@ def _choices(
         alpha = sweep["alpha"].to_numpy(dtype=float)
         accuracy = sweep["test_accuracy"].to_numpy(dtype=float)
         for name in names:
-            kept = sweep[f"transfer_{name}_zero_shot_retention_pct"].to_numpy(dtype=float)
+            kept = sweep[f"{column_stem(name)}_retention_pct"].to_numpy(dtype=float)
             if len(sweep) < 2 or not np.isfinite(kept).any():
                 continue
             for wanted in settings.wanted_retentions_pct:
@@ -207,7 +214,7 @@ def _apply(
     rule: _Rule, run_id: str, sweep: pd.DataFrame, prepared: Prepared, transfer_set: str, wanted: float
 ) -> tuple[float | None, str]:
     alpha = sweep["alpha"].to_numpy(dtype=float)
-    column = rule.column.format(transfer_set)
+    column = rule.column.format(column_stem(transfer_set))
     signal = sweep[column].to_numpy(dtype=float)
     if not np.isfinite(signal).any():
         return None, f"`{column}` was not measured along alpha"
@@ -227,7 +234,7 @@ def _calibration(
     column: str, run_id: str, sweep: pd.DataFrame, prepared: Prepared, transfer_set: str
 ) -> tuple[Floats, Floats] | str:
     """A falling curve through the other configurations' (drift, retention), isotonic, starting at (none, 100)."""
-    kept = f"transfer_{transfer_set}_zero_shot_retention_pct"
+    kept = f"{column_stem(transfer_set)}_retention_pct"
     runs = prepared.adapted
     if kept not in runs.columns:
         return f"no other run has a retention on {transfer_set}"

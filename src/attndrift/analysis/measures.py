@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from attndrift.metrics.registry import METRICS
 from attndrift.results.columns import Column, metric_columns
-from attndrift.results.measures import MEASURES
+from attndrift.results.measures import MEASURES, ZERO_SHOT, column_stem, set_and_measure
 
 
 @dataclass(frozen=True)
@@ -66,21 +66,23 @@ def measured_columns() -> list[str]:
     return [measure.name for measure, column in means if column.statistic in ("change_pct", "mean", "value")]
 
 
-def retention(transfer_set: str, measure: str = "zero_shot") -> Measure:
-    label = f"{transfer_set} retention" if measure == "zero_shot" else f"{transfer_set} {measure} retention"
-    return Measure(f"transfer_{transfer_set}_{measure}_retention_pct", label, "%", 1)
+def retention(outcome: str) -> Measure:
+    """The retention of a transfer set by a measure, called as :func:`~attndrift.results.measures.outcome_name` does."""
+    name, measure = set_and_measure(outcome)
+    label = f"{name} retention" if measure == ZERO_SHOT else f"{name} {MEASURES[measure].label} retention"
+    return Measure(f"{column_stem(outcome)}_retention_pct", label.replace(" accuracy", ""), "%", 1)
 
 
-def transfer_measures(transfer_set: str, measure: str = "zero_shot") -> tuple[Measure, ...]:
-    label = f"{transfer_set} {MEASURES[measure].label}"
-    accuracy = Measure(f"transfer_{transfer_set}_{measure}_accuracy", label, "fraction", 2, 100.0)
-    return accuracy, retention(transfer_set, measure)
+def transfer_measures(outcome: str) -> tuple[Measure, ...]:
+    """Accuracy and retention of a transfer set by a measure."""
+    name, measure = set_and_measure(outcome)
+    accuracy = Measure(f"{column_stem(outcome)}_accuracy", f"{name} {MEASURES[measure].label}", "fraction", 2, 100.0)
+    return accuracy, retention(outcome)
 
 
-def outcomes(transfer_sets: list[str]) -> list[Measure]:
+def outcomes(transfer: list[str]) -> list[Measure]:
     """All outcome measures, in the order of the tables: the last block stands beside the mean."""
     result = [*ACCURACIES, *changes(), *(measure for measure, _ in _measured(structural=False))]
-    for name in transfer_sets:
-        for measure in MEASURES.names():
-            result += transfer_measures(name, measure)
+    for outcome in transfer:
+        result += transfer_measures(outcome)
     return result

@@ -27,7 +27,7 @@ def variance_table(prepared: Prepared, settings: AnalysisSettings) -> Table:
     """Variance components by the method of moments (nested ANOVA): a row a measure over all runs, and one a method."""
     rows: list[dict[str, Any]] = []
     wanted = [q for q in quantities(prepared, settings) if q.kind in ("transfer", "accuracy", "attention")]
-    runs = prepared.distinct
+    runs = prepared.distinct[[*GROUP[:2], "variant", "configuration", "dataset", *{q.name for q in wanted}]]
     for (model, selection), part in runs.groupby(GROUP[:2], sort=True):
         for quantity in wanted:
             own = part[part[quantity.name].notna()]

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from attndrift.analysis.intervals import MINIMUM_RANKED, Limits, as_floats, critical, spearman_limits
+from attndrift.analysis.intervals import MINIMUM_RANKED, spearman_limits
 from attndrift.analysis.numbers import Floats
+from attndrift.retention.image_limits import Limits, as_floats, critical
 
 MOST_TIED = 0.2
 """Share of equal values above which the intervals of ranks cover too little or too much."""

@@ -46,6 +46,8 @@ def table_meanings() -> dict[str, str]:
         "interpolation": "accuracy, retention and drift along alpha",
         "corruption": "test accuracy on corrupted images, a row a configuration: their mean, what is lost, each of them",
         "transfer_agreement": "for two transfer sets how alike they rank the configurations, and which runs each calls damaged",
+        "suites": "mean and worst retention over the transfer sets of each suite, with intervals; `pareto` marks the front with accuracy",
+        "transfer_matrix": "retention of each configuration on each transfer set: targets by sets",
         "damage": "mean of every measure over damaged and over healthy configurations",
         "reported_means": "rows that are means over seeds: mean, standard deviation, interval",
         "reported_differences": "differences of such rows under equal settings, with an interval",

@@ -11,6 +11,7 @@ from typing import Any
 from attndrift.analysis.contrasts import EQUIVALENT, NONE, UNCORRECTED
 from attndrift.analysis.numbers import format_rate
 from attndrift.methods.registry import DEFAULT_METHOD
+from attndrift.results.measures import accuracy_words
 
 Row = Mapping[str, Any]
 
@@ -43,12 +44,15 @@ def interval(row: Row, *, flip: bool = False) -> str:
 
 
 def verdict(best: Row, other: Row | None, transfer: str | None, dataset: str) -> str:
-    """``best``: the row of best validation; ``other``: the usual method, or the best other one where it is the best."""
+    """``best``: the row of best validation; ``other``: the usual method, or the best other one where it is the best.
+
+    ``dataset``: with the model where there are several.
+    """
     accuracy = "" if best["test_accuracy"] is None else f" ({best['test_accuracy']:.1f}% test accuracy)"
     text = f"On {dataset}, {setting(best)} {'validates best' if best['by'] == 'validation' else 'has the best test accuracy'}{accuracy}"
     if transfer is None or best["retention_pct"] is None:
-        return f"{text}; no zero-shot transfer was measured."
-    text += f" and retains {best['retention_pct']:.0f}% of the zero-shot accuracy on {transfer}"
+        return f"{text}; no retention was measured."
+    text += f" and retains {best['retention_pct']:.0f}% of the {accuracy_words(transfer)}"
     if other is None or other["retention_pct"] is None:
         return f"{text}."
     return f"{text}; {setting(other)} retains {other['retention_pct']:.0f}%."
@@ -83,6 +87,10 @@ def elsewhere(others: Sequence[str]) -> str:
     return f"Also run, and under all runs: {', '.join(others)}."
 
 
+def other_models(model: str, others: Sequence[str]) -> str:
+    return f"This is about {model} alone. Also run, and under all runs: {', '.join(others)}."
+
+
 def few_images(count: int) -> str:
     return f"One of the {count} test images is {100 / count:.2g} points of accuracy."
 
@@ -99,7 +107,7 @@ def cost(row: Row, transfer: str) -> str:
         )
     return (
         f"{capital(name(row['variant']))} at its best {row['by']} rate retains {row['retention_pct']:.1f}%"
-        f"{interval(row)} of the zero-shot accuracy on {transfer}.{accuracy}"
+        f"{interval(row)} of the {accuracy_words(transfer)}.{accuracy}"
     )
 
 
@@ -136,7 +144,7 @@ def difference(first: str, second: str, row: Row) -> str:
 
 def damage(below_pct: float) -> str:
     """The retention below which a run is called damaged."""
-    return "half of the zero-shot transfer" if below_pct == 50 else f"{below_pct:g}% retention"
+    return "half of the transfer" if below_pct == 50 else f"{below_pct:g}% retention"
 
 
 def timing(limit: str, lost: int, of: int, before: int, same: int) -> str:

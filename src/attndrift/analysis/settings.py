@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -50,6 +51,11 @@ class AnalysisSettings(BaseModel):
     )
     wanted_retentions_pct: tuple[float, ...] = Field(
         default=(95.0, 90.0, 80.0), description="retentions (percent) that the interpolation is to keep"
+    )
+    sets: Literal["fixed", "sampled"] = Field(
+        default="fixed",
+        description="whether a mean over transfer sets is about these very sets (intervals over images and seeds), or about "
+        "sets like them (intervals over sets)",
     )
     max_method_pairs: int = Field(
         default=10, ge=1, description="pairs of methods compared, those with most shared cells"

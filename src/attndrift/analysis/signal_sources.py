@@ -71,8 +71,8 @@ def signals() -> tuple[SignalSource, ...]:
         main = column.statistic in ("change_pct", "mean", "value")
         name, headline = column.name.removesuffix("_pct"), main and metric.headline
         signed = SignalSource(name, column.label, *place, sign, column.unit, headline=headline)
-        found.append(replace(signed, compared=main and (headline or not metric.structural)))
-        if metric.structural:
+        found.append(replace(signed, compared=main and (headline or not metric.own)))
+        if metric.own:
             size = replace(signed, name=f"abs_{name}", label=f"|{column.label}|", expected_sign=-1, absolute=True)
             found.append(replace(size, compared=main))
     known = {column.name: column for column in (*schema("history"), *schema("runs"))}

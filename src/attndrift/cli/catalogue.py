@@ -1,7 +1,8 @@
 """What is known by name: models, datasets, metrics, methods, presets and all else that a package may add to.
 
-The facts of figures and report sections stand beside what draws them, and importing that takes seconds: the whole
-catalogue is kept in the cache folder until a package changes.
+The facts of figures, report sections and families stand beside code that needs torch or matplotlib, whose import takes
+seconds. Those of this package are read from its source text instead. The whole catalogue is kept in the cache folder
+until a package changes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from attndrift.cli.source_facts import source_facts
 from attndrift.files import read_json, write_json
 from attndrift.registry import Registry
 
@@ -23,10 +25,10 @@ Row = dict[str, Any]
 _MODELS = {
     "embedded": "a small CLIP inside the package (56 px, patch 8): no network needed",
     "config:vit-base-patch32": "ViT-B/32 with random weights, made from its config: for size and speed",
-    "NAME, NAME@REVISION or a folder": "any CLIP model of the hub, or on this machine",
+    "NAME, NAME@REVISION or a folder": "any CLIP, SigLIP, ViT, DINOv2 or DINOv3 of the hub, or on this machine",
 }
 _USES = {
-    "train": "studies, compare, baseline",
+    "train": "studies, compare",
     "observe": "attndrift.observe",
     "open_clip": "attndrift.observe, open_clip",
 }
@@ -118,7 +120,7 @@ def _backbones() -> list[Row]:
 def _measures() -> list[Row]:
     from attndrift.results.measures import MEASURES
 
-    return _rows(MEASURES, "source", "cost", what="meaning")
+    return _with_settings(MEASURES, "source", "needs", "cost", what="meaning")
 
 
 def _trackers() -> list[Row]:
@@ -134,21 +136,35 @@ def _launchers() -> list[Row]:
 
 
 def _families() -> list[Row]:
+    found = source_facts("attndrift.attention.families", "Family", ("name", "models"), group="attndrift.families")
+    if found is not None:
+        # Those of text encoders have a registry of their own.
+        return [_of_ours(row["name"], row["models"]) for row in found if row["module"] != "text"]
     from attndrift.attention.families import FAMILIES
 
     return _rows(FAMILIES, what="models")
 
 
 def _figures() -> list[Row]:
+    found = source_facts("attndrift.figures", "figure", ("name", "section", "title"))
+    if found is not None:
+        return [_of_ours(row["name"], row["title"], section=row["section"]) for row in found]
     from attndrift.figures.registry import FIGURES
 
     return _rows(FIGURES, "section", what="title")
 
 
 def _sections() -> list[Row]:
+    found = source_facts("attndrift.report.sections", "section", ("name", "title"), group="attndrift.report_sections")
+    if found is not None:
+        return [_of_ours(row["name"], row["title"]) for row in found]
     from attndrift.report.registry import SECTIONS
 
     return _rows(SECTIONS, what="title")
+
+
+def _of_ours(name: str, what: str, **facts: Any) -> Row:
+    return {"name": name, "what": what, **facts, "from": "attndrift"}
 
 
 def _settings() -> list[Row]:

@@ -13,6 +13,7 @@ import typer
 from attndrift.plain_digits import decimal_number, whole_number
 
 EXIT_PROBLEM = 1
+EXIT_BAD_INPUT = 2
 EXIT_CONDITION = 3
 EXIT_DEFECT = 70
 EXIT_INTERRUPTED = 130

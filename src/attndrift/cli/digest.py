@@ -38,7 +38,7 @@ def print_digest(analysis: Any) -> None:
 
 
 _KEY = (
-    "Test: accuracy. Retention: of the zero-shot accuracy. Entropy, last: its change in %, all blocks and the last. "
+    "Test: accuracy. Retention: of the pretrained accuracy. Entropy, last: its change in %, all blocks and the last. "
     "Bold: best validation (or test)."
 )
 

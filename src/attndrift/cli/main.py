@@ -27,6 +27,7 @@ from attndrift.cli.commands import (  # noqa: F401 -- each registers its command
     run,
     show,
     soup,
+    verify,
     watch,
 )  # isort: skip
 from attndrift.cli.console import EXIT_DEFECT, EXIT_PROBLEM, complain, remedy

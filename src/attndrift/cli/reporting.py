@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,20 +15,29 @@ WRITTEN = ("analysis.json", "figures", "report.html", "report.md", "runs", "tabl
 """What commands read and write in a folder of results, beside the tables."""
 
 
-def analysed(folders: Sequence[Path], settings: list[str] | None = None, where: str | None = None) -> Any:
-    """The analysis of the tables in ``folders``, which a study's runs are collected into first."""
+def analysed(
+    folders: Sequence[Path], settings: list[str] | None = None, where: str | None = None, *, whole: bool = False
+) -> tuple[Any, Any]:
+    """The analysis of the tables in ``folders``, which a study's runs are collected into first, and these tables.
+
+    ``whole``: with all rows of ``layers``, for who draws or reports; the analysis is the same.
+    """
     from attndrift.analysis.core import analyze as analyze_tables
     from attndrift.analysis.joined import load_studies
+    from attndrift.analysis.loading import join_layers
     from attndrift.analysis.settings import parse_analysis_settings
 
     chosen = parse_analysis_settings(settings or [])
     for folder in folders:
         refuse_links(folder, WRITTEN)
         collect_if_study(folder)
-    studies = load_studies(folders, where)
-    analysis = analyze_tables(studies.tables, settings=chosen, outcomes=image_outcomes(studies))
+    studies = load_studies(folders, where, whole=whole)
+    tables = copy(studies.tables)
+    if whole:
+        tables.layers = join_layers([tables.layers], tables)
+    analysis = analyze_tables(tables, settings=chosen, outcomes=image_outcomes(studies))
     analysis.notes[:0] = studies.notes
-    return analysis
+    return analysis, studies
 
 
 def report_on(
@@ -36,22 +46,20 @@ def report_on(
     settings: list[str] | None = None,
     *,
     where: str | None = None,
-    processes: int = 1,
+    processes: int | None = None,
 ) -> tuple[Any, list[Any], tuple[Path, Path]]:
     """Write the analysis, the figures and the report of ``folders``: the analysis, the figures, and both paths of the report."""
-    from attndrift.analysis.joined import load_studies
     from attndrift.analysis.storing import write_analysis
     from attndrift.report.build import write_report
 
     refuse_links(output, WRITTEN)
-    analysis = analysed(folders, settings, where)
+    analysis, studies = analysed(folders, settings, where, whole=True)
     if not analysis.data.n_analysed:
         first = folders[0]
         raise ValueError(
             f"{first}: no run has finished, so there is nothing to report; `attndrift show {first}` lists the runs"
         )
     write_analysis(analysis, output)
-    studies = load_studies(folders, where, whole=True)
     drawn = drawn_for(studies, output / "figures", analysis, processes=processes)
     paths = write_report(output, records=_records(studies), analysis=analysis, figures=drawn, tables=studies.tables)
     return analysis, drawn, paths
@@ -69,9 +77,9 @@ def image_outcomes(studies: Any) -> dict[tuple[str, str], Any]:
     }
 
 
-def drawn_for(studies: Any, output: Path, analysis: Any, **options: Any) -> list[Any]:
-    """Draw the figures of studies, with the attention maps of their runs."""
-    from attndrift.figures.draw import draw_figures
+def drawn_for(studies: Any, output: Path, analysis: Any, *, processes: int | None = None, **options: Any) -> list[Any]:
+    """Draw the figures of studies, with the attention maps of their runs; those that lie there already are kept."""
+    from attndrift.figures.draw import draw_figures, usual_processes
     from attndrift.figures.maps import find_maps
 
     maps = {
@@ -80,7 +88,12 @@ def drawn_for(studies: Any, output: Path, analysis: Any, **options: Any) -> list
         for run, path in find_maps(root, list(names)).items()
     }
     outcomes = image_outcomes(studies)
-    return list(draw_figures(studies.tables, output, maps=maps, analysis=analysis, outcomes=outcomes, **options))
+    return list(
+        draw_figures(
+            studies.tables, output, maps=maps, analysis=analysis, outcomes=outcomes, reuse=True,
+            processes=processes or usual_processes(), **options,
+        )
+    )  # fmt: skip
 
 
 def output_for(folders: Sequence[Path], output: Path | None) -> Path:

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
-from transformers import CLIPModel
+from torch import Tensor, nn
 
 from attndrift.compare.errors import CompareError
 from attndrift.compare.model_files import read_object
 from attndrift.compare.resolved import ResolvedModel
-from attndrift.compare.tower_source import tower_place
+from attndrift.compare.tower_source import tower_of
 from attndrift.extras import importing
 from attndrift.methods.adapters import ADAPTER_WEIGHTS, load_adapter, read_tensors
 from attndrift.methods.classifier import seeded
@@ -89,7 +88,7 @@ def merged_adapter(folder: Path, base: ResolvedModel, *, under: str) -> Resolved
             warnings.filterwarnings("ignore", message="Unsupported layer type", category=UserWarning)
             adapted: Any = get_peft_model(model, config)
         load_adapter(adapted, folder, names=names, text_tower=True, allow_zero=False)
-        merged: CLIPModel = adapted.merge_and_unload(safe_merge=True)
+        merged: nn.Module = adapted.merge_and_unload(safe_merge=True)
     except CheckpointError:
         raise
     except (ValueError, RuntimeError, TypeError) as error:
@@ -104,20 +103,21 @@ def merged_adapter(folder: Path, base: ResolvedModel, *, under: str) -> Resolved
         notes=[f"an adapter merged into a copy of {under}"],
     )
     if any(old != new for old, new in names.items()):
-        side.notes.append("saved under the keys of a bare CLIPVisionModel, which were mapped to those of BASE")
+        side.notes.append("saved under the keys of the image tower alone, which were mapped to those of BASE")
     return side
 
 
-def adapter_places(stored: Iterable[str], clip: CLIPModel, kind: str = "LORA") -> dict[str, str]:
-    """The name in ``clip`` of every tensor of an adapter's file, from either layout of ``CLIPVisionModel``.
+def adapter_places(stored: Iterable[str], clip: nn.Module, kind: str = "LORA") -> dict[str, str]:
+    """The name in ``clip`` of every tensor of an adapter's file, also where its file is of the image tower alone.
 
     Raises :class:`CheckpointError` for a tensor whose module ``clip`` does not have.
     """
     modules = {name for name, _ in clip.named_modules()}
     places: dict[str, str] = {}
+    tower = tower_of(clip)
     for name in stored:
         plain = name.removeprefix("base_model.model.")
-        place = tower_place(plain)
+        place = plain if tower is None else tower.place(plain)
         match = _TENSORS[kind].fullmatch(f"base_model.model.{place}")
         # A trained bias belongs to the layer that the adapter wraps.
         module = match.group(1) if match else place.rpartition(".")[0].removesuffix(".base_layer")
@@ -195,7 +195,7 @@ def _other_config(
     return OFTConfig(target_modules=targets, **size, **values)
 
 
-def _check_changed(adapted: CLIPModel, base: CLIPModel, where: str) -> None:
+def _check_changed(adapted: nn.Module, base: nn.Module, where: str) -> None:
     before = base.state_dict()
     if all(torch.equal(value, before[name]) for name, value in adapted.state_dict().items()):
         raise CheckpointError(f"{where}: the adapter changes no weight by as much as float32 can tell")

@@ -36,12 +36,16 @@ class Comparison:
             ``adapted``, and ``effect``, what it decides.
         summary: every name of :func:`~attndrift.compare.summary.summary_names`; None where it could not be measured.
         reasons: why a value is None, by name.
+        cross_layer_cka: debiased CKA of each block of BASE, a row, with each block of ADAPTED; None where it was not asked
+            for.
         cka_chance: plain CKA of unrelated representations of as many images and dimensions.
         layers: a row a block (``layer`` counts from 1): ``_baseline``, ``_final`` and ``_change_pct`` of each metric of
             attention, and each metric of hidden states.
         heads: a row for each of the heads that changed most, five a metric.
         weights: a row a module: its drift and number of parameters.
         zero_shot: see :func:`~attndrift.compare.retention.measure_zero_shot`, or None.
+        retention: a row a retention measure, see :func:`~attndrift.compare.measures.measure_retention`; empty where it was
+            not asked for.
         maps: attention maps of a few images.
         notes: what a reader has to know.
     """
@@ -58,6 +62,8 @@ class Comparison:
     weights: list[dict[str, Any]]
     zero_shot: dict[str, Any] | None
     maps: MapPictures
+    cross_layer_cka: list[list[float | None]] | None = None
+    retention: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:

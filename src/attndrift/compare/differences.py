@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig
 
 from attndrift.compare.errors import CompareError
 from attndrift.compare.resolved import ResolvedModel
@@ -34,6 +33,7 @@ _PIXEL_SETTINGS = (
     "image_mean", "image_std", "do_pad", "pad_size",
 )  # fmt: skip
 
+_SCALES = ("logit_scale", "logit_bias")
 _IMAGES, _TEXTS, _PIXELS = "image embeddings", "text features", "the pixels that the model is given"
 _TRAINING = "training alone"
 _SENTENCE = "a photo of a Cat, 2 dogs & a café."
@@ -69,26 +69,42 @@ class Difference:
 
 def refuse_other_shapes(first: ResolvedModel, second: ResolvedModel) -> None:
     """Raise :class:`CompareError` where hidden states, heads, patches or embeddings of the two do not correspond."""
+    only = "only a model and its fine-tuned forms can be compared layer by layer"
+    kinds = [type(side.clip).__name__ for side in (first, second)]
+    if kinds[0] != kinds[1]:
+        raise CompareError(f"BASE ({first.source}) is a {kinds[0]} and ADAPTED ({second.source}) a {kinds[1]}; {only}")
     for name in (*_SHAPES, "projection_dim"):
-        configs = [side.clip.config for side in (first, second)]
-        one, two = (getattr(c if name == "projection_dim" else c.vision_config, name) for c in configs)
+        one, two = (_sizes(side).get(name) for side in (first, second))
+        if one != two:
+            raise CompareError(f"BASE ({first.source}) has {name} {one} and ADAPTED ({second.source}) {two}; {only}")
+    shapes = [{name: tuple(p.shape) for name, p in side.view.tower.named_parameters()} for side in (first, second)]
+    for name in dict.fromkeys((*shapes[0], *shapes[1])):
+        one, two = (side.get(name, "missing") for side in shapes)
         if one != two:
             raise CompareError(
-                f"BASE ({first.source}) has {name} {one} and ADAPTED ({second.source}) {two}; only a model and its "
-                "fine-tuned forms can be compared layer by layer"
+                f"`{name}` has the shape {one} in BASE ({first.source}) and {two} in ADAPTED ({second.source}); {only}"
             )
+
+
+def _sizes(side: ResolvedModel) -> dict[str, Any]:
+    """The settings of a model's image tower, and its ``projection_dim``; empty without a configuration of transformers."""
+    if side.config is None:
+        return {}
+    outer: dict[str, Any] = side.config.to_dict()
+    return {**outer.get("vision_config", outer), "projection_dim": outer.get("projection_dim")}
 
 
 def differences(first: ResolvedModel, second: ResolvedModel) -> list[Difference]:
     """Every setting in which two models differ beside their trained weights."""
-    found = list(config_differences(first.clip.config, second.clip.config))
-    for tower, effect in (("vision_model", _IMAGES), ("text_model", _TEXTS)):
+    found: list[Difference] = []
+    if first.config is not None and second.config is not None:
+        found += config_differences(first.config, second.config)
+    towers = {effect: [_tower(side, effect) for side in (first, second)] for effect in (_IMAGES, _TEXTS)}
+    for effect, (one, two) in towers.items():
         # What a configuration tells is told once, and not for each module that it has made.
-        if not any(one.effect == effect for one in found):
-            found += _module_differences(
-                first.clip.get_submodule(tower), second.clip.get_submodule(tower), tower, effect
-            )
-    found += _buffer_differences(first.clip, second.clip)
+        if one is not None and two is not None and not any(known.effect == effect for known in found):
+            found += _module_differences(one, two, _path(first, one), effect)
+    found += _buffer_differences(first, second)
     pixels = [pixel_settings(side.image_processor) for side in (first, second)]
     found += _rows(pixels, "image_processor", lambda name: _PIXELS)
     if first.tokenizer is not None and second.tokenizer is not None and first.tokenizer is not second.tokenizer:
@@ -97,24 +113,35 @@ def differences(first: ResolvedModel, second: ResolvedModel) -> list[Difference]
     return found
 
 
-def config_differences(one: CLIPConfig, two: CLIPConfig) -> Iterator[Difference]:
+def _tower(side: ResolvedModel, effect: str) -> nn.Module | None:
+    """The tower that makes the image embeddings, or the text features; None where there is none."""
+    if effect == _IMAGES:
+        return side.view.tower
+    return None if side.view.text is None else side.view.text.tower
+
+
+def _path(side: ResolvedModel, part: nn.Module) -> str:
+    return next((name for name, module in side.clip.named_modules() if module is part), "")
+
+
+def config_differences(one: Any, two: Any) -> Iterator[Difference]:
     """The fields of two configurations that differ and decide what a model computes, or how it is trained."""
-    outer = [
-        {name: value for name, value in config.to_dict().items() if name not in ("vision_config", "text_config")}
-        for config in (one, two)
-    ]
-    yield from _fields(outer, "", f"{_IMAGES} and {_TEXTS}")
-    yield from tower_differences(one.vision_config, two.vision_config)
-    yield from _fields((one.text_config.to_dict(), two.text_config.to_dict()), "text_config", _TEXTS)
+    sides = [config.to_dict() for config in (one, two)]
+    parts = {"vision_config": _IMAGES, "text_config": _TEXTS}
+    outer = [{name: value for name, value in side.items() if name not in parts} for side in sides]
+    whole = f"{_IMAGES} and {_TEXTS}" if any(part in side for side in sides for part in parts) else _IMAGES
+    yield from _fields(outer, "", whole)
+    for part, effect in parts.items():
+        yield from _fields([side.get(part, {}) for side in sides], part, effect)
 
 
-def tower_differences(one: CLIPVisionConfig, two: CLIPVisionConfig) -> Iterator[Difference]:
+def tower_differences(one: Any, two: Any) -> Iterator[Difference]:
     """As :func:`config_differences`, of two vision towers."""
     yield from _fields((one.to_dict(), two.to_dict()), "vision_config", _IMAGES)
 
 
 def _fields(sides: Iterable[dict[str, Any]], prefix: str, effect: str) -> Iterator[Difference]:
-    # A CLIPModel takes the width of its projections from the outer configuration.
+    # A whole CLIP takes the width of its projections from the outer configuration.
     left_out = _DECIDE_NOTHING | ({"projection_dim"} if prefix else set())
     kept = ({name: value for name, value in side.items() if name not in left_out} for side in sides)
     yield from _rows(kept, prefix, lambda name: _TRAINING if "dropout" in name else effect)
@@ -167,13 +194,25 @@ def _described(module: nn.Module) -> str:
     return " ".join(parts)
 
 
-def _buffer_differences(one: CLIPModel, two: CLIPModel) -> Iterator[Difference]:
-    sides = [dict(side.named_buffers()) | {"logit_scale": side.logit_scale.detach()} for side in (one, two)]
+def _buffer_differences(one: ResolvedModel, two: ResolvedModel) -> Iterator[Difference]:
+    sides = []
+    for side in (one, two):
+        scales = {"logit_scale": side.view.logit_scale, "logit_bias": side.view.logit_bias}
+        sides.append(
+            dict(side.clip.named_buffers()) | {name: value for name, value in scales.items() if value is not None}
+        )
+    towers = {effect: _tower(one, effect) for effect in (_IMAGES, _TEXTS)}
+    inside = {effect: _path(one, tower) for effect, tower in towers.items() if tower is not None}
     for name, before in sides[0].items():
         after = sides[1].get(name)
         if after is not None and after.shape == before.shape and not torch.equal(before, after):
-            effect = {"vision_model": _IMAGES, "text_model": _TEXTS}.get(
-                name.partition(".")[0], "probabilities of classes"
+            effect = next(
+                (
+                    effect
+                    for effect, path in inside.items()
+                    if name not in _SCALES and f"{name}.".startswith(f"{path}.".lstrip("."))
+                ),
+                "probabilities of classes",
             )
             first, second = (_text(value.flatten()[:8].tolist()) for value in (before, after))
             yield Difference(name, first, second, effect)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from transformers import CLIPModel
+from torch import nn
 
 from attndrift.compare.errors import CompareError
 from attndrift.files import read_json
@@ -43,19 +43,11 @@ def weight_files(source: str) -> list[Path]:
     return found
 
 
-def check_unexpected_keys(source: str, clip: CLIPModel) -> None:
-    """Raise for tensors in a model's files that the model has no place for, such as adapters not merged."""
-    held = set(clip.state_dict())
-    for path in weight_files(source):
-        try:
-            with safe_open(path, framework="pt") as file:
-                names = list(file.keys())
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{printable(path)}: cannot be read: {error}") from error
-        strangers = sorted(name for name in names if name not in held and not name.endswith("position_ids"))
-        if strangers:
-            raise CheckpointError(
-                f"{printable(source)}: {len(strangers)} tensors of {path.name} have no place in a CLIPModel, for "
-                f"instance {printable(strangers[0])}; what they would change is not in the model. Give the adapter's own folder, or "
-                "merge it before saving"
-            )
+def check_unexpected_keys(source: str, model: nn.Module, strange: Sequence[str]) -> None:
+    """Raise for stored tensors that ``model`` has no place for, such as adapters not merged."""
+    if strange:
+        raise CheckpointError(
+            f"{printable(source)}: {len(strange)} stored tensors have no place in a {type(model).__name__}, for "
+            f"instance {printable(strange[0])}; what they would change is not in the model. Give the adapter's own folder, or "
+            "merge it before saving"
+        )

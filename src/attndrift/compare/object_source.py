@@ -1,4 +1,4 @@
-"""A model in memory as one side of a comparison: a plain copy of the CLIP inside it."""
+"""A model in memory as one side of a comparison: a plain copy of the backbone inside it."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
-from transformers import CLIPModel, CLIPVisionConfig
 
 from attndrift.attention.errors import ObservationError
 from attndrift.attention.families import find_vision_tower
 from attndrift.compare.errors import CompareError
 from attndrift.compare.resolved import ResolvedModel
 from attndrift.compare.tower_source import tower_on
+from attndrift.models.backbone import BACKBONES, OBSERVED, folder_formats, of_model_type, spec_of
 from attndrift.models.computed import copy_without_hooks
 from attndrift.models.evaluation import unwrapped
-from attndrift.models.from_config import image_processor_for
-from attndrift.models.load import OTHER_FAMILIES
+from attndrift.models.load import side_of
 from attndrift.models.module_utils import is_a
 from attndrift.models.own_layers import Affine, own_layer
 from attndrift.models.parameters import adapter_types
@@ -29,14 +28,16 @@ M = TypeVar("M", bound=nn.Module)
 def from_object(
     model: object, base: ResolvedModel | None, image_processor: Any = None, tokenizer: Any = None
 ) -> ResolvedModel:
-    """The CLIP inside ``model``, copied in float32 on the CPU, adapters, parametrizations and layers of one's own merged, hooks left out.
+    """The backbone inside ``model``, copied in float32 on the CPU, adapters, parametrizations and layers of one's own merged, hooks left out.
 
     Args:
-        model: a ``CLIPModel``, or anything that holds one: a ``peft`` model, a classifier, ``DistributedDataParallel``.
-            With ``base``, also what holds the vision tower alone, which is put into a copy of ``base``.
-        image_processor, tokenizer: its own; by default those of ``base``, else CLIP's image processor and no tokenizer.
+        model: a model of a registered backbone, or anything that holds one: a ``peft`` model, a classifier,
+            ``DistributedDataParallel``. With ``base``, also what holds CLIP's image tower alone, which is put into a copy of
+            ``base``.
+        image_processor, tokenizer: its own; by default those of ``base``, else the backbone's own image processor and no
+            tokenizer.
 
-    Raises :class:`CompareError` for what holds no CLIP, or more than one, and says what can be done with it.
+    Raises :class:`CompareError` for what holds no backbone, or more than one, and says what can be done with it.
     """
     side = "BASE" if base is None else "ADAPTED"
     if not isinstance(model, nn.Module):
@@ -46,9 +47,10 @@ def from_object(
         raise CompareError(f"{side}: {type(model).__name__} is no model; {hint}")
     source = type(model).__name__
     model = unwrapped(model)
-    clips = [module for module in model.modules() if isinstance(module, CLIPModel)]
+    clips = _backbones(model)
     if len(clips) > 1:
-        raise CompareError(f"{side} ({source}): holds {len(clips)} CLIPModels; give the one that is meant")
+        kinds = " and ".join(dict.fromkeys(f"{type(one).__name__}s" for one in clips))
+        raise CompareError(f"{side} ({source}): holds {len(clips)} {kinds}; give the one that is meant")
     if clips:
         found = ResolvedModel(source, "object", _plain(clips[0]), image_processor, tokenizer)
     else:
@@ -61,15 +63,27 @@ def from_object(
     return found
 
 
+def _backbones(model: nn.Module) -> list[nn.Module]:
+    """The outermost models of registered backbones inside ``model``."""
+    found: dict[str, nn.Module] = {}
+    for name, part in model.named_modules():
+        if spec_of(part) is not None and not any(name.startswith(f"{outer}.") or not outer for outer in found):
+            found[name] = part
+    return list(found.values())
+
+
 def _tower(model: nn.Module, side: str) -> nn.Module:
-    """The vision tower of CLIP inside ``model``, with its projection where it has one; a plain copy."""
-    whole = [module for module in model.modules() if is_a(module, "transformers.CLIPVisionModelWithProjection")]
-    refused = f"{side} ({type(model).__name__}): holds no CLIP. {OTHER_FAMILIES}"
+    """The image tower of a model with two inside ``model``, with its projection where it has one; a plain copy."""
+    towers = [folder.tower for _, folder in folder_formats() if folder.tower is not None]
+    whole = [part for part in model.modules() if is_a(part, *(tower.with_projection for tower in towers))]
+    labels = ", ".join(spec.label for spec in BACKBONES)
+    refused = f"{side} ({type(model).__name__}): holds no {labels}. {OBSERVED}"
     try:
-        family, tower, _ = find_vision_tower(model)
+        _, tower, _ = find_vision_tower(model)
     except ObservationError as error:
         raise CompareError(refused if "more than one" not in str(error) else f"{side}: {error}") from error
-    if family.name != "clip" or not isinstance(getattr(tower, "config", None), CLIPVisionConfig):
+    kind = getattr(getattr(tower, "config", None), "model_type", None)
+    if kind not in [one.model_type for one in towers]:
         raise CompareError(refused)
     return _plain(whole[0] if len(whole) == 1 else tower)
 
@@ -106,7 +120,7 @@ def _merge_own_layers(model: M) -> M:
             asked = own_layer(part, name)
         except ValueError as error:
             raise CompareError(
-                f"{error}; a comparison needs plain weights: merge them into those of a CLIPModel"
+                f"{error}; a comparison needs plain weights: merge them into those of the model"
             ) from error
         if asked is not None:
             merged.append(name)
@@ -139,6 +153,11 @@ def _own_processors(side: ResolvedModel, base: ResolvedModel | None) -> None:
             side.notes.append("BASE's image processor is used; image_processor= gives another")
         side.tokenizer = side.tokenizer or base.tokenizer
     elif side.image_processor is None:
-        side.image_processor = image_processor_for(side.clip.config)
-        size = side.clip.config.vision_config.image_size
-        side.notes.append(f"CLIP's own image processor is used, at {size} pixels; image_processor= gives another")
+        found = None if side.config is None else of_model_type(side.config.model_type)
+        if found is None:
+            raise CompareError(f"BASE ({side.source}): give its image processor, image_processor=")
+        side.image_processor = found[1].make_processor(side.config)[1]
+        size = side_of(side.image_processor)
+        side.notes.append(
+            f"the image processor of {found[0].label} is used, at {size} pixels; image_processor= gives another"
+        )

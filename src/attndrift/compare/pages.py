@@ -109,9 +109,14 @@ def render(template: str, picture: bytes, **values: Any) -> str:
     return environment.get_template(template).render(
         style=Markup(style),
         style_hash=Markup(f"'sha256-{digest}'"),
-        picture=Markup(f"data:image/png;base64,{base64.b64encode(picture).decode('ascii')}"),
+        picture=data_uri(picture),
         **values,
     )
+
+
+def data_uri(picture: bytes) -> Markup:
+    """A PNG as what an image of a page has for its source."""
+    return Markup(f"data:image/png;base64,{base64.b64encode(picture).decode('ascii')}")
 
 
 def numbered(names: Sequence[str]) -> list[str]:

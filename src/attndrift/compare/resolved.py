@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import CLIPModel
+from torch import nn
 
+from attndrift.models.backbone import Backbone, backbone_of
 from attndrift.models.load import state_hash
 
 
@@ -27,12 +28,23 @@ class ResolvedModel:
 
     source: str
     kind: str
-    clip: CLIPModel
+    clip: nn.Module
     image_processor: Any
     tokenizer: Any
     trained_on: str | None = None
     notes: list[str] = field(default_factory=list)
     revision: str | None = None
+
+    @property
+    def view(self) -> Backbone:
+        """What studies see of the model."""
+        return backbone_of(self.clip)
+
+    @property
+    def config(self) -> Any:
+        """Its configuration of ``transformers``; None for a model of another library."""
+        found = getattr(self.clip, "config", None)
+        return found if hasattr(found, "to_dict") else None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a record."""

@@ -5,10 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from attndrift.analysis.intervals import Limits, paired_ratio_limits, tango_limits
 from attndrift.compare.differences import same_pixels
 from attndrift.compare.errors import CompareError
 from attndrift.compare.resolved import ResolvedModel
@@ -17,26 +13,34 @@ from attndrift.data.registry import DATASETS, find_spec
 from attndrift.data.sources import load_dataset
 from attndrift.data.splits import evaluation_part
 from attndrift.metrics.representation import embedding_drift
+from attndrift.retention.retained import Retained
 from attndrift.retention.zero_shot import (
     DEFAULT_TEMPLATES,
     TextFeatures,
     evaluate_zero_shot,
     refuse_same_source,
-    retention,
-    why_no_retention,
 )
-
-LEVEL = 0.95
 
 
 def check_zero_shot(base: ResolvedModel, adapted: ResolvedModel, name: str) -> None:
     """Raise ``ValueError`` for an unknown dataset, one that a side was trained on, and a side without tokenizer."""
-    origin = find_spec(name).origin
+    refuse_trained_on(base, adapted, name)
     for role, side in (("BASE", base), ("ADAPTED", adapted)):
-        if side.trained_on is not None and side.trained_on in DATASETS:
-            refuse_same_source(find_spec(side.trained_on).origin, origin)
+        if side.view.text_encoder is None:
+            raise CompareError(
+                f"--zero-shot: {role} ({side.source}, a {type(side.clip).__name__}) has no text tower, and class names are "
+                "texts; leave --zero-shot out"
+            )
         if side.tokenizer is None:
             raise CompareError(f"--zero-shot: {role} ({side.source}) has no tokenizer; save the model's own beside it")
+
+
+def refuse_trained_on(base: ResolvedModel, adapted: ResolvedModel, *names: str) -> None:
+    """Raise ``ValueError`` for an unknown dataset among ``names``, and one that a side was trained on."""
+    for origin in [find_spec(name).origin for name in names]:
+        for side in (base, adapted):
+            if side.trained_on is not None and side.trained_on in DATASETS:
+                refuse_same_source(find_spec(side.trained_on).origin, origin)
 
 
 def measure_zero_shot(
@@ -86,8 +90,7 @@ def measure_zero_shot(
         )
     before, after = results
     classes = len(dataset.class_names)
-    reason = why_no_retention(before.accuracy, classes)
-    change, kept = paired_intervals(before.correct, after.correct)
+    kept = Retained.of(before.correct, after.correct, classes)
     return {
         "dataset": dataset.name,
         "split": part.split,
@@ -96,11 +99,10 @@ def measure_zero_shot(
         "chance": 1.0 / classes,
         "base_accuracy": before.accuracy,
         "adapted_accuracy": after.accuracy,
-        "change_points": 100.0 * (after.accuracy - before.accuracy),
-        "change_points_interval": change,
-        "retention_pct": retention(after.accuracy, before.accuracy, classes),
-        "retention_pct_interval": None if reason else kept,
-        "retention_reason": reason,
+        "change_points": kept.change_points,
+        "retention_pct": kept.retention_pct,
+        **kept.intervals(),
+        "retention_reason": kept.reason,
         "templates": list(DEFAULT_TEMPLATES),
         "class_names": list(dataset.class_names),
         "preprocessing": {"base": _settings(base), "adapted": _settings(adapted)},
@@ -119,23 +121,3 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "items"):
         return {str(key): item for key, item in value.items()}
     return int(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def paired_intervals(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Score intervals of the change (points; Tango) and of the retention (percent; Bonett and Price) of two models.
-
-    Only how many images are right in both, before alone and after alone matters; both hold where no image is
-    answered differently.
-
-    Args:
-        before, after: (images,), whether each model is right.
-    """
-    n, both = len(before), int((before & after).sum())
-    lost, won = int(before.sum()) - both, int(after.sum()) - both
-    change, kept = tango_limits(won, lost, n, LEVEL), paired_ratio_limits(both, won, lost, LEVEL)
-    return _interval(change, "Tango", n), _interval(kept, "Bonett and Price", n)
-
-
-def _interval(limits: Limits, method: str, n: int) -> dict[str, Any]:
-    low, high = (100 * float(limit) if np.isfinite(limit) else None for limit in limits)
-    return {"low": low, "high": high, "level": LEVEL, "method": f"paired, {method}", "unit": "image", "n": n}

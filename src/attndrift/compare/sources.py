@@ -1,4 +1,4 @@
-"""Either side of a comparison as one CLIP model, whatever was named: every tensor in place, or an error.
+"""Either side of a comparison as one model, whatever was named: every tensor in place, or an error.
 
 A side is a model folder, a hub name, ``embedded``, a run's folder or checkpoint, a ``peft`` adapter, or a model in
 memory; the adapted side may also be a vision tower on its own. Adapters end up merged, so that both sides are
@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers import AutoConfig
 
 from attndrift.compare.adapter_source import ADAPTER_CONFIG, base_named_by, merged_adapter
 from attndrift.compare.errors import CompareError
@@ -26,9 +25,10 @@ from attndrift.files import refuse_links
 from attndrift.formats import check_format
 from attndrift.methods.adapters import ADAPTER_WEIGHTS, read_tensors
 from attndrift.methods.checkpoint import DESCRIPTION, MERGED_TOLERANCE, check_fingerprint, load_adapted
+from attndrift.models.backbone import folder_formats
 from attndrift.models.errors import CheckpointError, FingerprintError, HubError, ModelError
 from attndrift.models.hub import BY_BOT, CONFIG, resolve_model
-from attndrift.models.load import CLASSIFIER, load_clip, state_hash
+from attndrift.models.load import load_image_processor, load_reported, state_hash
 from attndrift.models.load import load_processor as load_tokenizer_and_image_processor
 from attndrift.models.reference import CONFIG_PREFIX
 from attndrift.sanitize import printable
@@ -112,11 +112,12 @@ def _on_hub(source: str, base: ResolvedModel | None) -> ResolvedModel:
 
 
 def _from_config(source: str, config: dict[str, Any], base: ResolvedModel | None) -> ResolvedModel:
-    """A whole CLIP, its vision tower, or its vision tower with a classifier, as ``config`` says."""
-    if config.get("model_type") != "clip_vision_model" and CLASSIFIER not in (config.get("architectures") or ()):
-        return _whole_model(source, base)
-    values = config.get("vision_config", config)
-    return tower_on(base, _tensors(source), CLIPVisionConfig.from_dict(dict(values)), source)
+    """A whole model, its image tower, or its image tower with a classifier, as ``config`` says."""
+    for tower in (folder.tower for _, folder in folder_formats() if folder.tower is not None):
+        if config.get("model_type") == tower.model_type or tower.classifier in (config.get("architectures") or ()):
+            values = AutoConfig.for_model(tower.model_type).from_dict(dict(config.get("vision_config", config)))
+            return tower_on(base, _tensors(source), values, source)
+    return _whole_model(source, base)
 
 
 def _tensors(source: str) -> Iterator[tuple[str, Tensor]]:
@@ -133,9 +134,8 @@ def _from_adapter(folder: Path, base: ResolvedModel | None) -> ResolvedModel:
 
 
 def _whole_model(source: str, base: ResolvedModel | None) -> ResolvedModel:
-    clip = load_clip(source)
-    if not source.startswith(CONFIG_PREFIX):
-        check_unexpected_keys(source, clip)
+    clip, strange = load_reported(source)
+    check_unexpected_keys(source, clip, strange)
     side = ResolvedModel(printable(source), "model", clip, None, None)
     _own_processor(side, source, base)
     return side
@@ -151,9 +151,8 @@ def _own_processor(side: ResolvedModel, source: str, base: ResolvedModel | None)
         except HubError:
             raise
         except ModelError:
-            folder = model.fetch(model.others)
             try:
-                side.image_processor = CLIPImageProcessorPil.from_pretrained(str(folder))
+                side.image_processor = load_image_processor(source)
             # What is in the files is read by transformers, which raises whatever their shape leads to.
             except Exception as error:
                 raise CompareError(

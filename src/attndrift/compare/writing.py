@@ -11,16 +11,27 @@ from rich.console import Console
 from rich.markup import escape
 
 from attndrift.compare.comparison import Comparison, MapPictures
-from attndrift.compare.pages import Panel, draw_panels, labels, number, numbered, print_images, print_tables, render
+from attndrift.compare.pages import (
+    Panel,
+    data_uri,
+    draw_panels,
+    labels,
+    number,
+    numbered,
+    print_images,
+    print_tables,
+    render,
+)
 from attndrift.compare.summary import summary_names
+from attndrift.figures.cross_layer import cross_layer_png
 from attndrift.files import write_bytes, write_json, write_text
 from attndrift.metrics.registry import METRICS, structure_metrics
 
-PAGE, PICTURE, RECORD = "compare.html", "attention.png", "compare.json"
+PAGE, PICTURE, HEATMAP, RECORD = "compare.html", "attention.png", "cross_layer_cka.png", "compare.json"
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write ``compare.json``, three CSV tables, ``attention.png`` and ``compare.html`` into ``folder``.
+    """Write ``compare.json``, three CSV tables, ``attention.png`` and ``compare.html`` into ``folder``; ``cross_layer_cka.png`` where it was measured.
 
     Files of these names are replaced, others left alone. Returns their paths.
     """
@@ -33,8 +44,12 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     picture = draw_maps(comparison.maps)
     written.append(folder / PICTURE)
     write_bytes(written[-1], picture)
+    heatmap = None if comparison.cross_layer_cka is None else cross_layer_png(comparison.cross_layer_cka)
+    if heatmap is not None:
+        written.append(folder / HEATMAP)
+        write_bytes(written[-1], heatmap)
     written.append(folder / PAGE)
-    write_text(written[-1], page(comparison, picture))
+    write_text(written[-1], page(comparison, picture, heatmap))
     return written
 
 
@@ -48,12 +63,13 @@ def draw_maps(maps: MapPictures) -> bytes:
     return draw_panels(maps.images, panels)
 
 
-def page(comparison: Comparison, picture: bytes) -> str:
-    """The comparison as one HTML page."""
+def page(comparison: Comparison, picture: bytes, heatmap: bytes | None = None) -> str:
+    """The comparison as one HTML page, with the maps and, where there is one, the heatmap of blocks against blocks."""
     return render(
         "compare.html.j2",
         picture,
         comparison=comparison,
+        cross_layer=None if heatmap is None else data_uri(heatmap),
         images=comparison.images,
         tables=tables(comparison),
         shown=numbered(comparison.maps.names),
@@ -64,7 +80,40 @@ def page(comparison: Comparison, picture: bytes) -> str:
 def tables(comparison: Comparison) -> list[dict[str, Any]]:
     """The tables of a comparison as text: ``title``, ``headings``, ``rows`` and ``note`` each."""
     beside = [_differences(comparison)] if comparison.differences else []
-    return [_summary(comparison), *beside, *_layers(comparison), _heads(comparison), _weights(comparison)]
+    kept = [_retention(comparison.retention)] if comparison.retention else []
+    return [_summary(comparison), *kept, *beside, *_layers(comparison), _heads(comparison), _weights(comparison)]
+
+
+def _retention(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    rows, lines = [], []
+    for row in found:
+        share = [
+            number(None if row[name] is None else 100 * row[name], ".2f")
+            for name in ("base_accuracy", "adapted_accuracy")
+        ]
+        kept = f"{number(row['retention_pct'], '.1f')}{_ends(row['retention_pct_interval'])}"
+        change = f"{number(row['change_points'], '+.2f')}{_ends(row['change_points_interval'])}"
+        seconds = "" if row["seconds"] is None else f"{row['seconds']:.1f} s; "
+        rows.append([row["measure"], *share, kept, change])
+        why = f" No retention: {row['reason']}." if row["reason"] else ""
+        lines.append(f"{row['measure']}: cost {seconds}{row['cost']}.{why}")
+    first = found[0]
+    banks = [row["bank"] for row in found if row["bank"]]
+    note = (
+        f"{first['split']} split, n = {first['n']:,}, {first['classes']} classes, chance {100 * first['chance']:.1f}%"
+    )
+    note += f"; measures with a bank learn from {banks[0]:,} training images" if banks else ""
+    return {
+        "title": f"Retention on {first['dataset']}",
+        "headings": ["measure", "base %", "adapted %", "retention %", "change, points"],
+        "rows": rows,
+        "note": "\n".join([f"{note}. In brackets: paired 95% intervals over the images.", *lines]),
+    }
+
+
+def _ends(interval: Mapping[str, Any] | None) -> str:
+    # On a line of its own: all columns stand beside each other on 80.
+    return "" if interval is None else f"\n[{interval['low']:.1f}, {interval['high']:.1f}]"
 
 
 def _differences(comparison: Comparison) -> dict[str, Any]:
@@ -139,11 +188,11 @@ def zero_shot_lines(comparison: Comparison) -> list[str]:
     lines = [
         f"Zero-shot accuracy on {found['dataset']} ({found['split']}, n = {found['n']}, {found['classes']} classes, chance "
         f"{100 * found['chance']:.1f}%): base {100 * found['base_accuracy']:.2f}%, adapted {100 * found['adapted_accuracy']:.2f}%.",
-        f"Change {found['change_points']:+.2f} points{_interval(found['change_points_interval'])}.",
     ]
     if found["retention_pct"] is None:
         lines.append(f"Retention: none, {found['retention_reason']}.")
     else:
+        lines.append(f"Change {found['change_points']:+.2f} points{_interval(found['change_points_interval'])}.")
         lines.append(f"Retention {found['retention_pct']:.1f}%{_interval(found['retention_pct_interval'])}.")
     lines.append(f"Prompts: {'; '.join(found['templates'])}")
     return lines

@@ -46,4 +46,6 @@ def _version(package: str) -> str:
 
 def _package_files() -> Iterable[tuple[str, int]]:
     root = Path(str(importlib.resources.files("attndrift")))
-    return ((str(path.relative_to(root)), path.stat().st_mtime_ns) for path in sorted(root.rglob("*.[py][ya]*")))
+    # Code and YAML; not bytecode, which the first use of a module writes.
+    paths = sorted(path for path in root.rglob("*.[py][ya]*") if path.suffix != ".pyc")
+    return ((str(path.relative_to(root)), path.stat().st_mtime_ns) for path in paths)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from attndrift.data.columns import spoken_names, unique_ids
 from attndrift.data.decoding import decode_image, quiet_decoding
+from attndrift.data.derived_names import share_classes
 from attndrift.data.errors import DataError, UnreadableImageError
 from attndrift.data.prompts import clean_class_name
 from attndrift.data.readers import Reader
@@ -32,6 +33,7 @@ class ImageSplit:
         labels: (images,), int64, indices into ``class_names``.
         ids: one unique id an image.
         class_names: as in the dataset.
+        reader: the raw images.
     """
 
     def __init__(
@@ -47,7 +49,7 @@ class ImageSplit:
             raise DataError(f"{dataset}: split `{name}` has {len(reader)} images, {len(labels)} labels, {len(ids)} ids")
         self.dataset, self.name, self.class_names = dataset, name, class_names
         self.labels, self.ids = labels, list(ids)
-        self._reader = reader
+        self.reader = reader
         self._unreadable: dict[int, str] | None = None
 
     def __len__(self) -> int:
@@ -58,7 +60,7 @@ class ImageSplit:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.dataset}: split `{self.name}` has images 0 to {len(self) - 1}, not {index}")
         where = f"{self.dataset}/{self.ids[index]}"
-        return decode_image(self._reader.raw(int(index), where), where)
+        return decode_image(self.reader.raw(int(index), where), where)
 
     def __getitem__(self, index: int) -> Image.Image:
         """The image at ``index``, RGB. Raises :class:`UnreadableImageError` where it cannot be decoded."""
@@ -68,7 +70,7 @@ class ImageSplit:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over the images alone (see :meth:`attndrift.data.readers.Reader.digest`)."""
-        return self._reader.digest()
+        return self.reader.digest()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -113,7 +115,10 @@ class ImageDataset:
         train_split, test_split: names of the splits that train and test; ``test_split`` is None where
             there is no held-out split, and asking for it is an error that says so.
         origin: source of the images, see :func:`refuse_same_origin`.
+        derive: how it was made of ``base``, step by step; empty, and None, for a set of its own.
+        evaluation_only: whether no run may train on it.
         prompts: named prompt ensemble made for it.
+        templates: prompt templates that came with the images; None where there are none.
         source: provenance, plain values for a record.
     """
 
@@ -123,8 +128,13 @@ class ImageDataset:
         classes: Sequence[str],
         splits: Mapping[str, Callable[[], Content]],
         source: Mapping[str, Any],
+        *,
+        templates: tuple[str, ...] | None = None,
+        base: ImageDataset | None = None,
     ) -> None:
         self.name, self.origin, self.prompts = spec.name, spec.origin, spec.prompts
+        self.derive, self.evaluation_only = spec.derive, spec.evaluation_only
+        self.templates, self.base = templates, base
         spoken = spoken_names(spec, classes, spec.name)
         self.class_names = tuple(clean_class_name(name) for name in spoken)
         self._openers = dict(splits)
@@ -184,10 +194,12 @@ class ImageDataset:
 def refuse_same_origin(target: ImageDataset, transfer: Sequence[ImageDataset]) -> None:
     """Raise :class:`DataError` where a transfer set shares the target's origin or its very images.
 
-    Accuracy on classes that were trained, or on their photographs, is not zero-shot.
+    Accuracy on classes that were trained, or on their photographs, is not zero-shot. Base and new classes of one set
+    have neither in common.
     """
     for other in transfer:
-        if other.origin == target.origin:
+        disjoint = not share_classes(target.derive, other.derive)
+        if other.origin == target.origin and not (disjoint and set(target.class_names).isdisjoint(other.class_names)):
             raise DataError(
                 f"the transfer set {other.name!r} and the target {target.name!r} are drawn from one source "
                 f"({target.origin}); its accuracy would not be zero-shot. Choose another transfer set"

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attndrift.data.errors import DataError, DatasetUnavailable, some
+from attndrift.data.webdataset import about_files, tar_splits
 from attndrift.files import sha256
 
 # Imports inside functions: these packages take time to load, which only who needs them pays.
@@ -76,7 +77,7 @@ def _entry(entries: Any, config: str | None, where: str) -> dict[str, Any] | Non
 def split_files(
     files: Sequence[str], card: Mapping[str, Any], config: str | None, where: str
 ) -> dict[str, tuple[str, ...]] | None:
-    """Parquet files by split, from the card's ``configs`` or the files' names; None where neither says it.
+    """Parquet or tar files by split, from the card's ``configs`` or the files' names; None where neither says it.
 
     Raises :class:`DataError` for a configuration that is not there.
     """
@@ -92,6 +93,8 @@ def split_files(
         found = {split: matched for split, matched in found.items() if matched}
         return found if found and all(f.endswith(".parquet") for m in found.values() for f in m) else None
     parquet = sorted(f for f in files if f.endswith(".parquet") and not f.startswith("."))
+    if not parquet:
+        return tar_splits(files)
     if config is not None:
         parquet = [f for f in parquet if config in f.split("/")[:-1]] or parquet
     if len({f.rpartition("/")[0] for f in parquet}) != 1:
@@ -137,6 +140,11 @@ class HubDataset:
             return list(self.sizes)
         return [file for split in splits or list(self.splits) for file in self.splits.get(split, ())]
 
+    @property
+    def in_tars(self) -> bool:
+        """Whether the images are in tar files."""
+        return bool(self.splits) and all(file.endswith(".tar") for file in self.files())
+
     def cached(self, file: str) -> Path | None:
         """Where ``file`` is on this machine, or None."""
         from huggingface_hub import try_to_load_from_cache
@@ -146,7 +154,8 @@ class HubDataset:
 
     def missing(self, splits: Sequence[str] | None = None) -> dict[str, int]:
         """Bytes by file of what is still to be downloaded for ``splits``."""
-        return {file: self.sizes.get(file, 0) for file in self.files(splits) if self.cached(file) is None}
+        about = about_files(list(self.sizes), splits or list(self.splits or ())) if self.in_tars else []
+        return {file: self.sizes.get(file, 0) for file in [*self.files(splits), *about] if self.cached(file) is None}
 
     def read_column(self, split: str, column: str) -> NDArray[np.int64]:
         """One column of integers of ``split`` without its download: the hub sends the parts of the files that hold it."""
@@ -350,10 +359,15 @@ class HubTables(Tables):
 
 def fetch(dataset: HubDataset, splits: Sequence[str] | None, revision: str | None, where: str) -> list[Path]:
     """Download what is missing of ``splits``, and return the files. Raises :class:`DatasetUnavailable`."""
+    return fetch_files(dataset, dataset.files(splits), revision, where)
+
+
+def fetch_files(dataset: HubDataset, files: Sequence[str], revision: str | None, where: str) -> list[Path]:
+    """The same of some ``files``."""
     from attndrift import hub_client
 
     paths = []
-    for file in dataset.files(splits):
+    for file in files:
         path = dataset.cached(file)
         if path is None:
             try:

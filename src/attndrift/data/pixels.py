@@ -81,6 +81,10 @@ class PixelStore:
         """A store of some of this store's images, given by their index in the split; pixels are shared."""
         return _Subset(self, self.positions(indices))
 
+    def part_of(self) -> tuple[PixelStore, NDArray[np.int64] | None]:
+        """The store that this one is a part of, and where its images are in it; itself and None for a store of its own."""
+        return self, None
+
     def positions(self, indices: ArrayLike) -> NDArray[np.int64]:
         """Positions of images given by their index in the split. An absent one raises :class:`DataError`."""
         wanted = np.asarray(indices, dtype=np.int64)
@@ -150,6 +154,11 @@ class _Subset(PixelStore):
         ids = [whole.ids[i] for i in positions.tolist()]
         super().__init__(whole.pixels, whole._table, whole.indices[positions], whole.labels[positions], ids)
         self._whole, self._positions = whole, positions
+
+    def part_of(self) -> tuple[PixelStore, NDArray[np.int64] | None]:
+        """The store that this one is a part of, and where its images are in it."""
+        whole, rows = self._whole.part_of()
+        return whole, self._positions if rows is None else rows[self._positions]
 
     def _rows(self, positions: NDArray[np.int64]) -> NDArray[np.uint8]:
         return self._whole._rows(self._positions[positions])

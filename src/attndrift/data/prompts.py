@@ -36,8 +36,32 @@ TEMPLATES: Final[Mapping[str, tuple[str, ...]]] = {
         "a centered satellite photo of the {class}.",
     ),
     "pets": ("a photo of a {class}, a type of pet.",),
+    "sun397": ("a photo of a {class}.", "a photo of the {class}."),
+    "stanford_cars": (
+        "a photo of a {class}.",
+        "a photo of the {class}.",
+        "a photo of my {class}.",
+        "i love my {class}!",
+        *(f"a photo of my {kind} {{class}}." for kind in ("dirty", "clean", "new", "old")),
+    ),
+    "resisc45": tuple(
+        f"{view} {form} of {article}{{class}}."
+        for article in ("", "a ", "the ")
+        for form in ("imagery", "photo", "view")
+        for view in ("satellite", "aerial")
+    ),
+    "gtsrb": tuple(f'a {kind} photo of a "{{class}}" traffic sign.' for kind in ("zoomed in", "centered", "close up")),
+    "digits": ('a photo of the number: "{class}".',),
+    "dtd": tuple(
+        f"a photo of {article} {{class}} {kind}."
+        for article in ("a", "the")
+        for kind in ("texture", "pattern", "thing", "object")
+    ),
 }
-"""Named ensembles: ``cifar`` (18 templates), ``eurosat`` (3), ``pets`` (1) and ``default`` (1)."""
+"""Named ensembles, each made for a set; ``default`` has one template. Those of the sets of FusionBench are as it has them."""
+
+OWN: Final = "own"
+"""Instead of templates: for each set those that came with its images, else the ensemble made for it."""
 
 
 def clean_class_name(name: str) -> str:

@@ -28,7 +28,7 @@ _COMPRESSED = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF")
 """How JPEG, PNG, GIF and WebP begin. Another picture in them has another length or another end."""
 
 
-def _ends(content: bytes | memoryview) -> Iterable[bytes | memoryview]:
+def ends_of(content: bytes | memoryview) -> Iterable[bytes | memoryview]:
     """What a fingerprint reads of an image: all of it, or both ends where it is large and compressed."""
     if len(content) <= 2 * _HASHED_END or not bytes(content[:4]).startswith(_COMPRESSED):
         return (content,)
@@ -82,7 +82,7 @@ class TableReader:
         total = hashlib.sha256()
         for value in self._buffers():
             total.update(len(value).to_bytes(8, "little"))
-            for part in _ends(value):
+            for part in ends_of(value):
                 total.update(part)
         return total.hexdigest()
 
@@ -240,6 +240,11 @@ def refuse_reached_twice(linked: Iterable[Path], reached: dict[Path, Path], wher
 def class_folders(folder: Path, root: Path) -> list[Path]:
     """Folders right below ``folder`` that hold anything: the classes."""
     return [entry for entry in _visible(folder, root) if entry.is_dir() and any(_visible(entry, root))]
+
+
+def empty_folders(folder: Path, root: Path) -> list[Path]:
+    """Folders right below ``folder`` that hold nothing, and so are no classes."""
+    return [entry for entry in _visible(folder, root) if entry.is_dir() and not any(_visible(entry, root))]
 
 
 def describe_left_out(paths: Sequence[Path]) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from attndrift.data.derived_names import derivation, family
 from attndrift.data.errors import DataError
 from attndrift.registry import Registry, unknown_name
 
@@ -39,6 +40,8 @@ class DatasetSpec:
         prompts: named prompt ensemble made for this dataset (the default of an evaluation stays
             ``a photo of a {class}.``).
         train_size, test_size: images of a generated set.
+        derive: how the set is made of another, step by step, as :mod:`attndrift.data.derived_names` has it.
+        evaluation_only: a set that was made to evaluate on: no run may train on it.
     """
 
     name: str
@@ -64,6 +67,8 @@ class DatasetSpec:
     test_size: int = 1000
     load: Callable[[DatasetSpec], Any] | str | None = None
     made: str = ""
+    derive: tuple[str, ...] = ()
+    evaluation_only: bool = False
 
     def make(self) -> Any:
         """The :class:`~attndrift.data.ImageDataset` that ``load`` makes."""
@@ -99,15 +104,21 @@ SUITES: Registry[Suite] = Registry("suite", "attndrift.data.suites", group="attn
 """Every suite known by name: those of :mod:`attndrift.data.suites`, of installed packages, and of this process."""
 
 
-def expand_suites(names: tuple[str, ...], target: str) -> tuple[str, ...]:
-    """The sets that ``names`` stand for: a suite for its sets but the ``target``, a set for itself; each once.
+def expand_suites(names: tuple[str, ...], target: str, origin: str | None = None) -> tuple[str, ...]:
+    """The sets that ``names`` stand for: a suite for its sets, a set for itself; each once.
+
+    Of a suite, the ``target`` is left out, and every set of its source: ``origin``, or that of the registry.
+    ``SET+halves`` and ``SET+corruptions-3`` are suites too.
 
     >>> expand_suites(("offline", "cifar100"), "tiles")
     ('objects', 'critters', 'digits', 'cifar100')
     """
     found: dict[str, None] = {}
+    origin = origin or (DATASETS[target].origin if target in DATASETS else None)
     for name in names:
-        members = [one for one in SUITES[name].sets if one != target] if name in SUITES else [name]
+        members = family(name)
+        if name in SUITES:
+            members = tuple(one for one in SUITES[name].sets if one != target and find_spec(one).origin != origin)
         found.update(dict.fromkeys(members))
     return tuple(found)
 
@@ -116,6 +127,9 @@ def find_spec(name: str) -> DatasetSpec:
     """The row called ``name``; :class:`DataError`, with a near match, where there is none."""
     if name in DATASETS:
         return DATASETS[name]
+    if "+" in name:
+        base, steps = derivation(name)
+        return replace(find_spec(base), name=name, derive=steps)
     raise DataError(
         unknown_name(
             "dataset",

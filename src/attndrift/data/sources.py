@@ -12,25 +12,30 @@ import hashlib
 import os
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from attndrift.data import columns
 from attndrift.data.dataset import Content, ImageDataset
+from attndrift.data.derived import derive, whole_of
 from attndrift.data.errors import DataError, some
-from attndrift.data.hub import load_folder, load_hub
-from attndrift.data.readers import TableReader, class_folders, image_files, read_class_folders
+from attndrift.data.hub import HubDataset, fetch_files, find_hub, load_folder, load_hub
+from attndrift.data.readers import TableReader, class_folders, empty_folders, image_files, read_class_folders
 from attndrift.data.registry import DATASETS, DatasetSpec, find_spec, row_of_hub
 from attndrift.data.split_names import chosen_splits, is_split_name
+from attndrift.data.webdataset import CLASS_NAMES, TEMPLATES, TarSet, about_files, check_shards, read_tars, tar_splits
 from attndrift.extras import importing
 from attndrift.registry import unknown_name
 
-_TABLE_SUFFIXES = (".parquet", ".arrow")
+_TABLE_SUFFIXES = (".parquet", ".arrow", ".tar")
 
 
 _MAPPING_KEYS = (
     "name", "path", "hub", "config", "revision", "image_column", "label_column", "id_column", "train_split",
-    "test_split", "class_names", "origin", "licence", "train_size", "test_size",
+    "test_split", "class_names", "origin", "licence", "train_size", "test_size", "derive",
 )  # fmt: skip
 
 
@@ -53,6 +58,7 @@ def spec_of(source: str | DatasetSpec | Mapping[str, Any]) -> DatasetSpec:
         raise DataError("give `path` (a local folder) or `hub` (a hub name), not both")
     elsewhere = "path" in given or "hub" in given
     name = str(given.get("name") or Path(str(given.get("path") or given.get("hub") or "")).name)
+    steps = tuple(given.pop("derive", ()))
     if name in DATASETS and not elsewhere:
         base = DATASETS[name]
     elif elsewhere:
@@ -63,7 +69,8 @@ def spec_of(source: str | DatasetSpec | Mapping[str, Any]) -> DatasetSpec:
         given["class_names"] = _checked_names(given["class_names"], name)
     if "path" in given:
         given["path"] = Path(str(given["path"])).expanduser()
-    return dataclasses.replace(base, **{**given, "name": name, "id_required": "id_column" in given})
+    own = {"name": "+".join([name, *steps]), "derive": (*base.derive, *steps), "id_required": "id_column" in given}
+    return dataclasses.replace(base, **{**given, **own})
 
 
 def _elsewhere(name: str, given: Mapping[str, Any]) -> DatasetSpec:
@@ -113,6 +120,8 @@ def load_dataset(
     :class:`DatasetUnavailable` for a hub dataset that is out of reach.
     """
     spec = spec_of(source)
+    if spec.derive:
+        return derive(load_dataset(whole_of(spec), data_dir=data_dir, cache_dir=cache_dir), spec)
     if spec.load is not None:
         return spec.make()
     with importing("study", f"the dataset `{spec.name}`"):
@@ -124,6 +133,9 @@ def _read(spec: DatasetSpec, data_dir: str | Path | None, cache_dir: str | Path 
     local = find_local(spec, data_dir)
     if local is not None and is_image_folder(local):
         return _image_folder(spec, local)
+    if local is not None and (splits := _local_tars(local)):
+        about = {name: local / name for name in (CLASS_NAMES, TEMPLATES) if (local / name).is_file()}
+        return _tars(spec, splits, about, lambda split: [local / file for file in splits[split]], {"path": str(local)})
     if local is not None:
         # A row's `config` is that of its hub repository; a local copy need not have it.
         config = spec.config if spec.path is not None else None
@@ -131,8 +143,14 @@ def _read(spec: DatasetSpec, data_dir: str | Path | None, cache_dir: str | Path 
         return _tables(spec, tables, {"kind": "table", "path": str(local), "config": config})
     if spec.hub is None:
         raise DataError(f"{spec.name}: neither `path` nor `hub` says where the images are")
-    tables, found = load_hub(spec.hub, config=spec.config, revision=spec.revision, cache_dir=cache, where=spec.name)
     asked = {"kind": "hub", "hub": spec.hub, "config": spec.config, "revision": spec.revision}
+    found = find_hub(spec.hub, config=spec.config, revision=spec.revision, where=spec.name)
+    if found.in_tars:
+        assert found.splits is not None
+        names = about_files(list(found.sizes), ())
+        about = dict(zip(names, fetch_files(found, names, spec.revision, spec.name), strict=True))
+        return _tars(spec, found.splits, about, partial(_fetched_tars, spec, found), {**asked, "commit": found.commit})
+    tables, found = load_hub(spec.hub, config=spec.config, revision=spec.revision, cache_dir=cache, where=spec.name)
     return _tables(spec, tables, {**asked, "commit": found.commit})
 
 
@@ -169,6 +187,50 @@ def _tables(spec: DatasetSpec, tables: Mapping[str, Any], source: Mapping[str, A
     return ImageDataset(spec, found, {name: opener(name) for name in tables}, {**source, **used_columns})
 
 
+def _local_tars(path: Path) -> dict[str, tuple[str, ...]] | None:
+    return tar_splits([file.relative_to(path).as_posix() for file in path.glob("*/*.tar")])
+
+
+def _fetched_tars(spec: DatasetSpec, found: HubDataset, split: str) -> list[Path]:
+    """The tar files of a split of a hub dataset, downloaded where they are missing."""
+    counted = f"{split}/nshards.txt"
+    if counted in found.sizes:
+        fetch_files(found, [counted], spec.revision, spec.name)
+    return fetch_files(found, found.files([split]), spec.revision, spec.name)
+
+
+def _tars(
+    spec: DatasetSpec,
+    splits: Collection[str],
+    about: Mapping[str, Path],
+    tars: Callable[[str], list[Path]],
+    source: Mapping[str, Any],
+) -> ImageDataset:
+    """A set in tar files. Of one to evaluate on, a class that has no image is left out (a class mask)."""
+    told = TarSet.read(about, spec.name)
+    if not told.class_names and spec.class_names is None:
+        raise DataError(f"{spec.name}: there is no {CLASS_NAMES}. Give `class_names`, in label order")
+    names = told.class_names or spec.class_names or ()
+
+    @cache
+    def read(name: str) -> Content:
+        where, files = f"{spec.name}, split `{name}`", tars(name)
+        check_shards(name, files, files[0].with_name("nshards.txt"), where)
+        return read_tars(files, len(names), where)
+
+    kept = np.arange(len(names))
+    if spec.evaluation_only and spec.class_names is None:
+        kept = np.unique(np.concatenate([read(name)[1] for name in used_splits(spec, splits)]))
+
+    def opener(name: str) -> Content:
+        reader, labels, ids = read(name)
+        return reader, np.searchsorted(kept, labels).astype(np.int64), ids
+
+    kind = {"kind": "webdataset", **source}
+    openers = {name: partial(opener, name) for name in splits}
+    return ImageDataset(spec, [names[one] for one in kept.tolist()], openers, kind, templates=told.templates)
+
+
 def is_image_folder(path: Path) -> bool:
     """Whether ``path`` holds folders of images, and no table in itself or right below."""
     for entry in path.iterdir():
@@ -187,6 +249,7 @@ def _image_folder(spec: DatasetSpec, path: Path) -> ImageDataset:
     found = [folder.name for folder in class_folders(folders[train], path)]
     if not found:
         raise DataError(f"{spec.name}: {folders[train]} holds no class folders")
+    _warn_of_empty(spec, path, [folders[name] for name in used_splits(spec, folders)], found)
 
     reached: dict[Path, Path] = {}
 
@@ -225,6 +288,17 @@ def _warn_of_stray(spec: DatasetSpec, folder: Path, images: Sequence[Path]) -> N
         warnings.warn(
             f"{spec.name}: {len(images)} images of {folder} are left out, as they are in no class folder: "
             f"{some((file.name for file in images), 3)}",
+            stacklevel=2,
+        )
+
+
+def _warn_of_empty(spec: DatasetSpec, path: Path, splits: Sequence[Path], classes: Collection[str]) -> None:
+    """Warn of folders that are empty in all splits; one that is a class in training is refused when it is read."""
+    found = [entry for split in splits for entry in empty_folders(split, path) if entry.name not in classes]
+    if found:
+        empty = [entry.relative_to(path).as_posix() for entry in found]
+        warnings.warn(
+            f"{spec.name}: empty folders in {path} are taken for no class: {some(empty)}. Put images into them, or remove them",
             stacklevel=2,
         )
 

@@ -56,7 +56,10 @@ def chosen_splits(spec: _Asked, names: Collection[str]) -> tuple[str, str | None
     Raises :class:`DataError` where one that was asked for, or one to train on, is not there, and where several have the
     usual name.
     """
-    train = spec.train_split or _usual(names, _TRAIN, "train_split", spec.name) or "train"
+    train = spec.train_split or _usual(names, _TRAIN, "train_split", spec.name)
+    # A set to evaluate on has nothing to train on.
+    held_out = _usual(names, _HELD_OUT, "test_split", spec.name) if len(names) == 1 else None
+    train = train or held_out or "train"
     test = spec.test_split
     for left in ([name for name in names if name != train], [train]):
         test = test or _usual(left, _HELD_OUT, "test_split", spec.name)

@@ -86,11 +86,11 @@ class Splits:
     """The four parts of one run's data. Under the selection ``test`` validation and test are one part.
 
     Attributes:
+        source: the dataset that they are parts of.
         skipped: by split, the unreadable images that were left out: id and reason.
     """
 
-    dataset: str
-    fingerprint: str
+    source: ImageDataset = field(repr=False)
     selection: Selection
     data_seed: int
     train: SplitPart
@@ -98,6 +98,16 @@ class Splits:
     test: SplitPart
     probe: SplitPart
     skipped: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    @property
+    def dataset(self) -> str:
+        """The name of the dataset."""
+        return self.source.name
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the dataset; the first time it reads images, which counting them does not need."""
+        return self.source.fingerprint
 
     @property
     def parts(self) -> dict[str, SplitPart]:
@@ -330,8 +340,7 @@ def make_splits(
     train.need(held_out + train_counts, "training" if selection == "test" else "probe, validation and training")
     start = held_out if train_per_class is None else train.counts - train_counts
     return Splits(
-        dataset=dataset.name,
-        fingerprint=dataset.fingerprint,
+        source=dataset,
         selection=selection,
         data_seed=data_seed,
         train=train.part("train", start, train.counts),

@@ -157,7 +157,8 @@ class AlertBook:
         for position, alert in enumerate(self._alerts):
             value = values[alert.metric]
             if value is None:
-                raise ValueError(f"alert on {alert.metric}: it is not measured for this model, so it cannot be watched")
+                reason = drift.missing.get(alert.metric, "it is not measured for this model")
+                raise ValueError(f"alert on {alert.metric}: {reason}, so it cannot be watched")
             crossing = alert.crossed(value, step)
             if crossing is not None and not self._on[position]:
                 event = AlertEvent(step, epoch, alert.metric, value, *crossing, alert.action_name)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from torch import Tensor
 
 from attndrift.extras import importing
 from attndrift.html_tables import html_table
-from attndrift.metrics.compared import compare_embeddings, compare_hidden_states, finite
+from attndrift.metrics.compared import Reasons, compare_embeddings, compare_hidden_states, finite, measure_embeddings
 from attndrift.metrics.deferred import DeferredScalars
 from attndrift.metrics.registry import METRICS
 from attndrift.metrics.structure_accumulator import StructureSummary
@@ -40,6 +41,11 @@ class Snapshot:
     hidden: Tensor
     embeddings: Tensor
 
+    @cached_property
+    def own(self) -> tuple[dict[str, float | None], Reasons]:
+        """The metrics of its embeddings alone, by name, and why one is None."""
+        return measure_embeddings(self.embeddings)
+
 
 @dataclass(frozen=True)
 class Drift:
@@ -51,10 +57,11 @@ class Drift:
 
     Attributes:
         reference, structure: structural metrics of the reference and of the current state.
-        compared: (layers,) of each metric that compares hidden states: ``cka`` and ``cka_debiased`` (1 is the reference);
-            NaN where a layer has no value.
-        numbers: each metric that is one number: ``embedding_drift``, ``weight_drift``, ...
+        compared: (layers,) of each metric that compares blocks: ``cka`` and ``cka_debiased`` (1 is the reference), and
+            ``activation_change`` where it was asked for; NaN where a layer has no value.
+        numbers: each metric that is one number: ``embedding_drift``, ``weight_drift``, ``effective_rank``, ...
         missing: why a metric has no value, by the metric's name.
+        before: ``numbers`` of the reference, of the metrics that a model has alone: ``effective_rank``, ...
     """
 
     reference: StructureSummary
@@ -62,6 +69,7 @@ class Drift:
     compared: Mapping[str, Tensor]
     numbers: Mapping[str, float | None]
     missing: Mapping[str, str] = field(default_factory=dict)
+    before: Mapping[str, float | None] = field(default_factory=dict)
 
     def __getattr__(self, name: str) -> float | None:
         if not name.startswith("_") and "numbers" in vars(self):
@@ -78,6 +86,17 @@ class Drift:
         """The measured columns of a table. Whatever writes a row of a drift takes them from here."""
         return {column.name: self.number(column) for column in metric_columns(table)}
 
+    def with_more(
+        self, blocks: Mapping[str, Tensor], before: Mapping[str, float | None], now: Mapping[str, float | None]
+    ) -> Drift:
+        """This with further metrics: of the blocks, (layers,) each, and of the reference and the current state alone."""
+        return replace(
+            self,
+            compared={**self.compared, **blocks},
+            before={**self.before, **before},
+            numbers={**self.numbers, **now},
+        )
+
     def row(self) -> dict[str, Any]:
         """What a drift adds to a row of the history: its columns, and ``layers``."""
         return self.columns("history") | {"layers": self.layers()}
@@ -89,28 +108,42 @@ class Drift:
     def number(self, column: Column) -> float | None:
         """What a measured column holds (:func:`~attndrift.results.columns.metric_columns`); None without a value."""
         name, statistic = column.metric, column.statistic
-        if statistic == "baseline":
-            return self.reference.mean(name)
-        if statistic == "change_pct":
-            return relative_change_pct(self.structure.mean(name), self.reference.mean(name))
+        if METRICS[name].own:
+            before, now = self._ends(name)
+            if statistic == "change_pct":
+                return None if before is None or now is None else relative_change_pct(now, before)
+            if statistic != "last_layer_change_pct":
+                return before if statistic == "baseline" else now
         if statistic == "last_layer_change_pct":
             return finite(float(self.layer_change_pct(name)[-1]))
-        if statistic == "mean":
-            return finite(float(self.compared[name].mean()))
-        if statistic == "last":
-            return finite(float(self.compared[name][-1]))
-        return self.structure.mean(name) if name in self.structure.values else self.numbers.get(name)
+        if statistic in ("mean", "last"):
+            values = self.compared.get(name)
+            return None if values is None else finite(float(values.mean() if statistic == "mean" else values[-1]))
+        return self.numbers.get(name)
+
+    def _ends(self, name: str) -> tuple[float | None, float | None]:
+        """A metric that a model has alone, of the reference and of the current state."""
+        if METRICS[name].structural:
+            return self.reference.mean(name), self.structure.mean(name)
+        return self.before.get(name), self.numbers.get(name)
 
     def reason(self, column: Column) -> str:
         """Why a measured column has no number."""
         if column.metric in self.missing:
             return self.missing[column.metric]
-        if column.statistic in ("change_pct", "last_layer_change_pct"):
+        metric = METRICS[column.metric]
+        if column.statistic in ("change_pct", "last_layer_change_pct") and None not in self._ends(metric.name):
             return "the pretrained value is 0"
-        needs = METRICS[column.metric].needs
+        needs = metric.needs
         if needs in ("texts", "text weights"):
             return "nothing of the text side is trained"
-        measured = needs in ("hidden states", "embeddings")
+        if needs == "own images and texts" and metric.name not in self.before:
+            return "no texts were given to embed, or there is no text tower"
+        if needs == "layer inputs" and metric.name not in self.compared:
+            return "it is measured on request alone: DriftMonitor(..., activations=ActivationChange(...))"
+        if needs == "labelled images":
+            return "it is measured on request alone: DriftMonitor(..., knn=KNNRetention(...))"
+        measured = needs in ("hidden states", "embeddings", "own embeddings")
         return "what was measured is no finite number" if measured else "it was not measured"
 
     def layer_change_pct(self, metric: str) -> Tensor:
@@ -198,6 +231,7 @@ class DeferredComparison:
         self._alike = deferred.defer((hidden == hidden[:, :1]).flatten(1).all(1))
         self._zero = deferred.defer((embeddings == 0).all(dim=1).any())
         self._compared = compare_hidden_states(reference.hidden.to(hidden.device), hidden, deferred)
+        self._now = deferred.defer(embeddings)
         self._moved = compare_embeddings(reference.embeddings.to(embeddings.device), embeddings, deferred)
 
     def drift(self, structure: StructureSummary, *, strict: bool = True, **weights: float | None) -> Drift:
@@ -205,11 +239,12 @@ class DeferredComparison:
         if strict:
             self._refuse_collapsed()
         (numbers, why), (compared, reasons) = self._moved(), self._compared()
-        missing = reasons | why
+        (before, of_reference), (own, of_current) = self._reference.own, measure_embeddings(self._now())
+        missing = reasons | why | of_reference | of_current
         if strict and missing:
             raise ValueError(next(iter(missing.values())))
-        numbers |= weights
-        return Drift(self._reference.structure, structure, compared, numbers, missing)
+        numbers |= own | weights
+        return Drift(self._reference.structure, structure, compared, numbers, missing, before)
 
     def _refuse_collapsed(self) -> None:
         """Raise where every image is represented alike, so that nothing can be compared with it."""

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from attndrift.drift.activation_change import ActivationChange
 from attndrift.drift.alerts import logger
 from attndrift.drift.coverage import Training, describe_unmeasured, unmeasured_parts
 from attndrift.drift.drift import Drift, Snapshot
+from attndrift.drift.knn_retention import KNNRetention
 from attndrift.drift.measured_model import MeasuredModel
 from attndrift.drift.probe import Probe, read_probe, refuse_few
 from attndrift.drift.snapshot import begin_snapshot
-from attndrift.drift.text_drift import TextDrift
+from attndrift.drift.text_drift import FixedTexts, TextDrift
 from attndrift.drift.weight_drift import ParameterDrift, WeightDrift, computed_parameters
 from attndrift.extras import importing
+from attndrift.metrics.representation import cross_layer_cka
 from attndrift.models.checksum import checksums
 from attndrift.models.evaluation import same_random_state
 from attndrift.models.input_images import checked_images
@@ -56,7 +60,9 @@ class DriftMonitor(Picklable):
             snapshot, with the current bare weights. With a function of your own there are no warnings about parts that
             are not measured.
         batch_size: images a forward pass, where ``probe`` is one tensor.
-        text: measures the text side of the model, where that is trained.
+        text: measures the text side of the model; :class:`FixedTexts` where that is not trained, for the modality gap alone.
+        activations: measures what the changed weights change in the outputs of linear layers; not measured without.
+        knn: measures k-NN accuracy on labelled images, which needs no text tower; not measured without.
         distributed: False measures in this process alone whatever process group there is.
 
     Attributes:
@@ -83,17 +89,24 @@ class DriftMonitor(Picklable):
         embed: Callable[[Tensor], Tensor] | None = None,
         weight_drift: WeightDrift | None = None,
         batch_size: int = 200,
-        text: TextDrift | None = None,
+        text: TextDrift | FixedTexts | None = None,
+        activations: ActivationChange | None = None,
+        knn: KNNRetention | None = None,
         distributed: bool = True,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        if knn is not None and not isinstance(knn, KNNRetention):
+            raise TypeError(
+                f"knn is a {type(knn).__name__}; it must be a KNNRetention: knn=KNNRetention(model, (queries, labels), "
+                "(bank, bank_labels))"
+            )
         measured = MeasuredModel.of(model)
         _refuse_sharded(measured.modules)
         self.model = self.trained = measured.model
         self.measured: dict[int, Drift] = {}
         self._batch_size, self._distributed = batch_size, distributed
-        self._embed, self.text = embed, text
+        self._embed, self.text, self._activations, self._knn = embed, text, activations, knn
         with same_random_state(self.model):
             self._probe = read_probe(probe)
         self._training = Training(self.model)
@@ -155,8 +168,12 @@ class DriftMonitor(Picklable):
         if not isinstance(self._probe, Tensor):
             batches = checked_images(batches, "probe", warn=False, wait=False)  # a function may yield others each time
         drift = measure_drift(
-            self.reference, self.model, batches, self._weight_drift, self._embed, self.text, processes=self.processes
-        )
+            self.reference, self.model, batches, self._weight_drift, self._embed, self.text, self._activations,
+            processes=self.processes,
+        )  # fmt: skip
+        if self._knn is not None:
+            numbers, missing = self._knn(self.processes)
+            drift = replace(drift, numbers={**drift.numbers, **numbers}, missing={**drift.missing, **missing})
         if self._warns and self.processes.first:
             self._warn_of_unmeasured()
         if keep:
@@ -169,6 +186,20 @@ class DriftMonitor(Picklable):
         with importing("report", "monitor.plot()"):
             from attndrift.figures.drifts import plot_measurements
         return plot_measurements(sorted(self.measured.items()), ax=ax)
+
+    def cross_layer_cka(self, *, debiased: bool = True) -> Tensor:
+        """CKA of every block of the reference with every block of the model as it is now: (blocks, blocks), float64.
+
+        Takes a pass over the probe images, as a measurement does, and 8 bytes a block for every pair of images.
+        """
+        under_way = begin_snapshot(MeasuredModel.of(self.model), self._batches(), self._embed, processes=self.processes)
+        return cross_layer_cka(self.reference.hidden, under_way.read().hidden, debiased=debiased)
+
+    def plot_cross_layer_cka(self, ax: Any = None) -> Any:
+        """Draw :meth:`cross_layer_cka` as a heatmap, in the place of ``ax`` or a figure of its own: one axis."""
+        with importing("report", "monitor.plot_cross_layer_cka()"):
+            from attndrift.figures.cross_layer import plot_cross_layer_cka
+        return plot_cross_layer_cka(self.cross_layer_cka(), ax)
 
     def _warn_of_unmeasured(self) -> None:
         """Warn once about trained parts that no measurement covers; again if more parts are trained later."""
@@ -235,16 +266,18 @@ def measure_drift(
     batches: Iterable[Tensor],
     weight_drift: WeightDrift,
     embed: Callable[[Tensor], Tensor] | None = None,
-    text: TextDrift | None = None,
+    text: TextDrift | FixedTexts | None = None,
+    activations: ActivationChange | None = None,
     *,
     processes: Processes | None = None,
 ) -> Drift:
     """How far ``model`` is from ``reference``, a snapshot of the same images, and its text side from that of ``text``.
 
-    Args and Raises: as for :func:`take_snapshot`, and what ``weight_drift`` and ``text`` raise.
+    Args and Raises: as for :func:`take_snapshot`, and what ``weight_drift``, ``text`` and ``activations`` raise.
     """
     under_way = begin_snapshot(MeasuredModel.of(model), batches, embed, processes=processes)
-    return under_way.drift(reference, weight_drift, text)
+    blocks = {} if activations is None else {activations.METRIC: lambda: activations(model)}
+    return under_way.drift(reference, weight_drift, text, blocks)
 
 
 def _refuse_sharded(modules: Mapping[nn.Module, str]) -> None:

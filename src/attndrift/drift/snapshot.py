@@ -13,7 +13,9 @@ from attndrift.attention.observation import Observation
 from attndrift.attention.observer import observe_tower
 from attndrift.drift.drift import DeferredComparison, Drift, Snapshot, compare_snapshots
 from attndrift.drift.measured_model import MeasuredModel
+from attndrift.drift.text_drift import FixedTexts, TextDrift
 from attndrift.drift.weight_drift import WeightDrift
+from attndrift.metrics.compared import measure_with_texts
 from attndrift.metrics.deferred import Deferred, DeferredScalars
 from attndrift.metrics.structure_accumulator import StructureAccumulator, StructureSummary
 from attndrift.models.input_images import checked_images, named_size
@@ -143,11 +145,12 @@ class SnapshotUnderWay:
         self,
         reference: Snapshot,
         weight_drift: WeightDrift,
-        text: Callable[[], Mapping[str, float | None]] | None = None,
+        text: TextDrift | FixedTexts | None = None,
+        blocks: Mapping[str, Callable[[], Tensor]] | None = None,
     ) -> Drift:
-        """How far it is from ``reference``, with what ``text`` measures of the text side.
+        """How far it is from ``reference``, with what ``text`` measures of the text side, and ``blocks`` of each block, by metric.
 
-        Raises as :func:`take_snapshot` and :func:`compare_snapshots` do, and what ``weight_drift`` and ``text`` raise.
+        Raises as :func:`take_snapshot` and :func:`compare_snapshots` do, and what the functions raise.
         """
         comparison = None
         with self.meanwhile():
@@ -156,11 +159,19 @@ class SnapshotUnderWay:
                 comparison = DeferredComparison(reference, *self._whole, self._deferred)
             tower, projection = weight_drift()
             weights: dict[str, Any] = {"weight_drift": tower, "projection_drift": projection}
-            weights |= {} if text is None else text()
+            texts = None if text is None else text.measure()
+            weights |= {} if texts is None else texts.numbers
         current = self.read()
         if comparison is None:
-            return compare_snapshots(reference, current, **weights)
-        return comparison.drift(current.structure, **weights)
+            found = compare_snapshots(reference, current, **weights)
+        else:
+            found = comparison.drift(current.structure, **weights)
+        before: dict[str, float | None] = {}
+        now: dict[str, float | None] = {}
+        if texts is not None:
+            before, _ = measure_with_texts(reference.embeddings, texts.before)
+            now, _ = measure_with_texts(current.embeddings, texts.now)
+        return found.with_more({name: measure() for name, measure in (blocks or {}).items()}, before, now)
 
     def read(self) -> Snapshot:
         """Wait for the passes. Raises as :func:`take_snapshot` does."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from torch import Tensor, nn
 
 from attndrift.losses.pretrained_weights import encoder_of
@@ -10,6 +12,33 @@ from attndrift.metrics.compared import compare_texts
 from attndrift.models.backbone import Backbone, backbone_of
 from attndrift.models.evaluation import preserve_state, unwrapped
 from attndrift.models.parameters import bare
+
+
+class TextState(NamedTuple):
+    """What is known of a text side: its metrics by name, and embeddings of the texts (texts, dimensions), then and now."""
+
+    numbers: dict[str, float | None]
+    before: Tensor
+    now: Tensor
+
+
+class FixedTexts:
+    """Embeddings of texts by a text side that nothing trains, for metrics of images and texts together.
+
+    Args:
+        embeddings: (texts, dimensions), of any positive length a row.
+    """
+
+    def __init__(self, embeddings: Tensor) -> None:
+        self._embeddings = embeddings.detach().float().cpu()
+
+    def measure(self) -> TextState:
+        """Nothing has moved."""
+        return TextState({}, self._embeddings, self._embeddings)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """None is trained."""
+        return {}
 
 
 class TextDrift:
@@ -41,8 +70,15 @@ class TextDrift:
 
     def __call__(self) -> dict[str, float | None]:
         """Every registered metric of texts and of the text side's weights, by name."""
+        return self.measure().numbers
+
+    def measure(self) -> TextState:
+        """The same, with the embeddings of the texts."""
         backbone = _backbone(self._model)
-        return {**compare_texts(self._embeddings, self._embed(backbone)), **self._before.drift(backbone)}
+        now = self._embed(backbone)
+        return TextState(
+            {**compare_texts(self._embeddings, now), **self._before.drift(backbone)}, self._embeddings, now
+        )
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The trained parameters of the text side, by their names in the model: text tower, projection, temperature."""

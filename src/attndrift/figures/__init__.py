@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from attndrift.lazy_imports import lazy_imports
 
 if TYPE_CHECKING:
-    from attndrift.figures.draw import FigureResult, draw_figures
+    from attndrift.figures.draw import draw_figures
+    from attndrift.figures.drawn import FigureResult
     from attndrift.figures.maps import find_maps
     from attndrift.figures.registry import FIGURES, FigureSpec, figure
     from attndrift.figures.source import Drawing, NoData, Source
@@ -35,7 +36,8 @@ __all__ = [
 _get, _dir = lazy_imports(
     __name__,
     {
-        "attndrift.figures.draw": ("FigureResult", "draw_figures"),
+        "attndrift.figures.draw": ("draw_figures",),
+        "attndrift.figures.drawn": ("FigureResult",),
         "attndrift.figures.maps": ("find_maps",),
         "attndrift.figures.registry": ("FIGURES", "FigureSpec", "figure"),
         "attndrift.figures.source": ("Drawing", "NoData", "Source"),

@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 
 from attndrift.figures.canvas import WIDTH, drawing_on
+from attndrift.figures.drawn import DRAWN, FigureResult, held_figures, inputs_key, note_figures
 from attndrift.figures.registry import FIGURES
 from attndrift.figures.source import Drawing, NoData, Source
 from attndrift.figures.style import styled
@@ -34,21 +35,6 @@ DEFAULT_FORMATS = ("png", "svg")
 SUFFIXES = (*(f".{form}" for form in FORMATS), ".csv")
 
 
-@dataclass
-class FigureResult:
-    """One figure: its files (PNG, SVG or PDF, and CSV) and caption, or why it was left out."""
-
-    name: str
-    title: str
-    files: list[Path] = field(default_factory=list)
-    caption: str | None = None
-    left_out: str | None = None
-
-    def path(self, suffix: str) -> Path | None:
-        """The file that ends in ``suffix`` (``.png``, ``.svg``, ``.csv``); None where the figure was left out."""
-        return next((path for path in self.files if path.suffix == suffix), None)
-
-
 def draw_figures(
     tables: Tables,
     output: str | os.PathLike[str],
@@ -60,6 +46,7 @@ def draw_figures(
     formats: Sequence[str] = DEFAULT_FORMATS,
     width: float = WIDTH,
     processes: int = 1,
+    reuse: bool = False,
 ) -> list[FigureResult]:
     """Draw every figure that ``tables`` have the data for into the folder ``output``.
 
@@ -79,6 +66,7 @@ def draw_figures(
         formats: of :data:`FORMATS`; files of a figure in others are removed.
         width: in inches. Type keeps its size.
         processes: how many draw at the same time; the files are the same.
+        reuse: leave a figure that lies in ``output`` as it is, where it was drawn from equal inputs by the same code.
 
     Raises:
         UnknownNameError: ``only`` names a figure that does not exist.
@@ -91,21 +79,43 @@ def draw_figures(
         raise ValueError(f"format is {wrong[0] if wrong else 'empty'}; choose from {', '.join(FORMATS)}")
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    refuse_links(folder, ["index.json", *(f"{name}{suffix}" for name in FIGURES.names() for suffix in SUFFIXES)])
+    refuse_links(folder, ["index.json", DRAWN, *(f"{name}{suffix}" for name in FIGURES.names() for suffix in SUFFIXES)])
     names = [name for name in FIGURES.names() if name in chosen]
-    source = Source(tables, maps, analysis, outcomes)
-    look = _Form(tuple(dict.fromkeys(formats)), width)
-    if processes > 1 and len(names) > processes:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(processes, context, initializer=_hold, initargs=(source, folder, look)) as pool:
-            # Other processes know nothing of a figure that was registered in this one.
-            shared = [name for name in names if FIGURES.origin(name) != "this process"]
-            drawn = dict(zip(shared, pool.map(_draw_held, shared), strict=True))
-        results = [drawn.get(name) or _draw(source, folder, look, name) for name in names]
-    else:
-        results = [_draw(source, folder, look, name) for name in names]
+    form = _Form(tuple(dict.fromkeys(formats)), width)
+    key = inputs_key(tables, maps, analysis, outcomes, repr(form)) if reuse else None
+    found = held_figures(folder, key, names)
+    missing = [name for name in names if name not in found]
+    if missing:
+        made = _draw_all(Source(tables, maps, analysis, outcomes), folder, form, missing, processes)
+        note_figures(folder, key, made.values())
+        found |= made
+    results = [found[name] for name in names]
     _write_index(folder, results, partial=only is not None)
     return results
+
+
+def usual_processes() -> int:
+    """How many processes draw the figures of a command: each takes about 250 MB, and a second to start."""
+    return min(4, os.cpu_count() or 1)
+
+
+def _draw_all(
+    source: Source, folder: Path, form: _Form, names: Sequence[str], processes: int
+) -> dict[str, FigureResult]:
+    # Other processes know nothing of a figure that was registered in this one.
+    shared = [name for name in names if FIGURES.origin(name) != "this process"]
+    if processes < 2 or len(shared) <= 2 * processes:
+        return {name: _draw(source, folder, form, name) for name in names}
+    context = multiprocessing.get_context("spawn")
+    drawn: dict[str, FigureResult] = {}
+    with ProcessPoolExecutor(processes - 1, context, initializer=_hold, initargs=(source, folder, form)) as pool:
+        asked = {name: pool.submit(_draw_held, name) for name in shared}
+        # This process draws too: what no other has begun, from the end.
+        for name in reversed(names):
+            if name not in asked or asked[name].cancel():
+                drawn[name] = _draw(source, folder, form, name)
+        drawn |= {name: future.result() for name, future in asked.items() if name not in drawn}
+    return drawn
 
 
 @dataclass(frozen=True)
@@ -167,11 +177,11 @@ def _save(drawing: Drawing, folder: Path, form: _Form, name: str) -> list[Path]:
     paths = []
     for kind in form.formats:
         paths.append(folder / f"{name}.{kind}")
-        with replacing(paths[-1]) as temporary:
+        with replacing(paths[-1], sync=False) as temporary:
             getattr(_CANVASES[kind](figure), f"print_{kind}")(temporary, metadata=_METADATA[kind])
     shown = drawing.data.map(lambda value: sheet_text(value) if isinstance(value, str) else value)
     paths.append(folder / f"{name}.csv")
-    write_text(paths[-1], shown.to_csv(index=False, lineterminator="\n"))
+    write_text(paths[-1], shown.to_csv(index=False, lineterminator="\n"), sync=False)
     return paths
 
 
@@ -198,4 +208,4 @@ def _write_index(folder: Path, results: list[FigureResult], *, partial: bool) ->
         entries = {
             name: entries.get(name, earlier.get(name)) for name in FIGURES.names() if name in entries or name in earlier
         }
-    write_json(path, entries)
+    write_json(path, entries, sync=False)

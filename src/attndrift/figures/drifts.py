@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.ticker import MaxNLocator
 
-from attndrift.drift.alerts import Alert
-from attndrift.drift.drift import Drift
 from attndrift.figures.axes import place_of, pyplot_figure
 from attndrift.figures.canvas import MM, drawing_on, empty_figure
 from attndrift.figures.style import Look, looks, styled, zero_line
 from attndrift.metrics.registry import METRICS
 from attndrift.results.columns import Column, metric_columns
+
+# Importing these imports torch and transformers, and every command that draws imports this module.
+if TYPE_CHECKING:
+    from attndrift.drift.alerts import Alert
+    from attndrift.drift.drift import Drift
 
 WIDE = 170 * MM
 
@@ -69,7 +72,7 @@ def _headlines() -> list[Column]:
     return [
         column for column in metric_columns("history")
         if METRICS[column.metric].headline and column.statistic in ("change_pct", "mean", "value")
-        and not (METRICS[column.metric].structural and column.statistic == "value")
+        and not (METRICS[column.metric].own and column.statistic == "value")
     ]  # fmt: skip
 
 

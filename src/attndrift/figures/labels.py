@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.transforms import Bbox
 
+from attndrift.analysis.numbers import Floats
 from attndrift.figures.style import GREY, SMALLEST
 
 _DISTANCES = (5, 9, 14, 20, 27, 35, 44, 54, 66)
@@ -32,6 +34,7 @@ def label_points(
     ends = [(axes.transData.transform(bar[:2]), axes.transData.transform(bar[2:])) for bar in bars]
     marks = [Bbox([low, high]).padded(_MARK * scale / 2) for low, high in ends]
     marks += [_box(x, y, _MARK * scale) for x, y in places]
+    solid, of_points = _corners(marks), _corners(marks[len(ends) :])
     taken: list[Bbox] = []
     missing = 0
     # The uppermost first: names then run down in the order of their points.
@@ -43,8 +46,8 @@ def label_points(
         text.set_in_layout(False)
         extent = text.get_window_extent()
         size = (extent.width / scale, extent.height / scale)
-        others = [_box(x, y, _MARK * scale) for place, (x, y) in enumerate(places) if place != index]
-        found = _free(places[index], size, scale, frame, marks, taken, others)
+        others = np.delete(of_points, index, axis=1)
+        found = _free(places[index], size, scale, frame, solid, _corners(taken), others)
         text.remove()
         if found is None:
             missing += 1
@@ -64,9 +67,22 @@ def _box(x: float, y: float, half: float) -> Bbox:
     return Bbox.from_extents(x - half, y - half, x + half, y + half)
 
 
+def _corners(boxes: Sequence[Bbox]) -> Floats:
+    """The least and the largest x, then y, of each box: (4, boxes)."""
+    return np.array([[box.xmin, box.xmax, box.ymin, box.ymax] for box in boxes], dtype=float).reshape(-1, 4).T
+
+
+def _touch(boxes: Sequence[Bbox], others: Floats) -> bool:
+    """Whether one of ``boxes`` and one of ``others`` (see :func:`_corners`) have a point in common."""
+    if not boxes or not others.size:
+        return False
+    own = _corners(boxes)[:, :, None]
+    return bool(((own[0] <= others[1]) & (others[0] <= own[1]) & (own[2] <= others[3]) & (others[2] <= own[3])).any())
+
+
 def _free(
-    place: tuple[float, float], size: tuple[float, float], scale: float, frame: Bbox, marks: Sequence[Bbox],
-    taken: Sequence[Bbox], others: Sequence[Bbox],
+    place: tuple[float, float], size: tuple[float, float], scale: float, frame: Bbox, marks: Floats, taken: Floats,
+    others: Floats,
 ) -> tuple[float, float, Bbox, list[Bbox]] | None:  # fmt: skip
     """The first free place: offset in points of its lower left corner, its box, and boxes along its line if it has one."""
     for distance in _DISTANCES:
@@ -77,10 +93,10 @@ def _free(
             low = distance * up - size[1] / 2
             box = Bbox.from_bounds(place[0] + left * scale, place[1] + low * scale, size[0] * scale, size[1] * scale)
             inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
+            if not inside or _touch([box], marks) or _touch([box], taken):
+                continue
             way = _way(place, ((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2), box, scale) if distance > _NEAR else []
-            touches = any(own.overlaps(other) for own in (box, *way) for other in taken)
-            touches = touches or any(own.overlaps(other) for own in way for other in others)
-            if inside and not touches and not any(box.overlaps(other) for other in marks):
+            if not _touch(way, taken) and not _touch(way, others):
                 return left, low, box, way
     return None
 

@@ -17,7 +17,8 @@ from attndrift.analysis.image_intervals import ImageIntervals, Outcomes, read_im
 from attndrift.methods.registry import METHODS, PRETRAINED, order_of
 from attndrift.metrics.registry import structure_metrics
 from attndrift.own_settings import fields_of, plain_kinds
-from attndrift.results.tables import Tables, transfer_sets
+from attndrift.results.measures import column_stem
+from attndrift.results.tables import Tables, outcome_of_column, transfer_outcomes
 
 if TYPE_CHECKING:
     from attndrift.analysis.result import Analysis
@@ -60,7 +61,7 @@ class Source:
         prepared = prepare(self.tables)
         runs = prepared.runs
         adapted = runs[runs["method"] != PRETRAINED]
-        self.transfer_sets = [name for name in transfer_sets(self.tables.runs) if name in prepared.transfer]
+        self.transfer_sets = [name for name in transfer_outcomes(self.tables.runs) if name in prepared.transfer]
         self.model = _most(adapted["model_name"]) or _most(runs["model_name"]) or NOT_GIVEN
         runs = self._narrow(runs, "model_name", self.model, "model")
         adapted = runs[runs["method"] != PRETRAINED]
@@ -115,10 +116,10 @@ class Source:
     @cached_property
     def retention(self) -> str:
         """The retention column of the transfer set that most runs were measured on, the study's first where tied."""
-        columns = [f"transfer_{name}_zero_shot_retention_pct" for name in self.transfer_sets]
+        columns = [f"{column_stem(name)}_retention_pct" for name in self.transfer_sets]
         columns = [c for c in columns if c in self.adapted and self.adapted[c].notna().any()]
         if not columns:
-            raise NoData("no run has a zero-shot retention")
+            raise NoData("no run has a retention")
         return max(columns, key=lambda c: len(self.adapted[c].dropna()))
 
     @property
@@ -249,7 +250,7 @@ def of_images(column: str) -> bool:
 def image_limits(images: ImageIntervals, run: Mapping[Any, Any], column: str) -> tuple[float, float]:
     """Limits over images of an accuracy (0..1) or a retention (percent) of one run; NaN where not known."""
     if column.endswith("_retention_pct"):
-        return images.retention(run, column.removeprefix("transfer_").removesuffix("_zero_shot_retention_pct"))
+        return images.retention(run, outcome_of_column(column))
     return images.accuracy(run, column)
 
 

@@ -28,7 +28,8 @@ from attndrift.analysis.numbers import format_rate
 from attndrift.figures.canvas import MM, drawing_width, empty_figure
 from attndrift.methods.registry import METHODS
 from attndrift.results.columns import Column
-from attndrift.results.tables import schema
+from attndrift.results.measures import MEASURES, set_and_measure
+from attndrift.results.tables import outcome_of_column, schema
 
 SMALLEST = 6.5
 """Smallest type in points at the printed size."""
@@ -156,7 +157,8 @@ def axis_label(column: str) -> str:
     if column.startswith("transfer_") and column.endswith("_retention_pct"):
         return f"{wrap(transfer_name(column), 18)}\nretention (%)"
     if column.startswith("transfer_") and column.endswith("_accuracy"):
-        return f"{wrap(transfer_name(column), 18)} zero-shot\naccuracy (%)"
+        name, measure = set_and_measure(transfer_name(column))
+        return f"{wrap(name, 18)} {MEASURES[measure].label.removesuffix(' accuracy')}\naccuracy (%)"
     known = _column(column)
     label = known.label or column.replace("_", " ")
     unit = f"({known.unit})" if known.unit else ""
@@ -182,7 +184,8 @@ def _column(name: str) -> Column:
 
 
 def transfer_name(column: str) -> str:
-    return column.removeprefix("transfer_").rpartition("_zero_shot_")[0]
+    """The transfer set of a column of the tables; with its measure, where that is another than zero-shot accuracy."""
+    return outcome_of_column(column)
 
 
 def percent(column: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,9 +9,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
-from scipy import stats
 
-from attndrift.analysis.intervals import wilson_limits
+from attndrift.analysis.intervals import ranks
 from attndrift.analysis.measures import headlines
 from attndrift.analysis.numbers import format_rate
 from attndrift.analysis.signal_sources import signals
@@ -45,6 +43,9 @@ from attndrift.figures.style import (
     zero_line,
 )
 from attndrift.methods.registry import in_order, label_of
+from attndrift.results.measures import accuracy_words, column_stem
+from attndrift.results.tables import transfer_outcomes
+from attndrift.retention.image_limits import wilson_limits
 
 
 def _configurations(source: Source, columns: list[str]) -> pd.DataFrame:
@@ -110,9 +111,9 @@ def _entries(look: dict[str, Look], datasets: list[str]) -> list[tuple[str, Any]
 
 @figure(
     "fig7_collapse_vs_zeroshot",
-    title="Attention change and zero-shot retention",
+    title="Attention change and retention",
     section="rq3",
-    alt="Scatter plots: zero-shot retention against changes of attention and representation, a mark a configuration.",
+    alt="Scatter plots: retention against changes of attention and representation, a mark a configuration.",
 )
 def collapse_against_zero_shot(source: Source) -> Drawing:
     """Fig. 7: zero-shot retention against the change of attention and of the embeddings."""
@@ -143,7 +144,7 @@ def collapse_against_zero_shot(source: Source) -> Drawing:
         panel.set_ylabel(axis_label(y))
     legend(figure, _entries(look, datasets), table["n"], images=image_words(table))
     text = (
-        f"Zero-shot retention on {transfer_name(y)} against changes of attention and representation; a mark a "
+        f"Retention of {accuracy_words(transfer_name(y))} against changes of attention and representation; a mark a "
         f"configuration, n = {len(table)} ({seeds_text(table['n'])} each). Spearman rho over configuration means, "
         f"descriptive: {'; '.join(told)}. " + spread_text(table["n"], images=table)
     )
@@ -155,7 +156,7 @@ def _rho(x: pd.Series, y: pd.Series) -> str:
         return f"too few (n = {len(x)})"
     if x.nunique() < 2 or y.nunique() < 2:
         return "constant"
-    return f"{float(stats.spearmanr(x, y).statistic):+.2f}".replace("-", "−")
+    return f"{float(ranks(x) @ ranks(y)):+.2f}".replace("-", "−")
 
 
 @figure(
@@ -171,7 +172,7 @@ def pareto_front(source: Source) -> Drawing:
     table = pd.DataFrame(rows)
     known = source.adapted.drop_duplicates("configuration").set_index("configuration")
     if table.empty or not table["configuration"].isin(known.index).any():
-        raise NoData("no run has both an accuracy and a zero-shot retention")
+        raise NoData("no run has both an accuracy and a retention")
     table = table[table["configuration"].isin(known.index)].copy()
     table["method"] = table["configuration"].map(known["method"])
     for column, name in ((source.accuracy, "accuracy"), (y, "retention_pct")):
@@ -205,7 +206,7 @@ def pareto_front(source: Source) -> Drawing:
         for name, panel in zip(datasets, axes.flat, strict=True)
     )
     text = (
-        f"Accuracy and zero-shot retention on {transfer_name(y)} of every configuration (n = {len(table)}); filled "
+        f"Accuracy, and retention of {accuracy_words(transfer_name(y))}, of every configuration (n = {len(table)}); filled "
         "marks, with the steps between them, are those that no other configuration betters in both. The front is that of the "
         "means and ignores their uncertainty. " + spread_text(table["n_seeds"], images=table)
     )
@@ -371,7 +372,8 @@ def interpolation(source: Source) -> Drawing:
     table = source.tables.interpolation
     runs = source.tables.runs.set_index("run_id")
     ids = list(dict.fromkeys(table["run_id"]))[:6]
-    transfer = [c for c in table.columns if _TRANSFER.fullmatch(str(c)) and table[c].notna().any()]
+    stems = [column_stem(name) for name in transfer_outcomes(table)]
+    transfer = [c for stem in stems if table[c := f"{stem}_accuracy"].notna().any()]
     columns = [("test_accuracy", axis_label("test_accuracy"))]
     columns += [(str(c), axis_label(str(c))) for c in transfer[:1]]
     columns += [(c, axis_label(c)) for c in headlines() if c in table.columns]
@@ -419,9 +421,6 @@ def interpolation(source: Source) -> Drawing:
     return Drawing(figure, source.caption(text), table[table["run_id"].isin(ids)])
 
 
-_TRANSFER = re.compile(r"transfer_(.+)_zero_shot_accuracy")
-
-
 def _chosen(source: Source, column: str, ids: Sequence[str]) -> tuple[float, dict[str, tuple[float, float | None]]]:
     """The wanted retention, and for each run the alpha chosen by agreement, with the retention there."""
     wanted = source.analysis.settings.wanted_retentions_pct
@@ -435,7 +434,7 @@ def _chosen(source: Source, column: str, ids: Sequence[str]) -> tuple[float, dic
         and row["wanted_pct"] == middle
         and row["alpha"] is not None
         and row["run_id"] in ids
-        and f"transfer_{row['transfer_set']}_zero_shot_accuracy" == column
+        and f"{column_stem(str(row['transfer_set']))}_accuracy" == column
     }
 
 

@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from attndrift.drift.drift import Drift, watchable
 from attndrift.drift.monitor import DriftMonitor
+from attndrift.guard.probe import RetentionProbe
 from attndrift.metrics.registry import METRICS
 from attndrift.models.evaluation import preserve_state
-from attndrift.models.input_images import checked_images
 from attndrift.process_group import Processes
 from attndrift.registry import near_match
-from attndrift.retention.text_encoder import trained_text_parameters
-from attndrift.retention.zero_shot import (
-    DEFAULT_TEMPLATES,
-    Images,
-    TextFeatures,
-    checked_labels,
-    evaluate_zero_shot,
-    text_features_of,
-    why_no_retention,
-)
-
-RETENTION = "retention_pct"
+from attndrift.results.measures import MEASURES, ZERO_SHOT, retention_metric
+from attndrift.retention.retained import why_no_retention
+from attndrift.retention.zero_shot import DEFAULT_TEMPLATES, Images, TextFeatures
 
 
 @dataclass(frozen=True)
@@ -70,7 +61,7 @@ class Reading:
 class Budget:
     """A limit on measured drift: ``Budget("cka_mean", at_least=0.9)``.
 
-    :meth:`retention` makes one of zero-shot accuracy.
+    :meth:`retention` makes one of zero-shot, k-NN or linear-probe accuracy.
 
     Attributes:
         metric: one of :func:`~attndrift.drift.watchable`, in its own unit: ``cka_mean``, ``embedding_drift``,
@@ -85,9 +76,7 @@ class Budget:
     def __post_init__(self) -> None:
         if self.metric not in watchable():
             hint = near_match(self.metric, watchable()) or "; `attndrift list` shows every metric"
-            raise ValueError(
-                f"budget: there is no metric `{self.metric}`{hint}; zero-shot accuracy has Budget.retention(...)"
-            )
+            raise ValueError(f"budget: there is no metric `{self.metric}`{hint}; retention has Budget.retention(...)")
         limits = [limit for limit in (self.at_least, self.at_most) if limit is not None]
         if not limits or not all(math.isfinite(limit) for limit in limits):
             raise ValueError(f"budget on {self.metric}: give at_least=, at_most= or both, finite numbers; got {limits}")
@@ -103,7 +92,8 @@ class Budget:
         """What ``drift`` says of this budget; None for a representation that has collapsed."""
         value = None if drift is None else drift.values()[self.metric]
         if value is None and drift is not None:
-            raise ValueError(f"budget on {self.metric}: it is not measured for this model, so it cannot be kept")
+            reason = drift.missing.get(self.metric, "it is not measured for this model")
+            raise ValueError(f"budget on {self.metric}: {reason}, so it cannot be kept")
         limits = [(limit, sign) for limit, sign in ((self.at_least, 1.0), (self.at_most, -1.0)) if limit is not None]
         if value is None:
             return Reading(self.metric, None, None, None, limits[0][0], None)
@@ -114,20 +104,24 @@ class Budget:
     def retention(
         at_least: float,
         images: Images | Tensor,
-        labels: ArrayLike,
+        labels: ArrayLike | None = None,
         class_names: Sequence[str] | None = None,
         *,
         text_features: TextFeatures | ArrayLike | None = None,
         tokenizer: Any = None,
         templates: Sequence[str] = DEFAULT_TEMPLATES,
+        measure: str = ZERO_SHOT,
+        bank: tuple[Images | Tensor, ArrayLike] | None = None,
+        settings: Mapping[str, Any] | None = None,
         confidence: float = 0.9,
         batch_size: int = 200,
     ) -> RetentionBudget:
-        """A budget on the zero-shot accuracy on a probe of labelled images, as a share of the pretrained accuracy.
+        """A budget on the accuracy on a probe of labelled images, as a share of the pretrained accuracy.
 
         ::
 
-            Budget.retention(0.9, images, labels, text_features=text_features)     # keeps 90%
+            Budget.retention(0.9, images, labels, text_features=text_features)          # keeps 90%
+            Budget.retention(0.9, images, labels, measure="knn", bank=(others, their_labels))   # no text tower needed
 
         What is wanted is the retention on images like those of the probe, and the probe is a sample of them. So not
         the measured share is held against ``at_least`` but its one-sided lower confidence bound: the share minus
@@ -138,84 +132,35 @@ class Budget:
             images, labels, class_names, text_features, tokenizer, templates, batch_size: the probe, as for
                 :func:`~attndrift.evaluate_zero_shot`; ``images`` are read at every measurement. Give text features, of one
                 of its kinds or as numbers (classes, dimensions), or class names and a tokenizer of the model.
-                A text encoder that trains is measured with class names alone: given features stay as they are.
+                A text encoder that trains is measured with class names alone: given features stay as they are. Other
+                measures than zero-shot accuracy need no text.
+            measure: a registered retention measure: ``zero_shot``, ``knn``, ``linear_probe``, ...
+            bank: other images like those of the probe, and their labels, for a measure that learns from them.
+            settings: own settings of the measure, such as ``{"knn_k": 10}``.
             confidence: of the bound, 0.5 (the measured share itself) to below 1.
 
         Raises:
             ValueError: something is missing, or does not go together: whatever can be told without the model.
         """
-        probe = _Probe(images, labels, class_names, text_features, tokenizer, templates, batch_size)
+        MEASURES[measure]  # an unknown name is an error with a near match
+        probe = RetentionProbe(
+            measure, images, labels, class_names, text_features, tokenizer, templates, batch_size, bank, settings or {}
+        )
         return RetentionBudget(at_least, probe, confidence)
 
 
 @dataclass(frozen=True)
-class _Fetched:
-    """Images that have been looked at."""
-
-    images: Tensor
-
-    def fetch(self, positions: Any) -> Tensor:
-        """A slice of them."""
-        return self.images[positions.start : positions.stop]
-
-
-@dataclass(frozen=True)
-class _Probe:
-    images: Images | Tensor
-    labels: ArrayLike
-    class_names: Sequence[str] | None
-    text_features: TextFeatures | ArrayLike | None
-    tokenizer: Any
-    templates: Sequence[str]
-    batch_size: int
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.images, Tensor) and not hasattr(self.images, "fetch"):
-            raise ValueError(
-                f"images: a {type(self.images).__name__}; the probe is read again at every measurement, so give one tensor "
-                "(images, 3, height, width) or something with `fetch(positions)`"
-            )
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1")
-        text = text_features_of(None, self.class_names, self.text_features, self.tokenizer, self.templates)
-        labels = checked_labels(self.labels, len((self.class_names or ()) if text is None else text.class_names))
-        if isinstance(self.images, Tensor):
-            if len(self.images) != len(labels):
-                raise ValueError(f"labels: {len(labels)} for {len(self.images)} images; give one an image")
-            list(checked_images(self.images.split(self.batch_size), "images"))
-        else:
-            list(checked_images([self.images.fetch(range(min(len(labels), self.batch_size)))], "images"))
-
-    def encoded(self, model: nn.Module) -> TextFeatures:
-        """The text features that are given, or those of ``model`` as it is now."""
-        text = text_features_of(model, self.class_names, self.text_features, self.tokenizer, self.templates)
-        assert text is not None
-        return text
-
-    def text_parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """The trained parameters that the text features depend on, by name; none where the features are given."""
-        return {} if self.text_features is not None else trained_text_parameters(model, self.tokenizer)
-
-    def correct(self, model: nn.Module, text: TextFeatures, processes: Processes | None = None) -> NDArray[np.float64]:
-        """Whether the model names each image rightly, 1 or 0: (images,). Leaves no trace in the model."""
-        images = _Fetched(self.images) if isinstance(self.images, Tensor) else self.images
-        with preserve_state(model):
-            result = evaluate_zero_shot(
-                model, images, self.labels, text_features=text, batch_size=self.batch_size,
-                processes=processes,
-            )  # fmt: skip
-        return result.correct.astype(np.float64)
-
-
-@dataclass(frozen=True)
 class RetentionBudget:
-    """A share of the pretrained zero-shot accuracy; made by :meth:`Budget.retention`."""
+    """A share of the pretrained accuracy by a retention measure; made by :meth:`Budget.retention`."""
 
     at_least: float
-    probe: _Probe
+    probe: RetentionProbe
     confidence: float = 0.9
 
-    metric = RETENTION
+    @property
+    def metric(self) -> str:
+        """``retention_pct`` of zero-shot accuracy, ``knn_retention_pct``, ..."""
+        return retention_metric(self.probe.measure)
 
     def __post_init__(self) -> None:
         if not 0 < self.at_least < 2:
@@ -224,7 +169,8 @@ class RetentionBudget:
             raise ValueError(f"confidence is {self.confidence}; it must be at least 0.5 and below 1")
 
     def __str__(self) -> str:
-        return f"retention at least {100 * self.at_least:g}% with {100 * self.confidence:g}% confidence"
+        measure = "" if self.probe.measure == ZERO_SHOT else f"{self.probe.measure} "
+        return f"{measure}retention at least {100 * self.at_least:g}% with {100 * self.confidence:g}% confidence"
 
     def against(self, model: nn.Module, processes: Processes | None = None) -> RetentionMeter:
         """What measures this budget against the state that ``model`` is in now. Raises ValueError where it has no value."""
@@ -235,8 +181,9 @@ class RetentionMeter:
     """Measures retention against the pretrained predictions on the probe, taken when it is made.
 
     Attributes:
-        accuracy: the pretrained zero-shot accuracy on the probe.
+        accuracy: the pretrained accuracy on the probe.
         text: the features of the class names, as they were then; encoded anew at every reading where their encoder trains.
+            None for a measure without text.
     """
 
     def __init__(self, budget: RetentionBudget, pretrained: nn.Module, processes: Processes | None = None) -> None:
@@ -245,9 +192,9 @@ class RetentionMeter:
         self.text = budget.probe.encoded(pretrained)
         self._before = budget.probe.correct(pretrained, self.text, processes)
         self.accuracy = float(self._before.mean())
-        reason = why_no_retention(self.accuracy, len(self.text.class_names))
+        reason = why_no_retention(self.accuracy, budget.probe.classes(self.text), len(self._before))
         if reason is not None:
-            raise ValueError(f"budget on retention: {reason}")
+            raise ValueError(f"budget on {budget.metric}: {reason}")
 
     def read(self, model: nn.Module, processes: Processes | None = None) -> Reading:
         """The retention of ``model``, in percent, and its lower confidence bound; ``processes`` share the probe."""
@@ -263,7 +210,7 @@ class RetentionMeter:
         bound = share - NormalDist().inv_cdf(self.budget.confidence) * error
         # Of a state that predicts as the pretrained one does nothing is unsure.
         limit = self.budget.at_least
-        return Reading(RETENTION, 100 * share, 100 * error, 100 * bound, 100 * limit, 100 * (bound - limit))
+        return Reading(self.budget.metric, 100 * share, 100 * error, 100 * bound, 100 * limit, 100 * (bound - limit))
 
 
 def text_parameters(budgets: Sequence[Budget | RetentionBudget], monitor: DriftMonitor) -> dict[str, nn.Parameter]:

@@ -157,7 +157,7 @@ def import_tables(
         raise TableError(f"{_shown(source)}: no table `runs` ({', '.join(f'runs{suffix}' for suffix in SUFFIXES)})")
     sources = {name: path for name, (path, _) in files.items()}
     check_run_names(frames, sources)
-    _derive_retention(frames["runs"], result)
+    frames["runs"] = _derive_retention(frames["runs"], result)
     result.hints += derive_losses(frames, sources["runs"])
     tables = _conformed(frames, result)
     for report in reports:
@@ -342,8 +342,9 @@ def _describe(frame: pd.DataFrame, name: str, report: TableReport) -> None:
     report.unknown = [str(column) for column in frame.columns if column not in known]
 
 
-def _derive_retention(runs: pd.DataFrame, report: ImportReport) -> None:
-    """Fill an absent retention column from accuracies, and say that the chance level was not checked."""
+def _derive_retention(runs: pd.DataFrame, report: ImportReport) -> pd.DataFrame:
+    """``runs`` with absent retention columns, from accuracies; says that the chance level was not checked."""
+    derived: dict[str, pd.Series[float]] = {}
     for name in transfer_sets(runs):
         kept, accuracy, base = (
             f"transfer_{name}_zero_shot_{end}" for end in ("retention_pct", "accuracy", "pretrained")
@@ -351,11 +352,13 @@ def _derive_retention(runs: pd.DataFrame, report: ImportReport) -> None:
         if kept in runs.columns or base not in runs.columns or accuracy not in runs.columns:
             continue
         pretrained = pd.to_numeric(runs[base], errors="coerce")
-        runs[kept] = 100.0 * pd.to_numeric(runs[accuracy], errors="coerce") / pretrained.where(pretrained > 0)
+        derived[kept] = 100.0 * pd.to_numeric(runs[accuracy], errors="coerce") / pretrained.where(pretrained > 0)
         report.hints.append(
             f"`{kept}` was absent and is computed as 100 x `{accuracy}` / `{base}`; it means nothing where the "
             "pretrained accuracy is below twice chance, which the table does not tell"
         )
+    # Together, as pandas takes long over a wide table's columns one by one.
+    return pd.concat([runs, pd.DataFrame(derived, index=runs.index)], axis=1)
 
 
 def _write(tables: Tables, root: Path, overwrite: bool) -> list[Path]:

@@ -16,6 +16,7 @@ from attndrift.losses.registry import LOSSES
 from attndrift.methods.registry import HEADS, METHODS
 from attndrift.metrics.registry import METRICS, layer_metrics
 from attndrift.results.columns import Column
+from attndrift.results.measures import MEASURES, retention_metric
 from attndrift.results.tables import TABLES, TableError, columns_of
 
 _OPEN = ("method", "loss", "head", "metric", "guard")
@@ -31,7 +32,7 @@ def words_of(column: Column, table: str) -> tuple[str, ...]:
     if column.name == "metric":
         return tuple(layer_metrics())
     if column.name == "guard":
-        return ("retention_pct", *METRICS.names())
+        return (*map(retention_metric, MEASURES.names()), *METRICS.names())
     if column.name == "loss" and table == "losses":
         return tuple(LOSSES.names())
     words = column.meaning.partition(":")[0].split(" | ")

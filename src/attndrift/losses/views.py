@@ -23,6 +23,7 @@ from attndrift.losses.pretrained_weights import encoder_of
 from attndrift.models.backbone import backbone_of
 from attndrift.models.embedding import pooled
 from attndrift.models.hooks import TemporaryHooks
+from attndrift.models.parameters import task_classifiers
 
 
 class Seen(Protocol):
@@ -231,6 +232,13 @@ class EmbeddingView(View):
         if isinstance(model, ImageEncoder):
             return model
         backbone = backbone_of(encoder_of(model))
+        held = {id(part) for part in task_classifiers(backbone.tower) if any(True for _ in part.parameters())}
+        inside = {id(backbone.tower.get_submodule(name.rpartition(".")[0])) for name in backbone.projection_in_tower}
+        if held - inside:
+            raise PreservationLossError(
+                f"{type(backbone.tower).__name__} holds a classifier and puts out logits, which are no embeddings: make it with "
+                "num_classes=0, and put the classifier behind it"
+            )
         return ImageEncoder(backbone.tower, backbone.projection)
 
     @contextmanager

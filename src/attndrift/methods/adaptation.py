@@ -82,6 +82,11 @@ def _adapted(
     if settings.freeze_layers > blocks:
         raise ValueError(f"freeze_layers is {settings.freeze_layers}; the model has {blocks} blocks")
     frozen = set(range(settings.freeze_layers)) | blocks_named(settings.freeze_blocks, blocks, "freeze_blocks")
+    if head.needs_text and backbone.logit_scale is None:
+        others = ", ".join(one.name for one in HEADS if not (one.needs_text or one.live))
+        raise ValueError(
+            f"head is {head.name!r}; {type(backbone.model).__name__} has no text tower. {others} need none"
+        )
     if head.needs_text and (texts is None or len(texts) != n_classes):
         raise ValueError(f"head is {head.name!r}; give the text features of all classes, (classes, dimensions)")
     if head.live:
@@ -126,6 +131,8 @@ def _train_projection(backbone: Backbone, trained: bool) -> None:
     # Adapters in the projection are what is trained of it.
     if backbone.projection is not None and not adapter_names(backbone.projection):
         backbone.projection.requires_grad_(trained)
+    for name in backbone.projection_in_tower:
+        backbone.tower.get_parameter(name).requires_grad_(trained)
 
 
 def _train_text(backbone: Backbone, settings: AdaptationSettings) -> None:

@@ -1,12 +1,11 @@
 """Whether adapters are where they should be, and do what their file says.
 
 ``peft`` warns where the keys of a file do not match and goes on with adapters that do nothing
-(keys of transformers 4, of a bare ``CLIPVisionModel``, of a wrapped model); here each is an error.
+(keys of transformers 4, of a bare image tower, of a wrapped model); here each is an error.
 """
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,9 +15,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import CLIPModel
 
-from attndrift.methods.classifier import unwrap
+from attndrift.models.backbone import find_backbone
 from attndrift.models.errors import CheckpointError
 from attndrift.models.shapes import misfit
 
@@ -52,28 +50,27 @@ def adapter_names(model: nn.Module) -> list[str]:
     ]
 
 
-_IMAGE_HALF = re.compile(r"\b(vision_model|visual_projection)\.")
-"""Parts of a CLIP model that an image passes through."""
-
-
 def check_adapter_places(model: nn.Module, *, text_tower: bool | None = False) -> None:
-    """Raise ``ValueError`` unless adapters sit in the vision tower or its projection, and nowhere else.
+    """Raise ``ValueError`` unless adapters sit in the image tower or its projection, and nowhere else.
 
     ``text_tower``: they may sit in the text tower and its projection too; None: in either, and nothing is checked.
     """
     if text_tower is None:
         return
-    names = adapter_names(model)
-    if isinstance(unwrap(model), CLIPModel):
-        outside = [name for name in names if not _IMAGE_HALF.search(name)]
-    else:  # a vision tower on its own
-        outside = [name for name in names if re.search(r"\btext_(model|projection)\.", name)]
-    if len(outside) == len(names) and (text_tower or not names):
-        raise ValueError("no adapter was placed in the vision tower: none of its modules matches the targets")
+    backbone = find_backbone(model)
+    # Of no registered backbone: an image tower on its own.
+    halves = [model] if backbone is None else [backbone.tower, backbone.projection]
+    inside = {part for half in halves if half is not None for part in half.modules()}
+    layers = list(_adapted_layers(model))
+    outside = [name for name, layer in layers if layer not in inside]
+    if len(outside) == len(layers) and (text_tower or not layers):
+        raise ValueError("no adapter was placed in the image tower: none of its modules matches the targets")
     if outside and not text_tower:
+        assert backbone is not None
+        places = {part: name for name, part in backbone.model.named_modules()}
         raise ValueError(
-            f"{len(outside)} adapter parameters sit outside the vision tower and its projection, for instance "
-            f"{outside[0]}; give target modules as a pattern that names vision_model"
+            f"{len(outside)} layers with adapters sit outside the image tower and its projection, for instance "
+            f"{outside[0]}; give target modules as a pattern that names {places[backbone.tower]}"
         )
 
 

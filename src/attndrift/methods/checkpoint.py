@@ -57,7 +57,7 @@ def fingerprint_embeddings(model: nn.Module, pixels: Tensor) -> Tensor:
     if any(p.device.type != "cpu" or p.dtype != torch.float32 for p in model.parameters()):
         model = copy.deepcopy(model).to("cpu", torch.float32)
     with evaluation_mode(model), torch.autocast("cpu", enabled=False):
-        return image_embeddings(model, pixels.float().cpu()).float()
+        return image_embeddings(model, pixels.float().cpu()).float().contiguous()
 
 
 def _prompts(model: CLIPClassifier, pretrained: nn.Module | None = None) -> Tensor:

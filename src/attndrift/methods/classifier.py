@@ -1,31 +1,30 @@
-"""A CLIP image encoder, its projection, and a linear classifier on the image embedding."""
+"""An image encoder, its projection, and a linear classifier on the image embedding."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from attndrift.methods.live_text import LiveTextClassifier
 from attndrift.models.backbone import Backbone, backbone_of
 
 
-def unwrap(clip: nn.Module) -> CLIPModel:
-    """The ``CLIPModel`` inside a ``peft`` model, adapters in place; any other model as it is."""
+def unwrap(clip: nn.Module) -> Any:
+    """The model inside a ``peft`` model, adapters in place; any other model as it is."""
     inner: Any = clip
-    return cast(CLIPModel, inner.get_base_model() if hasattr(inner, "get_base_model") else inner)
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
 class CLIPClassifier(nn.Module):
-    """Backbone -> image embedding (``visual_projection``, not normalised) -> linear classifier.
+    """Backbone -> image embedding (behind its projection, where it has one; not normalised) -> linear classifier.
 
     Attributes:
-        clip: the ``CLIPModel``, or the ``peft`` model around it.
+        clip: the model of a registered backbone, or the ``peft`` model around it.
         classifier: ``Linear(projection, classes)`` with bias, a :class:`CosineClassifier`, or a
             :class:`~attndrift.methods.live_text.LiveTextClassifier`.
         settings: how the backbone was adapted, an :class:`~attndrift.methods.settings.AdaptationSettings`.
@@ -46,8 +45,8 @@ class CLIPClassifier(nn.Module):
         self.start = dict(start or {})
 
     @property
-    def backbone(self) -> CLIPModel:
-        """The ``CLIPModel`` itself, adapters inside."""
+    def backbone(self) -> Any:
+        """The model itself, adapters inside."""
         return unwrap(self.clip)
 
     @property
@@ -92,7 +91,10 @@ class CosineClassifier(nn.Linear):
 
     @classmethod
     def of_text(cls, text_features: Tensor, logit_scale: Tensor) -> CosineClassifier:
-        """From normalised text features (classes, dimensions) and CLIP's logarithm of the inverse temperature."""
+        """From normalised text features (classes, dimensions) and the logarithm of the inverse temperature.
+
+        A logit bias is left out: it is the same for every class, so no prediction and no cross-entropy depends on it.
+        """
         device = logit_scale.device if logit_scale.is_meta else torch.device("cpu")  # parameters are counted
         layer = cls(text_features.shape[1], text_features.shape[0], bias=False, device=device)
         with torch.no_grad():
@@ -119,15 +121,16 @@ def new_classifier(width: int, classes: int, seed: int) -> nn.Linear:
         return nn.Linear(width, classes)
 
 
-def classifier_from_text(text_features: Tensor, logit_scale: Tensor) -> nn.Linear:
+def classifier_from_text(text_features: Tensor, logit_scale: Tensor, logit_bias: Tensor | None = None) -> nn.Linear:
     """A classifier that starts as the zero-shot one, up to the norm of the image embedding.
 
     Args:
         text_features: (classes, dimensions), normalised.
-        logit_scale: CLIP's logarithm of the inverse temperature.
+        logit_scale: the logarithm of the inverse temperature.
+        logit_bias: of a model that was pretrained with a sigmoid loss.
     """
     layer = nn.Linear(text_features.shape[1], text_features.shape[0])
     with torch.no_grad():
         layer.weight.copy_(text_features * logit_scale.exp().to(text_features))
-        layer.bias.zero_()
+        layer.bias.fill_(0.0 if logit_bias is None else float(logit_bias))
     return layer

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy, logsigmoid, normalize
 
 from attndrift.metrics.attention import wide_dtype
 from attndrift.models.backbone import Backbone
@@ -37,14 +37,29 @@ def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor | float) -> Te
     return 0.5 * (cross_entropy(logits, own) + cross_entropy(logits.T, own))
 
 
+def sigmoid_loss(images: Tensor, texts: Tensor, scale: Tensor | float, bias: Tensor | float, same: Tensor) -> Tensor:
+    """SigLIP's loss of a batch: every image and text is a question of its own, whether they belong together.
+
+    Args:
+        images, texts: embeddings (images, dimensions) and (texts, dimensions), of any norm.
+        scale, bias: the inverse temperature, and what is added to the logits.
+        same: (images, texts), true where a text is one of the image's class. In a batch with one class twice, its texts are
+            positives of both images: they may be the same text, which cannot be right and wrong.
+    """
+    logits = scale * normalize(images, dim=-1) @ normalize(texts, dim=-1).T + bias
+    logits = logits.to(wide_dtype(logits))
+    return -logsigmoid(torch.where(same, logits, -logits)).sum(-1).mean()
+
+
 class LiveTextClassifier(nn.Module):
     """The zero-shot classifier of the text tower as it is: it has no parameters of its own.
 
     Args:
         tokens: token ids of the class prompts, int64 (classes, templates, tokens). Features are means over templates.
         dimensions: of the embeddings.
-        contrastive: in training the loss is :func:`contrastive_loss` over the batch, each image beside a prompt of its class
-            in a template that is drawn from the global generator; otherwise cross-entropy over all classes.
+        contrastive: in training the loss is that of the pretraining over the batch, each image beside a prompt of its class
+            in a template that is drawn from the global generator: :func:`contrastive_loss`, or :func:`sigmoid_loss` for a
+            model with a logit bias. Otherwise it is cross-entropy over all classes.
     """
 
     tokens: Tensor
@@ -79,13 +94,17 @@ class LiveTextClassifier(nn.Module):
         text, scale = backbone.text, backbone.temperature
         assert text is not None
         assert scale is not None
+        bias = backbone.logit_bias
         if self.contrastive and self.training and labels is not None:
-            return self._contrast(embeddings, text, scale.exp(), labels)
+            return self._contrast(embeddings, text, scale.exp(), bias, labels)
         features = self.features(text) if self._kept is None else self._kept
         logits = scale.exp() * normalize(embeddings, dim=-1) @ features.T
+        logits = logits if bias is None else logits + bias
         return ClassLogits(logits, None if labels is None else cross_entropy(logits.float(), labels))
 
-    def _contrast(self, embeddings: Tensor, text: Backbone, scale: Tensor, labels: Tensor) -> ClassLogits:
+    def _contrast(
+        self, embeddings: Tensor, text: Backbone, scale: Tensor, bias: Tensor | None, labels: Tensor
+    ) -> ClassLogits:
         classes, templates, _ = self.tokens.shape
         drawn = (
             torch.randint(templates, labels.shape, device=labels.device) if templates > 1 else torch.zeros_like(labels)
@@ -99,4 +118,7 @@ class LiveTextClassifier(nn.Module):
             alike = scale * normalize(embeddings, dim=-1) @ normalize(texts, dim=-1).T
             logits = alike.new_full((len(labels), classes), -torch.inf)
             logits = logits.scatter_reduce(1, labels.expand(len(labels), -1), alike, "amax")
-        return ClassLogits(logits, contrastive_loss(embeddings, texts, scale))
+        if bias is None:
+            return ClassLogits(logits, contrastive_loss(embeddings, texts, scale))
+        same = labels[:, None] == labels[None, :]
+        return ClassLogits(logits + bias, sigmoid_loss(embeddings, texts, scale, bias, same))

@@ -29,15 +29,34 @@ def state_for_drift(
     Embeddings, layer norms and blocks; the projection is apart (:func:`projection_drift`). A weight under
     an adapter is given as its :class:`~attndrift.metrics.LowRankUpdate`.
     """
-    before = bare_parameters(backbone_of(pretrained).tower)
-    return before, _values(classifier.view.tower, before)
+    before = tower_parameters(backbone_of(pretrained))
+    inside = classifier.view.projection_in_tower
+    after = _values(classifier.view.tower, before)
+    return before, {name: value for name, value in after.items() if name not in inside}
+
+
+def tower_parameters(backbone: Backbone) -> dict[str, Tensor]:
+    """The tower's parameters beneath adapters, without a projection that it may hold."""
+    inside = backbone.projection_in_tower
+    return {name: value for name, value in bare_parameters(backbone.tower).items() if name not in inside}
+
+
+def projection_parameters(backbone: Backbone) -> dict[str, Tensor]:
+    """The parameters of the projection beneath adapters, behind the tower or in it; empty without one."""
+    if backbone.projection is not None:
+        return bare_parameters(backbone.projection)
+    return {name: backbone.tower.get_parameter(name).detach() for name in backbone.projection_in_tower}
+
+
+def _projection_now(backbone: Backbone, pretrained: Mapping[str, Tensor]) -> Mapping[str, Tensor | LowRankUpdate]:
+    return projection_parameters(backbone) if backbone.projection is None else _values(backbone.projection, pretrained)
 
 
 def squared_norms(pretrained: nn.Module) -> tuple[float, float]:
     """Squared norms of the vision transformer and of the projection, for :func:`weight_drift` and :func:`projection_drift`."""
     backbone = backbone_of(pretrained)
-    projection = 0.0 if backbone.projection is None else squared_norm(bare_parameters(backbone.projection))
-    return squared_norm(bare_parameters(backbone.tower)), projection
+    projection = projection_parameters(backbone)
+    return squared_norm(tower_parameters(backbone)), squared_norm(projection) if projection else 0.0
 
 
 def weight_drift(classifier: CLIPClassifier, pretrained: nn.Module, norm: float | None = None) -> float:
@@ -50,12 +69,10 @@ def weight_drift(classifier: CLIPClassifier, pretrained: nn.Module, norm: float 
 
 def projection_drift(classifier: CLIPClassifier, pretrained: nn.Module, norm: float | None = None) -> float:
     """norm(dW) / norm(W0) of the projection to the embedding; 0 without one. ``norm``: the second of :func:`squared_norms`, where somebody has it."""
-    first, now = backbone_of(pretrained).projection, classifier.view.projection
-    if first is None or now is None:
+    before = projection_parameters(backbone_of(pretrained))
+    if not before:
         return 0.0
-    before = bare_parameters(first)
-    after = _values(now, before)
-    return relative_distance(before, after, pretrained_squared_norm=norm)
+    return relative_distance(before, _projection_now(classifier.view, before), pretrained_squared_norm=norm)
 
 
 @dataclass(frozen=True)
@@ -74,7 +91,7 @@ class TextWeights:
         """
         text, scale = _text_of(backbone), backbone.logit_scale
         assert scale is not None
-        parts = (bare_parameters(text.tower), {} if text.projection is None else bare_parameters(text.projection))
+        parts = (tower_parameters(text), projection_parameters(text))
         tower, projection = (
             {name: value.clone() if copied else value for name, value in part.items()} for part in parts
         )
@@ -88,10 +105,11 @@ class TextWeights:
         text, scale = _text_of(backbone), backbone.logit_scale
         assert scale is not None
         projection = 0.0
-        if text.projection is not None:
-            projection = relative_distance(self.projection, _values(text.projection, self.projection))
+        if self.projection:
+            projection = relative_distance(self.projection, _projection_now(text, self.projection))
+        tower = {name: now for name, now in _values(text.tower, self.tower).items() if name in self.tower}
         return {
-            "text_weight_drift": relative_distance(self.tower, _values(text.tower, self.tower)),
+            "text_weight_drift": relative_distance(self.tower, tower),
             "text_projection_drift": projection,
             "logit_scale_change": float(scale) - self.logit_scale,
         }

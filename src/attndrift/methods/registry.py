@@ -38,6 +38,7 @@ class Method(ABC):
         projection: whether the projection is trained by default; None where it never is.
         adapts: whether anything is trained at all; ``moves_encoder`` whether the attention can change, so that
             preservation losses and guards have something to do.
+        replaces: whether :meth:`apply` puts other weights in place, which are measured without any training.
         freezes_blocks: whether ``freeze_layers`` and ``freeze_blocks`` may freeze blocks of it.
         keeps_activations: whether a step holds the activations of every block for its backward pass.
         cost: of a training step, in forward passes, where nobody has measured it (``study/step_costs.json``); ``work`` is its share of the time of full fine-tuning.
@@ -61,6 +62,7 @@ class Method(ABC):
     projection: ClassVar[bool | None] = True
     adapts: ClassVar[bool] = True
     moves_encoder: ClassVar[bool] = True
+    replaces: ClassVar[bool] = False
     freezes_blocks: ClassVar[bool] = False
     keeps_activations: ClassVar[bool] = True
     cost: ClassVar[float] = 3.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Annotated, Any
 
 from pydantic import AfterValidator
@@ -86,23 +87,36 @@ def layers_named(
     if blocks is not None and not 1 <= blocks <= depth:
         raise ValueError(f"{setting}: the last {blocks} blocks are asked for; the model has {depth}")
     places = {part: name for name, part in backbone.model.named_modules()}
-    chosen = {part for block in backbone.blocks[-(blocks or depth) :] for part in block.modules()}
+    chosen = {part: places[part] for block in backbone.blocks[-(blocks or depth) :] for part in block.modules()}
     found: dict[str, list[str]] = {}
     for name in names:
-        if name == "projection":
-            held = [] if backbone.projection is None else [places[backbone.projection]]
-        else:
-            pattern = re.compile(backbone.adapter_pattern([name]))
-            held = [place for part, place in places.items() if part in chosen and pattern.fullmatch(place)]
-        if not held:
-            inside = sorted(
-                {place.rpartition(".")[2] for part, place in places.items() if part in chosen and _linear(part)}
-            )
+        try:
+            found[name] = _places(backbone, name, chosen, places)
+        except ValueError as error:
+            raise ValueError(f"{setting}: {type(backbone.model).__name__}: {error}") from None
+        if not found[name]:
+            inside = {place.rpartition(".")[2] for part, place in chosen.items() if _linear(part)}
             raise ValueError(
                 f"{setting}: {type(backbone.model).__name__} has no layer {name!r} in its image tower for an adapter; the "
-                f"linear layers of its blocks are {', '.join(inside)}, and q, k, v, out name those of attention"
+                f"linear layers of its blocks are {', '.join(_possible(backbone, sorted(inside), chosen, places))}"
             )
-        found[name] = held
+    return found
+
+
+def _places(backbone: Any, name: str, chosen: Mapping[Any, str], places: Mapping[Any, str]) -> list[str]:
+    """Full names of the layers that ``name`` means. Raises ``ValueError`` for those that no adapter goes into."""
+    if name == "projection":
+        return [] if backbone.projection is None else [places[p] for p in backbone.projection.modules() if _linear(p)]
+    pattern = re.compile(backbone.adapter_pattern([name]))
+    return [place for part, place in chosen.items() if _linear(part) and pattern.fullmatch(place)]
+
+
+def _possible(backbone: Any, inside: list[str], chosen: Mapping[Any, str], places: Mapping[Any, str]) -> list[str]:
+    """Of the layers ``inside`` and the roles, those that adapters go into."""
+    found = []
+    for name in (*inside, *ROLES[:4]):
+        with suppress(ValueError):
+            found += [name] if _places(backbone, name, chosen, places) else []
     return found
 
 

@@ -11,9 +11,12 @@ from attndrift.lazy_imports import lazy_imports
 from attndrift.metrics.registry import METRICS, Metric, structure_metrics
 
 if TYPE_CHECKING:
+    from attndrift.metrics.activations import activation_change
     from attndrift.metrics.attention import entropy, erf, gini, head_diversity, rollout
+    from attndrift.metrics.collapse import effective_rank, mean_pairwise_cosine, modality_gap, procrustes_residual
     from attndrift.metrics.representation import (
         cka_chance_level,
+        cross_layer_cka,
         embedding_distance,
         embedding_drift,
         linear_cka,
@@ -29,7 +32,10 @@ __all__ = [
     "Metric",
     "StructureAccumulator",
     "StructureSummary",
+    "activation_change",
     "cka_chance_level",
+    "cross_layer_cka",
+    "effective_rank",
     "embedding_distance",
     "embedding_drift",
     "entropy",
@@ -39,6 +45,9 @@ __all__ = [
     "linear_cka",
     "linear_cka_both",
     "linear_cka_layers",
+    "mean_pairwise_cosine",
+    "modality_gap",
+    "procrustes_residual",
     "rollout",
     "squared_norm",
     "structure_metrics",
@@ -49,9 +58,12 @@ __all__ = [
 __getattr__, __dir__ = lazy_imports(
     __name__,
     {
+        "attndrift.metrics.activations": ("activation_change",),
         "attndrift.metrics.attention": ("entropy", "erf", "gini", "head_diversity", "rollout"),
+        "attndrift.metrics.collapse": ("effective_rank", "mean_pairwise_cosine", "modality_gap", "procrustes_residual"),
         "attndrift.metrics.representation": (
             "cka_chance_level",
+            "cross_layer_cka",
             "embedding_distance",
             "embedding_drift",
             "linear_cka",

@@ -1,4 +1,4 @@
-"""Every registered metric that compares an adapted model's representation with the pretrained one's.
+"""Every registered metric of representations: of one model's, and of an adapted model's against the pretrained one's.
 
 An accelerator is asked for all of it before it is waited for.
 """
@@ -6,7 +6,7 @@ An accelerator is asked for all of it before it is waited for.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -79,34 +79,54 @@ def compare_embeddings(
     Returns:
         A function that gives the number of each, by name, and why one is None.
     """
-    later: dict[str, _Later] = {"embedding_drift": (deferred.defer(embedding_drift(before, after, check=False)), None)}
-    for metric in METRICS:
-        if metric.needs == "embeddings" and metric.name not in later:
-            later[metric.name] = _of_layers(metric, before[None], after[None], deferred)
+    distance = METRICS["embedding_distance"]
+    later: dict[str, _Later] = {
+        "embedding_drift": (deferred.defer(embedding_drift(before, after, check=False)), None),
+        distance.name: _of_layers(distance, before[None], after[None], deferred),
+    }
+    asked = [metric for metric in METRICS if metric.needs == "embeddings" and metric.name not in later]
+    both = [deferred.defer(values) for values in (before, after)]
 
     def read() -> tuple[dict[str, float | None], Reasons]:
         values, reasons = _read(later)
+        # On the CPU, as a singular value decomposition waits for an accelerator in the midst of what it is asked for.
+        of_cpu, more = _numbers(asked, *(values() for values in both))
         if not math.isfinite(float(values["embedding_drift"])):
             try:
                 embedding_drift(before, after)
             except ValueError as error:
                 # It has the words for what is wrong.
                 reasons["embedding_drift"] = str(error)
-        return {name: finite(float(value)) for name, value in values.items()}, reasons
+        return {name: finite(float(value)) for name, value in values.items()} | of_cpu, reasons | more
 
     return read
 
 
+def measure_embeddings(embeddings: Tensor) -> tuple[dict[str, float | None], Reasons]:
+    """Metrics of the image embeddings (images, dimensions) of one model, by name, and why one is None."""
+    return _numbers([metric for metric in METRICS if metric.needs == "own embeddings"], embeddings.cpu())
+
+
+def measure_with_texts(images: Tensor, texts: Tensor) -> tuple[dict[str, float | None], Reasons]:
+    """Metrics of the embeddings of images and of texts of one model, by name, and why one is None."""
+    return _numbers([metric for metric in METRICS if metric.needs == "own images and texts"], images.cpu(), texts.cpu())
+
+
 def compare_texts(before: Tensor, after: Tensor) -> dict[str, float | None]:
     """Metrics of embeddings of texts (texts, dimensions), by name; None where one has no value."""
+    return _numbers([metric for metric in METRICS if metric.needs == "texts"], before, after)[0]
+
+
+def _numbers(metrics: Sequence[Metric], *values: Tensor) -> tuple[dict[str, float | None], Reasons]:
+    """The number of each, by name, and why one is None."""
     found: dict[str, float | None] = {}
-    for metric in METRICS:
-        if metric.needs == "texts":
-            try:
-                found[metric.name] = finite(float(_number(metric, before, after)))
-            except ValueError:
-                found[metric.name] = None
-    return found
+    reasons = Reasons()
+    for metric in metrics:
+        try:
+            found[metric.name] = finite(float(_number(metric, *values)))
+        except ValueError as error:
+            found[metric.name], reasons[metric.name] = None, str(error)
+    return found, reasons
 
 
 def finite(value: float) -> float | None:
@@ -114,8 +134,8 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _number(metric: Metric, before: Tensor, after: Tensor) -> Tensor:
-    found = metric.function(before, after)
+def _number(metric: Metric, *values: Tensor) -> Tensor:
+    found = metric.function(*values)
     found = found if isinstance(found, Tensor) else torch.tensor(float(found), dtype=torch.float64)
     if found.numel() != 1:
         raise ValueError(f"metric `{metric.name}`: it must give one number, not values of shape {tuple(found.shape)}")

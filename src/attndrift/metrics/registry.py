@@ -21,26 +21,36 @@ Needs = Literal[
     "class token",
     "full maps",
     "hidden states",
+    "layer inputs",
     "embeddings",
+    "own embeddings",
+    "own images and texts",
     "weights",
     "texts",
     "text weights",
+    "labelled images",
 ]
 """What a metric is computed from:
 
 - ``attention``: attention of the class token to the patches, (..., N), rows that sum to 1; gives (...).
 - ``mean maps``: the mean map of each head over all images, (..., heads, N); gives (..., heads).
 - ``hidden states``: class-token states of one block, pretrained and adapted, (images, width) each; gives a number.
+- ``layer inputs``: what the linear layers of a block are given, on request; who measures gives the number of each block.
 - ``embeddings``: image embeddings, pretrained and adapted, (images, dimensions) each; gives a number.
+- ``own embeddings``: image embeddings of one model, (images, dimensions); gives a number, which the pretrained and the
+  adapted model have each.
+- ``own images and texts``: as that, of image embeddings and embeddings of class prompts, where there is a text tower.
 - ``weights``: parameters by name, pretrained and adapted; who measures gives the number.
 - ``texts``: embeddings of class prompts, pretrained and adapted, (texts, dimensions) each; gives a number, where the text
   side is trained.
 - ``text weights``: as ``weights``, of the text side.
+- ``labelled images``: images and labels that are not trained on, on request; who measures gives the number.
 - ``class token`` and ``full maps``: what an observation itself holds; there is no column of their mean.
 """
 
 _STRUCTURE = ("attention", "mean maps")
-_COMPARED = ("hidden states", "embeddings", "weights", "texts", "text weights")
+_OWN = ("own embeddings", "own images and texts")
+_COMPARED = ("hidden states", "layer inputs", "embeddings", "weights", "texts", "text weights", "labelled images")
 
 
 @dataclass(frozen=True)
@@ -86,7 +96,7 @@ class Metric:
     cost: str = "none"
 
     def __post_init__(self) -> None:
-        if self.compared and self.pretrained is None:
+        if self.compared and self.pretrained is None and self.needs != "labelled images":
             raise ValueError(
                 f"metric `{self.name}` compares with the pretrained model; give `pretrained`, its value there"
             )
@@ -104,8 +114,13 @@ class Metric:
 
     @property
     def structural(self) -> bool:
-        """Whether it measures a state, so that its change is relative to the pretrained value."""
+        """Whether it measures the structure of attention: every block and head has a value."""
         return self.needs in _STRUCTURE
+
+    @property
+    def own(self) -> bool:
+        """Whether it measures one model, so that its change is relative to the pretrained value."""
+        return self.needs in (*_STRUCTURE, *_OWN)
 
     @property
     def compared(self) -> bool:
@@ -115,7 +130,7 @@ class Metric:
     @property
     def per_layer(self) -> bool:
         """Whether every block has a value, in the table ``layers``."""
-        return self.needs in (*_STRUCTURE, "class token", "hidden states")
+        return self.needs in (*_STRUCTURE, "class token", "hidden states", "layer inputs")
 
     @property
     def per_head(self) -> bool:

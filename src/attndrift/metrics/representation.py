@@ -89,6 +89,48 @@ def linear_cka_both(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return _alignment(*_biased_hsic(xc, yc, *products)), _alignment(*_unbiased_hsic(xc, yc, *products))
 
 
+def cross_layer_cka(x: Tensor, y: Tensor, *, debiased: bool = True) -> Tensor:
+    """:func:`linear_cka` of every layer of one model with every layer of another, on the same images.
+
+    Args:
+        x: (layers of one, n, p), y: (layers of the other, n, q). n >= 2; n >= 4 for ``debiased``. Takes 8 n^2 bytes a layer.
+
+    Returns:
+        (layers of one, layers of the other) float64 on the CPU; NaN where all rows of a layer are equal.
+
+    Raises:
+        ValueError: wrong shapes, or different or too few images.
+
+    Source: Kornblith et al. 2019, figure 3.
+    """
+    needed = 4 if debiased else 2
+    for name, values in (("x", x), ("y", y)):
+        if values.ndim != 3 or values.shape[1] != x.shape[1] or values.shape[1] < needed:
+            raise ValueError(
+                f"{name}: expected (layers, images, width) of the same images, at least {needed}, got {tuple(values.shape)} "
+                f"beside {tuple(x.shape)}"
+            )
+    one, other = (torch.stack([_unit_gram(layer, debiased) for layer in values]).flatten(1) for values in (x, y))
+    return (one @ other.T).clamp_max(1.0)
+
+
+def _unit_gram(states: Tensor, debiased: bool) -> Tensor:
+    """The centred Gram matrix (n, n) of a layer, of norm 1, so that CKA is a product; NaN where all rows are equal."""
+    wide = states.detach().cpu().double()
+    centred = wide - wide.mean(0, keepdim=True)
+    if not bool(centred.norm() > _DEGENERATE * wide.norm()):
+        return wide.new_full((len(wide), len(wide)), math.nan)
+    gram = centred @ centred.T
+    if debiased:
+        # U-centring, whose products are the unbiased HSIC: Szekely and Rizzo 2014, section 3.
+        n = len(gram)
+        gram.fill_diagonal_(0.0)
+        sums = gram.sum(0)
+        gram = gram - (sums[:, None] + sums) / (n - 2) + sums.sum() / ((n - 1) * (n - 2))
+        gram.fill_diagonal_(0.0)
+    return gram / gram.norm()
+
+
 def linear_cka_layers(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """:func:`linear_cka_both` of every layer: an accelerator does all layers at once and is waited for once.
 

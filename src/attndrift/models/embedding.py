@@ -51,7 +51,7 @@ def image_embeddings(model: nn.Module, pixel_values: Tensor) -> Tensor:
     if hasattr(module, "encode_image"):
         return _first(module.encode_image(pixel_values))
     if hasattr(module, "forward_features") and hasattr(module, "forward_head"):
-        return _before_logits(_base(module), pixel_values)
+        return before_logits(_base(module), pixel_values)
     # These two are towers without classifier: what they put out is the embedding.
     if is_a(_base(module), "open_clip.VisionTransformer", "open_clip.TimmModel"):
         return _first(module(pixel_values))
@@ -113,7 +113,7 @@ def _first(output: Any) -> Tensor:
     return cast(Tensor, output[0] if isinstance(output, tuple) else output)
 
 
-def _before_logits(module: Any, pixel_values: Tensor) -> Tensor:
+def before_logits(module: Any, pixel_values: Tensor) -> Tensor:
     """``forward_head(forward_features(...), pre_logits=True)``, as one call of the module, which an observation sees."""
     own = vars(module).get("forward")
     module.forward = lambda pixels: module.forward_head(module.forward_features(pixels), pre_logits=True)

@@ -155,8 +155,14 @@ def resolve_model(source: str | Path, *, recorded_commit: str | None = None, ada
         raise ModelError(
             "`embedded`: this installation holds no embedded model; use `config:small`, a folder or a hub name"
         )
-    if text.startswith(CONFIG_PREFIX) or scheme_of(text) is not None:
+    if text.startswith(CONFIG_PREFIX):
         return ModelLocation(text, text, None, "config", {})
+    scheme = scheme_of(text)
+    if scheme is not None:
+        repository = None if scheme[0].repository is None else scheme[0].repository(scheme[1])
+        if repository is None:
+            return ModelLocation(text, text, None, "config", {})
+        return replace(find_files(at_commit(repository, recorded_commit)), source=text)
     if not is_on_hub(text):
         return _in_folder(text)
     reference = ModelReference.parse(at_commit(text, recorded_commit))
@@ -173,7 +179,7 @@ def resolve_model(source: str | Path, *, recorded_commit: str | None = None, ada
 
 
 def find_files(source: str) -> ModelLocation:
-    """The files of a model on a hub at exactly the revision asked for, whatever weights it has; for conversions.
+    """The files of a model on a hub at exactly the revision asked for, whatever weights it has.
 
     Raises :class:`HubError`.
     """
@@ -264,7 +270,7 @@ def _usable(found: ModelLocation, adapters: bool) -> ModelLocation:
         open_clip = any(name.startswith("open_clip") for name in found.files)
         raise HubError(
             f"{found.source}: holds no config.json, so transformers cannot load it"
-            + ("; it is a model of open_clip, which attndrift.observe takes" if open_clip else ""),
+            + (f"; it is a model of open_clip: give open_clip:{found.source}" if open_clip else ""),
             "no config",
         )
     if not found.weights:
@@ -403,7 +409,8 @@ def _from_cache(source: str, name: str, revision: str | None) -> ModelLocation |
     """What the cache has of a revision; None where it does not have its config."""
     if revision is None:
         return None
-    config = _in_cache(name, CONFIG, revision) or _in_cache(name, "adapter_config.json", revision)
+    configs = (_in_cache(name, file, revision) for file in (CONFIG, "adapter_config.json", "open_clip_config.json"))
+    config = next((path for path in configs if path is not None), None)
     if config is None or not _COMMIT.fullmatch(config.parent.name):
         return None
     files = {path.name: path.stat().st_size for path in sorted(config.parent.iterdir()) if path.is_file()}

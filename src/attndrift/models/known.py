@@ -19,7 +19,7 @@ class KnownModel:
     Attributes:
         name: of its repository.
         what: in a few words.
-        use: ``train``: studies, ``compare`` and ``baseline`` take it; ``observe``: ``attndrift.observe`` and the
+        use: ``train``: studies and ``compare`` take it; ``observe``: ``attndrift.observe`` and the
             monitor take it, loaded with ``transformers``; ``open_clip``: the same, loaded with ``open_clip``.
         revision: commit that holds ``model.safetensors``; None where no such commit is known.
         licence: as its card states it; None where it states none.
@@ -63,20 +63,20 @@ KNOWN = {
         ),
         KnownModel("facebook/metaclip-b32-fullcc2.5b", "MetaCLIP ViT-B/32 trained on 2.5B pairs", "train"),
         KnownModel(
-            "google/siglip-base-patch16-224", "SigLIP ViT-B/16", "observe",
+            "google/siglip-base-patch16-224", "SigLIP ViT-B/16", "train",
             "7fd15f0689c79d79e38b1c2e2e2370a7bf2761ed", "Apache-2.0", 812_672_320,
         ),
         KnownModel(
-            "google/siglip2-base-patch16-224", "SigLIP 2 ViT-B/16", "observe",
+            "google/siglip2-base-patch16-224", "SigLIP 2 ViT-B/16", "train",
             "75de2d55ec2d0b4efc50b3e9ad70dba96a7b2fa2", "Apache-2.0", 1_540_000_000,
         ),
         KnownModel(
-            "facebook/dinov2-small", "DINOv2 ViT-S/14", "observe",
+            "facebook/dinov2-small", "DINOv2 ViT-S/14", "train",
             "ed25f3a31f01632728cabb09d1542f84ab7b0056", "Apache-2.0", 88_249_960,
         ),
-        KnownModel("facebook/dinov2-base", "DINOv2 ViT-B/14", "observe", licence="Apache-2.0"),
-        KnownModel("facebook/dinov3-vits16-pretrain-lvd1689m", "DINOv3 ViT-S/16", "observe", gated=True),
-        KnownModel("facebook/dinov3-vitb16-pretrain-lvd1689m", "DINOv3 ViT-B/16", "observe", gated=True),
+        KnownModel("facebook/dinov2-base", "DINOv2 ViT-B/14", "train", licence="Apache-2.0"),
+        KnownModel("facebook/dinov3-vits16-pretrain-lvd1689m", "DINOv3 ViT-S/16", "train", gated=True),
+        KnownModel("facebook/dinov3-vitb16-pretrain-lvd1689m", "DINOv3 ViT-B/16", "train", gated=True),
     )
 }  # fmt: skip
 """By repository."""

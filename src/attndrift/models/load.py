@@ -1,4 +1,4 @@
-"""Loading CLIP: any folder or hub name, the embedded model, or a model made from a config.
+"""Loading models: any folder or hub name, the embedded model, or a model made from a config.
 
 Weights come as ``safetensors`` and nothing is ever unpickled; code of a hub repository is never run.
 """
@@ -12,58 +12,69 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from transformers import AutoConfig, AutoTokenizer, CLIPConfig, CLIPModel
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+import transformers
+from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
 from attndrift.files import read_json, sha256
-from attndrift.models.backbone import BackboneSpec, TextShape, VisionShape, scheme_of
+from attndrift.models.backbone import (
+    OBSERVED,
+    BackboneSpec,
+    FolderFormat,
+    TextShape,
+    VisionShape,
+    not_trained,
+    of_model_type,
+    scheme_of,
+)
 from attndrift.models.errors import ModelError
-from attndrift.models.from_config import config_of, processor_for, random_clip
+from attndrift.models.from_config import architecture_of, config_of, random_model
 from attndrift.models.hub import CONFIG, ModelLocation, convert_hint, resolve_model
 from attndrift.models.shapes import misfit
-from attndrift.models.weight_files import INDEX, WEIGHTS
+from attndrift.models.weight_files import INDEX, WEIGHTS, of_another_type, stored_shapes
 
-CLASSIFIER = "CLIPForImageClassification"
-"""What exports a vision tower with a classifier, under the configuration of a whole CLIP."""
-OTHER_FAMILIES = (
-    "Load a model of another family (SigLIP, ViT, DINOv2, timm, open_clip) with its own library: "
-    "DriftMonitor(adapted, pixels, reference=pretrained).measure() compares two of it, and attndrift.observe(model) shows "
-    "its attention"
-)
-"""What can be done with a model that is no CLIP."""
-
+IMAGES = "image processor"
 _PROCESSORS = {
     "tokenizer": {"tokenizer.json", "vocab.json"},
-    "image processor": {"preprocessor_config.json", "processor_config.json"},
+    IMAGES: {"preprocessor_config.json", "processor_config.json"},
 }
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
-def load_config(source: str | Path) -> CLIPConfig:
-    """The configuration of a CLIP model, without its weights. Raises :class:`ModelError`."""
+def load_config(source: str | Path) -> Any:
+    """The configuration of a model that studies train, without its weights. Raises :class:`ModelError`."""
     made = config_of(str(source))
-    if made is not None:
-        return made
-    return _config(resolve_model(source))
+    if made is None:
+        return _config(resolve_model(source))
+    folder_format(made, source)
+    return made
 
 
-def _config(model: ModelLocation) -> CLIPConfig:
+def _config(model: ModelLocation) -> Any:
     if CONFIG not in model.files:
         raise ModelError(f"{model.source}: not a model folder: it holds no config.json")
     try:
-        config = AutoConfig.from_pretrained(model.fetch([CONFIG]), trust_remote_code=False)
+        folder = model.fetch([CONFIG])
+        if "model_type" not in read_json(folder / CONFIG):
+            raise ModelError(f"{model.source}: its {CONFIG} is of {not_trained(None)}")
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except ModelError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"{model.source}: {_no_model(model)}: {_first_line(error)}") from error
-    if not isinstance(config, CLIPConfig):
-        raise ModelError(
-            f"{model.source}: a {type(config).__name__.removesuffix('Config')} model, not a CLIP model with both towers. "
-            f"{OTHER_FAMILIES}"
-        )
+    folder_format(config, model.source)
     return config
+
+
+def folder_format(config: Any, source: str | Path) -> FolderFormat:
+    """How models of this configuration are read. Raises :class:`ModelError` for one that no study trains."""
+    found = of_model_type(config.model_type)
+    if found is None:
+        raise ModelError(f"{source}: {not_trained(config.model_type)}. {OBSERVED}")
+    refused = found[1].refused(config)
+    if refused is not None:
+        raise ModelError(f"{source}: {refused}")
+    return found[1]
 
 
 def _no_model(model: ModelLocation) -> str:
@@ -117,27 +128,43 @@ def _quiet() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
-def load_clip(source: str | Path, *, dtype: torch.dtype = torch.float32) -> CLIPModel:
-    """A CLIP model in evaluation mode, with its own fused attention (sdpa).
+def load_clip(source: str | Path, *, dtype: torch.dtype = torch.float32) -> Any:
+    """A CLIP model as :func:`load_model` has it. Raises :class:`ModelError` also for a model of another family."""
+    config = load_config(source)
+    if config.model_type != "clip":
+        kind = type(config).__name__.removesuffix("Config")
+        raise ModelError(f"{source}: a {kind} model, not a CLIP model with both towers")
+    return load_model(source, dtype=dtype)
+
+
+def load_model(source: str | Path, *, dtype: torch.dtype = torch.float32) -> Any:
+    """A model that studies train, in evaluation mode, with its own fused attention (sdpa).
 
     Args:
         source: ``embedded``, ``config:NAME`` or ``config:PATH`` (random weights, the same ones every
-            time), a local folder, or a name on the hub, ``NAME`` or ``NAME@REVISION``.
+            time), a local folder, a name on the hub, ``NAME`` or ``NAME@REVISION``, or ``BACKBONE:REST``.
+            The ``config.json`` of a folder says which backbone it is.
         dtype: of the weights; a float16 file loads as float32 by default.
 
-    Raises :class:`ModelError` for what is not there, is not CLIP, has no ``safetensors``, or whose file
+    Raises :class:`ModelError` for what is not there, is of no registered backbone, has no ``safetensors``, or whose file
     does not hold every weight in its shape: ``transformers`` would fill in random ones and go on.
     """
-    made = config_of(str(source))
-    if made is not None:
-        return random_clip(made, dtype)
+    return load_reported(source, dtype=dtype)[0]
+
+
+def load_reported(source: str | Path, *, dtype: torch.dtype = torch.float32) -> tuple[Any, list[str]]:
+    """As :func:`load_model`, and the names of stored tensors that the model has no place for, a classifier's left out."""
+    scheme = scheme_of(str(source))
+    if scheme is not None:
+        return _of_scheme(scheme, "load").eval(), []
+    if config_of(str(source)) is not None:
+        return random_model(load_config(source), dtype), []
     model = resolve_model(source)
     config = _config(model)
-    _refuse_classifier(config, str(source))
     folder = model.fetch([CONFIG, *model.weights])
     _refuse_pickles(folder, str(source))
     try:
-        clip, missing = _read_weights(folder, dtype)
+        loaded, missing, strange = _read_weights(folder, config, dtype)
     # SafetensorError of a damaged file is an Exception of its own; a wrong shape is a RuntimeError.
     except Exception as error:
         _refuse_misfit(folder, config, str(source), error)
@@ -145,82 +172,85 @@ def load_clip(source: str | Path, *, dtype: torch.dtype = torch.float32) -> CLIP
             raise ModelError(f"{source}: {_no_model(model)}: {_first_line(error)}") from error
         # Most likely the copy in the cache is damaged.
         try:
-            clip, missing = _read_weights(model.fetch(model.weights, again=True), dtype)
+            loaded, missing, strange = _read_weights(model.fetch(model.weights, again=True), config, dtype)
         except Exception as again:
             raise ModelError(
                 f"{source}: {_no_model(model)}: {_first_line(error)}. Loading them anew did not help "
                 f"({_first_line(again)}); remove {folder} to start afresh"
             ) from error
     if missing:
+        name = type(loaded).__name__
+        other = of_another_type(stored_shapes(folder), config.model_type)
+        if other is not None:
+            raise ModelError(
+                f"{source}: {other}: they lack {len(missing)} of its tensors, for instance `{missing[0]}`. {_OF_TWO}"
+            )
         raise ModelError(
             f"{source}: its weights lack {len(missing)} of the model's tensors, for instance {missing[0]}; they would "
-            "be random. Save the whole CLIPModel with save_pretrained, both towers and projections, and give that folder"
+            f"be random. Its {CONFIG} is of a {name}; save the whole {name} with save_pretrained, and give that folder"
         )
-    return clip.eval()
+    return loaded.eval(), strange
 
 
-def _refuse_classifier(config: CLIPConfig, source: str) -> None:
-    if CLASSIFIER in (config.architectures or ()):
-        raise ModelError(
-            f"{source}: an export of {CLASSIFIER}, a vision tower and a classifier without text tower and projection. "
-            f"`attndrift compare BASE {source}` compares its tower with the CLIP model that it was fine-tuned from. For "
-            f"anything else, put the tower into that CLIPModel, clip.vision_model.load_state_dict("
-            "classifier.vision_model.state_dict()), and save it whole"
-        )
+_OF_TWO = (
+    f"Its weights and its {CONFIG} are of two models; put the {CONFIG} that was saved with the weights beside them"
+)
 
 
-def _refuse_misfit(folder: Path, config: CLIPConfig, source: str, error: Exception) -> None:
+def _refuse_misfit(folder: Path, config: Any, source: str, error: Exception) -> None:
     """Raise :class:`ModelError` where ``error`` comes of tensors whose shapes are not those of ``config``."""
+    stored = stored_shapes(folder)
     try:
         with torch.device("meta"):
-            wanted = CLIPModel(config).state_dict()
-        stored = {name: shape for path in sorted(folder.glob("*.safetensors")) for name, shape in _shapes(path).items()}
+            wanted = build_model(config).state_dict()
+        wrong = misfit(stored, wanted) or _misfit_as_read(folder, config)
     except Exception:  # damaged otherwise, which is told of ``error`` itself
         return
-    wrong = misfit(stored, wanted)
     if wrong is not None:
-        raise ModelError(
-            f"{source}: {wrong}. Its weights and its {CONFIG} are of two models; put the {CONFIG} that was saved with the "
-            "weights beside them"
-        ) from error
+        other = of_another_type(stored, config.model_type)
+        raise ModelError(f"{source}: {wrong}{f'; {other}' if other else ''}. {_OF_TWO}") from error
 
 
-def _shapes(path: Path) -> dict[str, list[int]]:
-    with safe_open(path, framework="pt") as file:
-        names = list(file.keys())
-        return {name: file.get_slice(name).get_shape() for name in names}
+def _misfit_as_read(folder: Path, config: Any) -> str | None:
+    """As :func:`misfit`, for tensors that ``transformers`` renames when it reads them. Nothing is read into memory."""
+    architecture, options = architecture_of(config)
+    with _quiet():
+        _, report = architecture.from_pretrained(
+            folder, device_map="meta", ignore_mismatched_sizes=True, use_safetensors=True, trust_remote_code=False,
+            output_loading_info=True, **options,
+        )  # fmt: skip
+    wrong = sorted(report["mismatched_keys"])
+    return misfit({name: found for name, found, _ in wrong}, {name: own for name, _, own in wrong})
 
 
-def _read_weights(folder: Path, dtype: torch.dtype) -> tuple[CLIPModel, list[str]]:
-    """The model in ``folder``, and its tensors that no file there holds."""
+def _read_weights(folder: Path, config: Any, dtype: torch.dtype) -> tuple[Any, list[str], list[str]]:
+    """The model in ``folder``, its tensors that no file there holds, and those of the files that it has no place for."""
+    architecture, options = architecture_of(config)
     with _quiet():
         # A folder: nothing is asked of a hub, and nothing is converted by anybody.
-        clip, report = CLIPModel.from_pretrained(
+        model, report = architecture.from_pretrained(
             folder,
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
             attn_implementation="sdpa",
             output_loading_info=True,
+            **options,
         )
-    return clip, sorted(report["missing_keys"])
-
-
-def load_model(source: str | Path) -> Any:
-    """A model that studies train, in evaluation mode: CLIP as :func:`load_clip` has it, or ``BACKBONE:REST``.
-
-    Raises :class:`ModelError`.
-    """
-    scheme = scheme_of(str(source))
-    return load_clip(source) if scheme is None else _of_scheme(scheme, "load").eval()
+    left_out = folder_format(config, folder).left_out
+    bare = {name: name.removeprefix(f"{model.base_model_prefix}.") for name in report["unexpected_keys"]}
+    strange = sorted(name for name, own in bare.items() if not own.startswith(left_out))
+    return model, sorted(report["missing_keys"]), strange
 
 
 def build_model(source: Any) -> Any:
-    """A model of ``source`` with any weights, for counting; ``source`` may be a ``CLIPConfig``."""
-    scheme = scheme_of(str(source)) if isinstance(source, (str, Path)) else None
+    """A model of ``source`` with any weights, for counting; ``source`` may be a configuration of ``transformers``."""
+    scheme = scheme_of(source) if isinstance(source, str) else None
     if scheme is not None:
         return _of_scheme(scheme, "build")
-    return CLIPModel(source if isinstance(source, CLIPConfig) else load_config(source))
+    config = load_config(source) if isinstance(source, (str, Path)) else source
+    architecture, options = architecture_of(config)
+    return architecture(config, **options)
 
 
 def load_shape(source: str | Path) -> VisionShape:
@@ -230,11 +260,42 @@ def load_shape(source: str | Path) -> VisionShape:
         shape: VisionShape = _of_scheme(scheme, "shape")
         return shape
     config = load_config(source)
-    vision = config.vision_config
-    return VisionShape(
-        vision.image_size, vision.patch_size, vision.hidden_size, vision.num_hidden_layers, vision.intermediate_size,
-        config.projection_dim,
-    )  # fmt: skip
+    folder = folder_format(config, source)
+    return folder.shape(config, _whole_patches(source, config, load_processor(source)[1]) if folder.any_size else 0)
+
+
+def refuse_cut_images(source: str | Path, image_processor: Any) -> None:
+    """Raise :class:`ModelError` where a model that takes images of any size would drop pixels of the processor's."""
+    if scheme_of(str(source)) is None:
+        config = load_config(source)
+        if folder_format(config, source).any_size:
+            _whole_patches(source, config, image_processor)
+
+
+def _whole_patches(source: str | Path, config: Any, image_processor: Any) -> int:
+    """The side in pixels of the images, which are whole patches."""
+    side, patch = side_of(image_processor), int(config.patch_size)
+    if side % patch:
+        below = side // patch * patch
+        sizes = " or ".join(str(one) for one in (below, below + patch) if one)
+        raise ModelError(
+            f"{source}: its image processor makes images of {side} pixels, no multiple of its `patch_size` {patch}: the "
+            f"model would drop {side - below} pixels of every row and column. Give a size of {sizes} in "
+            "preprocessor_config.json"
+        )
+    return side
+
+
+def side_of(image_processor: Any) -> int:
+    """The side in pixels of the square images that a processor of ``transformers`` makes. Raises :class:`ModelError`."""
+    size = image_processor.crop_size if getattr(image_processor, "do_center_crop", False) else image_processor.size
+    sides = {size.get(name) for name in ("height", "width")} if size else set()
+    if len(sides) != 1 or not isinstance(side := sides.pop(), int):
+        raise ModelError(
+            f"the image processor makes images of no one square size ({size}); give `crop_size` with `do_center_crop`, or "
+            "`size` with height and width, in preprocessor_config.json"
+        )
+    return side
 
 
 def load_text_shape(source: str | Path) -> TextShape | None:
@@ -244,8 +305,17 @@ def load_text_shape(source: str | Path) -> TextShape | None:
     """
     if scheme_of(str(source)) is not None:
         return None
-    text = load_config(source).text_config
-    return TextShape(text.hidden_size, text.num_hidden_layers, text.intermediate_size)
+    config = load_config(source)
+    shape = folder_format(config, source).text_shape
+    return None if shape is None else shape(config)
+
+
+def has_text_tower(source: str | Path) -> bool:
+    """Whether a model has a text tower, told without its weights. Raises :class:`ModelError`."""
+    scheme = scheme_of(str(source))
+    if scheme is not None:
+        return scheme[0].text_tower
+    return folder_format(load_config(source), source).text_shape is not None
 
 
 def _of_scheme(scheme: tuple[BackboneSpec, str], what: str) -> Any:
@@ -262,11 +332,13 @@ def load_processor(source: str | Path) -> tuple[Any, Any]:
     if scheme is not None:
         found: tuple[Any, Any] = _of_scheme(scheme, "processor")
         return found
-    made = config_of(str(source))
-    if made is not None:
-        return processor_for(made)
+    config = load_config(source)
+    format_of = folder_format(config, source)
+    if config_of(str(source)) is not None:
+        return format_of.make_processor(config)
     model = resolve_model(source)
-    missing = {what: files for what, files in _PROCESSORS.items() if not files & set(model.files)}
+    wanted = dict(_PROCESSORS) if format_of.text_shape is not None else {IMAGES: _PROCESSORS[IMAGES]}
+    missing = {what: files for what, files in wanted.items() if not files & set(model.files)}
     if missing:
         said = " and no ".join(f"{what} ({' or '.join(sorted(files))})" for what, files in missing.items())
         raise ModelError(
@@ -275,11 +347,31 @@ def load_processor(source: str | Path) -> tuple[Any, Any]:
         )
     folder = model.fetch(model.others)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        return tokenizer, CLIPImageProcessorPil.from_pretrained(folder)
+        tokenizer = None
+        if format_of.text_shape is not None:
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return tokenizer, _image_processor(folder, format_of)
     # Each tokenizer backend has errors of its own.
     except Exception as error:
         raise ModelError(f"{source}: its tokenizer or image processor cannot be loaded: {error}") from error
+
+
+def load_image_processor(source: str | Path) -> Any:
+    """The image processor of a model in a folder or on a hub, whatever else it lacks. Raises as ``transformers`` does."""
+    model, config = resolve_model(source), load_config(source)
+    return _image_processor(model.fetch(model.others), folder_format(config, source))
+
+
+def _image_processor(folder: Path, format_of: FolderFormat) -> Any:
+    """The image processor that a folder names, in its form without torchvision; else that of its backbone."""
+    named = ""
+    for file in sorted(_PROCESSORS[IMAGES]):
+        if (folder / file).is_file():
+            content = read_json(folder / file)
+            named = named or str((content.get("image_processor") or content).get("image_processor_type") or "")
+    bare = named.removesuffix("Pil").removesuffix("Fast")
+    found = getattr(transformers, f"{bare}Pil", None) if bare else None
+    return (found or getattr(transformers, format_of.image_processor)).from_pretrained(folder)
 
 
 def state_hash(model: torch.nn.Module) -> str:
@@ -291,7 +383,7 @@ def state_hash(model: torch.nn.Module) -> str:
     return total.hexdigest()
 
 
-def describe(source: str | Path, model: CLIPModel | None = None) -> dict[str, Any]:
+def describe(source: str | Path, model: torch.nn.Module | None = None) -> dict[str, Any]:
     """What a record says of a backbone: where it came from, and the hashes of its weights.
 
     Returns ``source``; ``weights_sha256``, of the weights in memory, where ``model`` is given; ``files``,

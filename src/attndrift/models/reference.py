@@ -13,6 +13,7 @@ from attndrift.models.errors import ModelError
 
 CONFIG_PREFIX = "config:"
 """What a model's name begins with that is made from a config, with random weights."""
+_AT_COMMIT = re.compile(r"@[0-9a-f]{40}$")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -41,13 +42,24 @@ class ModelReference:
 
 
 def is_on_hub(source: str | Path) -> bool:
-    """Whether ``source`` names a model of a hub, and not a folder, ``embedded``, a config or what a backbone makes."""
+    """Whether ``source`` names a model of a hub, and not a folder, ``embedded``, a config or what a backbone makes.
+
+    Raises :class:`ModelError` for a library's name of a model that the library does not know.
+    """
     text = str(source)
-    if text == "embedded" or text.startswith(CONFIG_PREFIX) or scheme_of(text) is not None:
+    if text == "embedded" or text.startswith(CONFIG_PREFIX):
         return False
+    scheme = scheme_of(text)
+    if scheme is not None:
+        return scheme[0].repository is not None and scheme[0].repository(scheme[1]) is not None
     return not Path(text).exists()
 
 
 def at_commit(source: str, commit: str | None) -> str:
     """``source`` with ``commit`` as its revision; unchanged without one."""
-    return source if commit is None else f"{ModelReference.parse(source).name}@{commit}"
+    return source if commit is None else f"{without_commit(source)}@{commit}"
+
+
+def without_commit(source: str) -> str:
+    """``source`` without the revision that it may name; of a library's model without a commit, which stands last."""
+    return ModelReference.parse(source).name if scheme_of(source) is None else _AT_COMMIT.sub("", source)

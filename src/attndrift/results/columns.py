@@ -65,12 +65,12 @@ def metric_columns(table: Literal["runs", "history"]) -> tuple[Column, ...]:
 
 
 def own_setting_columns() -> tuple[Column, ...]:
-    """The columns of the settings that registered methods, heads and losses bring, in the table ``runs``.
+    """The columns of the settings that registered methods, heads, losses and retention measures bring, in the table ``runs``.
 
     >>> {"lora_rank", "vera_rank"} <= {column.name for column in own_setting_columns() if column.kind == "int"}
     True
     """
-    owners = [owner for kind in ("method", "head", "loss") for owner in members_of(kind)]
+    owners = [owner for kind in ("method", "head", "loss", "measure") for owner in members_of(kind)]
     return tuple(_setting_column(name, field) for name, field in fields_of(owners).items())
 
 
@@ -93,21 +93,22 @@ def columns_of(metric: Metric, table: Literal["runs", "history"]) -> list[Column
         name, metric.label, unit=metric.unit, digits=metric.digits, low=metric.low, high=metric.high, metric=name,
         statistic="value", worse=metric.worse, meaning=metric.meaning, short_label=short,
     )  # fmt: skip
-    if metric.structural:
+    if metric.own:
+        over = ", mean over layers" if metric.structural else ""
         change = Column(
             f"{name}_change_pct", f"{metric.label} change", unit="%", digits=2, signed=True, metric=name,
             statistic="change_pct", worse=metric.worse, short_label=short,
-            meaning=f"change of the layer mean of {name}, percent",
+            meaning=f"change of {'the layer mean of ' if over else ''}{name}, percent",
         )  # fmt: skip
-        found = [replace(value, meaning=f"{metric.label}, mean over layers{unit}"), change]
+        found = [replace(value, meaning=f"{metric.label}{over}{unit}" if over else metric.meaning), change]
         if table == "runs":
             ends: dict[Statistic, str] = {"baseline": "pretrained", "final": "adapted"}
             found[:1] = [
                 replace(value, name=f"{name}_{end}", label=f"{metric.label}, {state}", statistic=end,
-                        meaning=f"{metric.label}, {state}, mean over layers{unit}")
+                        meaning=f"{metric.label}, {state}{over}{unit}")
                 for end, state in ends.items()
             ]  # fmt: skip
-        if metric.last_block:
+        if metric.structural and metric.last_block:
             found.append(
                 replace(
                     change, name=f"{name}_last_layer_change_pct", label=f"{metric.label} change, last block",
@@ -116,7 +117,7 @@ def columns_of(metric: Metric, table: Literal["runs", "history"]) -> list[Column
                 )
             )  # fmt: skip
         return found
-    if metric.needs == "hidden states":
+    if metric.compared and metric.per_layer:
         found = [replace(value, name=f"{name}_mean", label=f"{metric.label}, mean over blocks", statistic="mean",
                          short_label=f"{short}, mean", meaning=f"{metric.label}, mean over blocks")]  # fmt: skip
         if metric.last_block:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from attndrift.formats import FormatError, check_table_metadata, table_metadata
 from attndrift.metrics.registry import layer_metrics
 from attndrift.results.columns import MAX_COLUMNS, Column, Kind, metric_columns, own_setting_columns
 from attndrift.results.means import columns_of_means
-from attndrift.results.measures import MEASURES
+from attndrift.results.measures import MEASURES, ZERO_SHOT, outcome_name
 
 
 class TableError(ValueError):
@@ -173,6 +173,11 @@ _TRANSFER: dict[str, tuple[Kind, float | None, float | None, str]] = {
     "accuracy": ("float", 0.0, 1.0, "{}, adapted"),
     "pretrained": ("float", 0.0, 1.0, "{}, pretrained"),
     "retention_pct": ("float", 0.0, None, "100 x adapted / pretrained"),
+    "retention_low_pct": ("float", 0.0, None, "lower end of its paired 95% interval over images"),
+    "retention_high_pct": ("float", 0.0, None, "upper end of it"),
+    "change_points": ("float", -100.0, 100.0, "adapted minus pretrained, percentage points"),
+    "change_low_points": ("float", -100.0, 100.0, "lower end of its paired 95% interval over images"),
+    "change_high_points": ("float", -100.0, 100.0, "upper end of it"),
     "n": ("int", 0.0, None, "images"),
 }
 TRANSFER_FIELDS = tuple(_TRANSFER)
@@ -188,19 +193,22 @@ def _measured(column: str) -> tuple[str, str, str] | None:
     return None
 
 
-_SWEEP_PATTERN = re.compile(r"^transfer_(?P<set>.+)_zero_shot_(?P<field>accuracy|agreement)$")
+def _swept(column: str) -> tuple[str, str] | None:
+    """Set and measure of a column of a sweep; None for another column."""
+    found = _measured(column.removesuffix("_agreement") + "_accuracy" if column.endswith("_agreement") else column)
+    return (found[0], found[1]) if found and found[2] == "accuracy" else None
 
 
-def agreement_column(name: str) -> Column:
-    """The ``interpolation`` column that says how many zero-shot predictions on the set ``name`` are still the
-    pretrained model's; it needs no labels."""
+def agreement_column(name: str, measure: str = ZERO_SHOT) -> Column:
+    """The ``interpolation`` column that says how many predictions by ``measure`` on the set ``name`` are still the
+    pretrained model's; by zero-shot accuracy it needs no labels."""
     return _fraction(
-        f"transfer_{name}_zero_shot_agreement", f"share of images that keep the pretrained prediction, {name}"
+        f"transfer_{name}_{measure}_agreement", f"share of images that keep the pretrained prediction, {name}"
     )
 
 
 def transfer_columns(name: str, measure: str = "zero_shot") -> tuple[Column, ...]:
-    """The four ``runs`` columns of a retention measure on the transfer set ``name``."""
+    """The ``runs`` columns of a retention measure on the transfer set ``name``."""
     label = MEASURES[measure].label
     return tuple(
         Column(
@@ -223,7 +231,26 @@ def retention_measures(runs: pd.DataFrame) -> list[tuple[str, str]]:
 
 def transfer_sets(runs: pd.DataFrame) -> list[str]:
     """Names of the transfer sets that have a zero-shot accuracy or retention in ``runs``, in order."""
-    return [name for name, measure in retention_measures(runs) if measure == "zero_shot"]
+    return [name for name, measure in retention_measures(runs) if measure == ZERO_SHOT]
+
+
+def transfer_outcomes(runs: pd.DataFrame) -> list[str]:
+    """The sets and measures that have an accuracy or retention in ``runs``, as :func:`outcome_name` calls them, by name.
+
+    Those by zero-shot accuracy come first.
+    """
+    found = [(measure != ZERO_SHOT, outcome_name(name, measure)) for name, measure in retention_measures(runs)]
+    return [name for _, name in sorted(found)]
+
+
+def outcome_of_column(column: str) -> str:
+    """The transfer set and measure of a column ``transfer_SET_MEASURE_...``, as one name; empty for another column.
+
+    >>> outcome_of_column("transfer_cifar100_knn_retention_pct"), outcome_of_column("test_accuracy")
+    ('cifar100_knn', '')
+    """
+    found = _measured(column)
+    return outcome_name(found[0], found[1]) if found else ""
 
 
 _CORRUPTED = re.compile(r"corruption_(?P<name>.+)_accuracy")
@@ -249,9 +276,8 @@ def columns_of(table: str, frame: pd.DataFrame) -> tuple[Column, ...]:
         extra += [corruption_column(name) for name in corruptions(frame)]
         extra += columns_of_means([*schema(table), *extra], map(str, frame.columns))
     if table == "interpolation":
-        names = dict.fromkeys(m["set"] for c in frame.columns if (m := _SWEEP_PATTERN.match(str(c))))
-        for name in names:
-            extra += (transfer_columns(name)[0], agreement_column(name))
+        for name, measure in dict.fromkeys(one for c in frame.columns if (one := _swept(str(c)))):
+            extra += (transfer_columns(name, measure)[0], agreement_column(name, measure))
     return schema(table) + tuple(extra)
 
 
@@ -522,10 +548,31 @@ def _foreign(values: pd.Series[Any], table: str) -> pa.Array:
         raise TableError(f"table {table}: column `{values.name}` cannot be written: {reason}; leave it out") from error
 
 
-def write_tables(tables: Tables, folder: str | os.PathLike[str]) -> list[Path]:
+def arrow_table(name: str, frame: pd.DataFrame) -> pa.Table:
+    """One of :data:`TABLES` as it is written. Raises :class:`TableError` for a column whose values are of no one kind."""
+    columns = columns_of(name, frame)
+    known = {column.name for column in columns}
+    arrays = {
+        c.name: pa.array(
+            frame[c.name].to_list() if c.kind != "float" else frame[c.name].to_numpy(),
+            type=_ARROW[c.kind],
+            from_pandas=True,
+        )
+        for c in columns
+    }
+    for c in frame.columns:
+        if c not in known:
+            arrays[str(c)] = _foreign(frame[c], name)
+    return pa.table(arrays, metadata=table_metadata())
+
+
+def write_tables(
+    tables: Tables, folder: str | os.PathLike[str], made: Mapping[str, pa.Table] | None = None
+) -> list[Path]:
     """Write every table that has rows (``runs`` always) as Parquet, each whole or not at all.
 
-    Equal tables give equal bytes. Returns the paths written.
+    ``made``: tables as :func:`arrow_table` gives them, in the place of those in ``tables``. Equal tables give equal
+    bytes. Returns the paths written.
     """
     root = Path(folder)
     root.mkdir(parents=True, exist_ok=True)
@@ -536,20 +583,8 @@ def write_tables(tables: Tables, folder: str | os.PathLike[str]) -> list[Path]:
         if name in ("losses", "interpolation") and frame.empty:
             path.unlink(missing_ok=True)
             continue
-        columns = columns_of(name, frame)
-        known = {column.name for column in columns}
-        arrays = {
-            c.name: pa.array(
-                frame[c.name].to_list() if c.kind != "float" else frame[c.name].to_numpy(),
-                type=_ARROW[c.kind],
-                from_pandas=True,
-            )
-            for c in columns
-        }
-        for c in frame.columns:
-            if c not in known:
-                arrays[str(c)] = _foreign(frame[c], name)
+        table = made[name] if made and name in made else arrow_table(name, frame)
         with replacing(path) as temporary:
-            pq.write_table(pa.table(arrays, metadata=table_metadata()), temporary)
+            pq.write_table(table, temporary)
         written.append(path)
     return written

@@ -9,10 +9,13 @@ from typing import Any
 
 from attndrift.data.errors import DatasetUnavailable
 from attndrift.data.pixels import PixelStore
-from attndrift.data.sources import load_dataset
+from attndrift.data.sources import load_dataset, spec_of
 from attndrift.data.splits import evaluation_part
-from attndrift.models.load import describe, load_clip, load_processor
-from attndrift.retention.zero_shot import DEFAULT_TEMPLATES, TextFeatures, evaluate_zero_shot, why_no_retention
+from attndrift.models.backbone import backbone_of
+from attndrift.models.errors import ModelError
+from attndrift.models.load import describe, has_text_tower, load_model, load_processor
+from attndrift.retention.retained import accuracy_limits, why_no_retention
+from attndrift.retention.zero_shot import DEFAULT_TEMPLATES, TextFeatures, evaluate_zero_shot
 
 # Imports inside functions: these packages take time to load, which only who needs them pays.
 
@@ -57,6 +60,21 @@ class Baseline:
     absent: dict[str, str]
 
 
+def _without_text(model: str | Path, what: str) -> str:
+    return (
+        f"{model}: {what} has no text tower, and zero-shot accuracy needs one. A study measures knn and "
+        "linear_probe of it (`measures`), with method: none of the pretrained model"
+    )
+
+
+def refuse_zero_shot(model: str | Path, sets: Sequence[str]) -> None:
+    """Raise what :func:`zero_shot_baseline` would of a model without text tower or an unknown set, without loading either."""
+    for name in sets:
+        spec_of(name)
+    if not has_text_tower(model):
+        raise ModelError(_without_text(model, "the model"))
+
+
 def zero_shot_baseline(
     model: str | Path,
     sets: Sequence[str] = DEFAULT_SETS,
@@ -69,7 +87,7 @@ def zero_shot_baseline(
     """Zero-shot accuracy of a pretrained model on the held-out splits of ``sets``.
 
     Args:
-        model: as :func:`attndrift.models.load_clip` takes it.
+        model: as :func:`attndrift.models.load.load_model` takes it.
         sets: datasets of the registry. One that is known and not to be had here is left out, with its reason.
         limit: images a set, spread evenly over classes; None for all.
         templates: prompts; ``{class}`` stands for the class name.
@@ -78,9 +96,9 @@ def zero_shot_baseline(
 
     Raises :class:`~attndrift.models.ModelError` and :class:`~attndrift.data.DataError` for an unknown name.
     """
-    from statsmodels.stats.proportion import proportion_confint
-
-    clip = load_clip(model)
+    clip = load_model(model)
+    if backbone_of(clip).text_encoder is None:
+        raise ModelError(_without_text(model, f"a {type(clip).__name__}"))
     tokenizer, processor = load_processor(model)
     keys = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "image_mean", "image_std")
     preprocessing = {key: processor.to_dict().get(key) for key in keys}
@@ -114,17 +132,17 @@ def zero_shot_baseline(
             split=part.split,
             preprocessing=preprocessing,
         )
-        low, high = proportion_confint(int(result.correct.sum()), result.n, method="wilson")
+        low, high = accuracy_limits(result.correct)
         scores.append(
             ZeroShotScore(
                 dataset=name,
                 split=part.split,
                 accuracy=result.accuracy,
-                low=float(low),
-                high=float(high),
+                low=low,
+                high=high,
                 n=result.n,
                 chance=1.0 / len(dataset.class_names),
-                remark=why_no_retention(result.accuracy, len(dataset.class_names)),
+                remark=why_no_retention(result.accuracy, len(dataset.class_names), result.n),
                 evidence={**result.evidence, "ids_sha256": part.hash, "interval": "Wilson, 95%, over images"},
             )
         )

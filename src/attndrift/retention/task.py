@@ -11,10 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from attndrift.data.pixels import PixelStore
 from attndrift.models.embedding import image_embeddings
 from attndrift.models.evaluation import evaluation_mode
 from attndrift.models.input_images import checked_images
+from attndrift.own_settings import OwnSettings
 from attndrift.process_group import Processes
+from attndrift.retention.shared_embeddings import SharedEmbeddings
 from attndrift.retention.zero_shot import Images, TextFeatures
 
 
@@ -33,7 +36,7 @@ class Labelled:
 
 @dataclass(frozen=True)
 class RetentionTask:
-    """One transfer set, as a measure sees it.
+    """One transfer set, as measures of one state of a model see it: what one of them embeds, the next one need not.
 
     Attributes:
         dataset, split: their names.
@@ -46,6 +49,8 @@ class RetentionTask:
             adapted weights do not take part is told by them.
         preprocessing: of the images, for the record.
         processes: that share the images of every batch.
+        settings: own settings of the measure that sees it.
+        shared: embeddings that this set shares with others; None where it has its own.
     """
 
     dataset: str
@@ -59,6 +64,9 @@ class RetentionTask:
     weight_drift: float | None = None
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     processes: Processes = field(default_factory=Processes)
+    settings: OwnSettings = field(default_factory=OwnSettings)
+    shared: SharedEmbeddings | None = None
+    _embedded: dict[tuple[int, int], tuple[Any, ...]] = field(default_factory=dict, repr=False)
 
     def embed(self, model: nn.Module, part: Labelled) -> Tensor:
         """Embeddings of the images of ``part``: (images, dimensions), float32, on the CPU, not normalised.
@@ -66,6 +74,16 @@ class RetentionTask:
         Raises:
             FloatingPointError: an embedding is not finite.
         """
+        if self.shared is not None and model is self.shared.model and isinstance(part.images, PixelStore):
+            return self.shared.of(part.images)
+        key = (id(model), id(part))
+        if key not in self._embedded:
+            # Held too, so that nothing else gets the ids of these two.
+            self._embedded[key] = (self._embed(model, part), model, part)
+        embeddings: Tensor = self._embedded[key][0]
+        return embeddings
+
+    def _embed(self, model: nn.Module, part: Labelled) -> Tensor:
         device = next(model.parameters()).device
         found: list[Tensor] = []
         sizes: list[int] = []

@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import ProcessorMixin
 
 from attndrift.data.prompts import clean_class_name, fill
 from attndrift.models.evaluation import preserve_state
-from attndrift.models.module_utils import named_modules
+from attndrift.models.module_utils import is_a, named_modules
 
 _ENCODERS = ("get_text_features", "encode_text")
 
@@ -103,18 +102,27 @@ def trained_text_parameters(model: nn.Module, tokenizer: Any) -> dict[str, nn.Pa
 
 
 def _tokens(encoder: nn.Module, tokenizer: Any, texts: list[str]) -> dict[str, Tensor]:
-    if isinstance(tokenizer, ProcessorMixin):
+    if is_a(tokenizer, "ProcessorMixin"):
         tokenizer = tokenizer.tokenizer
     options: dict[str, Any] = {"padding": True, "return_tensors": "pt"}
     # open_clip's models take prompts of one length, as SigLIP was trained.
     length = text_length(encoder)
-    if length is not None and (not hasattr(encoder, "get_text_features") or _model_type(encoder).startswith("siglip")):
+    siglip = _model_type(encoder).startswith("siglip")
+    if length is not None and (siglip or not hasattr(encoder, "get_text_features")):
         options |= {"padding": "max_length", "max_length": length}
+    # So it was trained. SigLIP 2 of a fixed size comes with Gemma's tokenizer, which keeps capitals.
+    texts = [text.lower() for text in texts] if siglip else texts
     try:
         inspect.signature(tokenizer).bind(texts, **options)
     except TypeError:
         options = {}  # open_clip's tokenizers pad by themselves
-    found = tokenizer(texts, **options)
+    try:
+        found = tokenizer(texts, **options)
+    except ValueError:
+        if options.get("padding") != "max_length":
+            raise
+        # Prompts of more than that length make no tensor: as long as the longest, it is said below which one is too long.
+        found = tokenizer(texts, **(options | {"padding": True}))
     if isinstance(found, Tensor):
         found = {"input_ids": found}
     if not isinstance(found, Mapping) or not isinstance(found.get("input_ids"), Tensor):
@@ -122,7 +130,9 @@ def _tokens(encoder: nn.Module, tokenizer: Any, texts: list[str]) -> dict[str, T
             f"tokenizer: a {type(tokenizer).__name__} yields a {type(found).__name__}; expected one of transformers or of "
             "open_clip, which yield token ids (texts, tokens)"
         )
-    inputs = {name: found[name] for name in ("input_ids", "attention_mask") if name in found}
+    # SigLIP was trained to see its padding: without a mask.
+    names = ("input_ids",) if siglip else ("input_ids", "attention_mask")
+    inputs = {name: found[name] for name in names if name in found}
     # CoCa tells padding by a token of its own, which is not that of every tokenizer.
     coca = getattr(encoder, "text", None)
     if getattr(coca, "cls_emb", None) is not None and "attention_mask" in inputs:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -80,6 +79,12 @@ class TextFeatures:
         _refuse(prompt_faults(tokenizer, class_names, templates, most=most), most)
         mean = nn.functional.normalize(torch.stack(per_template).mean(0), dim=-1)
         return cls(mean.cpu(), tuple(class_names), tuple(templates), seen.hexdigest())
+
+    def subset(self, class_names: Sequence[str]) -> TextFeatures:
+        """The features of some of the classes, in the order given. Raises ``ValueError`` for a name that is not there."""
+        rows = [self.class_names.index(name) for name in class_names]
+        tokens = hashlib.sha256(f"{self.tokens}{rows}".encode()).hexdigest() if self.tokens else ""
+        return TextFeatures(self.features[rows], tuple(class_names), self.templates, tokens)
 
     @classmethod
     def wrap(cls, features: TextFeatures | ArrayLike, class_names: Sequence[str] | None = None) -> TextFeatures:
@@ -311,6 +316,35 @@ def evaluate_zero_shot(
     return ZeroShotResult(float(correct.mean()), predicted, correct, margins, moved, described)
 
 
+def zero_shot_of_embeddings(
+    embeddings: Tensor,
+    labels: ArrayLike,
+    text: TextFeatures,
+    *,
+    batch_size: int = 200,
+    pretrained_embeddings: Tensor | None = None,
+    weight_drift: float | None = None,
+    dataset: str | None = None,
+    split: str | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+) -> ZeroShotResult:
+    """:func:`evaluate_zero_shot` of images that are embedded already: ``embeddings`` (images, dimensions), on the CPU.
+
+    ``pretrained_embeddings``: of the first images, made in the same batches. Raises as that function does.
+    """
+    wanted = checked_labels(labels, len(text.class_names))
+    features = text.features.to(torch.float32)
+    _check_embeddings(embeddings, features, 0)
+    nearest = [_nearest(part, features) for part in embeddings.split(batch_size)]
+    predicted, margins = (torch.cat(parts).numpy() for parts in zip(*nearest, strict=True))
+    moved = None
+    if pretrained_embeddings is not None:
+        moved = _moved(embeddings[: len(pretrained_embeddings)], pretrained_embeddings, weight_drift)
+    described = {"dataset": dataset, "split": split, **_described(text, preprocessing)}
+    correct = predicted == wanted
+    return ZeroShotResult(float(correct.mean()), predicted, correct, margins, moved, described)
+
+
 def _nearest(embedded: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
     """The class of each embedding, and by how much its cosine exceeds that of the next class; on the CPU."""
     best = (nn.functional.normalize(embedded, dim=-1) @ features.T).topk(min(2, len(features)), dim=-1)
@@ -367,26 +401,3 @@ def refuse_same_source(target_origin: str, transfer_origin: str) -> None:
             f"the target and the transfer set are both drawn from {transfer_origin!r}: accuracy on classes that were "
             "trained is not zero-shot. Choose another transfer set"
         )
-
-
-def retention(accuracy: float, pretrained: float, n_classes: int) -> float | None:
-    """100 x adapted / pretrained accuracy; None where the pretrained one is below twice chance.
-
-    :func:`why_no_retention` says why. Accuracies in 0..1; raises ``ValueError`` outside.
-    """
-    for name, value in (("accuracy", accuracy), ("pretrained", pretrained)):
-        if not (math.isfinite(value) and 0 <= value <= 1):
-            raise ValueError(f"{name} is {value}; an accuracy lies in 0..1")
-    return None if why_no_retention(pretrained, n_classes) else 100.0 * accuracy / pretrained
-
-
-def why_no_retention(pretrained: float, n_classes: int) -> str | None:
-    """Why retention is null for a pretrained accuracy, or None where it is a number."""
-    if n_classes < 2:
-        raise ValueError(f"n_classes is {n_classes}; zero-shot accuracy needs at least 2")
-    if pretrained >= 2.0 / n_classes:
-        return None
-    return (
-        f"the pretrained accuracy, {pretrained:.4f}, is below twice chance ({2.0 / n_classes:.4f} with {n_classes} "
-        "classes): there is nothing to retain"
-    )

@@ -15,6 +15,7 @@ from typing import Any
 from attndrift.data.errors import some
 from attndrift.extras import install_line
 from attndrift.methods.registry import METHODS
+from attndrift.study.check_checkpoints import check_checkpoints, fetch_checkpoints
 from attndrift.study.check_disk import check_disk, existing, least_bytes
 from attndrift.study.check_findings import Check, listed, size
 from attndrift.study.check_images import check_images, fetch_images
@@ -44,8 +45,9 @@ def check_study(
     _packages(found, study, engine, str(where))
     place = _place(found, study, str(where))
     configs = check_models(found, study, place.recorded)
+    check_checkpoints(found, study)
     check_images(found, study, configs, full=full)
-    check_methods(found, study)
+    check_methods(found, study, configs)
     _hub(found)
     elsewhere = engine in LAUNCHERS and LAUNCHERS[engine].elsewhere
     free: float | None = None
@@ -75,6 +77,7 @@ def fetch_downloads(study: Study, found: Check) -> None:
 
             resolved = resolve_model(source, recorded_commit=commit)
             resolved.fetch([*resolved.weights, *resolved.others])
+    fetch_checkpoints(study, wanted)
     fetch_images(study, wanted)
 
 
@@ -120,8 +123,8 @@ def _hub(found: Check) -> None:
         f"hub {hub_client.endpoint()}",
         "problem",
         f"out of reach ({reason}), and not on this machine: {listed(found.out_of_reach)}",
-        "connect, or name a mirror (HF_ENDPOINT); offline: give folders (docs/first-run.md), or --set transfer=[] for "
-        "the transfer sets",
+        "connect, or name a mirror (HF_ENDPOINT); offline: give folders (docs/first-run.md); "
+        "--set missing_sets=skip goes on without the transfer sets (`missing_sets: skip`), --set transfer=[] has none",
     )
 
 

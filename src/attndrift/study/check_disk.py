@@ -13,6 +13,7 @@ from attndrift.methods.frozen_blocks import blocks_named
 from attndrift.study.check_findings import Check, listed, size
 from attndrift.study.settings import RunSettings
 from attndrift.study.storage_url import is_url
+from attndrift.study.text_needs import lacks_text_tower
 
 RECORD_BYTES = 100_000
 """Less than what the records, histories and maps of any run take."""
@@ -39,12 +40,24 @@ def least_bytes(settings: Iterable[RunSettings], configs: Mapping[str, Mapping[s
     """
     kept, states = 0.0, []
     for one in settings:
-        weights = 4.0 * _trained(one, configs[one.model]["vision_config"]) if one.model in configs else 0.0
+        weights = 4.0 * _trained(one, _vision(configs[one.model])) if one.model in configs else 0.0
         checkpoints = {"best": 1, "best+final": 2}.get(one.keep, 2 + one.epochs)
         kept += RECORD_BYTES + checkpoints * weights
         # Weights and two moments; another one is written before the last is removed.
         states.append(2 * 3 * weights)
     return kept + sum(sorted(states, reverse=True)[:jobs])
+
+
+def _vision(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of the vision tower: the config itself where that tower is the whole model."""
+    if not lacks_text_tower("", config):
+        vision: Mapping[str, Any] = config["vision_config"]
+        return vision
+    if config.get("intermediate_size") is not None or config.get("mlp_ratio") is None:
+        return config
+    with suppress(TypeError, ValueError, KeyError):  # what is wrong with a config is not said here
+        return {**config, "intermediate_size": int(config["hidden_size"] * config["mlp_ratio"])}
+    return {"hidden_size": None}
 
 
 def _trained(settings: RunSettings, vision: Mapping[str, Any]) -> int:

@@ -15,6 +15,10 @@ from attndrift.sanitize import redact, sanitize, sanitize_line
 State = Literal["ok", "warning", "problem"]
 
 
+LEFT_OUT = "left out (`missing_sets: skip`)"
+"""How the finding begins of a transfer set that cannot be had, and that the study does without."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """One thing that a study needs.
@@ -66,6 +70,11 @@ class Check:
         self.findings = [finding for finding in self.findings if finding not in old]
         concerned = listed(dict.fromkeys(finding.what for finding in old))
         self.findings.insert(place, Finding(what, "problem", f"{fault}. It concerns {concerned}", remedy))
+
+    @property
+    def left_out(self) -> list[str]:
+        """In words, the sets without which the study goes on."""
+        return [f"{one.what}: {one.detail}" for one in self.findings if one.detail.startswith(LEFT_OUT)]
 
     @property
     def problems(self) -> list[Finding]:

@@ -12,15 +12,19 @@ from numpy.typing import NDArray
 
 from attndrift import hub_client
 from attndrift.data.columns import spoken_names
+from attndrift.data.corruptions import FROST, frost_files, frost_folder
 from attndrift.data.dataset import ImageDataset
+from attndrift.data.derived import whole_of
+from attndrift.data.derived_names import corruption_of, share_classes
 from attndrift.data.errors import DataError, DatasetUnavailable, some
 from attndrift.data.hub import HubDataset, find_hub, local_splits
 from attndrift.data.prompts import clean_class_name
 from attndrift.data.registry import DatasetSpec
 from attndrift.data.sources import find_local, is_image_folder, load_dataset, spec_of, used_splits
-from attndrift.study.check_findings import Check, Download, Finding, counted, problem_message, size
+from attndrift.study.check_findings import LEFT_OUT, Check, Download, Finding, counted, problem_message, size
 from attndrift.study.check_prompts import check_prompts
 from attndrift.study.check_splits import SetContents, check_splits
+from attndrift.study.dataset_splits import source_of, why_no_target
 from attndrift.study.settings import Study
 
 # Imports inside functions: these packages take time to load, which only who needs them pays.
@@ -31,13 +35,20 @@ def _sets(study: Study) -> dict[str, str | dict[str, Any]]:
     sets: dict[str, str | dict[str, Any]] = {}
     for run in study.runs:
         settings = run.settings
-        own = None if settings.source is None else {"name": settings.dataset, **settings.source.model_dump()}
-        sets.setdefault(f"dataset {settings.dataset}", own or settings.dataset)
+        sets.setdefault(f"dataset {settings.dataset}", source_of(settings.dataset, settings))
         for name in settings.transfer:
-            sets.setdefault(f"transfer set {name}", name)
-        if settings.own.get("reference"):
-            sets.setdefault(f"reference set {settings.own['reference']}", settings.own["reference"])
+            sets.setdefault(f"transfer set {name}", source_of(name, settings))
+        reference = settings.own.get("reference")
+        if reference:
+            sets.setdefault(f"reference set {reference}", source_of(reference, settings))
     return sets
+
+
+def _optional(study: Study) -> set[str]:
+    """The transfer sets without which every run that has them goes on."""
+    runs = [run.settings for run in study.runs]
+    needed = {name for one in runs if one.missing_sets == "error" for name in one.transfer}
+    return {f"transfer set {name}" for one in runs for name in one.transfer if name not in needed}
 
 
 def fetch_images(study: Study, wanted: Collection[str]) -> None:
@@ -45,7 +56,7 @@ def fetch_images(study: Study, wanted: Collection[str]) -> None:
     here = {what: _opened(load_dataset(source)) for what, source in _sets(study).items() if what in wanted}
     found = Check(study.name)
     check_splits(found, study, here)
-    check_prompts(found, study, {one.name: one.class_names for one in here.values()}, {}, full=False)
+    check_prompts(found, study, {one.name: one for one in here.values()}, {}, full=False)
     if found.problems:
         raise DataError(problem_message(found))
 
@@ -62,11 +73,26 @@ def check_images(found: Check, study: Study, configs: Mapping[str, Mapping[str, 
         except DataError as error:
             found.add(what, "problem", str(error))
     known: dict[str, SetContents] = {}
+    optional = _optional(study)
     for what, spec in sets.items():
+        if spec.evaluation_only and what.startswith("dataset "):
+            found.add(what, "problem", why_no_target(spec.name))
+            continue
+        whole = next((other for other in known if spec.derive and sets[other] == whole_of(spec)), None)
         try:
-            contents = _dataset(found, what, spec, full=full)
+            if any(asked is not None and asked[0] == FROST for asked in map(corruption_of, spec.derive)):
+                frost_files(frost_folder())
+            if whole is not None:
+                contents: SetContents | None = known[whole].derived(spec)
+                found.add(what, "ok", f"made of {known[whole].name}")
+            else:
+                contents = _dataset(found, what, spec, full=full)
         except DatasetUnavailable as error:
-            _unavailable(found, what, spec, error)
+            if what in optional:
+                reason = str(error).removeprefix(f"{spec.name}: ")
+                found.add(what, "warning", f"{LEFT_OUT}: {reason}")
+            else:
+                _unavailable(found, what, spec, error)
         except (DataError, OSError) as error:
             found.add(what, "problem", str(error).removeprefix(f"{spec.name}: "), _remedy(spec))
         else:
@@ -74,8 +100,7 @@ def check_images(found: Check, study: Study, configs: Mapping[str, Mapping[str, 
                 known[what] = contents
     _overlap(found, study, {spec.name: spec for spec in sets.values()})
     check_splits(found, study, known)
-    names = {sets[what].name: one.class_names for what, one in known.items()}
-    check_prompts(found, study, names, configs, full=full)
+    check_prompts(found, study, {sets[what].name: one for what, one in known.items()}, configs, full=full)
     _merge_refusals(found)
 
 
@@ -107,11 +132,16 @@ def _unavailable(found: Check, what: str, spec: DatasetSpec, error: DatasetUnava
         found.out_of_reach[what] = reason
     else:
         remedy = f"check the name, log in, or put a copy into ATTNDRIFT_DATA as {spec.name}/"
+        if what.startswith("transfer set "):
+            remedy += "; `missing_sets: skip` goes on without it (--set missing_sets=skip)"
         found.add(what, "problem", str(error).removeprefix(f"{spec.name}: "), remedy)
 
 
 def _dataset(found: Check, what: str, spec: DatasetSpec, *, full: bool) -> SetContents | None:
     """Add what is found of one set, and return its classes and counts, where they can be told without a download."""
+    if spec.derive:
+        whole = _dataset(found, what, whole_of(spec), full=full)
+        return None if whole is None else whole.derived(spec)
     local = find_local(spec)
     if spec.load is None and local is None:
         return _on_hub(found, what, spec, full=full)
@@ -136,7 +166,15 @@ def _opened(dataset: ImageDataset) -> SetContents:
         name: np.bincount(dataset.split(name).labels, minlength=len(dataset.class_names)).astype(np.int64)
         for name in splits
     }
-    return SetContents(dataset.name, dataset.class_names, dataset.train_split, dataset.test_split, counts)
+    return SetContents(
+        dataset.name,
+        dataset.class_names,
+        dataset.train_split,
+        dataset.test_split,
+        counts,
+        dataset.templates,
+        dataset.prompts,
+    )
 
 
 def _read_labels(spec: DatasetSpec, files: Mapping[str, Sequence[Path]], described: Mapping[str, Any]) -> SetContents:
@@ -181,7 +219,7 @@ def _read_labels(spec: DatasetSpec, files: Mapping[str, Sequence[Path]], describ
         return _opened(load_dataset(spec))
     classes = tuple(clean_class_name(name) for name in spoken_names(spec, names, spec.name))
     counts = {split: np.bincount(values, minlength=len(names)) for split, values in labels.items()}
-    return SetContents(spec.name, classes, train, held_out[0] if held_out else None, counts)
+    return SetContents(spec.name, classes, train, held_out[0] if held_out else None, counts, None, spec.prompts)
 
 
 def _check_columns(spec: DatasetSpec, names: Collection[str]) -> None:
@@ -200,8 +238,9 @@ def _on_hub(found: Check, what: str, spec: DatasetSpec, *, full: bool) -> SetCon
     missing = remote.missing(splits)
     columns = {str(item.get("name")): item.get("dtype") for item in remote.info().get("features") or ()}
     if not missing:
-        where, contents = f"{spec.hub} at {remote.commit}, in the cache", None
-        if full:
+        where = f"{spec.hub} at {remote.commit}, in the cache"
+        contents: SetContents | None = None
+        if full or remote.in_tars:
             contents = _opened(load_dataset(spec))
             _describe(found, what, [where], contents)
             return contents
@@ -227,7 +266,9 @@ def _on_hub(found: Check, what: str, spec: DatasetSpec, *, full: bool) -> SetCon
     uncounted = list(splits)
     if full:
         counts, uncounted = _remote_counts(remote, splits, spec.label_column or "label", len(classes))
-    contents = SetContents(spec.name, classes, splits[0], splits[1] if len(splits) > 1 else None, counts)
+    contents = SetContents(
+        spec.name, classes, splits[0], splits[1] if len(splits) > 1 else None, counts, None, spec.prompts
+    )
     _describe(found, what, parts, contents, [*uncounted, download])
     return contents
 
@@ -288,10 +329,12 @@ def _overlap(found: Check, study: Study, specs: Mapping[str, DatasetSpec]) -> No
     pairs = {(run.settings.dataset, name) for run in study.runs for name in run.settings.transfer}
     clean = True
     for target, other in sorted(pairs):
-        if target in specs and other in specs and specs[target].origin == specs[other].origin:
+        if target not in specs or other not in specs or specs[target].origin != specs[other].origin:
+            continue
+        if share_classes(specs[target].derive, specs[other].derive):
             clean = False
             found.add(f"overlap {other}", "problem",
                       f"the transfer set {other} and the target {target} are of one source ({specs[target].origin}): "
                       "its accuracy would not be zero-shot", "choose another set with --set transfer=[NAME]")  # fmt: skip
     if pairs and clean:
-        found.add("overlap", "ok", "no transfer set has the source of its target")
+        found.add("overlap", "ok", "none by source; content is compared when the run starts")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from attndrift.data.errors import some
@@ -9,13 +10,17 @@ from attndrift.losses.registry import LOSSES
 from attndrift.methods.registry import HEADS
 from attndrift.study.check_findings import Check
 from attndrift.study.model_sizes import ModelSizes
-from attndrift.study.settings import Study
+from attndrift.study.settings import Study, named_measures
+from attndrift.study.text_needs import lacks_text_tower
 
 # Imports inside functions: these packages take time to load, which only who needs them pays.
 
 
-def check_methods(found: Check, study: Study) -> None:
-    """Add a problem for every method and loss that its model cannot take; nothing for a model that is a problem itself."""
+def check_methods(found: Check, study: Study, configs: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+    """Add a problem for every method and loss that its model cannot take; nothing for a model that is a problem itself.
+
+    ``configs``: of the models, by model, where they are known.
+    """
     if found.out_of_reach or any(finding.what.startswith("hub ") for finding in found.problems):
         return  # one fault, which is said once
     bad = {finding.what for finding in found.problems}
@@ -26,11 +31,14 @@ def check_methods(found: Check, study: Study) -> None:
         # What trains whole parts always finds them; adapters and blocks may have no place.
         asks = settings.facts.requires or settings.freeze_layers or settings.freeze_blocks or HEADS[settings.head].live
         asks = asks or any(LOSSES[one].check for one in settings.losses)
+        asks = asks or lacks_text_tower(settings.model, (configs or {}).get(settings.model))
         if f"model {settings.model}" in bad or not asks:
             continue
         from attndrift.study.resolved import adaptation
 
-        key = f"{settings.model} {adaptation(settings)} {list(settings.losses)} {settings.own}"
+        key = (
+            f"{settings.model} {adaptation(settings)} {list(settings.losses)} {settings.own} {named_measures(settings)}"
+        )
         asked[key] = settings
         runs.setdefault(key, []).append(run.run_id)
     sizes = ModelSizes()
@@ -43,3 +51,4 @@ def check_methods(found: Check, study: Study) -> None:
             found.add(what, "problem", str(error), "correct the settings, or leave it out with --only")
         except (OSError, ImportError):
             pass  # the model, or a package, which is said with it
+    sizes.keep()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from attndrift import models
-from attndrift.models.backbone import scheme_of
-from attndrift.models.weight_files import damaged_weights
+from attndrift.models.backbone import OBSERVED, not_trained, of_model_type, scheme_of
+from attndrift.models.weight_files import damaged_weights, unlike_config
 from attndrift.study.check_findings import Check, Download, listed
 from attndrift.study.pinning import changed_revision
 from attndrift.study.settings import NamedRun, Study
@@ -27,13 +28,6 @@ def sources_of(study: Study, found: Check) -> dict[tuple[str, str | None], list[
     for run in study.runs:
         sources.setdefault((run.settings.model, found.commits.get(run.run_id)), []).append(run)
     return sources
-
-
-_CLASSIFIER = "CLIPForImageClassification"
-_OF_OTHER_FAMILIES = (
-    "name a CLIP model (attndrift list models); in a training loop of your own, DriftMonitor(model, pixels) watches other "
-    "families"
-)
 
 
 def check_models(found: Check, study: Study, recorded: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
@@ -64,7 +58,7 @@ def _model(
         return _checked(_read_config(Path(models.__file__).parent / "embedded" / "config.json"))
     scheme = scheme_of(source)
     if scheme is not None:
-        found.add(what, "ok", f"made by the backbone `{scheme[0].name}`")
+        _of_scheme(found, what, source, scheme[0].name, commit)
         return None
     if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
         # A usual folder needs none of the imports below.
@@ -107,6 +101,22 @@ def _model(
         found.downloads.append(Download(what, resolved.bytes_to_download, str(constants.HF_HUB_CACHE)))
 
     return content
+
+
+def _of_scheme(found: Check, what: str, source: str, backbone: str, commit: str | None) -> None:
+    """Add what is found of a model that a backbone loads by itself, made without its weights."""
+    from attndrift.extras import MissingExtraError
+    from attndrift.models.errors import ModelError
+    from attndrift.models.hub import resolve_model
+    from attndrift.models.load import load_shape
+
+    try:
+        commit = resolve_model(source, recorded_commit=commit).commit
+        load_shape(source)
+    except (ModelError, MissingExtraError) as error:
+        found.add(what, "problem", str(error).removeprefix(f"{source}: "))
+        return
+    found.add(what, "ok", f"made by the backbone `{backbone}`{f', commit {commit}' if commit else ''}")
 
 
 def _other_commit(
@@ -158,20 +168,22 @@ def _model_files(found: Check, what: str, files: set[str], config: Path, at: str
     except (OSError, ValueError, AttributeError) as error:
         found.add(what, "problem", f"{at}; its config.json cannot be read: {error}", "download or save it again")
         return None
-    lacking = [
-        name for name, names in (("tokenizer", _TOKENIZER), ("image processor", _PROCESSOR)) if not names & files
-    ]
-    if kind != "clip":
-        detail = f"{at}; its config.json is of a {kind!r} model, and a study trains CLIP with both towers"
-        found.add(what, "problem", detail, _OF_OTHER_FAMILIES)
-    elif _CLASSIFIER in (content.get("architectures") or ()):
-        detail = f"{at}; an export of {_CLASSIFIER}: a vision tower and a classifier, without text tower and projection"
-        found.add(
-            what, "problem", detail, "put its vision_model into the CLIPModel it was fine-tuned from, and save that"
-        )
+    known = of_model_type(kind)
+    if known is None:
+        found.add(what, "problem", f"{at}; its config.json is of {not_trained(kind)}", OBSERVED)
+        return _checked(content)
+    needed = (("tokenizer", _TOKENIZER), ("image processor", _PROCESSOR))[0 if known[0].text_tower else 1 :]
+    lacking = [name for name, names in needed if not names & files]
+    refused = known[1].refused(SimpleNamespace(**{"architectures": None, **content}))
+    unlike = unlike_config(config.parent, content)
+    if refused is not None:
+        detail, _, remedy = refused.partition(". ")
+        found.add(what, "problem", f"{at}; {detail}", remedy)
+    elif unlike is not None:
+        found.add(what, "problem", f"{at}; {unlike}", "put the config.json that was saved with the weights beside them")
     elif lacking:
         detail = f"{at}; holds no {' and no '.join(lacking)}"
         found.add(what, "problem", detail, "save those of the model it came from beside it (save_pretrained)")
     else:
-        found.add(what, "ok", f"{at}; safetensors, tokenizer, image processor")
+        found.add(what, "ok", f"{at}; safetensors, {', '.join(name for name, _ in needed)}")
     return _checked(content)

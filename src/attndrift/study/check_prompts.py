@@ -11,7 +11,10 @@ from attndrift.data.prompts import clean_class_name, fill
 from attndrift.methods.registry import HEADS
 from attndrift.retention.prompts import PROMPT_TOKENS, prompt_faults
 from attndrift.study.check_findings import Check, State, counted
+from attndrift.study.check_splits import SetContents
+from attndrift.study.dataset_splits import templates_for
 from attndrift.study.settings import Study
+from attndrift.study.text_needs import lacks_text_tower
 
 _OTHER_NAMES = "give other `class_names` in the `source` of the dataset"
 
@@ -19,7 +22,7 @@ _OTHER_NAMES = "give other `class_names` in the `source` of the dataset"
 def check_prompts(
     found: Check,
     study: Study,
-    names: Mapping[str, Sequence[str]],
+    sets: Mapping[str, SetContents],
     configs: Mapping[str, Mapping[str, Any]],
     *,
     full: bool,
@@ -29,7 +32,7 @@ def check_prompts(
     Without ``full`` only what a run fails on, and the tokenizer is asked only for prompts that may be too long or equal.
 
     Args:
-        names: class names by dataset, where they are known.
+        sets: by name, where their classes are known.
         configs: of the models, by model, where they are known.
     """
     # What is wrong with a model is said once, with the model.
@@ -40,13 +43,16 @@ def check_prompts(
         by_text = HEADS[settings.head].needs_text
         others = [*settings.transfer, *filter(None, [settings.own.get("reference")])]
         for name in (settings.dataset, *others):
-            key = (settings.model, name, settings.prompts)
+            if name not in sets:
+                continue
+            key = (settings.model, name, templates_for(name, sets[name].templates, sets[name].prompts, settings))
             wanted[key] = wanted.get(key, False) or name in others or by_text
     for (model, name, prompts), needed in wanted.items():
-        if name in names and f"model {model}" not in bad and (full or needed):
-            most = _most_tokens(configs.get(model, {}))
-            if full or _may_fail(names[name], prompts, most):
-                _prompts(found, model, name, names[name], prompts, most, "problem" if needed else "warning")
+        # Of a model without text tower, what needs texts is said with the method.
+        if f"model {model}" not in bad and (full or needed) and not lacks_text_tower(model, configs.get(model)):
+            most, classes = _most_tokens(configs.get(model, {})), sets[name].class_names
+            if full or _may_fail(classes, prompts, most):
+                _prompts(found, model, name, classes, prompts, most, "problem" if needed else "warning")
 
 
 def _most_tokens(config: Mapping[str, Any]) -> int:
@@ -74,6 +80,8 @@ def _prompts(
         from attndrift.models.load import load_processor
 
         tokenizer, _ = load_processor(model)
+        if tokenizer is None:
+            return
         faults = prompt_faults(tokenizer, classes, templates, most=most)
     except Exception as error:
         # Each tokenizer backend has errors of its own.
@@ -87,7 +95,8 @@ def _prompts(
         found.add(what, state, f"classes of one name: {some(twice)}", _OTHER_NAMES)
     if faults.long:
         prompts = some((prompt for prompt, _ in faults.long), 3)
-        found.add(what, state, f"longer than {most} tokens: {prompts}", "shorten the names or the templates")
+        long = f"{counted(len(faults.long), 'prompt')} longer than {most} tokens: {prompts}"
+        found.add(what, state, long, "shorten the names or the templates")
     if equal:
         found.add(
             what, state, f"classes of equal tokens, which {model} cannot tell apart: {some(equal, 3)}", _OTHER_NAMES

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from attndrift.data.dataset import Content, ImageDataset
+from attndrift.data.derived import half_of
+from attndrift.data.derived_names import corruption_of
 from attndrift.data.errors import DataError, some
 from attndrift.data.readers import GeneratedReader
 from attndrift.data.registry import DatasetSpec
@@ -25,6 +27,8 @@ class SetContents:
 
     Attributes:
         counts: images a class (classes,), int64, by split; a split that could not be counted is not there.
+        templates: prompt templates that came with the images; None where there are none, or where they are not read yet.
+        prompts: the named ensemble made for it.
     """
 
     name: str
@@ -32,11 +36,22 @@ class SetContents:
     train_split: str
     test_split: str | None
     counts: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    templates: tuple[str, ...] | None = None
+    prompts: str = "default"
 
     @property
     def counted(self) -> bool:
         """Whether all its splits are counted."""
         return {self.train_split, *([self.test_split] if self.test_split else [])} <= set(self.counts)
+
+    def derived(self, spec: DatasetSpec) -> SetContents:
+        """What is known of the set ``spec``, which is made of this one."""
+        names, counts = self.class_names, dict(self.counts)
+        for step in spec.derive:
+            if corruption_of(step) is None:
+                first, last = half_of(len(names), step, spec.name)
+                names, counts = names[first:last], {split: one[first:last] for split, one in counts.items()}
+        return replace(self, name=spec.name, class_names=names, counts=counts)
 
     def without_images(self, most: int | None = None) -> ImageDataset:
         """A dataset of these classes with as many images of each, at most ``most``, of which none can be decoded."""

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from filelock import FileLock
 
@@ -23,6 +23,7 @@ from attndrift.study.settings import NAME_PATTERN
 
 if TYPE_CHECKING:
     from attndrift.results.tables import Tables
+    from attndrift.study.collected import Collected, CollectedRun
 
 # Imports inside functions: these packages take time to load, which only who needs them pays.
 
@@ -105,13 +106,14 @@ def _loss_rows(run_id: str, record: Mapping[str, Any]) -> Iterator[dict[str, Any
 
 @dataclass
 class _RunRows:
-    """The rows of one run in every table."""
+    """The rows of one run in every table; ``whole`` says that nothing of it was left out."""
 
     runs: list[dict[str, Any]]
     losses: list[dict[str, Any]]
     history: list[dict[str, Any]] = field(default_factory=list)
     layers: list[tuple[str, int, int, int | None, str, float]] = field(default_factory=list)
     interpolation: list[dict[str, Any]] = field(default_factory=list)
+    whole: bool = True
 
 
 def _run_rows(folder: Path, name: str) -> _RunRows | None:
@@ -120,8 +122,9 @@ def _run_rows(folder: Path, name: str) -> _RunRows | None:
     if record is None:
         return None
     row = {"run_id": name, **record["row"]}
-    rows = _RunRows([row], list(_loss_rows(name, record)))
-    for outcome in (*record.get("outcomes", []), *_soups(folder, name)):
+    soups = _soups(folder, name)
+    rows = _RunRows([row], list(_loss_rows(name, record)), whole=soups is not None)
+    for outcome in (*record.get("outcomes", []), *(soups or ())):
         rows.runs.append({**record["row"], **outcome["row"], "run_id": outcome["run_id"]})
         rows.losses.extend(_loss_rows(outcome["run_id"], {"row": record["row"]}))
     if record["status"] == "failed":
@@ -140,6 +143,7 @@ def _run_rows(folder: Path, name: str) -> _RunRows | None:
             points = check_form(SweepFile, read_json(sweep), sweep)["points"]
         except ValueError as error:
             _warn_sweep_left_out(name, str(error))
+            rows.whole = False
         else:
             rows.interpolation = [{"run_id": name, **point} for point in points]
     return rows
@@ -151,14 +155,15 @@ def read_soups(folder: Path) -> list[dict[str, Any]]:
     return list(check_form(SoupFile, read_json(path), path)["soups"]) if path.is_file() else []
 
 
-def _soups(folder: Path, name: str) -> list[dict[str, Any]]:
+def _soups(folder: Path, name: str) -> list[dict[str, Any]] | None:
+    """The same; None for a damaged file, with a warning."""
     try:
         return read_soups(folder)
     except ValueError as error:
         warn_left_out(
             f"{error}. The soups of {name} are left out; `attndrift soup` on the study's folder makes them anew"
         )
-        return []
+        return None
 
 
 def _tables(parts: Sequence[_RunRows]) -> Tables:
@@ -189,9 +194,18 @@ def gather(folder: Path, run_ids: Iterable[str] | None = None) -> tuple[Tables, 
     Only finished, diverged and failed runs have rows, in the order of the study. A run with a damaged file is left out,
     with a :class:`~attndrift.files.LeftOutWarning` that names the file.
     """
-    parts: list[_RunRows] = []
+    parts, missing = _read_runs(folder, run_ids if run_ids is not None else planned_runs(folder))
+    try:
+        return _tables(list(parts.values())), missing
+    except ValueError:
+        return _tables(_usable(list(parts.values()))), missing
+
+
+def _read_runs(folder: Path, names: Iterable[str]) -> tuple[dict[str, _RunRows], list[str]]:
+    """The rows of these runs by name, and the runs that have no record yet. Damaged ones are left out with a warning."""
+    parts: dict[str, _RunRows] = {}
     missing: list[str] = []
-    for name in run_ids if run_ids is not None else planned_runs(folder):
+    for name in names:
         try:
             rows = _run_rows(folder / RUNS_FOLDER / name, name)
         except (ValueError, OSError) as error:
@@ -200,11 +214,8 @@ def gather(folder: Path, run_ids: Iterable[str] | None = None) -> tuple[Tables, 
         if rows is None:
             missing.append(name)
         else:
-            parts.append(rows)
-    try:
-        return _tables(parts), missing
-    except ValueError:
-        return _tables(_usable(parts)), missing
+            parts[name] = rows
+    return parts, missing
 
 
 def _usable(parts: Sequence[_RunRows]) -> list[_RunRows]:
@@ -244,14 +255,81 @@ def _warn_run_left_out(name: str, error: Exception) -> None:
     warn_left_out(f"{where}{text}. The run {name} is left out of the tables; remove its folder to run it again")
 
 
-def collect(folder: Path) -> tuple[Tables, list[str]]:
-    """Gather the tables of the study in ``folder`` and write them there as Parquet."""
+class Collection(NamedTuple):
+    """What :func:`collect` did.
+
+    Attributes:
+        rows: of each table that lies in the folder now.
+        missing: runs that have no record yet.
+        read: runs whose files were read; those of the others have not changed since the last time.
+    """
+
+    rows: dict[str, int]
+    missing: list[str]
+    read: list[str]
+
+
+def collect(folder: Path) -> Collection:
+    """Write the tables of the study in ``folder`` there as Parquet, from its run folders.
+
+    The result is that of :func:`gather`, for any change since the last time. What was found then is noted in the folder,
+    so that only runs whose files changed are read. A run with a damaged file is left out, with a warning each time.
+    """
+    # Here, so that a study's runs do not wait for half a second of imports that are needed after them.
     from attndrift.results.tables import TABLES, write_tables
+    from attndrift.study.collected import COLLECTED, Collected, signature_of, table_rows
 
     names = planned_runs(folder)  # first: what is no study folder is called that, whatever lies in it
     refuse_links(folder)
     with FileLock(folder / LOCK):
-        tables, missing = gather(folder, names)
-        remove_half_written(folder, [f"{name}.parquet" for name in TABLES])
-        write_tables(tables, folder)
-    return tables, missing
+        remove_half_written(folder, [f"{name}.parquet" for name in TABLES] + [COLLECTED])
+        noted = Collected.read(folder)
+        signatures = {name: signature_of(folder / RUNS_FOLDER / name) for name in names}
+        known = {run.name for run in noted.runs if run.signature and run.signature == signatures.get(run.name)}
+        parts, missing = _read_runs(folder, [name for name in names if name not in known])
+        if not parts and [run.name for run in noted.runs] == [name for name in names if name in known]:
+            return Collection(table_rows(folder), missing, [])
+        try:
+            _collect_changed(
+                folder, noted, parts, [name for name in names if name in known or name in parts], signatures
+            )
+        except ValueError:
+            # Runs that contradict each other, or tables that are not those that were noted: everything anew.
+            parts |= _read_runs(folder, known)[0]
+            parts = {name: parts[name] for name in names if name in parts}
+            try:
+                _collect_changed(folder, Collected(), parts, list(parts), signatures)
+            except ValueError:
+                (folder / COLLECTED).unlink(missing_ok=True)
+                write_tables(_tables(_usable(list(parts.values()))), folder)
+        return Collection(table_rows(folder), missing, list(parts))
+
+
+def _collect_changed(
+    folder: Path, noted: Collected, parts: Mapping[str, _RunRows], names: Sequence[str], signatures: Mapping[str, str]
+) -> None:
+    """Write the tables of the runs ``names``: those in ``parts`` anew, the others as they were noted."""
+    from attndrift.results.tables import arrow_table, write_tables
+    from attndrift.study.collected import LONG, Collected, merged
+
+    kept = {run.name: run for run in noted.runs}
+    runs = [kept[name] if name not in parts else _noted(name, parts[name], signatures[name]) for name in names]
+    short = _tables(
+        [_RunRows(run.rows["runs"], run.rows["losses"], interpolation=run.rows["interpolation"]) for run in runs]
+    )
+    fresh = _tables([parts[name] for name in names if name in parts])
+    made = {name: arrow_table(name, getattr(fresh, name)) for name in LONG}
+    if len(parts) < len(names):
+        placed = [(run, run.name not in parts) for run in runs]
+        made = {name: merged(name, folder, noted.runs, placed, table) for name, table in made.items()}
+    write_tables(short, folder, made)
+    Collected(runs).write(folder)
+
+
+def _noted(name: str, rows: _RunRows, signature: str) -> CollectedRun:
+    from attndrift.study.collected import LONG, SHORT, CollectedRun
+
+    short = {table: getattr(rows, table) for table in SHORT}
+    return CollectedRun(
+        name, signature if rows.whole else "", short, tuple(len(getattr(rows, table)) for table in LONG)
+    )

@@ -11,12 +11,13 @@ from numpy.typing import ArrayLike
 from attndrift.data.pixels import PixelStore
 from attndrift.drift.drift import Drift
 from attndrift.drift.monitor import DriftMonitor, measure_drift
-from attndrift.drift.text_drift import TextDrift
+from attndrift.drift.text_drift import FixedTexts, TextDrift
 from attndrift.methods.classifier import CLIPClassifier
 from attndrift.methods.parameter_drift import projection_drift, weight_drift
 from attndrift.models.evaluation import evaluation_mode
 from attndrift.process_group import Processes
 from attndrift.study.pretrained import Pretrained
+from attndrift.study.pretrained_results import PretrainedResults
 from attndrift.study.run_images import TransferSet
 from attndrift.study.run_inputs import RunInputs
 from attndrift.study.settings import RunSettings
@@ -51,11 +52,13 @@ def weight_drifts(model: CLIPClassifier, inputs: RunInputs) -> tuple[float, floa
     return weight_drift(model, clip, tower), projection_drift(model, clip, projection)
 
 
-def text_drift_of(model: CLIPClassifier, settings: RunSettings, pretrained: Pretrained) -> TextDrift | None:
-    """What measures the text side of a run's model, on the class prompts in the first template; None where it stays."""
+def text_drift_of(
+    model: CLIPClassifier, settings: RunSettings, pretrained: Pretrained, results: PretrainedResults
+) -> TextDrift | FixedTexts | None:
+    """What measures the text side of a run's model, on the class prompts in the first template; None without one."""
     live = model.live_text
     if live is None or not settings.trains_text:
-        return None
+        return results.probe_texts()
     return TextDrift(model, live.tokens[:, 0], reference=pretrained.clip)
 
 
@@ -67,7 +70,8 @@ def monitor_of(model: CLIPClassifier, inputs: RunInputs) -> DriftMonitor:
         reference=inputs.baseline,
         embed=model.embed,
         weight_drift=lambda: weight_drifts(model, inputs),
-        text=text_drift_of(model, inputs.settings, inputs.pretrained),
+        text=text_drift_of(model, inputs.settings, inputs.pretrained, inputs.results),
+        activations=inputs.results.activations(),
     )
 
 
@@ -75,10 +79,14 @@ def drift_of(model: CLIPClassifier, inputs: RunInputs) -> Drift:
     """The drift of a model on the probe images, once."""
     batches = inputs.target.probe_batches(inputs.settings.evaluation_batch_size)
     drifts = partial(weight_drifts, model, inputs)
-    text = text_drift_of(model, inputs.settings, inputs.pretrained)
-    return measure_drift(inputs.baseline, model, batches, drifts, model.embed, text, processes=Processes.current())
+    text = text_drift_of(model, inputs.settings, inputs.pretrained, inputs.results)
+    return measure_drift(
+        inputs.baseline, model, batches, drifts, model.embed, text, inputs.results.activations(),
+        processes=Processes.current(),
+    )  # fmt: skip
 
 
 def monitored_accuracy(monitored: TransferSet, model: CLIPClassifier, inputs: RunInputs) -> float:
     """Zero-shot accuracy on the images that a run watches while it trains."""
-    return monitored.evaluate(model, inputs.pretrained, inputs.settings, images=monitored.monitor).accuracy
+    assert monitored.monitor is not None
+    return monitored.watch(model, inputs.pretrained, inputs.settings, monitored.monitor).accuracy

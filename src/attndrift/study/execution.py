@@ -16,34 +16,33 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from attndrift.drift.drift import Drift
 from attndrift.drift.monitor import DriftMonitor
-from attndrift.guard.budget import RETENTION, Budget, RetentionBudget
+from attndrift.guard.budget import Budget, RetentionBudget
 from attndrift.guard.guard import Guard
 from attndrift.methods.adaptation import adapt
 from attndrift.methods.classifier import CLIPClassifier
 from attndrift.methods.registry import HEADS
+from attndrift.methods.settings import AdaptationSettings
 from attndrift.metrics.registry import METRICS
-from attndrift.results.measures import MEASURES
-from attndrift.retention.task import RetentionResult
-from attndrift.retention.zero_shot import ZeroShotResult
+from attndrift.models.hub import resolve_model
+from attndrift.models.load import state_hash
+from attndrift.results.measures import measure_of_metric
 from attndrift.study.distributed import SilentReporter
 from attndrift.study.evaluation import accuracy, drift_of, monitor_of, monitored_accuracy
+from attndrift.study.guard_budget import retention_budget
 from attndrift.study.loss_context import loss_context
 from attndrift.study.outcomes.registry import Trained
 from attndrift.study.outcomes.rows import outcome_records
 from attndrift.study.phases import PhaseReporter
 from attndrift.study.resolved import adaptation, device_of
 from attndrift.study.resources import StudyResources
-from attndrift.study.retention_measures import measure_retention
 from attndrift.study.run_folder import RunFolder
-from attndrift.study.run_images import TransferSet
 from attndrift.study.run_inputs import RunInputs
-from attndrift.study.run_record import baseline_columns, run_record, sizes, transfer_columns
+from attndrift.study.run_record import baseline_columns, run_record, sizes
 from attndrift.study.settings import NamedRun
 from attndrift.study.steps import evaluation_steps
 from attndrift.study.training.loop import fit
 from attndrift.study.training.plan import FitResult, TrainingPlan, only_value
-
-Retained = ZeroShotResult | RetentionResult
+from attndrift.study.transfer_measurement import measure_transfer
 
 
 def execute_run(run: NamedRun, folder: Path, resources: StudyResources, reporter: Any) -> dict[str, Any]:
@@ -54,7 +53,7 @@ def execute_run(run: NamedRun, folder: Path, resources: StudyResources, reporter
         files = RunFolder(folder, inputs, phases.say)
         files.write_splits()
         execution = _Execution(inputs, files, phases)
-        return execution.adapted() if run.settings.facts.adapts else execution.pretrained()
+        return execution.adapted() if run.settings.facts.adapts else execution.untrained()
 
 
 class MeasuredOutcome(NamedTuple):
@@ -102,6 +101,26 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def _published(inputs: RunInputs) -> CLIPClassifier:
+    """The model with published weights in its image tower, and the class prompts as its classifier."""
+    settings = inputs.settings
+    text = inputs.resources.text(settings, inputs.pretrained, inputs.target.dataset)
+    asked = AdaptationSettings(settings.method, head="cosine", **adaptation(settings).own)
+    model = adapt(
+        inputs.pretrained.copy(), asked, len(inputs.target.class_names), settings.seed, text_features=text.features
+    )
+    return model.to(inputs.device)
+
+
+def _no_drift(inputs: RunInputs) -> Drift:
+    """The drift of the pretrained model from itself, of all that a run measures."""
+    drift = inputs.results.no_drift()
+    if not inputs.settings.trains_text:
+        return drift
+    of_text = {metric.name: metric.pretrained for metric in METRICS if metric.needs in ("texts", "text weights")}
+    return replace(drift, numbers={**drift.numbers, **of_text})
+
+
 class _Execution:
     """The steps of one run, in order."""
 
@@ -109,18 +128,29 @@ class _Execution:
         self.inputs, self.files, self.reporter = inputs, files, reporter
         self.settings, self.target = inputs.settings, inputs.target
 
-    def pretrained(self) -> dict[str, Any]:
-        """The run of the pretrained model: nothing is trained."""
+    def untrained(self) -> dict[str, Any]:
+        """The run of a model that nothing is trained of: the pretrained one, or weights that somebody published."""
         inputs, drift = self.inputs, self.inputs.results.no_drift()
         self.files.write_history([{"step": 0, "epoch": 0.0, **drift.row()}])
-        transfer, details = self._transfer(None, drift)
-        self.files.write_maps(None)
-        values = {
-            "trainable_parameters": 0,
-            "total_parameters": sum(p.numel() for p in inputs.pretrained.clip.parameters()),
-            "n_probe": len(self.target.splits.probe),
-        }
-        return self._record("finished", values | drift.columns("runs") | transfer, details)
+        model = _published(inputs) if self.settings.facts.replaces else None
+        if model is None:
+            values: dict[str, Any] = {
+                "trainable_parameters": 0,
+                "total_parameters": sum(p.numel() for p in inputs.pretrained.clip.parameters()),
+                "n_probe": len(self.target.splits.probe),
+            }
+        else:
+            self.reporter.phase("test")
+            values = sizes(model, inputs) | {"test_accuracy": accuracy(model, inputs, "test")}
+            drift = drift_of(model, inputs)
+        transfer, details = self._transfer(model, drift)
+        self.files.write_maps(model)
+        record = self._record("finished", values | drift.columns("runs") | transfer, details)
+        if model is not None:
+            source = str(self.settings.own["checkpoint"])
+            weights = {"revision": resolve_model(source).commit, "weights_sha256": state_hash(model.clip)}
+            record["checkpoint"] = {"source": source} | weights
+        return record
 
     def adapted(self) -> dict[str, Any]:
         """A run that adapts the model, trains it and measures what came of it."""
@@ -153,15 +183,7 @@ class _Execution:
     def _text_features(self) -> Tensor | None:
         if not HEADS[self.settings.head].needs_text:
             return None
-        return self.inputs.resources.text(self.settings, self.inputs.pretrained, self.target.class_names).features
-
-    def _no_drift(self) -> Drift:
-        """The drift of the pretrained model from itself, of all that the run measures."""
-        drift = self.inputs.results.no_drift()
-        if not self.settings.trains_text:
-            return drift
-        of_text = {metric.name: metric.pretrained for metric in METRICS if metric.needs in ("texts", "text weights")}
-        return replace(drift, numbers={**drift.numbers, **of_text})
+        return self.inputs.resources.text(self.settings, self.inputs.pretrained, self.target.dataset).features
 
     def _reference_images(self) -> Tensor | None:
         """Images that the method looks at before it starts, where it does."""
@@ -179,23 +201,12 @@ class _Execution:
         settings, n_train = self.settings, len(self.target.splits.train)
         if settings.guard is None:
             return None
-        if settings.guard != RETENTION:
+        measure = measure_of_metric(settings.guard)
+        if measure is None:
             limits = {"at_least": settings.guard_at_least, "at_most": settings.guard_at_most}
             budget: Budget | RetentionBudget = Budget(settings.guard, **limits)
         else:
-            # Without the set the guard cannot measure its budget, and an unguarded run must not be recorded as guarded.
-            if settings.transfer[0] in self.inputs.absent:
-                raise ValueError(f"`guard`: {self.inputs.absent[settings.transfer[0]]}")
-            item = self.inputs.transfer[0]
-            assert item.guard is not None
-            texts: dict[str, Any] = {"text_features": item.text}
-            if settings.trains_text:  # they are encoded anew at every check
-                texts = {"class_names": item.dataset.class_names, "templates": settings.prompts,
-                         "tokenizer": self.inputs.pretrained.tokenizer}  # fmt: skip
-            budget = Budget.retention(
-                (settings.guard_at_least or 0.0) / 100, item.guard.store, item.guard.part.labels,
-                confidence=settings.guard_confidence, batch_size=settings.evaluation_batch_size, **texts,
-            )  # fmt: skip
+            budget = retention_budget(measure, self.inputs)
         self.reporter.phase("the guard's probe")
         steps = evaluation_steps(settings, n_train, settings.guard_checks_per_epoch)
         return Guard(
@@ -207,11 +218,11 @@ class _Execution:
     def _plan(self, model: CLIPClassifier, monitor: DriftMonitor, guard: Guard | None) -> TrainingPlan:
         settings, inputs, target = self.settings, self.inputs, self.target
         monitored = next((item for item in inputs.transfer if item.monitor is not None), None)
-        first: dict[str, Any] = {"step": 0, "epoch": 0.0, **self._no_drift().row()}
+        first: dict[str, Any] = {"step": 0, "epoch": 0.0, **_no_drift(self.inputs).row()}
         if monitored is not None:
             before = inputs.results.transfer(monitored, monitored.monitor)
             first["monitor_zero_shot_accuracy"] = before.accuracy
-            first["monitor_zero_shot_retention_pct"] = monitored.retention(before.accuracy, before.accuracy)
+            first["monitor_zero_shot_retention_pct"] = monitored.retention(before.accuracy, before.accuracy, before.n)
         return TrainingPlan(
             settings=settings,
             images=target.train,
@@ -219,7 +230,7 @@ class _Execution:
             monitor=monitor,
             validate=lambda: accuracy(model, inputs, "validation"),
             monitor_zero_shot=(lambda: monitored_accuracy(monitored, model, inputs)) if monitored else None,
-            monitored_retention=(lambda value: monitored.retention(value, before.accuracy))
+            monitored_retention=(lambda value: monitored.retention(value, before.accuracy, before.n))
             if monitored
             else (lambda _: None),
             baseline=first,
@@ -276,11 +287,11 @@ class _Execution:
         """The share of the monitored images whose zero-shot prediction is that of the pretrained model."""
         inputs = self.inputs
         item = next((one for one in inputs.transfer if one.monitor is not None), None)
-        if item is None:
+        if item is None or item.monitor is None:
             raise ValueError(
                 f"`outcomes`: there are no images to monitor: {next(iter(inputs.absent.values()), 'no set')}"
             )
-        now = item.evaluate(model, inputs.pretrained, self.settings, images=item.monitor)
+        now = item.watch(model, inputs.pretrained, self.settings, item.monitor)
         return float((now.predictions == inputs.results.transfer(item, item.monitor).predictions).mean())
 
     def _outcome_columns(self, model: CLIPClassifier) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -294,40 +305,7 @@ class _Execution:
     def _transfer(
         self, model: CLIPClassifier | None, drift: Drift, *, keep: bool = True
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Columns and details of every zero-shot set; without a ``model``, of the pretrained one alone.
-
-        ``keep``: also write which images were right.
-        """
-        columns: dict[str, Any] = {}
-        details: dict[str, Any] = {}
-        for item in self.inputs.transfer:
-            details[item.name] = {
-                "hash": item.evaluation.part.hash,
-                "monitor_hash": None if item.monitor is None else item.monitor.part.hash,
-                "skipped": item.skipped,
-            }
-            for measure in self.settings.measures:
-                before, after = self._retention(measure, item, model, drift)
-                values, detail = transfer_columns(item, measure, before, after)
-                columns |= values
-                details[item.name] |= {measure: detail}
-                if keep:
-                    self.files.write_transfer(item, measure, before, after)
-        return columns, details
-
-    def _retention(
-        self, measure: str, item: TransferSet, model: CLIPClassifier | None, drift: Drift
-    ) -> tuple[Retained, Retained]:
-        """A measure of the pretrained model, and of ``model``; without one, of the pretrained one twice."""
-        results, inputs = self.inputs.results, self.inputs
-        self.reporter.phase("the pretrained model")
-        before: Retained = results.transfer(item) if measure == "zero_shot" else results.retention(measure, item)
-        if model is None:
-            return before, before
-        self.reporter.phase(f"{MEASURES[measure].label} on {item.name}")
-        if measure == "zero_shot":
-            return before, item.evaluate(model, inputs.pretrained, self.settings, weight_drift=drift.weight_drift)
-        return before, measure_retention(measure, item, model, inputs.pretrained, self.settings, results.cache)
+        return measure_transfer(self.inputs, self.reporter, model, drift, self.files.write_transfer if keep else None)
 
     def _record(
         self, status: str, values: dict[str, Any], transfer: dict[str, Any], problem: str | None = None

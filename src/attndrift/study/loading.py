@@ -34,9 +34,9 @@ from attndrift.data.errors import some
 from attndrift.methods.registry import DEFAULT_METHOD, trains
 from attndrift.plain_digits import whole_number
 from attndrift.registry import unknown_name
+from attndrift.study.set_descriptions import DatasetSource, other_sets
 from attndrift.study.settings import (
     NAME_PATTERN,
-    DatasetSource,
     NamedRun,
     RunSettings,
     Study,
@@ -171,11 +171,12 @@ def _check_plain(node: yaml.Node, where: str) -> None:
             _check_scalar(current, where)
 
 
-def _parse(text: str, where: str) -> tuple[dict[str, Any], dict[Place, int]]:
+def _checked(text: str, where: str) -> tuple[Any, yaml.Node | None]:
+    """As :func:`_load_yaml`, with every problem as a :class:`StudyError` that names file and line."""
     if len(text) > MAX_FILE_BYTES:
         raise StudyError(f"{where}: {len(text):,} characters; a study file has at most {MAX_FILE_BYTES:,}")
     try:
-        content, node = _load_yaml(text, where)
+        return _load_yaml(text, where)
     except StudyError:
         raise
     except yaml.YAMLError as error:
@@ -185,6 +186,15 @@ def _parse(text: str, where: str) -> tuple[dict[str, Any], dict[Place, int]]:
         raise StudyError(f"{where}{line}: not valid YAML: {problem}") from error
     except (RecursionError, ValueError) as error:
         raise StudyError(f"{where}: not valid YAML: {type(error).__name__}: {error}") from error
+
+
+def read_yaml(text: str, where: str) -> Any:
+    """The value of YAML text as study files have it; ``where`` it stands is named in a :class:`StudyError`."""
+    return _checked(text, where)[0]
+
+
+def _parse(text: str, where: str) -> tuple[dict[str, Any], dict[Place, int]]:
+    content, node = _checked(text, where)
     if not isinstance(content, dict):
         raise StudyError(f"{where}:1: a study file is a mapping with `name`, `shared` and `runs`")
     assert node is not None
@@ -200,7 +210,7 @@ def _line(lines: Mapping[Place, int], place: Sequence[str | int]) -> str:
 
 def _allowed(model: type[BaseModel], field: str) -> str:
     names = setting_names() if model is RunSettings else list(model.model_fields)
-    few = len(names) <= 12
+    few = len(names) <= 20
     otherwise = f"allowed: {', '.join(names)}" if few else "`attndrift list settings` shows every setting"
     return unknown_name("setting", field, names, otherwise)
 
@@ -209,8 +219,10 @@ def _explain(error: Mapping[str, Any], model: type[BaseModel]) -> str:
     """One pydantic error in words, with the allowed values."""
     location = [part for part in error["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
     field = ".".join(str(part) for part in location)
+    if field.startswith("sources."):
+        field = f"datasets.{location[1]}.source{''.join(f'.{part}' for part in location[2:])}"
     if error["type"] == "extra_forbidden":
-        return _allowed(DatasetSource if location[0] == "source" else model, str(location[-1]))
+        return _allowed(DatasetSource if location[0] in ("source", "sources") else model, str(location[-1]))
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "missing":
         return f"`{field}` is missing"
@@ -245,10 +257,13 @@ def _expand(
     _check_keys(file.shared, where, lines, ("shared",))
     known = _dataset_names(file)
     for name, values in file.datasets.items():
-        if name not in known:
-            at = _line(lines, ("datasets", name))
-            raise StudyError(f"{where}{at}: `datasets`: no run is on {name!r}; they are on {', '.join(sorted(known))}")
         _check_keys(values, where, lines, ("datasets", name))
+        for key in values:
+            if name not in known and key != "source":
+                raise StudyError(
+                    f"{where}{_line(lines, ('datasets', name, key))}: `datasets`: no run is on {name!r}; they are on "
+                    f"{some(sorted(known), 3)}. Of a transfer set only `source` is read, not `{key}`"
+                )
     _check_number(file, where, lines)
     expanded: list[tuple[RunSettings, Place]] = []
     for index, entry in enumerate(file.runs):
@@ -270,16 +285,36 @@ def _expand(
             _refuse_equal_runs(set_here, entry, where, lines, place)
             raw = {**_merge(file, {**own, **chosen}, dataset), **set_here}
             raw = _fit_to_method(raw, own | chosen)
+            raw["sources"] = {**_sources(file), **raw.get("sources", {})}
             try:
                 settings = _scaled(RunSettings.model_validate(raw), file.learning_rate_scale)
             except ValidationError as error:
                 first = _first_error(error)
                 field = str(first["loc"][0]) if first["loc"] else ""
-                at = _place_of(field, place, file, dataset, entry, lines)
+                at = _place_of(first["loc"], place, dataset, lines)
                 source = "--set: " if field in set_here else ""
                 raise StudyError(f"{where}{at}: {source}{_explain(first, RunSettings)}") from error
             expanded.append((settings, place))
+    _refuse_unused(file, [settings for settings, _ in expanded], where, lines)
     return _named(file, expanded, where, lines)
+
+
+def _sources(file: _StudyFile) -> dict[str, Any]:
+    """Where the sets are that the file describes, by name: each may be a transfer set too."""
+    return {name: values["source"] for name, values in file.datasets.items() if values.get("source") is not None}
+
+
+def _refuse_unused(file: _StudyFile, runs: Sequence[RunSettings], where: str, lines: Mapping[Place, int]) -> None:
+    """Raise :class:`StudyError` for a described set that no run has: its name may be misspelt."""
+    used = _dataset_names(file).union(*(other_sets(settings) for settings in runs))
+    for name in file.datasets:
+        if name not in used:
+            otherwise = f"the runs have {some(sorted(used), 6)}"
+            at = _line(lines, ("datasets", name))
+            raise StudyError(
+                f"{where}{at}: `datasets`: no run is on {name!r} or has it in `transfer`: "
+                + unknown_name("set", name, used, otherwise)
+            )
 
 
 def _check_number(file: _StudyFile, where: str, lines: Mapping[Place, int]) -> None:
@@ -317,9 +352,10 @@ def _fit_to_method(raw: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any
     return {name: value for name, value in raw.items() if name in own or applies(name, raw)}
 
 
-def _place_of(
-    field: str, place: Place, file: _StudyFile, dataset: Any, entry: _Entry, lines: Mapping[Place, int]
-) -> str:
+def _place_of(loc: Sequence[Any], place: Place, dataset: Any, lines: Mapping[Place, int]) -> str:
+    field = str(loc[0]) if loc else ""
+    if field == "sources":
+        return _line(lines, ("datasets", loc[1], "source", *loc[2:]))
     candidates: list[Place] = [
         (*place, "grid", field),
         (*place, field),
@@ -517,7 +553,8 @@ def _replace_datasets(file: _StudyFile, names: Mapping[str, str], where: str) ->
 def preset_names() -> list[str]:
     """Names of the studies that ship with the package."""
     folder = resources.files("attndrift.study") / "presets"
-    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+    names = [item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml")]
+    return sorted(name for name in names if not name.endswith(".expected"))
 
 
 def preset_text(name: str) -> str:

@@ -49,7 +49,7 @@ def loss_context(inputs: RunInputs, phase: Callable[[str], None]) -> StudyContex
             teachers[view.name] = results.teacher(view)
 
     def class_texts() -> Tensor:
-        return inputs.resources.text(settings, inputs.pretrained, inputs.target.class_names).features
+        return inputs.resources.text(settings, inputs.pretrained, inputs.target.dataset).features
 
     reference = None if inputs.reference is None else _Reference(inputs.reference, results)
     return StudyContext(inputs.baseline.structure.layers("entropy"), teachers, class_texts, reference)

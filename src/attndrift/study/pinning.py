@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from attndrift.models.errors import ModelError
-from attndrift.models.reference import ModelReference, is_on_hub
+from attndrift.models.reference import is_on_hub, without_commit
 from attndrift.study.settings import NamedRun, Study
 
 
@@ -82,7 +82,7 @@ def same_model(there: Any, here: Any) -> bool:
         return True
     if "@" not in f"{there}{here}" or not (is_on_hub(str(there)) and is_on_hub(str(here))):
         return False
-    return ModelReference.parse(str(there)).name == ModelReference.parse(str(here)).name
+    return without_commit(str(there)) == without_commit(str(here))
 
 
 def changed_revision(run: NamedRun, recorded: Mapping[str, Any]) -> tuple[str, str] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any
 
@@ -13,16 +13,18 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from attndrift.data.errors import DataError, some
+from attndrift.data.derived import shared_pixels
+from attndrift.data.errors import DataError, DatasetUnavailable, some
 from attndrift.data.splits import Splits, evaluation_part
 from attndrift.losses.registry import LOSSES
 from attndrift.methods.registry import CONTRASTIVE, DEFAULT_METHOD, HEADS, METHODS
 from attndrift.models.backbone import TextShape, VisionShape
 from attndrift.study.check_findings import counted, size
-from attndrift.study.dataset_splits import open_dataset, splits_key, splits_of
+from attndrift.study.dataset_splits import OpenDatasets, splits_key, splits_of
 from attndrift.study.model_sizes import ModelSizes
 from attndrift.study.record import FINGERPRINT_IMAGES
 from attndrift.study.resolved import device_of
+from attndrift.study.retention_cost import SetSize, retention_cost
 from attndrift.study.settings import RunSettings, Study
 from attndrift.study.step_costs import measured, step_cost
 from attndrift.study.steps import epoch_count, total_steps, warmup_steps
@@ -44,6 +46,7 @@ class PlannedRun:
         scratch_bytes: resumable states, there while the run is under way.
         step_cost: time of a training step in that of full fine-tuning, measured before; None where it was not.
         images: who gets how many images of the target, in words.
+        transfer: images that a model embeds for each transfer set, and seconds of it; an image that sets share counts once.
     """
 
     run_id: str
@@ -66,6 +69,7 @@ class PlannedRun:
     scratch_bytes: float | None
     step_cost: float | None = None
     images: str = ""
+    transfer: dict[str, dict[str, float | None]] = field(default_factory=dict)
     note: str = ""
 
     def add_note(self, text: str) -> None:
@@ -126,7 +130,8 @@ class _Sizes:
     def __init__(self) -> None:
         self.models = ModelSizes()
         self._known: dict[Any, Any] = {}
-        self.absent: dict[str, str] = {}
+        self._datasets = OpenDatasets()
+        self.absent: dict[str, DataError] = {}
         """Transfer sets that cannot be had, with the reason."""
 
     def splits(self, settings: RunSettings) -> Splits | str:
@@ -139,24 +144,32 @@ class _Sizes:
 
     def _make(self, settings: RunSettings) -> Splits | str:
         try:
-            return splits_of(open_dataset(settings.dataset, settings), settings)
+            return splits_of(self._datasets.open(settings.dataset, settings), settings)
         except DataError as error:
             return str(error)
 
-    def transfer(self, settings: RunSettings) -> int:
-        """Images of all transfer sets that can be had."""
-        total = 0
+    def transfer(self, settings: RunSettings) -> dict[str, SetSize]:
+        """The sizes of all transfer sets, by name; of those that cannot be had, 0."""
+        found = dict[str, SetSize]()
+        seen: dict[tuple[str, str], set[int]] = {}
         for name in settings.transfer:
-            key = ("transfer", name, settings.transfer_limit)
+            key = ("transfer", name, settings.transfer_limit, settings.bank_limit)
             if key not in self._known:
                 try:
-                    part, _ = evaluation_part(open_dataset(name, settings), limit=settings.transfer_limit)
-                    self._known[key] = len(part)
+                    dataset = self._datasets.open(name, settings)
+                    part, _ = evaluation_part(dataset, limit=settings.transfer_limit)
+                    bank = len(dataset.train)
+                    whole, rows = shared_pixels(dataset.test)
+                    own = SetSize(len(part), min(bank, settings.bank_limit or bank), len(dataset.class_names))
+                    self._known[key] = (own, (whole.dataset, whole.name), frozenset(rows[part.indices].tolist()))
                 except DataError as error:
-                    self._known[key] = 0
-                    self.absent[name] = str(error)
-            total += self._known[key]
-        return total
+                    self._known[key] = (SetSize(0, 0, 0), (name, ""), frozenset())
+                    self.absent[name] = error
+            size, place, rows = self._known[key]
+            known = seen.get(place, set())
+            found[name] = size._replace(shared=len(rows & known), bank_shared=place in seen)
+            seen[place] = known | rows
+        return found
 
     def monitor(self, settings: RunSettings) -> int:
         """Images that a run watches while it trains."""
@@ -166,7 +179,7 @@ class _Sizes:
         key = ("monitor", settings.transfer[0])
         if key not in self._known:
             try:
-                self._known[key] = len(open_dataset(settings.transfer[0], settings).train)
+                self._known[key] = len(self._datasets.open(settings.transfer[0], settings).train)
             except DataError:
                 self._known[key] = 0
         return min(count, self._known[key])
@@ -224,7 +237,8 @@ def _plan_run(run_id: str, settings: RunSettings, sizes: _Sizes, rate: float | N
         row.n_test, row.n_probe, row.images = len(splits.test), len(splits.probe), splits.who_gets_what
         row.steps, row.epochs = total_steps(settings, row.n_train), epoch_count(settings, row.n_train)
         try:
-            warmup_steps(settings, row.n_train)
+            if settings.facts.adapts:
+                warmup_steps(settings, row.n_train)
         except ValueError as error:
             row.add_note(str(error))
     if shape is None or isinstance(splits, str):
@@ -242,8 +256,10 @@ def _plan_run(run_id: str, settings: RunSettings, sizes: _Sizes, rate: float | N
             row.images += ", which is a transfer set too: its retention is that of a set that the loss holds"
     _estimate(row, settings, splits, sizes, shape, rate)
     for name in settings.transfer:
-        if name in sizes.absent:
-            row.add_note(f"transfer set {name}: {sizes.absent[name]}")
+        why = sizes.absent.get(name)
+        skipped = settings.missing_sets == "skip" and isinstance(why, DatasetUnavailable)
+        if why is not None and not skipped:
+            row.add_note(f"transfer set {name}: {why}")
     return row
 
 
@@ -266,8 +282,14 @@ def _estimate(
     evaluations = settings.evaluations_per_epoch * row.epochs * len(splits.probe)
     watched = sizes.monitor(settings) if method.adapts else 0
     validated = row.epochs * (len(splits.validation) + watched) + watched
-    tested = (len(splits.test) if method.adapts else 0) + sizes.transfer(settings) + 2 * len(splits.probe)
-    total = flops * (trained + evaluations + validated + tested)
+    retained = retention_cost(settings, sizes.transfer(settings), vision.dimensions)
+    tested = (len(splits.test) if method.adapts else 0) + 2 * len(splits.probe)
+    by_set = {name: flops * passes + beside for name, (passes, beside) in retained.items()}
+    total = flops * (trained + evaluations + validated + tested) + sum(by_set.values())
+    row.transfer = {
+        name: {"passes": retained[name][0], "seconds": None if rate is None else one / (_EFFICIENCY * rate)}
+        for name, one in by_set.items()
+    }
     tokens = vision.tokens
     # About 14 activations of the width a token and block are kept for the backward pass.
     activations = 4.0 * settings.batch_size * tokens * vision.width * vision.depth * 14
@@ -296,6 +318,15 @@ def _estimate(
     row.disk_bytes = kept * (weights + decomposed + fingerprint)
     # Two resumable states of weights and two moments, and a third while it is written.
     row.scratch_bytes = 3 * 3 * weights
+
+
+def _retention_costs(row: PlannedRun) -> str:
+    """The cost of each transfer set in words, without times, which differ from one estimate to the next."""
+    told = (f"{name} {one['passes']:,.0f}" for name, one in row.transfer.items())
+    seconds = [one["seconds"] for one in row.transfer.values() if one["seconds"] is not None]
+    return (
+        f"images embedded for the retention of a model ({_time(sum(seconds)) if seconds else '?'}): {', '.join(told)}"
+    )
 
 
 def _time(seconds: float | None) -> str:
@@ -350,6 +381,8 @@ def print_plan(study: Study, planned: Sequence[PlannedRun], console: Console | N
         )
     for images in dict.fromkeys(row.images for row in planned if row.images):
         console.print(images, highlight=False, markup=False)
+    for costs in dict.fromkeys(_retention_costs(row) for row in planned[:_PRINTED_ROWS] if row.transfer):
+        console.print(costs, highlight=False, markup=False)
     for note, runs in runs_by_note(planned).items():
         console.print(f"{some(runs, 3)}: {note}", style="yellow", highlight=False, markup=False)
 

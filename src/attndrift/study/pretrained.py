@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from attndrift.methods.parameter_drift import squared_norms
 from attndrift.models.backbone import backbone_of
 from attndrift.models.embedding import image_embeddings
-from attndrift.models.load import describe, load_model, load_processor
+from attndrift.models.load import describe, load_model, load_processor, refuse_cut_images
 from attndrift.models.reference import at_commit
 
 _PREPROCESSING = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "image_mean", "image_std")
@@ -38,6 +38,7 @@ class Pretrained:
         backbone_of(clip).prune()
         clip.eval().to(device)
         tokenizer, image_processor = load_processor(source)
+        refuse_cut_images(source, image_processor)
         description, processing = describe(source, clip), image_processor.to_dict()
         return cls(
             source=at_commit(source, description.get("revision")),

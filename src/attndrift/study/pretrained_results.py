@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attndrift.attention.observer import observe
+from attndrift.drift.activation_change import ActivationChange
 from attndrift.drift.drift import Drift, Snapshot, compare_snapshots
 from attndrift.drift.snapshot import take_snapshot
+from attndrift.drift.text_drift import FixedTexts
 from attndrift.losses.ewc import fisher_information
 from attndrift.losses.teacher_cache import TeacherCache
 from attndrift.losses.views import View
 from attndrift.methods.checkpoint import fingerprint_embeddings
+from attndrift.metrics.compared import measure_with_texts
+from attndrift.models.backbone import backbone_of
 from attndrift.models.evaluation import evaluation_mode
 from attndrift.process_group import Processes
+from attndrift.results.measures import MEASURES
+from attndrift.retention.shared_embeddings import SharedEmbeddings
 from attndrift.retention.task import RetentionResult
-from attndrift.retention.zero_shot import ZeroShotResult
+from attndrift.retention.zero_shot import TextFeatures, ZeroShotResult
+from attndrift.study.dataset_splits import templates_of
 from attndrift.study.pretrained import Pretrained
 from attndrift.study.record import FINGERPRINT_IMAGES
 from attndrift.study.reference_images import ReferenceSet
-from attndrift.study.retention_measures import measure_retention
+from attndrift.study.retention_measures import retention_task
 from attndrift.study.run_images import PartImages, Target, TransferSet
 from attndrift.study.settings import RunSettings
 
@@ -78,10 +85,39 @@ class PretrainedResults:
 
     def no_drift(self) -> Drift:
         """The drift of the pretrained model from itself."""
-        baseline = self.baseline()
+        baseline, texts, activations = self.baseline(), self.probe_texts(), self.activations()
+
+        def make() -> Drift:
+            drift = compare_snapshots(baseline, baseline, weight_drift=0.0, projection_drift=0.0)
+            own = {} if texts is None else measure_with_texts(baseline.embeddings, texts.measure().now)[0]
+            blocks = {} if activations is None else {activations.METRIC: torch.zeros(len(baseline.hidden))}
+            return drift.with_more(blocks, own, own)
+
+        size, names = self.settings.evaluation_batch_size, self.target.class_names
+        return self.once(("no drift", *self._on_probe, size, names, self._template, activations is None), make)
+
+    @property
+    def _template(self) -> str:
+        return templates_of(self.target.dataset, self.settings)[0]
+
+    def probe_texts(self) -> FixedTexts | None:
+        """The pretrained model's embeddings of the target's class prompts, in the first template; None without a text tower."""
+        model, names, template = self.pretrained, self.target.class_names, self._template
+        if backbone_of(model.clip).text_encoder is None:
+            return None
         return self.once(
-            ("no drift", *self._on_probe, self.settings.evaluation_batch_size),
-            lambda: compare_snapshots(baseline, baseline, weight_drift=0.0, projection_drift=0.0),
+            ("probe texts", model.source, str(model.device), names, template),
+            lambda: FixedTexts(TextFeatures.of(model.clip, model.tokenizer, names, [template]).features),
+        )
+
+    def activations(self) -> ActivationChange | None:
+        """The inputs of the pretrained model's layers on the probe images; None where nobody asks for what is measured with them."""
+        if not self.settings.activation_change:
+            return None
+        size = self.settings.evaluation_batch_size
+        return self.once(
+            ("activations", *self._on_probe, size),
+            lambda: ActivationChange(self.pretrained.clip, lambda: self.target.probe_batches(size)),
         )
 
     def fingerprint(self) -> Fingerprint:
@@ -104,25 +140,50 @@ class PretrainedResults:
 
         return self.once(("maps", *self._on_probe, count), make)
 
-    def transfer(self, item: TransferSet, images: PartImages | None = None) -> ZeroShotResult:
+    def shared(self) -> SharedEmbeddings:
+        """What the pretrained model makes of images: for results that are made together."""
+        size = self.settings.evaluation_batch_size
+        return SharedEmbeddings(self.pretrained.clip, batch_size=size, processes=Processes.current())
+
+    def transfer(
+        self, item: TransferSet, images: PartImages | None = None, shared: SharedEmbeddings | None = None
+    ) -> ZeroShotResult:
         """Zero-shot result on ``images`` of a transfer set, by default on those of the retention."""
         settings, pretrained = self.settings, self.pretrained
         part = (images or item.evaluation).part
         key = (
             ("zero-shot", pretrained.source, str(pretrained.device), item.dataset.fingerprint, part.hash),
+            # The images are embedded in batches with those of other sets.
+            item.evaluation.shared_hash if images is None else "",
             (item.text.tokens if item.text else "", settings.threads, settings.evaluation_batch_size),
         )
-        return self.once(key, lambda: item.evaluate(pretrained.clip, pretrained, settings, images=images))
+        if images is not None:
+            return self.once(key, lambda: item.watch(pretrained.clip, pretrained, settings, images))
+        return self.once(key, lambda: item.evaluate(shared or self.shared(), pretrained, settings))
 
-    def retention(self, measure: str, item: TransferSet) -> RetentionResult:
-        """A retention measure on a whole transfer set."""
+    def retention(self, item: TransferSet, shared: SharedEmbeddings) -> Callable[[str], RetentionResult]:
+        """The result of a retention measure, by its name, on a whole transfer set."""
         settings, pretrained = self.settings, self.pretrained
-        key = (
-            (measure, pretrained.source, str(pretrained.device), item.dataset.fingerprint, item.evaluation.part.hash),
-            (settings.bank_limit, settings.threads, settings.evaluation_batch_size),
-        )
-        make = partial(measure_retention, measure, item, pretrained.clip, pretrained, settings, self.cache)
-        return self.once(key, make)
+        # Of all measures that are made now; it is gone, with its embeddings, once the caller is done with the set.
+        task = cache(lambda: retention_task(item, shared, pretrained, settings))
+
+        def result(measure: str) -> RetentionResult:
+            facts = MEASURES[measure]
+            own = tuple(settings.settings_of(facts))
+            key = (
+                (measure, pretrained.source, str(pretrained.device), item.dataset.fingerprint),
+                (
+                    item.evaluation.part.hash,
+                    item.evaluation.shared_hash,
+                    settings.bank_limit,
+                    settings.threads,
+                    settings.evaluation_batch_size,
+                    own,
+                ),
+            )
+            return self.once(key, lambda: facts.measure(pretrained.clip, task(), settings.own))
+
+        return result
 
     def training_embeddings(self) -> Tensor:
         """Embeddings of the training images, as they are and not flipped: (images, dimensions), on the CPU."""

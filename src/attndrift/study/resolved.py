@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
 from attndrift.methods.registry import HEADS, METHODS
 from attndrift.methods.settings import AdaptationSettings
 from attndrift.study.settings import FLOAT16_ON_CPU, RunSettings
+
+if TYPE_CHECKING:
+    import torch
 
 
 def adaptation(settings: RunSettings) -> AdaptationSettings:
@@ -27,6 +30,8 @@ def device_of(settings: RunSettings) -> torch.device:
     Raises ``ValueError`` for an accelerator that is not there, and for float16 on a CPU, where ``accelerate``
     would train in float32 without a word.
     """
+    import torch  # a check asks for the adaptation alone, and has no second for this
+
     present = ["cpu"]
     if torch.cuda.is_available():
         present.append("cuda")

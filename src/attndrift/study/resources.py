@@ -6,8 +6,8 @@ memory. Nothing depends on which run asked.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,16 @@ import torch
 
 from attndrift.data.cache import cache_folder
 from attndrift.data.dataset import ImageDataset, refuse_same_origin
-from attndrift.data.errors import DatasetUnavailable
-from attndrift.data.sources import local_state
+from attndrift.data.errors import DataError, DatasetUnavailable, some
 from attndrift.models.backbone import backbone_of
 from attndrift.retention.zero_shot import TextFeatures
-from attndrift.study.dataset_splits import open_dataset, source_of, splits_key
+from attndrift.study.dataset_splits import OpenDatasets, splits_key, templates_of, why_no_target
 from attndrift.study.pretrained import Pretrained
 from attndrift.study.pretrained_results import PretrainedResults
 from attndrift.study.reference_images import ReferenceSet
 from attndrift.study.run_images import Target, TransferSet
 from attndrift.study.settings import RunSettings
+from attndrift.study.transfer_images import Divided, divide, open_sets, used_of, without_copies, without_guarded
 
 
 class StudyResources:
@@ -34,10 +34,12 @@ class StudyResources:
     def __init__(self, cache: Path | None = None) -> None:
         self.cache = cache or cache_folder()
         self._made: dict[Any, Any] = {}
+        self._datasets = OpenDatasets()
 
     def close(self) -> None:
         """Forget everything that is held in memory."""
         self._made.clear()
+        self._datasets = OpenDatasets()
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
         if key not in self._made:
@@ -51,6 +53,8 @@ class StudyResources:
     def target(self, settings: RunSettings, pretrained: Pretrained) -> Target:
         """Splits and pixels of a run's target."""
         dataset = self._dataset(settings.dataset, settings)
+        if dataset.evaluation_only:
+            raise DataError(why_no_target(dataset.name))
         return self._once(
             ("target", pretrained.source, str(pretrained.device), splits_key(settings), dataset.fingerprint),
             lambda: Target.open(dataset, settings, pretrained, self.cache),
@@ -59,23 +63,69 @@ class StudyResources:
     def transfer_sets(
         self, settings: RunSettings, target: Target, pretrained: Pretrained
     ) -> tuple[list[TransferSet], dict[str, str]]:
-        """The run's transfer sets, and those that are out of reach with the reason.
+        """The run's transfer sets, and, under ``missing_sets: skip``, those that cannot be had with the reason.
 
-        Raises for an unknown name, and where a set shares its source with the target.
+        Raises for an unknown name, where a set shares its source with the target, and otherwise where one cannot be had.
         """
-        found, absent = [], {}
+        datasets, absent = [], {}
         for name in settings.transfer:
             try:
-                found.append(self._transfer_set(name, settings, target, pretrained))
+                datasets.append(self._dataset(name, settings))
             except DatasetUnavailable as error:
                 absent[name] = str(error)
-        return found, absent
+        if absent and settings.missing_sets == "error":
+            raise DatasetUnavailable(
+                f"transfer sets that cannot be had: {some(absent)}: {next(iter(absent.values()))}. "
+                "`missing_sets: skip` goes on without them"
+            )
+        refuse_same_origin(target.dataset, datasets)
+        return self._open_sets(datasets, settings, target, pretrained), absent
 
-    def text(self, settings: RunSettings, pretrained: Pretrained, class_names: Sequence[str]) -> TextFeatures:
-        """The pretrained model's features of class names in the run's prompts."""
+    def _open_sets(
+        self, datasets: Sequence[ImageDataset], settings: RunSettings, target: Target, pretrained: Pretrained
+    ) -> list[TransferSet]:
+        chosen = (settings.unreadable, settings.transfer_limit, settings.bank_limit, settings.data_seed)
+        spoken = backbone_of(pretrained.clip).text_encoder is not None
+        first = (settings.guard_probe_per_class, settings.monitor_zero_shot_images, spoken)
+        about = tuple((one.name, one.fingerprint) for one in datasets)
+
+        def divided() -> list[Divided]:
+            return without_guarded(
+                [divide(one, settings, first=one.name == settings.transfer[0], text=spoken) for one in datasets]
+            )
+
+        sets = self._once(("divided", about, chosen, first), divided)
+        trained = (target.dataset.fingerprint, target.splits.train.hash, settings.duplicates)
+        sets = self._once(
+            ("without copies", about, chosen, first, trained),
+            lambda: [without_copies(one, target, settings, self.cache) for one in sets],
+        )
+        own = tuple(one.evaluation.hash for one in sets)
+        opened = self._once(
+            ("transfer", pretrained.source, str(pretrained.device), about, chosen, first, own),
+            lambda: open_sets(sets, settings, pretrained, self.cache),
+        )
+        texts: list[TextFeatures | None] = [None] * len(datasets)
+        if spoken:
+            texts = [self.text(settings, pretrained, one) for one in datasets]
+        # What is monitored is zero-shot accuracy.
+        return [
+            replace(
+                one, text=text, anchors=one.anchors, monitor=None if text is None else one.monitor,
+                dropped=told.dropped, compared=told.compared,
+            )
+            for one, told, text in zip(opened, sets, texts, strict=True)
+        ]  # fmt: skip
+
+    def text(self, settings: RunSettings, pretrained: Pretrained, dataset: ImageDataset) -> TextFeatures:
+        """The pretrained model's features of the class names in the prompts of the set; of class halves, cut from the whole's."""
+        names, templates = dataset.class_names, templates_of(dataset, settings)
+        if dataset.base is not None and templates == templates_of(dataset.base, settings):
+            whole = self.text(settings, pretrained, dataset.base)
+            return whole if names == whole.class_names else whole.subset(names)
         return self._once(
-            ("text", pretrained.source, tuple(class_names), settings.prompts),
-            lambda: TextFeatures.of(pretrained.clip, pretrained.tokenizer, class_names, settings.prompts),
+            ("text", pretrained.source, names, templates),
+            lambda: TextFeatures.of(pretrained.clip, pretrained.tokenizer, names, templates),
         )
 
     def reference(
@@ -91,9 +141,9 @@ class StudyResources:
         dataset = self._dataset(name, settings)
         refuse_same_origin(target.dataset, [dataset])
         # Images that the run is measured on, or that watch it while it trains, must be none that a loss holds.
-        parts = [part.part for item in transfer if item.name == name for part in item.parts]
+        parts = used_of(dataset, transfer)
         count = settings.own.get("reference_images", 1)
-        text = partial(self.text, settings, pretrained, dataset.class_names)
+        text = partial(self.text, settings, pretrained, dataset)
         return ReferenceSet.open(dataset, count, settings, pretrained, text, self.cache, taken=parts)
 
     def results(self, settings: RunSettings, target: Target, pretrained: Pretrained) -> PretrainedResults:
@@ -102,20 +152,4 @@ class StudyResources:
 
     def _dataset(self, name: str, settings: RunSettings) -> ImageDataset:
         # A file that changes while the study runs makes another dataset of it, which the next run is told of.
-        source = source_of(name, settings)
-        key = ("dataset", json.dumps(source), local_state(source))
-        return self._once(key, lambda: open_dataset(name, settings))
-
-    def _transfer_set(self, name: str, settings: RunSettings, target: Target, pretrained: Pretrained) -> TransferSet:
-        dataset = self._dataset(name, settings)
-        refuse_same_origin(target.dataset, [dataset])
-        text = None
-        if backbone_of(pretrained.clip).text_encoder is not None:
-            text = self.text(settings, pretrained, dataset.class_names)
-        first = name == settings.transfer[0]
-        only_first = (settings.guard_probe_per_class, settings.monitor_zero_shot_images) if first else None
-        key = (
-            ("transfer", name, pretrained.source, str(pretrained.device), settings.unreadable, dataset.fingerprint),
-            (settings.transfer_limit, settings.data_seed, settings.prompts, only_first),
-        )
-        return self._once(key, lambda: TransferSet.open(dataset, settings, pretrained, text, self.cache, first=first))
+        return self._datasets.open(name, settings)

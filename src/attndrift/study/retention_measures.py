@@ -2,48 +2,41 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import cache
 
-import torch
-
-from attndrift.data.splits import evaluation_part, refuse_overlap
-from attndrift.process_group import Processes
-from attndrift.results.measures import MEASURES
-from attndrift.retention.task import Labelled, RetentionResult, RetentionTask
+from attndrift.data.splits import refuse_overlap
+from attndrift.results.measures import MEASURES, ZERO_SHOT
+from attndrift.retention.shared_embeddings import SharedEmbeddings
+from attndrift.retention.task import Labelled, RetentionTask
 from attndrift.study.pretrained import Pretrained
-from attndrift.study.run_images import TransferSet, pixels_of
+from attndrift.study.run_images import TransferSet
+from attndrift.study.set_descriptions import measures_of
 from attndrift.study.settings import RunSettings
 
 
-def measure_retention(
-    measure: str, item: TransferSet, model: torch.nn.Module, pretrained: Pretrained, settings: RunSettings, cache: Path
-) -> RetentionResult:
-    """What ``model`` comes to by a registered measure. ``cache`` keeps decoded pixels of the bank.
+def bank_of(item: TransferSet) -> Labelled:
+    """Training images of a transfer set that measures learn from."""
+    images = item.bank()
+    # A set may have one split alone.
+    refuse_overlap([images.part, *(one.part for one in (item.evaluation, item.guard) if one is not None)])
+    return Labelled(images.store, images.part.labels)
 
-    Raises ``ValueError`` where the measure needs what the model or the set does not have.
-    """
-    facts = MEASURES[measure]
-    if facts.needs_text and item.text is None:
-        raise ValueError(f"`measures`: {measure} needs class names as text, and the model has no text tower")
 
-    def bank() -> Labelled:
-        part, _ = evaluation_part(
-            item.dataset, limit=settings.bank_limit, data_seed=settings.data_seed, unreadable=settings.unreadable,
-            name="bank", split="train",
-        )  # fmt: skip
-        refuse_overlap([part, item.evaluation.part])  # a set may have one split alone
-        return Labelled(pixels_of(item.dataset, part, pretrained, cache), part.labels)
-
-    task = RetentionTask(
+def retention_task(
+    item: TransferSet, shared: SharedEmbeddings, pretrained: Pretrained, settings: RunSettings
+) -> RetentionTask:
+    """A transfer set as the measures of the model of ``shared`` see it."""
+    # Zero-shot accuracy has the set's own way.
+    by_text = any(MEASURES[name].needs_text for name in measures_of(settings, item.name) if name != ZERO_SHOT)
+    return RetentionTask(
         dataset=item.dataset.name,
         split=item.evaluation.part.split,
         queries=Labelled(item.evaluation.store, item.evaluation.part.labels),
         class_names=item.dataset.class_names,
-        text=item.text_of(model, pretrained, settings) if facts.needs_text else item.text,
-        bank=bank,
+        text=item.text_of(shared, pretrained, settings) if by_text else item.text,
+        bank=cache(lambda: bank_of(item)),
         batch_size=settings.evaluation_batch_size,
         preprocessing=pretrained.preprocessing,
-        processes=Processes.current(),
+        processes=shared.processes,
+        shared=shared,
     )
-    found: RetentionResult = facts.function(model, task)
-    return found

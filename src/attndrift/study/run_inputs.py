@@ -9,15 +9,18 @@ import torch
 
 from attndrift.drift.drift import Snapshot
 from attndrift.methods.registry import HEADS
+from attndrift.models.backbone import backbone_of
 from attndrift.models.reference import at_commit
 from attndrift.process_group import Processes
 from attndrift.retention.text_encoder import class_tokens
+from attndrift.study.dataset_splits import templates_of
 from attndrift.study.pretrained import Pretrained
 from attndrift.study.pretrained_results import PretrainedResults
 from attndrift.study.reference_images import ReferenceSet
 from attndrift.study.resources import StudyResources
 from attndrift.study.run_images import Target, TransferSet
 from attndrift.study.settings import NamedRun, RunSettings
+from attndrift.study.text_needs import text_problem
 from attndrift.study.used_inputs import inputs_of, places_of
 
 
@@ -50,10 +53,23 @@ class RunInputs:
         settings = run.settings
         reporter.phase("images")
         pretrained = resources.pretrained(at_commit(settings.model, run.model_revision), device)
+        problem = text_problem(settings) if backbone_of(pretrained.clip).text_encoder is None else None
+        if problem is not None:
+            raise ValueError(problem)
         target = resources.target(settings, pretrained)
         transfer, absent = resources.transfer_sets(settings, target, pretrained)
         for name, reason in absent.items():
             reporter.say(f"transfer set {name} is left out: {reason}")
+        for item in transfer:
+            if item.dropped:
+                reporter.say(
+                    f"transfer set {item.name}: {len(item.dropped)} of {len(item.dropped) + len(item.evaluation.part)} images "
+                    "are left out, as near-duplicates of training images (`duplicates: drop`)"
+                )
+            for whose, (count, every) in item.compared.items():
+                reporter.say(
+                    f"transfer set {item.name}: near-duplicates were looked for among {count:,} of {every:,} {whose}"
+                )
         reference = resources.reference(settings, target, pretrained, transfer)
         reporter.say(target.splits.who_gets_what)
         if reference is not None:
@@ -77,5 +93,5 @@ class RunInputs:
         """Token ids of the class prompts (classes, templates, tokens), for a head that encodes them at every pass."""
         if not HEADS[self.settings.head].live:
             return None
-        names, templates = self.target.class_names, self.settings.prompts
+        names, templates = self.target.class_names, templates_of(self.target.dataset, self.settings)
         return class_tokens(self.pretrained.clip, self.pretrained.tokenizer, names, templates)

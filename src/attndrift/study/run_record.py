@@ -10,14 +10,15 @@ from attndrift.losses.registry import LOSSES
 from attndrift.methods.classifier import CLIPClassifier
 from attndrift.process_group import Processes
 from attndrift.results.tables import TRANSFER_FIELDS
+from attndrift.retention.retained import Retained, accuracy_limits, why_no_retention
 from attndrift.retention.task import RetentionResult
 from attndrift.retention.zero_shot import ZeroShotResult
 from attndrift.study import record as records
-from attndrift.study.optimisation import optimisation_text
 from attndrift.study.run_images import TransferSet
 from attndrift.study.run_inputs import RunInputs
+from attndrift.study.set_descriptions import measures_of
+from attndrift.study.setting_columns import setting_columns
 from attndrift.study.steps import steps_per_epoch
-from attndrift.study.trained_parts import parts_text
 from attndrift.study.training.plan import precision_of
 
 
@@ -44,10 +45,15 @@ def transfer_columns(
     item: TransferSet, measure: str, before: ZeroShotResult | RetentionResult, after: ZeroShotResult | RetentionResult
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Columns of ``runs`` of a measure on a transfer set, and what the record says of it besides."""
-    kept = item.retention(after.accuracy, before.accuracy)
-    values = {"accuracy": after.accuracy, "pretrained": before.accuracy, "retention_pct": kept, "n": after.n}
+    kept = Retained.of(before.correct, after.correct, len(item.dataset.class_names))
+    values = {"accuracy": after.accuracy, "pretrained": before.accuracy, **kept.columns(), "n": after.n}
     columns = {f"transfer_{item.name}_{measure}_{field}": value for field, value in values.items()}
-    return columns, {"adapted": after.to_json(), "pretrained": before.to_json(), "retention_pct": kept}
+    adapted, pretrained = (
+        {**one.to_json(), "accuracy_interval": dict(zip(("low", "high"), accuracy_limits(one.correct), strict=True))}
+        for one in (after, before)
+    )
+    numbers = {"retention_pct": kept.retention_pct, "change_points": kept.change_points, **kept.intervals()}
+    return columns, {"adapted": adapted, "pretrained": pretrained, **numbers, "reason": kept.reason}
 
 
 def run_record(
@@ -80,6 +86,7 @@ def run_record(
         "row": row,
         "nulls": _nulls(inputs, row),
         "transfer": transfer,
+        "absent": dict(inputs.absent),
         "cka_chance_level": metrics.cka_chance_level(baseline.hidden.shape[1], baseline.hidden.shape[-1]),
         "versions": records.versions(),
         "hardware": records.hardware(device, settings.threads),
@@ -96,31 +103,11 @@ def run_record(
 
 def _row(inputs: RunInputs, status: str, values: dict[str, Any]) -> dict[str, Any]:
     settings = inputs.settings
-    trains = settings.facts.adapts
     return {
-        "experiment": settings.experiment,
-        "selection": settings.selection,
-        "model": settings.model,
+        **setting_columns(settings),
         "model_revision": inputs.pretrained.description.get("revision"),
-        "dataset": settings.dataset,
-        "method": settings.method,
-        "learning_rate": settings.learning_rate if trains else None,
-        "seed": settings.seed,
-        "data_seed": settings.data_seed,
-        "epochs": _epochs(inputs) if trains else None,
-        "optimisation": optimisation_text(settings) if trains else None,
-        "batch_size": settings.batch_size if trains else None,
-        "weight_decay": settings.weight_decay if trains else None,
-        **settings.own,
-        "train_projection": settings.train_projection if trains else None,
-        "freeze_layers": settings.freeze_layers if settings.facts.freezes_blocks else None,
-        "trained_parts": parts_text(settings) if trains else None,
-        "loss": settings.loss,
-        "head": settings.head if trains else None,
+        "epochs": _epochs(inputs) if settings.facts.adapts else None,
         "parent_run": None,
-        "guard": settings.guard,
-        "guard_at_least": settings.guard_at_least,
-        "guard_at_most": settings.guard_at_most,
         # A transfer set refuses parts that share an image.
         "monitor_disjoint": True if any(item.monitor for item in inputs.transfer) else None,
         "status": status,
@@ -128,7 +115,7 @@ def _row(inputs: RunInputs, status: str, values: dict[str, Any]) -> dict[str, An
         **{
             f"transfer_{name}_{measure}_{field}": None
             for name in inputs.absent
-            for measure in settings.measures
+            for measure in measures_of(settings, name)
             for field in TRANSFER_FIELDS
         },
     }
@@ -155,13 +142,17 @@ def why_no_activity(loss: str | None) -> str:
 
 def _nulls(inputs: RunInputs, row: dict[str, Any]) -> dict[str, str]:
     """Why a value that a reader would expect is null."""
-    measures = inputs.settings.measures
-    reasons = {f"transfer_{name}_{one}_accuracy": reason for name, reason in inputs.absent.items() for one in measures}
+    reasons = {
+        f"transfer_{name}_{one}_accuracy": reason
+        for name, reason in inputs.absent.items()
+        for one in measures_of(inputs.settings, name)
+    }
     if row.get("loss_active_fraction") is None:
         reasons["loss_active_fraction"] = why_no_activity(row.get("loss"))
     for item in inputs.transfer:
-        for one in measures:
-            retention = f"transfer_{item.name}_{one}_retention_pct"
-            if f"transfer_{item.name}_{one}_accuracy" in row and row[retention] is None:
-                reasons[retention] = "the pretrained accuracy is below twice chance: there is nothing to retain"
+        for one in measures_of(inputs.settings, item.name):
+            stem = f"transfer_{item.name}_{one}"
+            if row.get(f"{stem}_accuracy") is not None and row[f"{stem}_retention_pct"] is None:
+                why = why_no_retention(row[f"{stem}_pretrained"], len(item.dataset.class_names), row[f"{stem}_n"])
+                reasons |= {f"{stem}_{name}": str(why) for name in ("retention_pct", "change_points")}
     return reasons

@@ -52,6 +52,8 @@ class _Evaluation(_Kept):
 class _Transfer(_Kept):
     adapted: _Evaluation | None = None
     pretrained: _Evaluation | None = None
+    duplicates: list[list[_Text]] = Field(default_factory=list, max_length=MAX_VALUES)
+    compared: dict[_Name, list[int]] = Field(default_factory=dict)
 
 
 class _Hashes(_Kept):
@@ -80,6 +82,7 @@ class RecordFile(_Kept):
     settings: _Any = Field(default_factory=dict)
     settings_hash: _Name | None = None
     nulls: dict[_Name, _Text | None] = Field(default_factory=dict)
+    absent: dict[_Name, _Text] = Field(default_factory=dict)
     loss_active_fractions: dict[_Name, float | None] = Field(default_factory=dict)
     transfer: dict[_Name, _Transfer] = Field(default_factory=dict)
     cka_chance_level: float | None = None

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from pydantic.fields import FieldInfo
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from attndrift.data.prompts import TEMPLATES
+from attndrift.data.prompts import OWN
 from attndrift.data.registry import expand_suites
 from attndrift.losses.names import canonical_losses, parse_losses
 from attndrift.losses.registry import LOSSES
@@ -27,9 +27,10 @@ from attndrift.methods.towers import tower_problem
 from attndrift.models.backbone import scheme_of
 from attndrift.own_settings import Owner, OwnSettings, StrictSettings, fields_of, owners_of, spoken, validated
 from attndrift.registry import RegistrationError, Registry, unknown_name
-from attndrift.results.measures import MEASURES
+from attndrift.results.measures import MEASURES, measure_of_metric
 from attndrift.study.optimisation import optimisation_names
 from attndrift.study.outcomes.registry import canonical_outcomes, parse_outcome
+from attndrift.study.set_descriptions import DatasetSource, checked_prompts, other_sets
 from attndrift.study.trained_parts import part_names
 from attndrift.trackers import TRACKERS
 
@@ -53,41 +54,10 @@ _REGISTRIES: dict[str, Registry[Any]] = {
 FLOAT16_ON_CPU = "`precision` float16 needs an accelerator; on a CPU it is float32 or bfloat16 (or auto)"
 
 
-class DatasetSource(BaseModel):
-    """Images that are not in the registry: a local folder or a hub name, and the columns to read."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    path: str | None = Field(None, description="local folder: Parquet files, or one folder of images a class")
-    hub: str | None = Field(None, description="name on the hub, e.g. tanganke/eurosat")
-    config: str | None = Field(None, description="configuration of a hub dataset that has several")
-    revision: str | None = Field(None, description="commit, branch or tag of a hub dataset; default: its newest commit")
-    image_column: str | None = Field(None, description="column of the images; default: the only one of images")
-    label_column: str | None = Field(
-        None, description="column of the labels; default: `label`, or the only one of classes"
-    )
-    id_column: str | None = Field(None, description="column that names each image; default: `image_id` or `id`")
-    train_split: str | None = Field(
-        None, description="split that trains, validates and probes; default: train, training, in any case"
-    )
-    test_split: str | None = Field(
-        None,
-        description="split that is reported; default: test, else validation, val, dev, eval, in any case, also as test2017",
-    )
-    class_names: tuple[str, ...] | None = Field(None, description="names of the classes in the order of their labels")
-    origin: str | None = Field(None, description="source of the images; a target and a transfer set must not share it")
-
-    @model_validator(mode="after")
-    def _one_source(self) -> DatasetSource:
-        if (self.path is None) == (self.hub is None):
-            raise ValueError("give exactly one of `path` (a local folder) and `hub` (a hub name)")
-        return self
-
-
 class RunSettings(StrictSettings):
     """Everything that decides what one run computes: the fields below, and the own settings of what it names.
 
-    A method, a head or a loss brings settings of its own (:class:`~attndrift.own_settings.OwnSettings`), which stand
+    A method, a head, a loss or a measure brings settings of its own (:class:`~attndrift.own_settings.OwnSettings`), which stand
     beside these: ``RunSettings(dataset="tiles", method="lora", lora_rank=4)``. They are checked by their owner, filled
     with its defaults, and part of the settings' JSON and hash. :meth:`settings_of` has them.
     """
@@ -96,10 +66,15 @@ class RunSettings(StrictSettings):
 
     experiment: str | None = Field(None, pattern=NAME_PATTERN, description="label in the matrix: E2, A1, ...")
     model: str = Field(
-        "embedded", min_length=1, description="folder, hub NAME or NAME@REVISION, `embedded`, or `config:NAME`"
+        "embedded",
+        min_length=1,
+        description="folder, hub NAME or NAME@REVISION, `embedded`, `config:NAME`, `timm:NAME` or `open_clip:NAME`",
     )
     dataset: str = Field(pattern=NAME_PATTERN, description="fine-tuning target")
     source: DatasetSource | None = Field(None, description="where the target is, if it is not in the registry")
+    sources: dict[str, DatasetSource] = Field(
+        {}, description="the same of transfer and reference sets, by name; a study file gives it under `datasets`"
+    )
     selection: Selection = Field(
         "validation", description="where the epoch is selected; test: on the split that is also reported"
     )
@@ -180,7 +155,10 @@ class RunSettings(StrictSettings):
         (), description="models made of the run without training anew, a row each: wise_ft:0.5, ema:0.999"
     )
 
-    guard: str | None = Field(None, description="keeps this within a budget: retention_pct, or a metric of the monitor")
+    guard: str | None = Field(
+        None,
+        description="keeps this within a budget: retention_pct (zero-shot), knn_retention_pct, ..., or a metric of the monitor",
+    )
     guard_at_least: float | None = Field(None, description="the budget, in the metric's unit (retention: percent)")
     guard_at_most: float | None = Field(None, description="the budget's upper limit, in the metric's unit")
     guard_confidence: Annotated[float, Field(ge=0.5, lt=1)] = Field(0.9, description="of the bound on retention")
@@ -212,6 +190,12 @@ class RunSettings(StrictSettings):
     measures: tuple[str, ...] = Field(
         ("zero_shot",), min_length=1, description="retention measures on the transfer sets (attndrift list measures)"
     )
+    missing_sets: Literal["error", "skip"] = Field(
+        "error", description="what to do where transfer sets cannot be had; skip: name them and go on with the others"
+    )
+    duplicates: Literal["error", "drop"] = Field(
+        "error", description="what to do with images of transfer sets that are near-duplicates of training images"
+    )
     transfer_limit: Annotated[int, Field(ge=1)] | None = Field(None, description="images a set; default all")
     bank_limit: Annotated[int, Field(ge=1)] | None = Field(
         None, description="training images of a transfer set that measures such as knn learn from; default all"
@@ -225,10 +209,14 @@ class RunSettings(StrictSettings):
     prompts: tuple[str, ...] = Field(
         ("a photo of a {class}.",),
         min_length=1,
-        description="templates, or the name of an ensemble: cifar, eurosat, pets",
+        description="templates, or the name of an ensemble (cifar, eurosat, pets, ...); own: for each set that made for it",
     )
 
     evaluations_per_epoch: Annotated[int, Field(ge=1, le=1000)] = Field(5, description="measurements of drift")
+    activation_change: bool = Field(
+        False,
+        description="measure the relative activation change of each block too; a pass over the probe once, then products",
+    )
     evaluation_batch_size: Annotated[int, Field(ge=1)] = Field(200, description="images a pass without gradients")
     checkpoints_per_epoch: Annotated[int, Field(ge=1, le=1000)] = Field(
         1,
@@ -262,15 +250,7 @@ class RunSettings(StrictSettings):
     @field_validator("prompts")
     @classmethod
     def _prompts_have_a_class(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if len(value) == 1:
-            value = TEMPLATES.get(value[0], value)
-        for prompt in value:
-            if prompt.count("{class}") != 1:
-                raise ValueError(
-                    f"the prompt {prompt!r} must hold {{class}} exactly once, or be the name of an ensemble: "
-                    + ", ".join(TEMPLATES)
-                )
-        return value
+        return value if value == (OWN,) else checked_prompts(value)
 
     @field_validator(*_REGISTRIES)
     @classmethod
@@ -317,7 +297,10 @@ class RunSettings(StrictSettings):
         if self.batch_size % self.gradient_accumulation:
             raise ValueError("`batch_size` must be a multiple of `gradient_accumulation`")
         _check_optimisation(self)
-        object.__setattr__(self, "transfer", expand_suites(self.transfer, self.dataset))
+        origin = None if self.source is None else self.source.origin
+        object.__setattr__(self, "transfer", expand_suites(self.transfer, self.dataset, origin))
+        own = {name: one for name, one in self.sources.items() if name in other_sets(self)}
+        object.__setattr__(self, "sources", own)
         if self.dataset in self.transfer:
             raise ValueError(f"`transfer` names the target {self.dataset!r} itself: it would not be zero-shot")
         return self
@@ -327,7 +310,8 @@ class RunSettings(StrictSettings):
         given = self.__pydantic_extra__
         assert given is not None
         losses = (LOSSES[name] for name in self.losses)
-        owners: list[Owner] = [METHODS[self.method], METHODS[self.text_tower], HEADS[self.head], *losses]
+        measures = (MEASURES[name] for name in named_measures(self))
+        owners: list[Owner] = [METHODS[self.method], METHODS[self.text_tower], HEADS[self.head], *losses, *measures]
         for name, value in given.items():
             if not owners_of(name, owners):
                 raise _refused(name, value, self)
@@ -338,7 +322,7 @@ class RunSettings(StrictSettings):
         given.update(checked)
 
     def settings_of(self, owner: Owner) -> OwnSettings:
-        """The own settings of the run's method, its head or one of its losses."""
+        """The own settings of the run's method, its head, or one of its losses or measures."""
         return validated(owner, self.__pydantic_extra__ or {})
 
     @property
@@ -447,6 +431,13 @@ def _check_losses(settings: RunSettings) -> None:
         raise ValueError(f"`loss`: {by_text[0]} needs a text tower, which a {scheme[0].label} (`model`) does not have")
 
 
+def named_measures(settings: RunSettings) -> tuple[str, ...]:
+    """Every retention measure that a run, one of its sets or its guard names."""
+    of_sets = [name for one in settings.sources.values() for name in one.measures or ()]
+    guarded = measure_of_metric(settings.guard) if settings.guard else None
+    return tuple(dict.fromkeys([*settings.measures, *of_sets, *([guarded] if guarded else [])]))
+
+
 def _check_guard(settings: RunSettings) -> None:
     """Raise ``ValueError`` for a guard without a budget, or with one that cannot be."""
     limits = [settings.guard_at_least, settings.guard_at_most]
@@ -458,7 +449,8 @@ def _check_guard(settings: RunSettings) -> None:
         raise ValueError(f"`guard` does nothing with method: {settings.method}, whose encoder cannot change")
     if limits == [None, None]:
         raise ValueError("`guard` needs `guard_at_least`, `guard_at_most` or both")
-    if settings.guard != "retention_pct":
+    measure = measure_of_metric(settings.guard)
+    if measure is None:
         # Imported where it is needed: the settings themselves need no torch.
         from attndrift.guard.budget import Budget, of_text
 
@@ -467,23 +459,23 @@ def _check_guard(settings: RunSettings) -> None:
         Budget(settings.guard, at_least=settings.guard_at_least, at_most=settings.guard_at_most)
     else:
         if settings.guard_at_least is None or settings.guard_at_most is not None:
-            raise ValueError("`guard: retention_pct` takes `guard_at_least` alone, in percent")
+            raise ValueError(f"`guard: {settings.guard}` takes `guard_at_least` alone, in percent")
         if not settings.transfer or settings.guard_probe_per_class is None:
             raise ValueError(
-                "`guard: retention_pct` needs a set in `transfer`, and `guard_probe_per_class`: the images of it that "
+                f"`guard: {settings.guard}` needs a set in `transfer`, and `guard_probe_per_class`: the images of it that "
                 "the guard measures on, which are left out of the evaluation"
             )
 
 
 def own_fields() -> dict[str, FieldInfo]:
-    """The settings that registered methods, heads and losses bring, by name.
+    """The settings that registered methods, heads, losses and measures bring, by name.
 
     Raises :class:`~attndrift.registry.RegistrationError` for one with the name of a setting of every run.
     """
-    found = fields_of([*METHODS, *HEADS, *LOSSES])
+    found = fields_of([*METHODS, *HEADS, *LOSSES, *MEASURES])
     for name in found:
         if name in RunSettings.model_fields:
-            whose = owners_of(name, [*METHODS, *HEADS, *LOSSES])[0]
+            whose = owners_of(name, [*METHODS, *HEADS, *LOSSES, *MEASURES])[0]
             raise RegistrationError(f"`{whose}`: its setting `{name}` is one of every run; choose another name")
     return found
 
@@ -495,7 +487,7 @@ def setting_names() -> list[str]:
 
 def needs_of(name: str) -> str:
     """What a run must have for the own setting ``name``: ``method: lora``, in words."""
-    kinds = (("method", METHODS), ("head", HEADS), ("loss", LOSSES))
+    kinds = (("method", METHODS), ("head", HEADS), ("loss", LOSSES), ("measures", MEASURES))
     return " or ".join(f"{kind}: {', '.join(found)}" for kind, owners in kinds if (found := owners_of(name, owners)))
 
 
@@ -533,14 +525,29 @@ def applies(name: str, raw: Mapping[str, Any]) -> bool:
         return True  # which is refused by its name
     head = raw.get("head", DEFAULT_HEAD)
     heads = [HEADS[head]] if able["head"] and head in HEADS else []
-    return bool(owners_of(name, [facts, of_text, *heads, *(LOSSES[loss] for loss in losses)]))
+    measures = [MEASURES[one] for one in _asked_measures(raw) if one in MEASURES]
+    return bool(owners_of(name, [facts, of_text, *heads, *(LOSSES[loss] for loss in losses), *measures]))
+
+
+def _asked_measures(raw: Mapping[str, Any]) -> set[str]:
+    """As :func:`named_measures`, of settings that are not checked yet."""
+    sources = raw.get("sources")
+    given = [raw, *(sources.values() if isinstance(sources, Mapping) else ())]
+    found = {measure_of_metric(str(raw.get("guard"))) or ""}
+    for one in given:
+        asked = one.get("measures") if isinstance(one, Mapping) else getattr(one, "measures", None)
+        found |= {asked} if isinstance(asked, str) else {str(name) for name in asked or ()}
+    return found
 
 
 def _refused(name: str, value: Any, run: RunSettings) -> ValidationError:
     """The error of a setting that nothing of the run has: another's, or nobody's."""
     needed = needs_of(name)
     if needed:
-        has = ", ".join(f"{kind}: {getattr(run, kind)}" for kind in ("method", "head", "loss") if f"{kind}:" in needed)
+        kinds = [kind for kind in ("method", "head", "loss", "measures") if f"{kind}:" in needed]
+        values = (getattr(run, kind) for kind in kinds)
+        spelled = (", ".join(value) if isinstance(value, tuple) else value for value in values)
+        has = ", ".join(f"{kind}: {value}" for kind, value in zip(kinds, spelled, strict=True))
         kind, message = "other_owner", f"`{name}` needs {needed}; this run has {has}"
     else:
         kind, message = (
@@ -611,9 +618,9 @@ def run_name(settings: RunSettings, *, with_model: bool = False, with_data_seed:
     if settings.guard:
         limits = [spoken(limit) for limit in (settings.guard_at_least, settings.guard_at_most) if limit is not None]
         parts.append(f"guard-{settings.guard.removesuffix('_pct').replace('_', '-')}{'-'.join(limits)}")
-    if settings.weight_decay != DEFAULT_WEIGHT_DECAY:
-        parts.append(f"wd{spoken(settings.weight_decay)}")
     if method.adapts:
+        if settings.weight_decay != DEFAULT_WEIGHT_DECAY:
+            parts.append(f"wd{spoken(settings.weight_decay)}")
         parts += optimisation_names(settings)
         if settings.steps is not None:
             parts.append(f"steps{settings.steps}")

@@ -105,12 +105,16 @@ class StudyStorage(ABC):
     def tidy(self, run: NamedRun) -> None:  # noqa: B027 -- a storage may have nothing to remove
         """Remove what a process that was killed after it had written the record of ``run`` left behind."""
 
+    def recorded_by_name(self) -> dict[str, dict[str, Any]]:
+        """:meth:`recorded_runs` by name."""
+        return {str(one["run_id"]): one for one in self.recorded_runs()}
+
     def require_same(self, run: NamedRun, folder: Path) -> None:
         """Raise :class:`StudyFolderConflict` unless the study, and what ``folder`` has of ``run``, are of its settings.
 
         For the process that has opened the run: another driver may have changed the study since it was prepared.
         """
-        recorded = {str(one["run_id"]): one for one in self.recorded_runs()}
+        recorded = self.recorded_by_name()
         if run.run_id not in recorded:
             raise StudyFolderConflict(
                 f"{self.url}: {STUDY} has no run {run.run_id} any more; somebody has removed, moved or changed the study "
@@ -139,6 +143,7 @@ class LocalStorage(StudyStorage):
         self.folder = folder
         self.url = str(folder)
         self._presence: DriverPresence | None = None
+        self._recorded: tuple[tuple[int, ...], dict[str, dict[str, Any]]] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return LocalStorage, (self.folder,)
@@ -173,6 +178,17 @@ class LocalStorage(StudyStorage):
         """See :meth:`StudyStorage.recorded_runs`."""
         path = self.folder / STUDY
         return recorded_in(read_json(path)) if path.is_file() else []
+
+    def recorded_by_name(self) -> dict[str, dict[str, Any]]:
+        """See :meth:`StudyStorage.recorded_by_name`. Every run asks: the file is read again where it is another one."""
+        path = self.folder / STUDY
+        if not path.is_file():
+            return {}
+        found = path.stat()
+        now = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        if self._recorded is None or self._recorded[0] != now:
+            self._recorded = now, super().recorded_by_name()
+        return self._recorded[1]
 
     def plans(self, run_id: str) -> bool:
         """See :meth:`StudyStorage.plans`."""

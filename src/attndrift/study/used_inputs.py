@@ -15,7 +15,8 @@ from attndrift.files import plain
 from attndrift.study.pretrained import Pretrained
 from attndrift.study.reference_images import ReferenceSet
 from attndrift.study.run_images import Target, TransferSet
-from attndrift.study.settings import DatasetSource, RunSettings
+from attndrift.study.set_descriptions import DatasetSource, description_of
+from attndrift.study.settings import RunSettings
 
 _FUNCTION = ("hidden_act", "layer_norm_eps", "num_attention_heads", "patch_size", "image_size", "eos_token_id")
 """What a model computes with besides its weights, as its config states it for each tower."""
@@ -35,15 +36,15 @@ def inputs_of(
     """
     found = {
         f"model {pretrained.source}": _model(pretrained),
-        f"dataset {settings.dataset}": _dataset(target.dataset, settings.source),
+        f"dataset {settings.dataset}": _dataset(target.dataset, description_of(settings, settings.dataset)),
     }
     if reference is not None:
-        found[f"dataset {reference.name}"] = _dataset(reference.dataset, None)
+        found[f"dataset {reference.name}"] = _dataset(reference.dataset, description_of(settings, reference.name))
     for item in transfer:
-        found[f"dataset {item.name}"] = _dataset(item.dataset, None)
+        found[f"dataset {item.name}"] = _dataset(item.dataset, description_of(settings, item.name))
         if item.text is not None:
             found[f"prompts of {item.name} for {pretrained.source}"] = {
-                "settings": _hash(settings.prompts), "tokens": item.text.tokens,
+                "settings": _hash(item.text.templates), "tokens": item.text.tokens,
             }  # fmt: skip
     return plain(found)
 
@@ -77,7 +78,7 @@ def _model(pretrained: Pretrained) -> dict[str, Any]:
 def _dataset(dataset: ImageDataset, source: DatasetSource | None) -> dict[str, Any]:
     used = (dataset.train, *([dataset.test] if dataset.test_split else []))
     return {
-        "settings": _hash(None if source is None else source.model_dump(mode="json")),
+        "settings": _hash(None if source is None else source.where()),
         "class names": list(dataset.class_names),
         **{f"split `{split.name}`": _split(split) for split in used},
     }

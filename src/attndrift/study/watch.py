@@ -40,7 +40,7 @@ def watched_columns() -> dict[str, str]:
     headlines = [column for column in metric_columns("history") if METRICS[column.metric].headline]
     for structural in (False, True):
         for column in headlines:
-            if METRICS[column.metric].structural is structural and column.statistic in _STATISTICS[structural]:
+            if METRICS[column.metric].own is structural and column.statistic in _STATISTICS[structural]:
                 label = METRICS[column.metric].short_label or METRICS[column.metric].label
                 shown[column.name] = label + (", %" if column.unit == "%" else "")
     return shown

@@ -44,7 +44,6 @@ __all__ = [
 ]
 
 _REFUSED = {
-    "timm.Eva": "rotates queries and keys inside its attention, where they cannot be seen",
     "timm.NaFlexVit": "packs images of many sizes, whose attention has no common patches",
     "timm.Beit": "adds a relative position bias inside its attention, where it cannot be seen; BEiT of transformers can be",
     "torchvision.VisionTransformer": "is not one of the families; load the weights into ViT of transformers or timm",

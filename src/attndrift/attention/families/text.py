@@ -25,8 +25,8 @@ def _end_of_text(tower: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
 
 CLIP_TEXT = Family(
     name="clip_text",
-    models="CLIP's text tower (CLIPTextModel)",
-    classes=("CLIPTextModel", "CLIPTextTransformer"),
+    models="the text towers of CLIP and MetaCLIP 2 (CLIPTextModel, MetaClip2TextModel)",
+    classes=("CLIPTextModel", "CLIPTextTransformer", "MetaClip2TextModel", "MetaClip2TextTransformer"),
     recognises=holds_blocks,
     blocks=blocks,
     taps=taps,

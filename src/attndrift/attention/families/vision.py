@@ -60,10 +60,10 @@ CLIP = Family(
     name="clip",
     models=(
         "CLIP of transformers (CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjection, "
-        "CLIPForImageClassification), with or without peft adapters"
+        "CLIPForImageClassification) and MetaCLIP 2 (MetaClip2Model), with or without peft adapters"
     ),
     # Before it was flattened, CLIPVisionModel held the tower as a CLIPVisionTransformer.
-    classes=("CLIPVisionModel", "CLIPVisionTransformer"),
+    classes=("CLIPVisionModel", "CLIPVisionTransformer", "MetaClip2VisionModel", "MetaClip2VisionTransformer"),
     recognises=holds_blocks,
     blocks=blocks,
     # No mask: the vision tower of CLIP makes none.

@@ -36,7 +36,7 @@ def analyze(
     from attndrift.analysis.storing import write_analysis
 
     target = output_for(folders, output)
-    analysis = analysed(folders, settings, where)
+    analysis, _ = analysed(folders, settings, where)
     paths = write_analysis(analysis, target)
     if as_json:
         typer.echo(analysis.to_json(), nl=False)

@@ -46,7 +46,7 @@ def baseline(
     # Without --images the default sets are measured.
     need(*(["study"] if zero_shot or images is None else []), *(["report"] if images is not None else []))
     from attndrift.cli.progress import progress_bar
-    from attndrift.retention.baseline import DEFAULT_SETS, zero_shot_baseline
+    from attndrift.retention.baseline import DEFAULT_SETS, refuse_zero_shot, zero_shot_baseline
     from attndrift.retention.zero_shot import DEFAULT_TEMPLATES
 
     found: dict[str, Any] = {"model": None, "scores": [], "absent": {}, "structure": None}
@@ -55,6 +55,8 @@ def baseline(
         from attndrift.compare.image_folder import refuse_output_among_images
 
         refuse_output_among_images(output, images)
+        if zero_shot:  # before anything is measured and written
+            refuse_zero_shot(model, zero_shot)
         structure = measure_structure(model, images, skip_unreadable=skip_unreadable, progress=say)
         written = write_structure(structure, output)
         found |= {"model": structure.model, "structure": {**structure.to_json(), "files": written}}

@@ -17,13 +17,11 @@ def collect(folder: Annotated[Path, typer.Argument(help="A study folder.")], as_
     need("study")
     from attndrift.study.collect import collect as collect_study
 
-    tables, missing = collect_study(folder)
+    found = collect_study(folder)
+    rows = {name: found.rows.get(name, 0) for name in ("runs", "history", "layers")}
     if as_json:
-        print_json({"runs": len(tables.runs), "history": len(tables.history), "layers": len(tables.layers),
-                     "without_record": missing})  # fmt: skip
+        print_json({**rows, "without_record": found.missing, "read": found.read})
         return
-    typer.echo(
-        f"{folder}: {len(tables.runs)} runs, {len(tables.history)} evaluations, {len(tables.layers)} layer values"
-    )
-    if missing:
-        typer.echo(f"not run yet, or not finished: {', '.join(missing)}")
+    typer.echo(f"{folder}: {rows['runs']} runs, {rows['history']} evaluations, {rows['layers']} layer values")
+    if found.missing:
+        typer.echo(f"not run yet, or not finished: {', '.join(found.missing)}")

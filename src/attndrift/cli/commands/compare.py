@@ -24,17 +24,24 @@ def compare(
     zero_shot: Annotated[
         str | None, typer.Option("--zero-shot", help="A dataset's name: measure what zero-shot accuracy is left.")
     ] = None,
+    retention: Annotated[
+        str | None,
+        typer.Option("--retention", help="A dataset's name: retention by every measure that both models allow."),
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for tables, maps and page.")] = Path("compare"),
     fail_if: Annotated[
         list[str] | None, typer.Option("--fail-if", help='Exit with 3 where it holds: "cka_mean<0.9". Repeatable.')
     ] = None,
+    cross_layer: Annotated[
+        bool, typer.Option("--cross-layer-cka", help="CKA of every block with every block too, with a heatmap.")
+    ] = False,
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Leave out and list images that cannot be decoded.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Compare two models on the same images: attention, representation, weights and zero-shot accuracy."""
-    need("report", *(["study"] if zero_shot else []))
+    need("report", *(["study"] if zero_shot or retention else []))
     from attndrift.compare.compare import compare_models
     from attndrift.compare.conditions import parse_conditions
     from attndrift.compare.image_folder import refuse_output_among_images
@@ -48,6 +55,8 @@ def compare(
         adapted,
         images,
         zero_shot=zero_shot,
+        retention=retention,
+        cross_layer=cross_layer,
         skip_unreadable=skip_unreadable,
         progress=say,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -42,14 +42,12 @@ def figures(
 ) -> None:
     """Draw the figures of a study (PNG, SVG or PDF), each with the table that it shows."""
     need("report")
-    from attndrift.analysis.joined import load_studies
     from attndrift.figures.canvas import parse_width
     from attndrift.figures.draw import DEFAULT_FORMATS
 
     target = output_for(folders, output)
-    options = {"only": only, "formats": form or DEFAULT_FORMATS, "width": parse_width(width)}
-    analysis = analysed(folders, settings, where)
-    studies = load_studies(folders, where, whole=True)
+    options: dict[str, Any] = {"only": only, "formats": form or DEFAULT_FORMATS, "width": parse_width(width)}
+    analysis, studies = analysed(folders, settings, where, whole=True)
     drawn = drawn_for(studies, target if output else target / "figures", analysis, **options)
     if as_json:
         print_json([dataclasses.asdict(figure) for figure in drawn])

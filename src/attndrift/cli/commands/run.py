@@ -46,7 +46,7 @@ def run(
         found = check_study(study, where, engine=asked.engine, options=options)
         if found.out_of_reach or (found.problems and not dry_run):
             fail(problem_message(found))
-        for line in download_lines(found):
+        for line in [*found.left_out, *download_lines(found)]:
             say(line)
         if dry_run:
             _dry_run(study, found, elsewhere=asked.engine != PROCESSES, as_json=as_json)

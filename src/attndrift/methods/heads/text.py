@@ -23,4 +23,4 @@ class Text(Head):
 
         if backbone.logit_scale.is_meta:  # parameters are counted: there are no values to start from
             return new_classifier(backbone.dimensions, n_classes, seed)
-        return classifier_from_text(text_features.cpu(), backbone.logit_scale.cpu())
+        return classifier_from_text(text_features.cpu(), backbone.logit_scale.cpu(), backbone.logit_bias)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from attndrift.methods.registry import Method, method
@@ -21,6 +22,7 @@ class BitFit(Method):
     def apply(self, backbone: Any, settings: Any, seed: int) -> Any:
         """Mark the biases."""
         for name, parameter in backbone.tower.named_parameters():
-            if name.rpartition(".")[2] == "bias":
+            # `in_proj_bias` of torch's attention and `q_bias` of timm's are biases too.
+            if re.fullmatch(r"(.*_)?bias", name.rpartition(".")[2]):
                 parameter.requires_grad_(True)
         return backbone.model

@@ -35,3 +35,22 @@ METRICS.register(
         pretrained=0.0,
     )
 )
+METRICS.register(
+    Metric(
+        name="activation_change",
+        compute=None,
+        needs="layer inputs",
+        label="Relative activation change",
+        short_label="Activation change",
+        meaning="norm of the weight change times the pretrained inputs of a block's linear layers, over that of the pretrained "
+        "weights; higher has changed more of what these images use",
+        source="PEFT-Arena (capability-conditioned drift, of which this is the root)",
+        worse="higher",
+        unit="‖ΔW h‖ / ‖W₀ h‖",
+        low=0.0,
+        digits=4,
+        pretrained=0.0,
+        last_block=True,
+        cost="a forward pass once, then a product of 256 rows with every weight; only on request",
+    )
+)

@@ -38,8 +38,8 @@ def method(page: Page) -> list[Block]:
         table_block(metrics, written=False),
         Bullets([_selection(name) for name in analysis.data.selections] or ["The tables name no selection."]),
         Text(
-            "Retention is 100 x adapted / pretrained zero-shot accuracy, both through the live image encoder and "
-            "its projection; it is null where the pretrained accuracy is below twice chance."
+            "Retention is 100 x adapted / pretrained accuracy on a transfer set, both through the live image encoder and "
+            "its projection; it is null where the pretrained accuracy is at chance. A set is measured by zero-shot accuracy where its name stands alone."
         ),
         Bullets(
             [
@@ -104,9 +104,10 @@ def limits(page: Page) -> list[Block]:
     items += _cka_limits(analysed, page.records)
     items += _rate_limits(adapted)
     if not data.transfer_sets:
-        items.append("No zero-shot transfer was measured, so nothing is said about forgetting.")
+        items.append("No retention was measured, so nothing is said about forgetting.")
     elif len(data.transfer_sets) == 1:
         items.append(f"One transfer set (`{data.transfer_sets[0]}`): retention may differ on others.")
+    items += _left_out(page.records)
     small = analysed["n_test"].dropna()
     if len(small) and small.min() < 1000:
         n = int(small.min())
@@ -118,6 +119,35 @@ def limits(page: Page) -> list[Block]:
     if data.excluded:
         items.append(f"Not analysed: {counted(len(data.excluded), 'run')}, listed below.")
     return [Bullets(items)]
+
+
+def _left_out(records: Records) -> list[str]:
+    """Sets that runs went on without, near-duplicates that they left out, and images that were not compared for them."""
+    absent: Counter[str] = Counter()
+    dropped: dict[str, set[int]] = {}
+    compared: dict[str, None] = {}
+    for record in records.found.values():
+        absent.update(list(record.get("absent") or {}))
+        for name, told in (record.get("transfer") or {}).items():
+            if told.get("duplicates"):
+                dropped.setdefault(name, set()).add(len(told["duplicates"]))
+            for whose, counts in (told.get("compared") or {}).items():
+                compared[" of ".join(f"{count:,}" for count in counts) + f" {whose}"] = None
+    items = []
+    if absent:
+        sets = ", ".join(f"`{name}` ({counted(runs, 'run')})" for name, runs in sorted(absent.items()))
+        items.append(f"Transfer sets that could not be had, so that nothing is said about them: {sets}.")
+    if dropped:
+        sets = ", ".join(f"{_range(counts)} of `{name}`" for name, counts in sorted(dropped.items()))
+        items.append(f"Images dropped as near-duplicates of training images: {sets}.")
+    if compared:
+        items.append(f"Near-duplicates were looked for among a part of the images: {', '.join(sorted(compared))}.")
+    return items
+
+
+def _range(counts: set[int]) -> str:
+    low, high = min(counts), max(counts)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _cka_limits(analysed: Any, records: Records) -> list[str]:

@@ -21,7 +21,7 @@ def summary(page: Page) -> list[Block]:
     interval = (
         f" [low, high]: {page.analysis.settings.level:.0%} interval over {', '.join(sorted(over))}." if over else ""
     )
-    note = f"Retention: share of the pretrained zero-shot accuracy.{interval} Entropy: change of attention entropy. CKA: 1 is the pretrained representation. {_NOTE}"
+    note = f"Retention: share of the pretrained accuracy on the transfer set.{interval} Entropy: change of attention entropy. CKA: 1 is the pretrained representation. {_NOTE}"
     blocks: list[Block] = [
         Overview(first.verdict, first.caveats, OVERVIEW_HEADINGS, overview_rows(table), _tints(table), note,
                  page.figure("pareto_front"))

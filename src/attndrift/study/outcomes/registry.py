@@ -41,7 +41,7 @@ class Trained:
     """A run whose training is finished.
 
     Attributes:
-        pretrained: the ``CLIPModel`` before the training; not to be changed.
+        pretrained: the model before the training; not to be changed.
         last: the model after the last step, a copy that an outcome may change.
         selected: loads the checkpoint of the selected epoch, adapters merged into the weights.
         validate: accuracy of a model on the validation images.

@@ -49,14 +49,17 @@ def rate_groups(model: nn.Module, trained: Mapping[str, nn.Parameter], settings:
 def _rates(model: CLIPClassifier, settings: RunSettings) -> dict[nn.Parameter, float]:
     rate, view = settings.learning_rate, model.view
     rates = _by_depth(view, rate, settings.layer_decay)
-    if view.projection is not None:
-        rates |= dict.fromkeys(view.projection.parameters(), settings.projection_learning_rate or rate)
+    rates |= dict.fromkeys(_projection(view), settings.projection_learning_rate or rate)
     if view.text is not None:
         of_text = settings.text_learning_rate or rate
         rates |= _by_depth(view.text, of_text, settings.layer_decay)
-        if view.text.projection is not None:
-            rates |= dict.fromkeys(view.text.projection.parameters(), of_text)
+        rates |= dict.fromkeys(_projection(view.text), of_text)
     return rates | dict.fromkeys(model.classifier.parameters(), settings.head_learning_rate or rate)
+
+
+def _projection(view: Backbone) -> list[nn.Parameter]:
+    behind = [] if view.projection is None else list(view.projection.parameters())
+    return behind + [view.tower.get_parameter(name) for name in view.projection_in_tower]
 
 
 def _by_depth(tower: Backbone, rate: float, decay: float) -> dict[nn.Parameter, float]:

@@ -1,0 +1,60 @@
+"""DINOv3 of ``transformers``: the embedding is the class token behind the final norm; positions are rotations.
+
+Its own image processor needs torchvision, and resizes numbers between 0 and 1. Here Pillow resizes 8-bit images with the
+folder's settings, as for every other backbone.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from attndrift.models.backbone import BACKBONES, BackboneSpec, FolderFormat
+from attndrift.models.backbones._transformers import ImageTower, tower_shape
+
+# Imports inside functions: a list of backbones needs no torch.
+
+
+class DINOv3Backbone(ImageTower):
+    """A ``DINOv3ViTModel``."""
+
+    norm = "norm"
+
+
+def _config(**sizes: Any) -> Any:
+    from transformers import DINOv3ViTConfig
+
+    return DINOv3ViTConfig(num_register_tokens=4, **sizes)
+
+
+def _make_processor(config: Any) -> tuple[None, Any]:
+    from attndrift.models.from_config import image_processor
+
+    return None, image_processor("ViTImageProcessorPil", config.image_size, mean="imagenet")
+
+
+BACKBONES.register(
+    BackboneSpec(
+        name="dinov3",
+        label="DINOv3 of transformers",
+        source="Siméoni et al. 2025",
+        classes=("transformers.DINOv3ViTModel",),
+        view=DINOv3Backbone,
+        families=("dinov3",),
+        text_tower=False,
+        folder=FolderFormat(
+            architectures={"dinov3_vit": "DINOv3ViTModel"},
+            shape=tower_shape,
+            configs={
+                "dinov3-tiny": partial(
+                    _config, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+                    image_size=28, patch_size=7,
+                ),
+                "dinov3-small": _config,
+            },
+            make_processor=_make_processor,
+            image_processor="ViTImageProcessorPil",
+            any_size=True,
+        ),
+    )
+)  # fmt: skip
