@@ -106,7 +106,9 @@ def test_two_processes_make_the_run_of_one(tiny_clip: Path, tmp_path: Path) -> N
     for name in ("runs", "history", "layers"):
         for column, difference in _differences(getattr(one, name), getattr(two, name)).items():
             # The values themselves to 1e-6, the training loss to 1e-4; a change in percent magnifies its difference.
-            allowed = 1e-4 if "loss" in column or column.endswith("_pct") else 1e-6
+            # An effective rank is near ten, and small singular values count in it; a residual is a square root.
+            wide = "loss" in column or column.endswith("_pct") or column.startswith("procrustes")
+            allowed = 1e-3 if column.startswith("effective_rank") else 1e-4 if wide else 1e-6
             assert difference <= allowed, f"{name}.{column} differs by {difference}"
     for run in (tmp_path / "one" / "runs").iterdir():
         again = tmp_path / "two" / "runs" / run.name
