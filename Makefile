@@ -22,6 +22,7 @@ TEST_PROCESSES ?= 2
 # mostly prepared once.
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
 PYTEST := $(TEST_ENVIRONMENT) $(BIN)/pytest
+BY_FILE := -n $(TEST_PROCESSES) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test tests test-ci test-slow test-backbones lint format bench bench-quick clean
@@ -63,14 +64,15 @@ test: $(STAMP) ## Lint, types and the tests (real images where ATTNDRIFT_DATA na
 tests: $(STAMP) ## The tests alone
 	$(PYTEST) -n $(TEST_PROCESSES) --dist worksteal -m "not slow"
 
-# What passes only when it is tried again is seen: its failure stands above, with its traceback, and its name below.
+# Many of these tests wait for others: two processes take half of the time. A file stays with one of them, with all that it
+# starts. What failed beside others is tried again alone; its failure stands above, with its traceback, and its name below.
 test-ci: export ATTNDRIFT_REQUIRE = 1
 test-ci: $(STAMP) ## Of the slow tests: Ray, S3, SLURM, torchrun, a hub, a package from outside, kills, the README, a run's checkpoint, Chromium; none is skipped
-	$(PYTEST) -m ci || { test $$? -eq 1 && echo "test-ci: what failed is tried once more" && \
+	$(PYTEST) $(BY_FILE) -m ci || { test $$? -eq 1 && echo "test-ci: what failed is tried once more" && \
 	  $(PYTEST) -m ci --last-failed -rfEp && echo "test-ci: the tests named PASSED above failed at first"; }
 
 test-slow: $(STAMP) ## All tests that take minutes
-	$(PYTEST) -m "slow and not backbones"
+	$(PYTEST) $(BY_FILE) -m "slow and not backbones"
 
 $(BACKBONES_STAMP): pyproject.toml
 	$(PYTHON) -m venv $(BACKBONES)
@@ -96,6 +98,7 @@ bench: $(STAMP) ## Measure costs as ratios: an hour or two alone on the machine;
 	$(BENCH).capture --model config:vit-large-patch14-336 --batch 8 --pairs 4 --output $(RESULTS)/capture-l14.json
 	$(BENCH).drift --output $(RESULTS)/drift.json
 	$(BENCH).knn --output $(RESULTS)/knn.json
+	$(BENCH).transfer_sets --output $(RESULTS)/transfer_sets.json
 	$(BENCH).train --kind plain --kind observed --pairs 12 --output $(RESULTS)/train-observed.json
 	$(BENCH).train --output $(RESULTS)/train.json
 	$(BENCH).step_costs --output $(RESULTS)/step_costs.json --table src/attndrift/study/step_costs.json
@@ -104,7 +107,7 @@ bench: $(STAMP) ## Measure costs as ratios: an hour or two alone on the machine;
 	$(BENCH).analysis --output $(RESULTS)/analysis.json
 	$(BENCH).ray_workers --output $(RESULTS)/ray_workers.json
 
-bench-quick: $(STAMP) ## Measure what users wait for and the observed forward pass, in ten minutes; print the other results with date and commit
+bench-quick: $(STAMP) ## Measure what users wait for and the observed forward pass, in five minutes; print the other results with date and commit
 	test -f studies/demo/study.json || $(BIN)/attndrift demo
 	$(BENCH).commands --study studies/demo --output $(RESULTS)/commands.json
 	$(BENCH).capture --model config:vit-base-patch32 --batch 32 --pairs 6 --output $(RESULTS)/capture-b32.json

@@ -11,7 +11,7 @@ import torch
 import typer
 from torch import Tensor
 
-from attndrift.models import load_clip
+from attndrift.models import load_model
 from attndrift.study.allocator import keep_freed_memory
 from benchmarks import hook_overhead, memory, reference_capture, roofline
 from benchmarks.ratios import Work, ratio_of, rounds
@@ -31,7 +31,7 @@ class Forwards:
     """The three ways to run one forward pass of ``batch`` random images through ``model``, in float32."""
 
     def __init__(self, model: str, batch: int) -> None:
-        self.clip = load_clip(model)
+        self.clip = load_model(model)
         self.eager = reference_capture.eager_clip(self.clip.config, self.clip.state_dict())
         vision = self.clip.config.vision_config
         self.tokens = (vision.image_size // vision.patch_size) ** 2 + 1
@@ -117,7 +117,7 @@ def capture(model: str, batch: int, pairs: int, progress: Callable[[str], object
 
 
 def main(
-    model: Annotated[str, typer.Option(help="As attndrift.models.load_clip takes it.")] = "config:vit-base-patch32",
+    model: Annotated[str, typer.Option(help="As attndrift.models.load_model takes it.")] = "config:vit-base-patch32",
     batch: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 32,
     pairs: Pairs = 18,
     output: Output = None,

@@ -10,7 +10,7 @@ import typer
 from torch import Tensor
 
 from attndrift import DriftMonitor
-from attndrift.models import load_clip
+from attndrift.models import load_model
 from attndrift.study.allocator import keep_freed_memory
 from benchmarks.memory import KEPT
 from benchmarks.ratios import ratio_of, rounds
@@ -23,7 +23,7 @@ def drift(model: str, images: int, pairs: int, progress: Callable[[str], object]
     """Drift of ``model`` (all metrics, CKA, embedding and weight drift), against two bare forward passes."""
     others = OtherPrograms()
     keep_freed_memory()
-    clip = load_clip(model)
+    clip = load_model(model)
     size = clip.config.vision_config.image_size
     pixels = torch.randn(images, 3, size, size, generator=torch.Generator().manual_seed(0))
     monitor = DriftMonitor(clip, pixels)
@@ -56,7 +56,7 @@ def drift(model: str, images: int, pairs: int, progress: Callable[[str], object]
 
 
 def main(
-    model: Annotated[str, typer.Option(help="As attndrift.models.load_clip takes it.")] = "config:vit-base-patch32",
+    model: Annotated[str, typer.Option(help="As attndrift.models.load_model takes it.")] = "config:vit-base-patch32",
     images: Annotated[int, typer.Option(min=4, help="Probe images.")] = 200,
     pairs: Pairs = 3,
     output: Output = None,

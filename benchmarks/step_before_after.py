@@ -73,7 +73,7 @@ def train(given: argparse.Namespace) -> list[float]:
 
     from attndrift import DriftMonitor
     from attndrift.data import PixelStore
-    from attndrift.models import load_clip
+    from attndrift.models import load_model
     from attndrift.study.settings import RunSettings
 
     keep_freed_memory = found("keep_freed_memory", "study.allocator", "allocator")
@@ -97,7 +97,7 @@ def train(given: argparse.Namespace) -> list[float]:
         model=given.model, dataset="tiles", epochs=1, batch_size=given.batch, evaluations_per_epoch=1,
         threads=given.threads, device=cast(Any, device.type), precision=given.precision, **chosen,
     )  # fmt: skip
-    clip = load_clip(given.model)
+    clip = load_model(given.model)
     side, count = clip.config.vision_config.image_size, given.batch * (given.steps + WARM_UP)
     pixels = np.random.default_rng(0).integers(0, 256, (count, 3, side, side), dtype=np.uint8)
     table, places = np.linspace(-2, 2, 3 * 256, dtype=np.float32).reshape(3, 256), np.arange(count)

@@ -23,7 +23,7 @@ from torch import nn
 from attndrift.files import write_json
 from attndrift.losses import LOSSES, StudyContext, TeacherCache, fisher_information
 from attndrift.methods import METHODS, AdaptationSettings, adapt
-from attndrift.models import load_clip
+from attndrift.models import load_model
 from attndrift.study.allocator import keep_freed_memory
 from benchmarks.memory import HOW, KEPT, peak_bytes
 from benchmarks.ratios import Ratio, Work, ratio_of, rounds
@@ -41,7 +41,7 @@ class Trainings:
     """Makes trainings of ``model`` on one batch of random images: each a function that makes one step."""
 
     def __init__(self, model: str, batch: int) -> None:
-        self.clip = load_clip(model)
+        self.clip = load_model(model)
         vision = self.clip.config.vision_config
         self.case = f"{model.removeprefix('config:')}, batch {batch}, float32, CPU, {torch.get_num_threads()} threads"
         generator = torch.Generator().manual_seed(0)
@@ -169,7 +169,7 @@ def table_of(result: Result) -> dict[str, Any]:
 
 
 def main(
-    model: Annotated[str, typer.Option(help="As attndrift.models.load_clip takes it.")] = "embedded",
+    model: Annotated[str, typer.Option(help="As attndrift.models.load_model takes it.")] = "embedded",
     batch: Annotated[int, typer.Option(min=2, help="Images a step.")] = 16,
     only: Annotated[
         list[str] | None, typer.Option(help="`method NAME` or `loss NAME`; default all. Repeatable.")

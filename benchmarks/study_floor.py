@@ -133,7 +133,7 @@ def serve(path: str) -> None:
     import torch
 
     from attndrift.methods import adapt
-    from attndrift.models import load_clip, prune_last_block_to_cls
+    from attndrift.models import load_model, prune_last_block_to_cls
     from attndrift.study.resolved import adaptation
     from benchmarks.train import bare_step
 
@@ -141,7 +141,7 @@ def serve(path: str) -> None:
     kinds = list(Kind.all_of(Study.model_validate_json(Path(path).read_text(encoding="utf-8"))).values())
     one = kinds[0]
     torch.set_num_threads(one.threads)
-    pretrained = prune_last_block_to_cls(load_clip(one.model))
+    pretrained = prune_last_block_to_cls(load_model(one.model))
     side = pretrained.config.vision_config.image_size
     batch, many = torch.randn(one.batch_size, 3, side, side), torch.randn(one.evaluation_batch_size, 3, side, side)
     labels = torch.randint(0, CLASSES, (one.batch_size,))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from attndrift import AttentionPreservation, DriftMonitor, EntropyFloor
 from attndrift.losses import AttentionCache
 from attndrift.methods import METHODS, AdaptationSettings, adapt
-from attndrift.models import load_clip
+from attndrift.models import load_model
 from attndrift.study.allocator import keep_freed_memory
 from benchmarks import hook_overhead, reference_capture, roofline
 from benchmarks.memory import KEPT
@@ -79,7 +79,7 @@ class Steps:
     """The ways to make one training step of ``model`` on ``batch`` random images, in float32; only ``kinds`` are prepared."""
 
     def __init__(self, model: str, batch: int, kinds: Collection[str] = tuple(WORDS)) -> None:
-        self.clip = load_clip(model)
+        self.clip = load_model(model)
         vision = self.clip.config.vision_config
         self.tokens, self.width = (vision.image_size // vision.patch_size) ** 2 + 1, vision.hidden_size
         self.case = f"{model.removeprefix('config:')}, {self.tokens} tokens, batch {batch}, float32"
@@ -203,7 +203,7 @@ def train(
 
 
 def main(
-    model: Annotated[str, typer.Option(help="As attndrift.models.load_clip takes it.")] = "config:vit-base-patch32",
+    model: Annotated[str, typer.Option(help="As attndrift.models.load_model takes it.")] = "config:vit-base-patch32",
     batch: Annotated[int, typer.Option(min=2, help="Images a step.")] = 64,
     kind: Annotated[list[str] | None, typer.Option(help=f"{', '.join(WORDS)}; default all. Repeatable.")] = None,
     pairs: Pairs = 5,

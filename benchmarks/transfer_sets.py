@@ -49,7 +49,7 @@ def transfer_sets(model: str, dataset: str, limit: int, pairs: int, progress: Ca
         return [replace(one, text=text).evaluate(shared, pretrained, settings).accuracy for one, text in both]
 
     def encoded(one: ImageDataset) -> TextFeatures:
-        return TextFeatures.of(pretrained.clip, pretrained.tokenizer, one.class_names, settings.prompts)
+        return TextFeatures.of(pretrained.model, pretrained.tokenizer, one.class_names, settings.prompts)
 
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder)
@@ -59,10 +59,10 @@ def transfer_sets(model: str, dataset: str, limit: int, pairs: int, progress: Ca
         def together() -> None:
             whole = encoded(sets[0])
             texts = [whole.subset(one.class_names) for one in sets]
-            accuracies["together"] = evaluated(opened, texts, SharedEmbeddings(pretrained.clip))
+            accuracies["together"] = evaluated(opened, texts, SharedEmbeddings(pretrained.model))
 
         def one_at_a_time() -> None:
-            found = [evaluated([item], [encoded(item.dataset)], SharedEmbeddings(pretrained.clip)) for item in alone]
+            found = [evaluated([item], [encoded(item.dataset)], SharedEmbeddings(pretrained.model)) for item in alone]
             accuracies["alone"] = [value for one in found for value in one]
 
         found = rounds({"one at a time": one_at_a_time, "together": together}, pairs, progress)
@@ -82,7 +82,7 @@ def transfer_sets(model: str, dataset: str, limit: int, pairs: int, progress: Ca
 
 
 def main(
-    model: Annotated[str, typer.Option(help="As attndrift.models.load_clip takes it.")] = "embedded",
+    model: Annotated[str, typer.Option(help="As attndrift.models.load_model takes it.")] = "embedded",
     dataset: Annotated[str, typer.Option(help="Whose class subsets are evaluated.")] = "critters",
     limit: Annotated[int, typer.Option(min=40, help="Images a set.")] = 1480,
     pairs: Pairs = 5,

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from attndrift import AttentionPreservation, DriftMonitor
 from attndrift.callbacks import LightningDriftCallback
 from attndrift.data import load_dataset
-from attndrift.models import load_clip, load_processor
+from attndrift.models import load_model, load_processor
 
 PROBE, BATCH = 64, 32  # images that the drift is measured on, and images a step
 
@@ -23,7 +23,7 @@ PROBE, BATCH = 64, 32  # images that the drift is measured on, and images a step
 class Classifier(LightningModule):
     def __init__(self, classes: int) -> None:
         super().__init__()
-        self.clip = load_clip("embedded")
+        self.clip = load_model("embedded")
         self.head = torch.nn.Linear(self.clip.config.projection_dim, classes)
         self.preserve = AttentionPreservation(self.clip, weight=1.0)
 

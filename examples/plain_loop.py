@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from attndrift import AttentionPreservation, Budget, DriftMonitor, Guard
 from attndrift.data import load_dataset
 from attndrift.drift import Alert, DriftWatch
-from attndrift.models import load_clip, load_processor
+from attndrift.models import load_model, load_processor
 
 PROBE, BATCH = 64, 32  # images that the drift is measured on, and images a step
 
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> DriftWatch:
     given = options.parse_args(arguments)
 
     torch.manual_seed(0)
-    model, (_, processor) = load_clip("embedded").train(), load_processor("embedded")
+    model, (_, processor) = load_model("embedded").train(), load_processor("embedded")
     train = load_dataset("tiles").train
     head = torch.nn.Linear(model.config.projection_dim, len(train.class_names))
 

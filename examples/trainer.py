@@ -14,7 +14,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from attndrift import AttentionPreservation, DriftCallback, DriftMonitor
 from attndrift.data import load_dataset
 from attndrift.methods import AdaptationSettings, adapt
-from attndrift.models import load_clip, load_processor
+from attndrift.models import load_model, load_processor
 
 PROBE, BATCH = 64, 32  # images that the drift is measured on, and images a step
 
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> DriftCallback:
 
     train, (_, processor) = load_dataset("tiles").train, load_processor("embedded")
     lora = AdaptationSettings(method="lora", lora_rank=8)
-    model = adapt(load_clip("embedded"), lora, len(train.class_names), seed=0)  # a peft model and a classifier on it
+    model = adapt(load_model("embedded"), lora, len(train.class_names), seed=0)  # a peft model and a classifier on it
 
     def collate(numbers: list[int]) -> dict[str, torch.Tensor]:
         pixels = processor([train[number] for number in numbers], return_tensors="pt")["pixel_values"]

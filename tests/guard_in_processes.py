@@ -18,7 +18,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, distributed, nn
 
 from attndrift import Budget, DriftCallback, DriftMonitor, Guard
-from attndrift.models import load_clip
+from attndrift.models import load_model
 from attndrift.models.embedding import image_embeddings
 from attndrift.retention.zero_shot import TextFeatures
 from training_loops import Classifier, trainer_of
@@ -42,7 +42,7 @@ def images(count: int, seed: int = 1) -> Tensor:
 
 def _made(way: str) -> Classifier:
     torch.manual_seed(0)
-    inner: Any = load_clip("config:tiny").to(WAYS[way])
+    inner: Any = load_model("config:tiny").to(WAYS[way])
     if way.startswith("lora"):
         torch.manual_seed(4)
         targets = r".*vision_model.*\.(q_proj|v_proj)"

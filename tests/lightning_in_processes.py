@@ -16,14 +16,14 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from attndrift import Budget, DriftMonitor, Guard
 from attndrift.callbacks import LightningDriftCallback
-from attndrift.models import load_clip
+from attndrift.models import load_model
 
 
 class Module(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.clip, self.head = load_clip("config:tiny"), nn.Linear(32, 2)
+        self.clip, self.head = load_model("config:tiny"), nn.Linear(32, 2)
 
     def training_step(self, batch: list[Tensor], _: int) -> Tensor:
         pixels, labels = batch

@@ -18,7 +18,7 @@ from attndrift.data import load_dataset
 from attndrift.retention.baseline import zero_shot_baseline
 
 FOLDER = Path(attndrift.__file__).parent / "models" / "embedded"
-LIMIT = 200
+LIMIT = 100
 
 
 def _reference() -> float:

@@ -244,11 +244,11 @@ def training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     from attndrift import AttentionPreservation, DriftMonitor
     from attndrift.data import load_dataset
-    from attndrift.models import load_clip, load_processor
+    from attndrift.models import load_model, load_processor
 
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    model = load_clip("embedded").train()
+    model = load_model("embedded").train()
     tokenizer, processor = load_processor("embedded")
     objects = load_dataset("objects").test
     images = processor([objects[i] for i in range(16)], return_tensors="pt")["pixel_values"]

@@ -21,6 +21,8 @@ def _load(name: str) -> ModuleType:
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
+    if hasattr(module, "PROBE"):
+        module.PROBE, module.BATCH = 16, 8
     return module
 
 

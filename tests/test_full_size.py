@@ -13,7 +13,7 @@ from attndrift.drift import DriftMonitor, take_snapshot
 from attndrift.losses import attention_preservation_loss, entropy_floor_loss
 from attndrift.methods import AdaptationSettings, adapt
 from attndrift.methods.parameter_drift import weight_drift
-from attndrift.models import load_clip, load_processor
+from attndrift.models import load_model, load_processor
 from attndrift.retention.zero_shot import TextFeatures, evaluate_zero_shot
 
 METHODS = [
@@ -38,7 +38,7 @@ class _Images:
 @pytest.mark.timeout(1200)
 def test_one_step_of_each_method_on_vit_b32() -> None:
     torch.manual_seed(0)
-    pretrained = load_clip("config:vit-base-patch32")
+    pretrained = load_model("config:vit-base-patch32")
     text = TextFeatures.of(pretrained, load_processor("config:vit-base-patch32")[0], [f"thing {i}" for i in range(20)])
     pixels = torch.randn(8, 3, 224, 224)
     before = take_snapshot(pretrained, [pixels])

@@ -22,7 +22,7 @@ from attndrift.metrics.attention import TIE
 from attndrift.metrics.kernels import row_structure as structure
 from attndrift.metrics.kernels.row_structure import structure_of_rows
 from attndrift.metrics.kernels.rows import read_rows, row_gradients, row_logits
-from attndrift.models import load_clip
+from attndrift.models import load_model
 
 HALF = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(2, 3, 5, 4), (1, 2, 70, 16), (3, 2, 130, 24)]
@@ -126,7 +126,7 @@ def test_rows_that_are_not_finite_have_no_entropy() -> None:
 
 def test_an_observed_pass_and_its_gradients(monkeypatch) -> None:
     """Through the public faces, as on a CUDA device."""
-    model = load_clip("config:tiny").to(ON).eval()
+    model = load_model("config:tiny").to(ON).eval()
     vision = model.config.vision_config
     pixels = torch.randn(3, 3, vision.image_size, vision.image_size, generator=torch.Generator().manual_seed(0)).to(ON)
     used: list[int] = []

@@ -20,7 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from attndrift.attention import observe
 from attndrift.drift import DriftMonitor
-from attndrift.models import load_clip
+from attndrift.models import load_model
 from attndrift.models.embedding import image_embeddings
 
 HERE = "tests/test_library_traps.py"
@@ -116,7 +116,7 @@ TARGETS = r".*vision_model.*\.(q_proj|v_proj)"
 @pytest.fixture
 def clip() -> CLIPModel:
     torch.manual_seed(0)
-    model = load_clip("config:tiny").eval()
+    model = load_model("config:tiny").eval()
     with torch.no_grad():
         # Attention that is nearly uniform would hide a wrong row.
         for layer in model.vision_model.encoder.layers:
@@ -160,7 +160,7 @@ def test_a_model_that_was_loaded_eager_by_an_argument_is_seen_the_same(
     eager = CLIPModel.from_pretrained(tmp_path, output_attentions=True).eval()
     assert eager.config._attn_implementation == "eager"
     assert CLIPModel.from_pretrained(tmp_path).config._attn_implementation == "sdpa"
-    assert load_clip(tmp_path).config._attn_implementation == "sdpa"
+    assert load_model(tmp_path).config._attn_implementation == "sdpa"
     for one, two in zip(_seen(eager, images), _seen(clip, images), strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=1e-5)
     assert eager.config._attn_implementation == "eager", "what the user has chosen stays"
@@ -265,7 +265,7 @@ def test_adapters_under_the_old_keys_load_inert_by_peft_and_in_place_or_not_at_a
 
     side = resolve(tmp_path, ResolvedModel("base", "model", clip, None, None))
     with torch.no_grad():
-        placed = side.clip.vision_model(pixel_values=images).pooler_output
+        placed = side.model.vision_model(pixel_values=images).pooler_output
     torch.testing.assert_close(placed, moved, rtol=0, atol=1e-5)
     assert (placed - before).abs().max() > 1e-2
 

@@ -28,7 +28,7 @@ from attndrift.losses import (
     parse_losses,
     split_weight,
 )
-from attndrift.models import load_clip
+from attndrift.models import load_model
 
 
 def _log_attention(seed: int, scale: float = 1.0) -> list[Tensor]:
@@ -166,7 +166,7 @@ def test_one_hot_attention_has_a_finite_gradient() -> None:
 @pytest.fixture
 def clip() -> CLIPModel:
     torch.manual_seed(0)
-    return load_clip("config:tiny").eval()
+    return load_model("config:tiny").eval()
 
 
 @pytest.fixture
@@ -485,7 +485,7 @@ def test_a_model_is_protected_when_it_is_compiled_afterwards_and_an_error_before
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=8), st.integers(1, 7))
 def test_a_cache_gives_what_the_model_gives(rows: list[tuple[int, bool]], batch_size: int) -> None:
     torch.manual_seed(0)
-    clip = load_clip("config:tiny").eval()
+    clip = load_model("config:tiny").eval()
     size = clip.config.vision_config.image_size
     images = torch.randn(6, 3, size, size)
     cache = AttentionCache(clip, images, batch_size=batch_size)

@@ -41,6 +41,8 @@ def test_the_value_of_a_secret_variable_is_never_shown(name: str, monkeypatch: p
         ("https://b/x?X-Amz-Credential=AK%2F1&X-Amz-Signature=0a1b&n=2", "https://b/x?X-Amz-Credential=***&X-Amz-Signature=***&n=2"),
         ("Authorization: Bearer abcdefgh12345678", "Authorization: Bearer ***"),
         ("the token hf_ABCDEFGHIJKLMNOPQRST was refused", "the token *** was refused"),
+        ("hf_ABCDEFGHIJKLMNOPQRST", "***"),
+        ("run-1.hf_ABCDEFGHIJKLMNOPQRST", "run-1.***"),
         ("https://me:p@ss/w'o\"rd@host/x failed", "https://***@host/x failed"),
         ("postgres://me:a@b@c@db.example:5432/x", "postgres://***@db.example:5432/x"),
         ("https://me@corp.org:p@ss@host/x", "https://***@host/x"),

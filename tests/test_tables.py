@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -79,7 +80,8 @@ def test_run_ids_are_unique_and_known() -> None:
         Tables(pd.DataFrame([RUN]), history=pd.DataFrame([{"run_id": "b", "step": 0}]))
 
 
-def test_written_and_read_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("share", [False, True])
+def test_written_and_read_again(share: bool, tmp_path: Path) -> None:
     tables = Tables(
         pd.DataFrame(
             [RUN | {"test_accuracy": 0.9, "lora_rank": None, "transfer_cifar100_zero_shot_retention_pct": 41.0}]
@@ -90,7 +92,9 @@ def test_written_and_read_again(tmp_path: Path) -> None:
         interpolation=pd.DataFrame([{"run_id": "a", "alpha": 0.5, "transfer_cifar100_zero_shot_accuracy": 0.4}]),
     )
     write_tables(tables, tmp_path)
-    again = read_tables(tmp_path)
+    again = read_tables(tmp_path, share=share)
+    one, other = (again.history[name].to_numpy() for name in ("val_accuracy", "weight_drift"))
+    assert np.shares_memory(one, other) is share
     for name in TABLES:
         pd.testing.assert_frame_equal(getattr(tables, name), getattr(again, name))
     assert transfer_sets(again.runs) == ["cifar100"]
@@ -105,6 +109,16 @@ def test_a_file_cut_short_is_named(tmp_path: Path) -> None:
     path = tmp_path / "history.parquet"
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(TableError, match=r"history.parquet: not a readable Parquet file"):
+        read_tables(tmp_path)
+
+
+def test_a_value_out_of_range_is_named_with_its_file_where_it_has_one(tmp_path: Path) -> None:
+    tables = Tables(pd.DataFrame([RUN]))
+    tables.runs["test_accuracy"] = 97.2
+    with pytest.raises(TableError, match=r"^table runs: column `test_accuracy` .* is 97.2 in row 0"):
+        Tables(tables.runs)
+    write_tables(tables, tmp_path)
+    with pytest.raises(TableError, match=r"^/.*/runs.parquet: column `test_accuracy` .* is 97.2 in row 0"):
         read_tables(tmp_path)
 
 

@@ -108,13 +108,13 @@ import json, sys
 from pathlib import Path
 import torch
 from training_loops import Classifier, trainer_of
-from attndrift.models import load_clip
+from attndrift.models import load_model
 from attndrift.callbacks import DriftCallback
 from attndrift.drift import DriftMonitor
 
 folder, tracker = Path(sys.argv[1]), sys.argv[2]
 torch.manual_seed(0)
-model = Classifier(load_clip("config:tiny"))
+model = Classifier(load_model("config:tiny"))
 images = torch.randn(12, 3, 28, 28, generator=torch.Generator().manual_seed(1))
 callback = DriftCallback(DriftMonitor(model, images), every=2, echo=None)
 options = {"report_to": tracker, "run_name": "drift", "learning_rate": 1e-2, "project": "drift", "trackio_static_space_id": False}

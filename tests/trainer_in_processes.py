@@ -21,7 +21,7 @@ from attndrift.attention import find_vision_tower
 from attndrift.callbacks import DriftCallback
 from attndrift.drift import Alert, Drift, DriftMonitor
 from attndrift.losses import AttentionPreservation
-from attndrift.models import load_clip
+from attndrift.models import load_model
 from training_loops import Classifier, trainer_of
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -41,7 +41,7 @@ def images(count: int) -> Tensor:
 def made(way: str) -> Classifier:
     """The model of one way, the same in every process."""
     torch.manual_seed(0)
-    clip: Any = load_clip("config:tiny")
+    clip: Any = load_model("config:tiny")
     for layer in clip.vision_model.encoder.layers:
         layer.self_attn.dropout = 0.2
     if way.startswith("frozen"):

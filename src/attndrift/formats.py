@@ -20,8 +20,8 @@ FORMATS = {
     # what is kept: (its number, what it is called, what to do instead of reading it)
     "study": (2, "a study folder", "run the study anew in another folder (--output)"),
     "run": (2, "the folder of a run", "run its study anew in another folder (--output)"),
-    "state": (2, "a resumable state", "run the study anew in another folder (--output)"),
-    "checkpoint": (2, "a checkpoint", "train it anew, into another folder"),
+    "state": (3, "a resumable state", "run the study anew in another folder (--output)"),
+    "checkpoint": (3, "a checkpoint", "train it anew, into another folder"),
     "tables": (
         2,
         "tables",
@@ -65,7 +65,8 @@ def _check(kind: str, found: object, where: object) -> None:
             f"reads format {expected}. Update attndrift"
         )
     number = "without a format number" if found is None else f"of format {found}"
+    wrote = "version 0.1" if found in (None, 1) else "an earlier version"
     raise FormatError(
-        f"{where}: {what} {number}: version 0.1 wrote it, and version {__version__} reads format {expected} alone. "
-        f"Either {instead}, or use version 0.1 of attndrift"
+        f"{where}: {what} {number}: {wrote} wrote it, and version {__version__} reads format {expected} alone. "
+        f"Either {instead}, or use {wrote} of attndrift"
     )

@@ -14,8 +14,17 @@ from collections.abc import Iterable, Mapping
 from types import NoneType
 from typing import Any, Protocol, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 
 def plain_kinds(annotation: Any) -> set[Any]:
@@ -58,21 +67,68 @@ def as_text(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
+_LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+_NUMBER_ERRORS = {
+    "greater_than_equal", "greater_than", "less_than_equal", "less_than", "int_from_float", "finite_number", "int_type",
+    "float_type", "int_parsing", "float_parsing",
+}  # fmt: skip
+
+
+def _limits(annotation: Any, metadata: Iterable[Any]) -> list[str]:
+    """What an annotation and its parts say of a number's range: ``["at least 1", "at most 200"]``."""
+    found = [
+        f"{words} {limit:g}" if isinstance(limit, float) else f"{words} {limit:,}"
+        for one in metadata
+        for name, words in _LIMITS.items()
+        if (limit := getattr(one, name, None)) is not None
+    ]
+    for part in get_args(annotation):
+        found += _limits(part, getattr(part, "metadata", ()))
+    return found
+
+
+def problem_of(error: ErrorDetails, field: FieldInfo) -> str:
+    """One error of a field in words that say what is allowed: ``must be a whole number, at least 1``."""
+    if error["type"] in _NUMBER_ERRORS:
+        whole = "a number" if float in plain_kinds(field.annotation) else "a whole number"
+        kind = "a finite number" if error["type"] == "finite_number" else whole
+        limits = " and ".join(_limits(field.annotation, field.metadata))
+        return f"must be {kind}, {limits}" if limits else f"must be {kind}"
+    _, found, allowed = error["msg"].partition(" should ")
+    # A study file has lists, no tuples.
+    words = allowed.replace("valid tuple", "list").replace("a valid ", "a ")
+    return f"must {words}" if found and error["type"] != "value_error" else error["msg"]
+
+
+def _in_own_words(error: ValidationError, field: FieldInfo) -> ValidationError:
+    """``error`` of ``field`` with the same kinds and places, and words that say the whole allowed range."""
+    details = [
+        InitErrorDetails(
+            type=PydanticCustomError(one["type"], problem_of(one, field)), loc=one["loc"], input=one["input"]
+        )
+        for one in error.errors(include_url=False, include_context=False)
+    ]
+    return ValidationError.from_exception_data(error.title, details)
+
+
 class StrictSettings(BaseModel):
     """Settings that guess nothing: no text for a number, no number for yes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
-    @field_validator("*", mode="before")
+    @field_validator("*", mode="wrap")
     @classmethod
-    def _no_other_type(cls, value: Any, info: ValidationInfo) -> Any:
+    def _no_other_type(cls, value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
         kinds = _kinds_of(cls, str(info.field_name))
         if bool in kinds and not isinstance(value, (bool, NoneType)):
             raise ValueError("must be true or false")
         if kinds & {int, float} and str not in kinds and isinstance(value, (bool, str)):
             plain = ", in plain digits without separators, units or quotation marks" if isinstance(value, str) else ""
             raise ValueError(f"must be a number{plain}")
-        return value
+        try:
+            return handler(value)
+        except ValidationError as error:
+            raise _in_own_words(error, cls.model_fields[str(info.field_name)]) from None
 
 
 class OwnSettings(StrictSettings):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from attndrift.analysis import Analysis, analyze
 from attndrift.results.tables import Tables
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -46,6 +48,12 @@ def reference_folder() -> Path:
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted((folder / "runs-eurosat-b32").glob("*.json"))]
+
+
+@functools.cache
+def reference_analysis() -> Analysis:
+    """The analysis of all records, made once."""
+    return analyze(convert(read_records(reference_folder())))
 
 
 def convert(records: list[dict[str, Any]]) -> Tables:

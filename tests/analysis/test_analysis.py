@@ -415,10 +415,24 @@ def test_contradicting_changes_are_named(usual: Tables) -> None:
     assert any("pets_full_1e-05_1" in note and "contradicts" in note for note in notes)
 
 
-@pytest.mark.slow
-def test_blocks_that_do_not_divide_by_three_are_stated() -> None:
-    found = analyze(tables(layers=7), settings=QUICK)
-    assert "Blocks of a model of 7: early 1-3, middle 4-5, late 6-7." in found.notes
+def test_which_blocks_are_early_and_late_is_said_of_every_model() -> None:
+    parts, names = [], [("a", 7), ("b", 7), ("c", 12), ("d", 2), (None, 8)]
+    for name, layers in names:
+        one = tables(layers=layers, datasets=("eurosat",), methods=("full",), rates=1, seeds=1, evaluations=2)
+        one.runs["model"] = name
+        for frame in (one.runs, one.history, one.layers):
+            frame["run_id"] += f"_{name}"
+        parts.append(one)
+    runs, history, layers = (
+        pd.concat([getattr(one, name) for one in parts], ignore_index=True) for name in ("runs", "history", "layers")
+    )
+    notes = analyze(Tables(runs=runs, history=history, layers=layers), settings=QUICK).notes
+    assert [note for note in notes if note.startswith("Blocks of")] == [
+        "Blocks of `d` (2): too few for early, middle, late.",
+        "Blocks of `a`, `b` (7): early 1-3, middle 4-5, late 6-7.",
+        "Blocks of a model without a name (8): early 1-3, middle 4-6, late 7-8.",
+        "Blocks of `c` (12): early 1-4, middle 5-8, late 9-12.",
+    ]
 
 
 def test_onset_and_convergence(usual: Tables) -> None:
@@ -501,15 +515,16 @@ def test_settings_from_text() -> None:
     assert (made.damaged_below_pct, made.least_accuracies) == (60.0, (0.8, 0.9))
     for wrong, said in (
         ("damaged=60", "did you mean `damaged_below_pct`"),
-        ("level=2", "`level`.*less than 1"),
+        ("level=2", "`level` is '2': must be a number, above 0.5 and below 1"),
+        ("max_sweeps=1.5", "`max_sweeps` is '1.5': must be a whole number, at least 1"),
         ("alpha", "NAME=VALUE"),
     ):
         with pytest.raises(ValueError, match=said):
             parse_analysis_settings([wrong])
 
 
-def test_the_command_prints_json_for_programs(usual: Tables, tmp_path: Path) -> None:
-    write_tables(usual, tmp_path)
+def test_the_command_prints_json_for_programs(tmp_path: Path) -> None:
+    write_tables(small(), tmp_path)
     arguments = [
         "analyze",
         str(tmp_path),

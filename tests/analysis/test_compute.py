@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from attndrift.analysis import Analysis, analyze
+from attndrift.analysis.numbers import means_of
 from attndrift.results.tables import Tables
 
 KEPT, RATES, SEEDS = "transfer_s_zero_shot_retention_pct", (1e-5, 1e-4), 4
@@ -109,6 +110,7 @@ def test_equal_seconds_are_other_images() -> None:
     assert images["estimate"] == pytest.approx(0.0, abs=0.5)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("column", ["epochs", "n_train"])
 def test_unknown_compute_makes_no_claim(column: str) -> None:
     tables = study({"full": ((4, 100),), "lora": ((4, 100),)}, np.random.default_rng(4))
@@ -142,3 +144,14 @@ def test_methods_that_are_equal_are_seldom_told_apart() -> None:
     print({key: count / total for key, count in claims.items()}, np.mean(inside))
     assert sum(claims.values()) <= 0.06 * total * len(claims), claims
     assert 0.92 <= np.mean(inside) <= 0.98
+
+
+def test_means_have_the_bits_of_those_of_pandas() -> None:
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 40, 2_000)
+    values = np.where(rng.random(2_000) < 0.1, np.nan, rng.lognormal(0, 9, 2_000))
+    values[codes == 7] = np.nan
+    expected = pd.Series(values).groupby(codes).mean().dropna()
+    found, means = means_of(codes, values)
+    assert found.tolist() == expected.index.tolist()
+    assert means.tobytes() == expected.to_numpy().tobytes()

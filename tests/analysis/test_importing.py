@@ -234,6 +234,7 @@ def test_words_for_nothing_are_null_in_columns_of_numbers(runs: pd.DataFrame, tm
     assert pd.isna(read_tables(tmp_path / "out2").runs["cka_mean"].iloc[0])
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("suffix", "separator"), [(".csv", ";"), (".csv", "\t"), (".tsv", "\t")])
 def test_other_separators(runs: pd.DataFrame, suffix: str, separator: str, tmp_path: Path) -> None:
     path = tmp_path / f"runs{suffix}"
@@ -322,6 +323,7 @@ def test_shares_as_people_write_them(cell: str, accuracy: float, tmp_path: Path)
     assert made["test_accuracy"].tolist() == pytest.approx([accuracy], abs=1e-12)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("cell", ["50,000", "50 000", "50'000", "50\u202f000", "50\u00a0000"])
 def test_thousands_as_people_write_them(cell: str, tmp_path: Path) -> None:
     made = _runs(tmp_path / "runs.csv", f'run_id,method,n_train\na,full,"{cell}"\n')

@@ -302,7 +302,7 @@ def test_the_unicode_form_of_a_name_does_not_matter(name: str, tmp_path: Path) -
     ("written", "meant"),
     [
         ("zero-shot", "none"), ("Zero Shot CLIP", "none"), ("pretrained", "none"), ("pre-trained", "none"),
-        ("frozen", "none"), ("original", "none"), ("no fine-tuning", "none"), ("baseline", "none"), ("raw", "none"),
+        ("original", "none"), ("no fine-tuning", "none"), ("baseline", "none"), ("raw", "none"),
         ("fine-tuned", "full"), ("FT", "full"), ("end-to-end", "full"), ("LP", "linear_probe"), ("Full FT", "full"),
         ("probing", "linear_probe"), ("last layer", "last_block"),
     ],

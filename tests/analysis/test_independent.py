@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from reference_records import convert, read_records, reference_folder
+from reference_records import read_records, reference_analysis, reference_folder
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 from statsmodels.stats.multitest import multipletests
 
-from attndrift.analysis import Analysis, analyze
+from attndrift.analysis import Analysis
 
 NAMES = {
     "full_ft": "full",
@@ -62,7 +62,7 @@ def records() -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def result() -> Analysis:
-    return analyze(convert(read_records(reference_folder())))
+    return reference_analysis()
 
 
 def rows_of(result: Analysis, table: str, **wanted: Any) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 from typer.testing import CliRunner
 
-from attndrift.analysis import analyze
+from attndrift.analysis import Analysis, analyze
 from attndrift.analysis.storing import all_tables
 from attndrift.cli.main import app
 from attndrift.report.page import Page
@@ -42,25 +42,48 @@ def single() -> Tables:
     return synthetic_tables(rates=3, seeds=4, layers=0, evaluations=0, baseline=False)
 
 
+MEASURES = ["test_accuracy", RETENTION, "entropy_change_pct", "cka_mean", "weight_drift"]
+
+
+@pytest.fixture(scope="module")
+def means(single: Tables) -> Tables:
+    """The configurations of ``single``, a row each."""
+    return Tables(runs=_means(single.runs, ["best_val_accuracy", *MEASURES]))
+
+
+@pytest.fixture(scope="module")
+def told(means: Tables) -> Analysis:
+    return analyze(means)
+
+
+@pytest.fixture(scope="module")
+def alone(single: Tables) -> Analysis:
+    return analyze(single)
+
+
+@pytest.fixture(scope="module")
+def wide() -> tuple[Tables, Analysis]:
+    """Rates at which full fine-tuning damages the model, and others."""
+    tables = synthetic_tables(rates=8, seeds=2, layers=0, evaluations=0)
+    return tables, analyze(tables)
+
+
 def _rows(tables: Tables, name: str) -> list[dict[str, Any]]:
     return analyze(tables).tables[name].rows
 
 
-@pytest.mark.parametrize("measure", ["test_accuracy", RETENTION, "entropy_change_pct", "cka_mean", "weight_drift"])
-def test_means_are_analysed_as_the_runs_behind_them(measure: str, single: Tables) -> None:
-    measures = ["best_val_accuracy", measure]
-    told = Tables(runs=_means(single.runs, measures))
+@pytest.mark.parametrize("measure", MEASURES)
+def test_means_are_analysed_as_the_runs_behind_them(measure: str, told: Analysis, alone: Analysis) -> None:
     key = ("dataset", "variant", "learning_rate")
-    alone = {tuple(row[k] for k in key): row for row in _rows(single, "configurations")}
-    for row in _rows(told, "configurations"):
-        same = alone[tuple(row[k] for k in key)]
+    runs = {tuple(row[k] for k in key): row for row in alone.tables["configurations"].rows}
+    for row in told.tables["configurations"].rows:
+        same = runs[tuple(row[k] for k in key)]
         assert row["n_seeds"] == same["n_seeds"] == 4
         assert row[measure] == pytest.approx(same[measure])
         assert row[f"{measure}_sd"] == pytest.approx(same[f"{measure}_sd"])
 
 
-def test_means_are_no_study_of_one_seed(single: Tables) -> None:
-    told = analyze(Tables(runs=_means(single.runs, ["best_val_accuracy", "test_accuracy", RETENTION])))
+def test_means_are_no_study_of_one_seed(told: Analysis) -> None:
     assert told.data.n_seeds == 4
     assert not told.data.single_seed
     assert "one seed" not in told.data.label
@@ -70,9 +93,8 @@ def test_means_are_no_study_of_one_seed(single: Tables) -> None:
         assert not any("single-seed" in text.lower() or "one seed" in text.lower() for text in said), table.name
 
 
-def test_findings_about_means_use_the_deviations_that_were_given(single: Tables) -> None:
+def test_findings_about_means_use_the_deviations_that_were_given(single: Tables, told: Analysis) -> None:
     """Its own retention by Student's t, two methods by Welch's, as from the runs behind the means."""
-    found = analyze(Tables(runs=_means(single.runs, ["best_val_accuracy", RETENTION])))
     runs = single.runs[single.runs["dataset"] == "eurosat"]
 
     def at_best(method: str) -> np.ndarray:
@@ -82,29 +104,27 @@ def test_findings_about_means_use_the_deviations_that_were_given(single: Tables)
 
     full, lora = at_best("full"), at_best("lora")
     low, high = stats.t.interval(0.95, 3, full.mean(), full.std(ddof=1) / 2)
-    told = {f.table: f for f in reversed(found.findings) if f.sentence.startswith("On eurosat")}
-    assert f"retains {full.mean():.1f}%" in told["operating_points"].sentence
-    assert f"(interval {low:.1f}% to {high:.1f}%)" in told["operating_points"].sentence
-    assert told["operating_points"].strength == "supported"
+    said = {f.table: f for f in reversed(told.findings) if f.sentence.startswith("On eurosat")}
+    assert f"retains {full.mean():.1f}%" in said["operating_points"].sentence
+    assert f"(interval {low:.1f}% to {high:.1f}%)" in said["operating_points"].sentence
+    assert said["operating_points"].strength == "supported"
     expected = stats.ttest_ind(lora, full, equal_var=False)
     limits = expected.confidence_interval()
-    assert f"(interval {limits.low:.1f} to {limits.high:.1f})" in told["operating_differences"].sentence
-    row = found.tables["operating_differences"].rows[told["operating_differences"].rows[0]]
+    assert f"(interval {limits.low:.1f} to {limits.high:.1f})" in said["operating_differences"].sentence
+    row = told.tables["operating_differences"].rows[said["operating_differences"].rows[0]]
     assert (row["n_seeds"], row["method"]) == (4, "Welch's t, given means")
     assert row["p"] == pytest.approx(expected.pvalue)
-    rows = [
-        row for row in found.tables["changes"].rows if row["measure"] == RETENTION and row["contrast"] == "one rate"
-    ]
+    rows = [row for row in told.tables["changes"].rows if row["measure"] == RETENTION and row["contrast"] == "one rate"]
     assert {row["n_seeds"] for row in rows} == {4}
     assert all(row["low"] is not None for row in rows)
     assert not any("1 seed" in str(row["reason"]) for row in rows)
 
 
-def test_two_means_of_one_configuration_are_pooled(single: Tables) -> None:
+def test_two_means_of_one_configuration_are_pooled(single: Tables, told: Analysis) -> None:
     runs = single.runs[single.runs["method"] == "full"]
     halves = [_means(runs[runs["seed"].isin(seeds)], ["test_accuracy"]) for seeds in ([0, 1], [2, 3])]
     both = pd.concat([half.assign(run_id=half["run_id"] + f" {i}") for i, half in enumerate(halves)], ignore_index=True)
-    whole = {row["configuration"]: row for row in _rows(Tables(runs=_means(runs, ["test_accuracy"])), "configurations")}
+    whole = {row["configuration"]: row for row in told.tables["configurations"].rows}
     for row in _rows(Tables(runs=both), "configurations"):
         same = whole[row["configuration"]]
         assert (row["n_seeds"], row["n_runs"]) == (4, 2)
@@ -112,8 +132,8 @@ def test_two_means_of_one_configuration_are_pooled(single: Tables) -> None:
         assert row["test_accuracy_sd"] == pytest.approx(same["test_accuracy_sd"])
 
 
-def test_intervals_of_means_are_those_of_the_runs(single: Tables) -> None:
-    tables = analyze(Tables(runs=_means(single.runs, [RETENTION]))).tables
+def test_intervals_of_means_are_those_of_the_runs(single: Tables, told: Analysis) -> None:
+    tables = told.tables
     runs = single.runs[(single.runs["dataset"] == "eurosat") & (single.runs["learning_rate"] == 1e-6)]
     full, lora = (runs.loc[runs["method"] == name, RETENTION].to_numpy(dtype=float) for name in ("full", "lora"))
     low, high = stats.t.interval(0.95, 3, full.mean(), full.std(ddof=1) / math.sqrt(4))
@@ -157,19 +177,21 @@ def test_means_go_through_the_command_line(tmp_path: Path) -> None:
     assert runs["transfer_cifar100_zero_shot_retention_pct"].round(1).tolist() == [12.1, 83.2, 100.0]
 
 
-def test_the_report_shows_the_tables_that_there_are(single: Tables) -> None:
-    def titles(tables: Tables) -> set[str]:
-        sections = build_sections(Page(analyze(tables), tables, Records()))
+def test_the_report_shows_the_tables_that_there_are(
+    means: Tables, told: Analysis, wide: tuple[Tables, Analysis]
+) -> None:
+    def titles(tables: Tables, analysis: Analysis) -> set[str]:
+        sections = build_sections(Page(analysis, tables, Records()))
         return {getattr(block, "title", "") for one in sections if one.key == "tables" for block in one.blocks}
 
-    means = {"Means over seeds, as they were given", "Differences of reported means under equal settings"}
+    given = {"Means over seeds, as they were given", "Differences of reported means under equal settings"}
     classes = "Damaged and healthy configurations"
-    told = titles(Tables(runs=_means(single.runs, ["test_accuracy", RETENTION])))
-    assert means <= told
-    assert classes not in told
-    made = titles(synthetic_tables(rates=8, seeds=2, layers=0, evaluations=0))
+    shown = titles(means, told)
+    assert given <= shown
+    assert classes not in shown
+    made = titles(*wide)
     assert classes in made
-    assert not means & made
+    assert not given & made
 
 
 # Sets
@@ -211,9 +233,9 @@ def test_transfer_sets_agree_or_not() -> None:
     assert "transfer_agreement" not in analyze(synthetic_tables(rates=2, seeds=1, layers=0, evaluations=0)).tables
 
 
-def test_damaged_and_healthy_configurations_have_their_means() -> None:
-    tables = synthetic_tables(rates=8, seeds=2, layers=0, evaluations=0)
-    rows = {row["measure"]: row for row in _rows(tables, "damage")}
+def test_damaged_and_healthy_configurations_have_their_means(wide: tuple[Tables, Analysis]) -> None:
+    tables, analysis = wide
+    rows = {row["measure"]: row for row in analysis.tables["damage"].rows}
     runs = tables.runs[tables.runs["method"] != "none"]
     means = runs.groupby(["dataset", "method", "learning_rate"])[[RETENTION, "weight_drift"]].mean()
     hurt = means[RETENTION] < 50

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from original_study import EXPERIMENTS, PRINTED_CHANGES, original_study_tables
-from reference_records import convert, read_records, reference_folder
+from reference_records import convert, read_records, reference_analysis, reference_folder
 from scipy.stats import ttest_1samp
 
 from attndrift.analysis import Analysis, analyze
@@ -17,7 +17,7 @@ from attndrift.results.tables import Tables
 
 @pytest.fixture(scope="module")
 def reference() -> Analysis:
-    return analyze(convert(read_records(reference_folder())))
+    return reference_analysis()
 
 
 # method, rate, test accuracy, sd, entropy change, sd, last block, retention, sd, weight drift, embedding drift, CKA

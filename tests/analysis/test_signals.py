@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,12 @@ def study(
     return Tables(runs=pd.DataFrame(runs), history=pd.DataFrame(history))
 
 
+@functools.cache
+def analysed(**options: Any) -> Analysis:
+    """The analysis of such a study, made once."""
+    return analyze(study(**options))
+
+
 def rows_of(result: Analysis, table: str, **wanted: Any) -> list[dict[str, Any]]:
     rows = result.tables[table].rows
     return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
@@ -74,10 +81,13 @@ def rows_of(result: Analysis, table: str, **wanted: Any) -> list[dict[str, Any]]
     ids=["told", "shared", "unknown", "some"],
 )
 def test_a_monitor_that_may_share_images_with_the_outcome_is_no_signal(told: Any, there: bool) -> None:
-    tables = study(disjoint=None if told == "some" else told)
-    if told == "some":
-        tables.runs.loc[tables.runs["method"] == "full", "monitor_disjoint"] = True
-    result = analyze(tables)
+    if told is None:
+        result = analysed()
+    else:
+        tables = study(disjoint=None if told == "some" else told)
+        if told == "some":
+            tables.runs.loc[tables.runs["method"] == "full", "monitor_disjoint"] = True
+        result = analyze(tables)
     rows = rows_of(result, "signals", signal="monitor_zero_shot_retention")
     assert bool(rows) is there
     assert any("no predictor" in note for note in result.notes) is (told is not True)
@@ -86,7 +96,7 @@ def test_a_monitor_that_may_share_images_with_the_outcome_is_no_signal(told: Any
 
 
 def test_datasets_are_never_pooled_and_one_tells_of_another() -> None:
-    result = analyze(study(datasets=("a", "b", "c")))
+    result = analysed(datasets=("a", "b", "c"))
     rows = rows_of(result, "signals", when="final", signal="cka_mean")
     assert [row["dataset"] for row in rows] == ["a", "b", "c"]
     assert {row["n_configurations"] for row in rows} == {24}
@@ -99,7 +109,7 @@ def test_datasets_are_never_pooled_and_one_tells_of_another() -> None:
 
 
 def test_the_words_say_predict_only_of_configurations_left_out() -> None:
-    result = analyze(study(noise=0.02))
+    result = analysed(noise=0.02)
     (cka,) = rows_of(result, "signals", when="final", signal="cka_mean")
     assert (cka["verdict"], cka["n_seeds"]) == (PREDICTS, 2)
     (sentence,) = [f for f in result.findings if f.topic == "warning" and "most closely" in f.sentence]
@@ -117,7 +127,7 @@ def test_the_words_say_predict_only_of_configurations_left_out() -> None:
 
 
 def test_a_signed_signal_that_turns_between_methods_is_warned_of() -> None:
-    result = analyze(study())
+    result = analysed()
     (signed,), (size,) = (
         rows_of(result, "signals", when="final", signal=n) for n in ("entropy_change", "abs_entropy_change")
     )
@@ -129,12 +139,10 @@ def test_a_signed_signal_that_turns_between_methods_is_warned_of() -> None:
 
 
 def test_training_itself_is_among_the_signals() -> None:
-    rows = analyze(study(noise=0.01)).tables["signals"].rows
+    rows = analysed(noise=0.02).tables["signals"].rows
     training = {row["signal"] for row in rows if not row["measured"]}
     assert {"learning_rate", "train_loss", "test_accuracy"} <= training
-    compared = {
-        row["second"] for row in analyze(study()).tables["signal_differences"].rows if row["first"] == "cka_mean"
-    }
+    compared = {row["second"] for row in analysed().tables["signal_differences"].rows if row["first"] == "cka_mean"}
     assert {"weight_drift", "test_accuracy", "learning_rate"} <= compared
 
 
@@ -216,7 +224,7 @@ def test_limits_solve_what_defines_them() -> None:
 
 
 def test_early_warning_in_the_signals_unit_and_held_out() -> None:
-    result = analyze(study(datasets=("a", "b")))
+    result = analysed(datasets=("a", "b", "c"))
     for row in rows_of(result, "early_warning", signal="cka_mean"):
         assert (row["direction"], row["verdict"]) == ("below", WARNS)
         assert row["threshold"] == pytest.approx(0.5 if row["when"] == "final" else 0.85, abs=0.05)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ def results(values: dict[tuple[str, float | None], list[float]], **changed: Any)
     return Tables(runs=pd.DataFrame(rows or {"run_id": [], "method": []}))
 
 
+@functools.cache
 def load_small() -> Any:
     return parse_study(STUDY, where="small.yaml")
 
@@ -129,6 +131,7 @@ def test_a_missing_run_is_never_within(kept: int) -> None:
     assert not found.out_of_tolerance
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("column", "value"),
     [("epochs", 20), ("batch_size", 8), ("weight_decay", 0.1), ("model", "other"), ("dataset", "critters"), ("selection", "test"),

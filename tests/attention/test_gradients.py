@@ -13,7 +13,7 @@ from attndrift.attention import ObservationError, observe
 from attndrift.attention.rows import row_logits
 from attndrift.losses import attention_preservation_loss
 from attndrift.metrics import StructureAccumulator
-from attndrift.models import load_clip
+from attndrift.models import load_model
 
 
 def structure_loss(attention, cls_mass):
@@ -275,7 +275,7 @@ def test_frozen_layers_give_values_without_gradients(tiny, pixels) -> None:
 
 def test_an_unchecked_observation_never_waits_for_the_device() -> None:
     """Tensors on the meta device have no values, so whatever would fetch one to the host raises."""
-    model = load_clip("config:tiny").to("meta")
+    model = load_model("config:tiny").to("meta")
     pixels, labels = torch.zeros(2, 3, 28, 28, device="meta"), torch.zeros(2, dtype=torch.long, device="meta")
     with observe(model, gradients=True, hidden=True, check=False) as seen:
         embedded = model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)

@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 from attndrift.attention import FAMILIES
-from attndrift.models import load_clip
+from attndrift.models import load_model
 from attndrift.models.module_utils import named_modules
 
 
@@ -36,7 +36,7 @@ def test_the_modules_are_those_of_torch_in_its_order() -> None:
     part.circle = whole
     assert same(whole)
     assert same(part)
-    assert same(load_clip("config:tiny"))
+    assert same(load_model("config:tiny"))
     assert same(nn.Linear(2, 2))
 
 

@@ -14,7 +14,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPVisionModel, 
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from attndrift import DriftMonitor, observe
-from attndrift.models import load_clip
+from attndrift.models import load_model
 from attndrift.models.embedding import image_embeddings
 
 CLASSES = 3
@@ -144,7 +144,7 @@ WRAPPERS: dict[str, tuple[Callable[[CLIPModel], nn.Module], str]] = {
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_a_wrapper_is_seen_and_its_encoders_embedding_measured(name: str) -> None:
     make, path = WRAPPERS[name]
-    model = make(load_clip("config:tiny")).train()
+    model = make(load_model("config:tiny")).train()
     pixels = torch.randn(6, 3, 28, 28, generator=torch.Generator().manual_seed(0))
     encoder = model.get_submodule(path)
     model.eval()
@@ -172,7 +172,7 @@ def test_a_wrapper_with_an_embedding_of_its_own_is_asked_for_it() -> None:
         def embed(self, pixel_values: Tensor) -> Tensor:
             return 2 * self.encoder.get_image_features(pixel_values=pixel_values).pooler_output
 
-    model, pixels = Projected(load_clip("config:tiny")), torch.randn(2, 3, 28, 28)
+    model, pixels = Projected(load_model("config:tiny")), torch.randn(2, 3, 28, 28)
     torch.testing.assert_close(image_embeddings(model, pixels), 2 * image_embeddings(model.encoder, pixels))
 
 
@@ -182,7 +182,7 @@ def test_a_wrapper_that_puts_out_an_embedding_is_asked_for_it() -> None:
             states = self.encoder.get_image_features(pixel_values=pixel_values).pooler_output
             return transformers.modeling_outputs.BaseModelOutputWithPooling(pooler_output=3 * states)
 
-    model, pixels = Projected(load_clip("config:tiny")), torch.randn(2, 3, 28, 28)
+    model, pixels = Projected(load_model("config:tiny")), torch.randn(2, 3, 28, 28)
     torch.testing.assert_close(image_embeddings(model, pixels), 3 * image_embeddings(model.encoder, pixels))
 
 
@@ -190,14 +190,14 @@ def test_two_encoders_are_not_guessed_at() -> None:
     class Two(_LabelsNeeded):
         def __init__(self, encoder: nn.Module) -> None:
             super().__init__(encoder)
-            self.teacher = load_clip("config:tiny")
+            self.teacher = load_model("config:tiny")
 
     with pytest.raises(TypeError, match=r"holds 2 image encoders, encoder, teacher: .*DriftMonitor\(model\.encoder"):
-        image_embeddings(Two(load_clip("config:tiny")), torch.randn(2, 3, 28, 28))
+        image_embeddings(Two(load_model("config:tiny")), torch.randn(2, 3, 28, 28))
 
 
 def test_an_encoders_own_error_stays() -> None:
     with pytest.raises(ValueError, match="28"):
-        image_embeddings(load_clip("config:tiny").vision_model, torch.randn(2, 3, 35, 35))
+        image_embeddings(load_model("config:tiny").vision_model, torch.randn(2, 3, 35, 35))
     with pytest.raises(ValueError, match="28"):
-        image_embeddings(_LabelsNeeded(load_clip("config:tiny")), torch.randn(2, 3, 35, 35))
+        image_embeddings(_LabelsNeeded(load_model("config:tiny")), torch.randn(2, 3, 35, 35))

@@ -17,7 +17,7 @@ SAID = pytest.StashKey[dict[tuple[str, str], str]]()
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """They need an environment of their own, and are slow."""
     for item in items:
-        if HERE in item.path.parents:
+        if item.path.parent == HERE:
             item.add_marker(pytest.mark.backbones)
             item.add_marker(pytest.mark.slow)
 

@@ -22,7 +22,7 @@ from attndrift.attention.observer import Recorder
 from attndrift.losses import AttentionPreservation, attention_preservation_loss
 from attndrift.methods import AdaptationSettings, adapt
 from attndrift.metrics import StructureAccumulator
-from attndrift.models import load_clip
+from attndrift.models import load_model
 from benchmarks import hook_overhead, reference_capture
 from benchmarks.capture import Forwards
 from benchmarks.hook_overhead import observed_pass
@@ -101,7 +101,7 @@ def test_traced_memory_is_what_was_held_at_once() -> None:
 def test_the_reference_measures_what_attndrift_measures() -> None:
     """A reference that computed something else would be no reference."""
     plain = reference_capture
-    clip = load_clip(TINY)
+    clip = load_model(TINY)
     pixels = torch.randn(5, 3, 28, 28, generator=torch.Generator().manual_seed(0))
     expected = plain.measure_attention(plain.eager_clip(clip.config, clip.state_dict()), [pixels])
     accumulator = StructureAccumulator()
@@ -115,8 +115,8 @@ def test_the_reference_measures_what_attndrift_measures() -> None:
 
 def test_the_references_losses_are_those_of_attndrift() -> None:
     plain = reference_capture
-    clip = load_clip(TINY)
-    before, now = plain.eager_clip(clip.config, clip.state_dict()), load_clip(TINY)
+    clip = load_model(TINY)
+    before, now = plain.eager_clip(clip.config, clip.state_dict()), load_model(TINY)
     with torch.no_grad():
         for parameter in now.vision_model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
@@ -175,7 +175,7 @@ def test_the_operations_of_a_forward_pass() -> None:
 
 def test_the_operations_and_bytes_of_a_step() -> None:
     operations, moved = Steps(TINY, 4, ("plain",)).least()
-    clip = load_clip(TINY)
+    clip = load_model(TINY)
     out = clip.config.projection_dim
     heads = 2 * 32 * out + 2 * out * CLASSES
     # The images need no gradient; all else runs once forwards and twice backwards.

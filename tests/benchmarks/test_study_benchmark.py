@@ -11,13 +11,13 @@ import torch
 from typer.testing import CliRunner
 
 from attndrift.cli.main import app
-from attndrift.data import PixelStore
+from attndrift.data import PixelStore, load_dataset
 from attndrift.data.shuffle import TrainingImages, training_loader
 from attndrift.models import load_processor
 from attndrift.study.dataset_splits import OpenDatasets, splits_of
 from attndrift.study.settings import Study
 from benchmarks import reference_study
-from benchmarks.study import Workload, study, write_images, write_reference
+from benchmarks.study import IMAGES_PER_CLASS, Workload, study, write_images, write_reference
 from benchmarks.study_floor import FloorMeasurement, Kind, floor_seconds
 
 
@@ -80,8 +80,14 @@ def test_runs_of_one_arithmetic_are_timed_once(tmp_path: Path) -> None:
     assert len(Kind.all_of(Workload(tmp_path, 2, None).load())) == 8
 
 
-def test_the_floor_of_a_study_is_its_steps_and_passes(planned: tuple[Study, Path]) -> None:
-    study, _ = planned
+def test_the_floor_of_a_study_is_its_steps_and_passes(tmp_path: Path) -> None:
+    for name, counts in IMAGES_PER_CLASS.items():
+        for split, count in zip(("train", "test"), counts, strict=True):
+            for label in load_dataset(name).class_names:  # files that are counted, and never decoded
+                (tmp_path / name / split / label).mkdir(parents=True)
+                for index in range(count):
+                    (tmp_path / name / split / label / f"{index}.jpg").touch()
+    study = Workload(tmp_path, 2, 4).load()
     adapted = [run for run in study.runs if run.settings.method != "none"]
     settings = adapted[0].settings
     counts = {"tiles": 10 * 48, "critters": 37 * 13}  # the last batch of an epoch counts as the part that it is

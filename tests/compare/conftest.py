@@ -10,12 +10,12 @@ from comparing_models import adapted_with_lora
 from transformers import CLIPModel
 
 from attndrift.data import load_dataset
-from attndrift.models import load_clip
+from attndrift.models import load_model
 
 
 @pytest.fixture(scope="session")
 def embedded() -> CLIPModel:
-    return load_clip("embedded")
+    return load_model("embedded")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -42,5 +42,5 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LoRA adapter of the embedded model's vision tower, saved by peft."""
     folder = tmp_path_factory.mktemp("adapters") / "lora"
-    adapted_with_lora(load_clip("embedded")).save_pretrained(folder, save_embedding_layers=False)
+    adapted_with_lora(load_model("embedded")).save_pretrained(folder, save_embedding_layers=False)
     return folder

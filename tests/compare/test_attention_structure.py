@@ -125,10 +125,10 @@ def test_the_files_hold_what_was_printed_and_the_page_asks_for_nothing(measured:
 
 
 def test_zero_shot_stands_beside_it_where_it_is_asked_for(photos: Path, tmp_path: Path) -> None:
-    asked = ["--zero-shot", "objects", "--limit", "100"]
+    asked = ["--zero-shot", "digits", "--limit", "20"]
     both = _baseline("embedded", "--images", photos, "-o", tmp_path, *asked)
     assert both.exit_code == 0, both.output
-    assert "zero-shot objects (test): " in both.stdout
+    assert "zero-shot digits (test): " in both.stdout
     assert "Entropy (nats) by block" in both.stdout
     found = json.loads(_baseline("embedded", "--images", photos, "-o", tmp_path, *asked, "--json").stdout)
     assert len(found["scores"]) == 1

@@ -18,7 +18,8 @@ from attndrift.compare import compare_models
 from attndrift.compare.comparison import Comparison
 from attndrift.compare.summary import summary_names
 from attndrift.compare.writing import print_comparison, tables
-from attndrift.models import load_clip, load_processor
+from attndrift.models import load_model, load_processor
+from attndrift.retention.measures import linear_probe
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("models")
-    base, moved = load_clip("config:tiny"), load_clip("config:tiny")
+    base, moved = load_model("config:tiny"), load_model("config:tiny")
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in moved.vision_model.parameters():
@@ -46,9 +47,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="module")
-def found(folders: tuple[Path, Path], photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Comparison:
-    cache = tmp_path_factory.mktemp("cache")
-    return compare_models(*folders, photos, retention="tiles", retention_limit=100, cache=cache)
+def found(folders: tuple[Path, Path], photos: Path) -> Comparison:
+    return compare_models(*folders, photos, retention="digits+base", retention_limit=100)
 
 
 def _row(found: Comparison, measure: str) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def _row(found: Comparison, measure: str) -> dict[str, Any]:
 @pytest.mark.parametrize("measure", ["zero_shot", "knn", "linear_probe"])
 def test_every_measure_has_a_row_with_intervals_and_what_it_cost(found: Comparison, measure: str) -> None:
     row = _row(found, measure)
-    assert (row["n"], row["classes"]) == (100, 10)
+    assert (row["n"], row["classes"]) == (100, 5)
     assert row["seconds"] > 0
     assert row["cost"]
     if row["reason"] is not None:
@@ -84,7 +84,7 @@ def test_numbers_stand_in_the_summary_under_their_measure(found: Comparison) -> 
     # Random weights name no class; the reason stands where the number would.
     assert found.summary["retention_pct"] is None
     assert "chance" in found.reasons["retention_pct"]
-    (printed,) = [table for table in tables(found) if table["title"] == "Retention on tiles"]
+    (printed,) = [table for table in tables(found) if table["title"] == "Retention on digits+base"]
     assert [line[0] for line in printed["rows"]] == ["knn", "linear_probe", "zero_shot"]
     assert "[" in printed["rows"][0][3]
     assert "training images" in printed["note"]
@@ -96,7 +96,7 @@ def test_numbers_stand_in_the_summary_under_their_measure(found: Comparison) -> 
 def test_all_numbers_are_printed_on_80_columns(found: Comparison) -> None:
     out = io.StringIO()
     print_comparison(found, [], Console(file=out, width=80))
-    printed = out.getvalue().partition("Retention on tiles")[2].partition("training images")[0]
+    printed = out.getvalue().partition("Retention on digits+base")[2].partition("training images")[0]
     for row in found.retention:
         assert f"{100 * row['base_accuracy']:.2f}" in printed
         assert f"{100 * row['adapted_accuracy']:.2f}" in printed
@@ -110,40 +110,37 @@ def test_all_numbers_are_printed_on_80_columns(found: Comparison) -> None:
     assert "No retention: the pretrained accuracy" in below
 
 
-def test_a_probe_whose_fit_did_not_converge_is_noted(
-    folders: tuple[Path, Path], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from attndrift.retention.measures import linear_probe
-
+@pytest.fixture
+def _one_step_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The linear probe tries one value of C, for one step."""
     fit = linear_probe.fit_probe
     monkeypatch.setattr(linear_probe, "fit_probe", lambda *given: fit(*given[:3], 1, 1))
-    found = compare_models(*folders, photos, retention="tiles", retention_limit=20, cache=tmp_path)
-    (note,) = [one for one in found.notes if "probe_iterations" in one]
-    assert note.startswith("linear_probe on tiles: the fits of the probe to BASE and ADAPTED did not converge")
 
 
-def test_what_is_not_possible_says_why(folders: tuple[Path, Path], photos: Path, tmp_path: Path) -> None:
-    base, moved = (load_clip(folder) for folder in folders)
+@pytest.mark.usefixtures("_one_step_probe")
+def test_what_is_not_possible_and_a_fit_that_did_not_converge_say_why(folders: tuple[Path, Path], photos: Path) -> None:
+    base, moved = (load_model(folder) for folder in folders)
     _, processor = load_processor(folders[0])
-    found = compare_models(
-        base, moved, photos, image_processor=processor, retention="tiles", retention_limit=40, cache=tmp_path
-    )
+    found = compare_models(base, moved, photos, image_processor=processor, retention="digits", retention_limit=40)
     assert "zero_shot needs class names as text" in _row(found, "zero_shot")["reason"]
     assert _row(found, "zero_shot")["base_accuracy"] is None
     assert _row(found, "knn")["base_accuracy"] is not None
+    (note,) = [one for one in found.notes if "probe_iterations" in one]
+    assert note.startswith("linear_probe on digits: the fits of the probe to BASE and ADAPTED did not converge")
     bare = compare_models(base, moved, photos, image_processor=processor)
     assert bare.retention == []
     assert bare.reasons["knn_retention_pct"] == "no --retention dataset was given"
 
 
+@pytest.mark.usefixtures("_one_step_probe")
 def test_the_command_prints_the_table_and_fails_where_a_condition_holds(
-    folders: tuple[Path, Path], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folders: tuple[Path, Path], photos: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("ATTNDRIFT_CACHE", str(tmp_path / "cache"))
-    arguments = ["compare", *map(str, folders), "--images", str(photos), "--retention", "tiles"]
+    arguments = ["compare", *map(str, folders), "--images", str(photos), "--retention", "digits", "--limit", "50"]
     result = CliRunner().invoke(
         app, [*arguments, "--output", str(tmp_path / "out"), "--fail-if", "knn_retention_pct<1000"]
     )
     assert result.exit_code == 3, result.output
-    assert "Retention on tiles" in result.output
-    assert "Retention on tiles" in (tmp_path / "out" / "compare.html").read_text()
+    assert "Retention on digits" in result.output
+    assert "n = 50" in result.output
+    assert "Retention on digits" in (tmp_path / "out" / "compare.html").read_text()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,12 @@ from typer.testing import CliRunner
 
 from attndrift.cli.main import app
 from attndrift.compare import CompareError, compare_models, resolve
+from attndrift.compare.resolved import ResolvedModel
 from attndrift.formats import numbered
 from attndrift.methods import AdaptationSettings, adapt, save_adapted
 from attndrift.models import CheckpointError, ModelError
+from attndrift.models.backbone import BACKBONES
+from attndrift.models.load import load_model, load_processor
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -27,6 +31,11 @@ WEIGHTS = "adapter_model.safetensors"
 @pytest.fixture
 def pixels() -> Tensor:
     return torch.randn(5, 3, 56, 56, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def base() -> ResolvedModel:
+    return resolve("embedded")
 
 
 def _features(model: torch.nn.Module, pixels: Tensor) -> Tensor:
@@ -38,18 +47,19 @@ def _merged(clip: CLIPModel, **settings: object) -> CLIPModel:
     return adapted_with_lora(copy.deepcopy(clip), **settings).merge_and_unload()
 
 
-def test_an_adapter_is_merged_into_a_copy_of_base(embedded: CLIPModel, adapter: Path, pixels: Tensor) -> None:
-    base = resolve("embedded")
+def test_an_adapter_is_merged_into_a_copy_of_base(
+    embedded: CLIPModel, adapter: Path, pixels: Tensor, base: ResolvedModel
+) -> None:
     side = resolve(adapter, base)
     unmerged = adapted_with_lora(copy.deepcopy(embedded)).get_base_model()
-    torch.testing.assert_close(_features(side.clip, pixels), _features(unmerged, pixels), rtol=0, atol=1e-4)
-    assert torch.equal(_features(base.clip, pixels), _features(embedded, pixels)), "BASE itself is left as it was"
-    assert not torch.equal(_features(side.clip, pixels), _features(embedded, pixels))
+    torch.testing.assert_close(_features(side.model, pixels), _features(unmerged, pixels), rtol=0, atol=1e-4)
+    assert torch.equal(_features(base.model, pixels), _features(embedded, pixels)), "BASE itself is left as it was"
+    assert not torch.equal(_features(side.model, pixels), _features(embedded, pixels))
 
 
 @pytest.mark.parametrize("layout", ["vision_model.", ""])
 def test_an_adapter_of_the_bare_tower_lands_in_base_in_either_layout(
-    embedded: CLIPModel, pixels: Tensor, tmp_path: Path, layout: str
+    embedded: CLIPModel, pixels: Tensor, tmp_path: Path, layout: str, base: ResolvedModel
 ) -> None:
     """`q_proj` names modules of the text tower too; only the file says where the adapters belong.
 
@@ -64,29 +74,29 @@ def test_an_adapter_of_the_bare_tower_lands_in_base_in_either_layout(
         change_json(
             tmp_path / "adapter_config.json", alpha_pattern={"^vision_model.encoder.layers.0.self_attn.q_proj": 64}
         )
-    side = resolve(tmp_path, resolve("embedded"))
+    side = resolve(tmp_path, base)
     with torch.no_grad():
         wanted = embedded.visual_projection(tower.get_base_model()(pixel_values=pixels).pooler_output)
-    torch.testing.assert_close(_features(side.clip, pixels), wanted, rtol=0, atol=1e-4)
+    torch.testing.assert_close(_features(side.model, pixels), wanted, rtol=0, atol=1e-4)
     assert not torch.allclose(wanted, _features(embedded, pixels), atol=1e-2)
-    for name, value in side.clip.text_model.state_dict().items():
+    for name, value in side.model.text_model.state_dict().items():
         assert torch.equal(value, embedded.text_model.state_dict()[name]), name
 
 
 def test_adapters_with_trained_modules_and_in_both_towers_are_taken_whole(
-    embedded: CLIPModel, pixels: Tensor, tmp_path: Path
+    embedded: CLIPModel, pixels: Tensor, tmp_path: Path, base: ResolvedModel
 ) -> None:
     settings = {"target_modules": ["q_proj", "v_proj"], "modules_to_save": ["visual_projection"], "use_rslora": True}
     saved = adapted_with_lora(copy.deepcopy(embedded), **settings)
     with torch.no_grad():
         saved.get_base_model().visual_projection.modules_to_save["default"].weight.mul_(1.5)
     saved.save_pretrained(tmp_path, save_embedding_layers=False)
-    side = resolve(tmp_path, resolve("embedded"))
+    side = resolve(tmp_path, base)
     merged = saved.merge_and_unload()
-    assert torch.equal(_features(side.clip, pixels), _features(merged, pixels))
+    assert torch.equal(_features(side.model, pixels), _features(merged, pixels))
     tokens = torch.tensor([[1912, 5, 7, 1913]])
     with torch.no_grad():
-        ours, theirs = (m.get_text_features(input_ids=tokens).pooler_output for m in (side.clip, merged))
+        ours, theirs = (m.get_text_features(input_ids=tokens).pooler_output for m in (side.model, merged))
         bare = embedded.get_text_features(input_ids=tokens).pooler_output
     assert torch.equal(ours, theirs)
     assert not torch.equal(ours, bare)
@@ -102,34 +112,32 @@ def test_adapters_with_trained_modules_and_in_both_towers_are_taken_whole(
     ],
 )
 def test_adapters_with_settings_of_their_own_end_as_peft_merges_them(
-    embedded: CLIPModel, pixels: Tensor, tmp_path: Path, settings: dict[str, object]
+    embedded: CLIPModel, pixels: Tensor, tmp_path: Path, settings: dict[str, object], base: ResolvedModel
 ) -> None:
     saved = adapted_with_lora(copy.deepcopy(embedded), **settings)
     saved.save_pretrained(tmp_path, save_embedding_layers=False)
-    side = resolve(tmp_path, resolve("embedded"))
+    side = resolve(tmp_path, base)
     merged = saved.merge_and_unload()
-    assert torch.equal(_features(side.clip, pixels), _features(merged, pixels))
-    assert not torch.equal(_features(side.clip, pixels), _features(embedded, pixels))
+    assert torch.equal(_features(side.model, pixels), _features(merged, pixels))
+    assert not torch.equal(_features(side.model, pixels), _features(embedded, pixels))
 
 
 def test_an_adapter_as_base_is_put_onto_the_model_that_it_names(
-    adapter: Path, pixels: Tensor, tmp_path: Path, embedded: CLIPModel
+    adapter: Path, pixels: Tensor, tmp_path: Path, embedded: CLIPModel, base: ResolvedModel
 ) -> None:
     folder = Path(shutil.copytree(adapter, tmp_path / "copy"))
     change_json(folder / "adapter_config.json", base_model_name_or_path="embedded")
-    assert torch.equal(
-        _features(resolve(folder).clip, pixels), _features(resolve(adapter, resolve("embedded")).clip, pixels)
-    )
+    assert torch.equal(_features(resolve(folder).model, pixels), _features(resolve(adapter, base).model, pixels))
     change_json(folder / "adapter_config.json", base_model_name_or_path=None)
     with pytest.raises(CompareError, match="names no base model"):
         resolve(folder)
 
 
 @pytest.mark.parametrize("name", ["config.json", "adapter_config.json", "checkpoint.json"])
-def test_a_description_that_is_no_object_is_named(tmp_path: Path, name: str) -> None:
+def test_a_description_that_is_no_object_is_named(tmp_path: Path, name: str, base: ResolvedModel) -> None:
     (tmp_path / name).write_text("[1]")
     with pytest.raises(CompareError, match=f"{name}: not a JSON object"):
-        resolve(tmp_path, resolve("embedded"))
+        resolve(tmp_path, base)
 
 
 @pytest.mark.parametrize(
@@ -141,16 +149,17 @@ def test_a_description_that_is_no_object_is_named(tmp_path: Path, name: str) -> 
     ],
 )
 def test_an_adapter_whose_tensors_have_no_place_raises(
-    adapter: Path, tmp_path: Path, damage: object, expected: str
+    adapter: Path, tmp_path: Path, damage: object, expected: str, base: ResolvedModel
 ) -> None:
     folder = Path(shutil.copytree(adapter, tmp_path / "damaged"))
     rename(folder / WEIGHTS, damage)
     with pytest.raises(CheckpointError, match=expected):
-        resolve(folder, resolve("embedded"))
+        resolve(folder, base)
 
 
-def test_an_adapter_that_lacks_a_tensor_is_zero_or_pickled_raises(adapter: Path, tmp_path: Path) -> None:
-    base = resolve("embedded")
+def test_an_adapter_that_lacks_a_tensor_is_zero_or_pickled_raises(
+    adapter: Path, tmp_path: Path, base: ResolvedModel
+) -> None:
     stored = load_file(adapter / WEIGHTS)
     folder = Path(shutil.copytree(adapter, tmp_path / "copy"))
     save_file({n: v for n, v in stored.items() if "layers.3.self_attn.q_proj.lora_B" not in n}, folder / WEIGHTS)
@@ -179,17 +188,17 @@ def test_an_adapter_that_lacks_a_tensor_is_zero_or_pickled_raises(adapter: Path,
     ],
 )
 def test_an_adapter_that_is_not_what_it_seems_raises(
-    adapter: Path, tmp_path: Path, settings: dict[str, object], expected: str
+    adapter: Path, tmp_path: Path, settings: dict[str, object], expected: str, base: ResolvedModel
 ) -> None:
     folder = Path(shutil.copytree(adapter, tmp_path / "copy"))
     change_json(folder / "adapter_config.json", **settings)
     with pytest.raises((CompareError, CheckpointError), match=expected):
-        resolve(folder, resolve("embedded"))
+        resolve(folder, base)
 
 
 @pytest.mark.parametrize("layout", ["old", "new", "old with projection"])
 def test_a_vision_tower_is_put_into_base_in_every_layout(
-    embedded: CLIPModel, pixels: Tensor, tmp_path: Path, layout: str
+    embedded: CLIPModel, pixels: Tensor, tmp_path: Path, layout: str, base: ResolvedModel
 ) -> None:
     tower = moved_tower(embedded)
     tower.save_pretrained(tmp_path)
@@ -203,30 +212,31 @@ def test_a_vision_tower_is_put_into_base_in_every_layout(
             projection = projection * 2
             extra["visual_projection.weight"] = projection
         save_file(load_file(path) | extra, path, metadata={"format": "pt"})
-    side = resolve(tmp_path, resolve("embedded"))
+    side = resolve(tmp_path, base)
     assert side.kind == "vision tower"
     with torch.no_grad():
         wanted = tower(pixel_values=pixels).pooler_output @ projection.T
-    torch.testing.assert_close(_features(side.clip, pixels), wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(_features(side.model, pixels), wanted, rtol=1e-5, atol=1e-5)
     for name, value in tower.state_dict().items():
-        assert torch.equal(side.clip.vision_model.state_dict()[name], value), name
+        assert torch.equal(side.model.vision_model.state_dict()[name], value), name
 
 
 def test_a_tower_with_projection_as_transformers_saves_it_now(
-    embedded: CLIPModel, pixels: Tensor, tmp_path: Path
+    embedded: CLIPModel, pixels: Tensor, tmp_path: Path, base: ResolvedModel
 ) -> None:
     config = copy.deepcopy(embedded.config.vision_config)
     config.projection_dim = embedded.config.projection_dim
     tower = CLIPVisionModelWithProjection(config).eval()
     tower.save_pretrained(tmp_path)
-    side = resolve(tmp_path, resolve("embedded"))
+    side = resolve(tmp_path, base)
     with torch.no_grad():
         wanted = tower(pixel_values=pixels).image_embeds
-    torch.testing.assert_close(_features(side.clip, pixels), wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(_features(side.model, pixels), wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_a_tower_that_is_not_whole_or_not_of_base_raises(embedded: CLIPModel, tmp_path: Path) -> None:
-    base = resolve("embedded")
+def test_a_tower_that_is_not_whole_or_not_of_base_raises(
+    embedded: CLIPModel, tmp_path: Path, base: ResolvedModel
+) -> None:
     moved_tower(embedded).save_pretrained(tmp_path)
     path, config = tmp_path / "model.safetensors", tmp_path / "config.json"
     whole = load_file(path)
@@ -235,7 +245,7 @@ def test_a_tower_that_is_not_whole_or_not_of_base_raises(embedded: CLIPModel, tm
     for change, expected in (
         (
             {n: v for n, v in whole.items() if "layers.7.mlp.fc2.bias" not in n},
-            "1 tensors of the vision tower are missing",
+            "1 tensors of the image tower are missing",
         ),
         (whole | {"encoder.layers.8.mlp.fc2.bias": torch.zeros(128)}, "1 have no place"),
         (whole | {"vision_model.post_layernorm.bias": torch.zeros(128)}, "two tensors have one place"),
@@ -261,13 +271,13 @@ def test_a_tower_that_is_not_whole_or_not_of_base_raises(embedded: CLIPModel, tm
         resolve(tmp_path, base)
 
 
-def test_a_tower_in_shards_is_read_whole(embedded: CLIPModel, tmp_path: Path) -> None:
+def test_a_tower_in_shards_is_read_whole(embedded: CLIPModel, tmp_path: Path, base: ResolvedModel) -> None:
     tower = moved_tower(embedded)
     tower.save_pretrained(tmp_path, max_shard_size="2MB")
     assert (tmp_path / "model.safetensors.index.json").is_file()
-    side = resolve(tmp_path, resolve("embedded"))
+    side = resolve(tmp_path, base)
     for name, value in tower.state_dict().items():
-        assert torch.equal(side.clip.vision_model.state_dict()[name], value), name
+        assert torch.equal(side.model.vision_model.state_dict()[name], value), name
 
 
 def test_a_model_folder_that_holds_adapters_beside_its_weights_raises(tiny_clip: Path, tmp_path: Path) -> None:
@@ -308,11 +318,10 @@ def run_folder(embedded: CLIPModel, pixels: Tensor, tmp_path: Path) -> Path:
 
 
 def test_a_run_and_its_checkpoint_are_one_model_on_either_side(
-    run_folder: Path, adapter: Path, pixels: Tensor, photos: Path, tiny_clip: Path
+    run_folder: Path, adapter: Path, pixels: Tensor, photos: Path, tiny_clip: Path, base: ResolvedModel
 ) -> None:
-    base = resolve("embedded")
     sides = [resolve(run_folder, base), resolve(run_folder / "checkpoints" / "best", base), resolve(run_folder)]
-    features = [_features(side.clip, pixels) for side in sides]
+    features = [_features(side.model, pixels) for side in sides]
     assert torch.equal(features[0], features[1])
     assert torch.equal(features[0], features[2])
     assert sides[0].trained_on == "objects"
@@ -325,12 +334,12 @@ def test_a_run_and_its_checkpoint_are_one_model_on_either_side(
         compare_models(tiny_clip, run_folder, photos)
 
 
-def test_a_damaged_checkpoint_raises(run_folder: Path) -> None:
+def test_a_damaged_checkpoint_raises(run_folder: Path, base: ResolvedModel) -> None:
     path = run_folder / "checkpoints" / "best" / "adapter" / WEIGHTS
     stored = load_file(path)
     save_file({name: value * 2 for name, value in stored.items()}, path)
     with pytest.raises(CheckpointError, match="recorded checksum"):
-        resolve(run_folder, resolve("embedded"))
+        resolve(run_folder, base)
 
 
 def test_a_towers_name_on_a_hub_is_taken_and_the_command_prints_one_json_object(
@@ -363,13 +372,38 @@ def test_a_towers_name_on_a_hub_is_taken_and_the_command_prints_one_json_object(
     assert found["summary"]["weight_drift"] == pytest.approx(0.05, rel=0.05), "each weight moved by 5% of itself"
 
 
-def test_an_adapters_name_on_a_hub_is_taken_too(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_adapters_name_on_a_hub_is_taken_too(
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: ResolvedModel
+) -> None:
     cache = tmp_path / "models--owner--adapter"
     (cache / "refs").mkdir(parents=True)
     (cache / "refs" / "main").write_text("0" * 40)
     shutil.copytree(adapter, cache / "snapshots" / ("0" * 40))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    base = resolve("embedded")
     named, folder = resolve("owner/adapter", base), resolve(adapter, base)
     assert (named.source, named.kind) == ("owner/adapter", "adapter")
     assert named.to_json()["weights_sha256"] == folder.to_json()["weights_sha256"]
+
+
+def test_a_model_that_a_library_keeps_on_a_hub_brings_its_own_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its repository holds a config of the library's form, and no preprocessor_config.json."""
+    commit, home = "0123456789abcdef0123456789abcdef01234567", tmp_path / "models--org--tiny"
+    (home / "snapshots" / commit).mkdir(parents=True)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text(commit)
+    (home / "snapshots" / commit / "config.json").write_text('{"architecture": "vit_tiny"}')
+    (home / "snapshots" / commit / "model.safetensors").write_bytes(b"")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    spec = replace(
+        BACKBONES["clip"], name="library", load=lambda rest: load_model("config:tiny"),
+        processor=lambda rest: load_processor("config:tiny"), repository=lambda rest: rest,
+    )  # fmt: skip
+    monkeypatch.setattr(BACKBONES, "_members", {"clip": BACKBONES["clip"], "library": spec})
+    base = resolve("library:org/tiny")
+    adapted = resolve("library:org/tiny@main", base)
+    for side in (base, adapted):
+        assert (side.revision, side.tokenizer is None) == (commit, False)
+        assert side.image_processor.to_dict() == load_processor("config:tiny")[1].to_dict()

@@ -9,7 +9,7 @@ from PIL import Image
 
 from attndrift.compare import compare_models
 from attndrift.compare.errors import CompareError
-from attndrift.models import load_clip, load_processor
+from attndrift.models import load_model, load_processor
 from attndrift.models.errors import ModelError
 
 
@@ -23,7 +23,7 @@ def images(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bare")
-    load_clip("config:tiny").save_pretrained(folder)
+    load_model("config:tiny").save_pretrained(folder)
     return folder
 
 

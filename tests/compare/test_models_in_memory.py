@@ -32,18 +32,18 @@ from transformers import (
 from attndrift import DriftMonitor
 from attndrift.compare import CompareError, compare_models, measure_structure
 from attndrift.methods import AdaptationSettings, adapt
-from attndrift.models import ModelError, load_clip, load_processor
+from attndrift.models import ModelError, load_model, load_processor
 from attndrift.models.from_config import image_processor
 
 
 @pytest.fixture
 def base() -> CLIPModel:
-    return load_clip("config:tiny")
+    return load_model("config:tiny")
 
 
 @pytest.fixture(scope="module")
 def moved() -> CLIPModel:
-    clip = load_clip("config:tiny")
+    clip = load_model("config:tiny")
     clip.vision_model.load_state_dict(moved_tower(clip).state_dict())
     return clip
 
@@ -71,13 +71,13 @@ class _Added(nn.Module):
 
 
 def _trained_by_adapt(clip: CLIPModel) -> nn.Module:
-    model = adapt(load_clip("config:tiny"), AdaptationSettings(method="full"), 3, 0)
+    model = adapt(load_model("config:tiny"), AdaptationSettings(method="full"), 3, 0)
     model.backbone.load_state_dict(clip.state_dict())
     return model
 
 
 def _parametrized(clip: CLIPModel) -> nn.Module:
-    model = load_clip("config:tiny")
+    model = load_model("config:tiny")
     for name, module in list(model.vision_model.named_modules()):
         other = clip.vision_model.get_submodule(name)
         if isinstance(module, nn.Linear) and name.endswith("q_proj"):
@@ -118,7 +118,7 @@ class _Extended(nn.Linear):
 def _by_hand(kind: Callable[..., nn.Module]) -> Callable[[CLIPModel], nn.Module]:
     def build(clip: CLIPModel) -> nn.Module:
         model: Any = copy.deepcopy(clip)
-        for name, module in load_clip("config:tiny").vision_model.named_modules():
+        for name, module in load_model("config:tiny").vision_model.named_modules():
             if name.endswith(("q_proj", "fc1")):
                 other = clip.vision_model.get_submodule(name)
                 update, bias = other.weight - module.weight, other.bias - module.bias
@@ -188,7 +188,7 @@ def _integrated(clip: CLIPModel) -> nn.Module:
 @pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_adapters_in_memory_count_and_stay(name: str, base: CLIPModel, photos: Path) -> None:
-    model = ADAPTERS[name](load_clip("config:tiny"))
+    model = ADAPTERS[name](load_model("config:tiny"))
     names = [key for key, _ in model.named_parameters()]
     pixels = torch.randn(2, 3, 28, 28)
     inner = next(part for part in model.modules() if isinstance(part, CLIPModel))
@@ -200,7 +200,7 @@ def test_adapters_in_memory_count_and_stay(name: str, base: CLIPModel, photos: P
     assert [key for key, _ in model.named_parameters()] == names, "the model that was given keeps its adapters"
     with torch.no_grad():
         assert torch.equal(inner.get_image_features(pixel_values=pixels).pooler_output, embedded)
-    disabled = adapted_with_lora(load_clip("config:tiny"))
+    disabled = adapted_with_lora(load_model("config:tiny"))
     disabled.base_model.disable_adapter_layers()
     assert compare_models(base, disabled, photos).summary["weight_drift"] == 0
 
@@ -259,9 +259,9 @@ def test_an_export_of_a_classifier_is_refused_as_a_whole_model_with_a_way_that_w
     classifier = _classification(moved)
     classifier.save_pretrained(tmp_path / "export")
     with pytest.raises(ModelError, match=r"CLIPForImageClassification.*compare BASE.*load_state_dict") as error:
-        load_clip(tmp_path / "export")
+        load_model(tmp_path / "export")
     assert "CLIPModel.from_pretrained" not in str(error.value)
-    clip = load_clip("config:tiny")
+    clip = load_model("config:tiny")
     clip.vision_model.load_state_dict(classifier.vision_model.state_dict())
     clip.save_pretrained(tmp_path / "whole")
     assert compare_models(moved, tmp_path / "whole", photos).summary["weight_drift"] == 0

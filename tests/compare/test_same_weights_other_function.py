@@ -15,13 +15,13 @@ from transformers import CLIPModel
 
 from attndrift.compare import CompareError, compare_models, write_comparison
 from attndrift.methods import AdaptationSettings, adapt, save_adapted
-from attndrift.models import load_clip, load_processor
+from attndrift.models import load_model, load_processor
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "base"
-    load_clip("config:tiny").save_pretrained(folder)
+    load_model("config:tiny").save_pretrained(folder)
     for part in load_processor("config:tiny"):
         part.save_pretrained(folder)
     return folder
@@ -148,7 +148,7 @@ IN_MEMORY = {
 @pytest.mark.one_in(4)
 @pytest.mark.parametrize("module", IN_MEMORY)
 def test_what_was_changed_in_a_model_in_memory_is_named(module: str, photos: Path) -> None:
-    base, other = load_clip("config:tiny"), load_clip("config:tiny")
+    base, other = load_model("config:tiny"), load_model("config:tiny")
     IN_MEMORY[module](other)
     found = compare_models(base, other, photos)
     assert found.summary["weight_drift"] == 0
@@ -181,8 +181,8 @@ def test_a_run_is_what_it_was_trained_from_also_where_base_has_the_same_weights(
 ) -> None:
     base = Path(shutil.copytree(saved, tmp_path / "base"))
     _config(vision_config={"hidden_act": "gelu"})(base)
-    pretrained = load_clip(saved)
-    model = adapt(load_clip(saved), AdaptationSettings(method="full"), 3, 0)
+    pretrained = load_model(saved)
+    model = adapt(load_model(saved), AdaptationSettings(method="full"), 3, 0)
     with torch.no_grad():
         model.backbone.visual_projection.weight.mul_(1.01)
     save_adapted(

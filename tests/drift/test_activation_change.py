@@ -14,7 +14,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, Dinov2Config, Dinov2
 
 from attndrift.drift import ActivationChange, Alert, DriftMonitor, DriftWatch, FixedTexts, TextDrift
 from attndrift.metrics import modality_gap
-from attndrift.models import load_clip
+from attndrift.models import load_model
 from attndrift.results.columns import metric_columns
 from attndrift.results.tables import read_tables
 
@@ -166,7 +166,7 @@ def test_embeddings_that_collapse_are_seen() -> None:
 
 
 def test_the_gap_between_images_and_texts_needs_texts() -> None:
-    model, pixels = load_clip("config:tiny"), torch.randn(8, 3, 28, 28, generator=torch.Generator().manual_seed(1))
+    model, pixels = load_model("config:tiny"), torch.randn(8, 3, 28, 28, generator=torch.Generator().manual_seed(1))
     tokens = torch.tensor([[0, 5, 1], [0, 7, 1], [0, 9, 1]])
     column = next(c for c in metric_columns("history") if c.name == "modality_gap")
     without = DriftMonitor(model, pixels).measure()

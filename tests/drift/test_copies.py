@@ -22,14 +22,14 @@ from attndrift import Budget, Guard, observe
 from attndrift.callbacks import DriftCallback
 from attndrift.drift import Alert, AlertEvent, DriftMonitor, DriftWatch
 from attndrift.losses import AttentionCache, AttentionPreservation, EntropyFloor, PreservationLossError
-from attndrift.models import load_clip
+from attndrift.models import load_model
 from training_loops import Classifier, trainer_of
 
 
 @pytest.fixture
 def clip() -> CLIPModel:
     torch.manual_seed(0)
-    return load_clip("config:tiny")
+    return load_model("config:tiny")
 
 
 @pytest.fixture
@@ -342,7 +342,7 @@ def test_a_spawned_worker_measures_what_its_parent_measures(clip: CLIPModel, ima
 
 def test_a_guard_is_pickled() -> None:
     pixels = torch.randn(8, 3, 28, 28, generator=torch.Generator().manual_seed(0))
-    guard = Guard(DriftMonitor(load_clip("config:tiny"), pixels), Budget("weight_drift", at_most=0.1))
+    guard = Guard(DriftMonitor(load_model("config:tiny"), pixels), Budget("weight_drift", at_most=0.1))
     copied = pickle.loads(pickle.dumps(guard))
     assert copied.meter.pretrained == guard.meter.pretrained
     assert copied.summary() == guard.summary()

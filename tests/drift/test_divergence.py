@@ -12,7 +12,7 @@ import torch
 
 from attndrift import Budget, DriftMonitor, Guard
 from attndrift.drift import DriftWatch
-from attndrift.models import load_clip
+from attndrift.models import load_model
 from attndrift.process_group import DivergedError
 
 WATCHERS: dict[str, Callable[[DriftMonitor], Any]] = {
@@ -25,7 +25,7 @@ WATCHERS: dict[str, Callable[[DriftMonitor], Any]] = {
 @pytest.mark.parametrize("watcher", WATCHERS)
 def test_the_error_says_the_step(watcher: str) -> None:
     images = torch.randn(6, 3, 28, 28, generator=torch.Generator().manual_seed(1))
-    monitor = DriftMonitor(load_clip("config:tiny"), images)
+    monitor = DriftMonitor(load_model("config:tiny"), images)
     watch = WATCHERS[watcher](monitor)
     watch.start(0)
     watch.step(1)

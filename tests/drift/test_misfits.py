@@ -14,14 +14,14 @@ from transformers import CLIPConfig, CLIPModel
 
 from attndrift import DriftMonitor, EntropyFloor
 from attndrift.drift import take_snapshot
-from attndrift.models import load_clip
+from attndrift.models import load_model
 
 IMAGES = torch.randn(12, 3, 28, 28, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture
 def clip() -> CLIPModel:
-    return load_clip("config:tiny")
+    return load_model("config:tiny")
 
 
 # -- a reference of another shape ----------------------------------------------------------------------

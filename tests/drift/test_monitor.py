@@ -31,7 +31,7 @@ from attndrift.drift.alerts import AlertBook
 from attndrift.drift.measured_model import MeasuredModel
 from attndrift.drift.snapshot import begin_snapshot
 from attndrift.metrics.deferred import DeferredScalars
-from attndrift.models import load_clip
+from attndrift.models import load_model
 from attndrift.process_group import DivergedError
 from attndrift.results.tables import TableError, read_tables
 
@@ -83,7 +83,7 @@ def test_a_changed_model_has(clip: CLIPModel, images: Tensor) -> None:
 def test_a_measurement_waits_for_nothing_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors on the meta device have no values, so whatever would fetch one to the host raises."""
     monkeypatch.setattr(DeferredScalars, "TOGETHER", frozenset({"meta"}))
-    model, pixels = load_clip("config:tiny"), torch.randn(6, 3, 28, 28)
+    model, pixels = load_model("config:tiny"), torch.randn(6, 3, 28, 28)
     before = take_snapshot(model, [pixels])
     reference = Snapshot(before.structure, before.hidden.to("meta"), before.embeddings.to("meta"))
     under_way = begin_snapshot(MeasuredModel.of(model.to("meta")), pixels.to("meta").split(4))
@@ -137,7 +137,7 @@ def test_a_diverged_model_is_called_so_before_its_weights_are_looked_at(clip: CL
     with pytest.raises(DivergedError, match="not finite"):
         DriftMonitor(clip, images)
     with pytest.raises(ValueError, match="looked at in vain"):
-        DriftMonitor(load_clip("config:tiny"), images, weight_drift=_in_vain).measure()
+        DriftMonitor(load_model("config:tiny"), images, weight_drift=_in_vain).measure()
 
 
 def _broken(clip: CLIPModel) -> CLIPModel:

@@ -18,7 +18,7 @@ import attndrift.drift
 from attndrift import Budget, Guard
 from attndrift.drift import Alert, DriftMonitor
 from attndrift.losses import AttentionPreservation
-from attndrift.models import load_clip
+from attndrift.models import load_model
 from attndrift.results.tables import read_tables
 from training_loops import in_processes
 
@@ -81,7 +81,7 @@ class _Tracker(Logger):  # type: ignore[misc, valid-type]
 @pytest.fixture
 def clip() -> CLIPModel:
     torch.manual_seed(0)
-    model = load_clip("config:tiny")
+    model = load_model("config:tiny")
     for layer in model.vision_model.encoder.layers:
         layer.self_attn.dropout = 0.2
     return model

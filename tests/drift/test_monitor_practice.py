@@ -18,7 +18,7 @@ from transformers import CLIPModel, TrainerCallback
 from attndrift.callbacks import DriftCallback
 from attndrift.drift import Alert, DriftMonitor
 from attndrift.losses import AttentionCache, AttentionPreservation, EntropyFloor, PreservationLossError
-from attndrift.models import load_clip
+from attndrift.models import load_model
 from attndrift.results.tables import read_tables
 from training_loops import Classifier, rows, state_of, trainer_of
 
@@ -29,7 +29,7 @@ VISION = SIZE | {"image_size": 12, "patch_size": 4}
 @pytest.fixture
 def clip() -> CLIPModel:
     torch.manual_seed(0)
-    return load_clip("config:tiny")
+    return load_model("config:tiny")
 
 
 @pytest.fixture
@@ -72,16 +72,22 @@ def _made(way: str, clip: CLIPModel) -> Classifier:
     return model.to(torch.bfloat16) if way == "bfloat16 weights" else model
 
 
-PARTS = ("compiled", "bfloat16 autocast", "accumulation")
-"""What the last of the ways does at once."""
+FAST = {
+    ("gradient checkpointing", False),
+    ("bfloat16 autocast", False),
+    ("bfloat16 weights", False),
+    ("frozen blocks", True),
+}
+"""Compiled models are also those of tests/test_losses.py and test_monitor.py, adapters and accumulation test_monitor_trainer.py's."""
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
 @pytest.mark.parametrize(
     ("way", "protected"),
     [
-        *(pytest.param(way, False, marks=pytest.mark.slow if way in PARTS or "peft" in way else ()) for way in WAYS),
-        *(pytest.param(way, True, marks=() if "peft" in way or "frozen" in way else pytest.mark.slow) for way in WAYS),
+        pytest.param(way, protected, marks=() if (way, protected) in FAST else pytest.mark.slow)
+        for protected in (False, True)
+        for way in WAYS
     ],
 )
 def test_every_way_to_train_is_measured_and_left_bit_for_bit_as_it_is(

@@ -17,7 +17,7 @@ from torch import Tensor, distributed, multiprocessing, nn
 
 from attndrift.drift import Alert, Drift, DriftMonitor, DriftWatch
 from attndrift.metrics import StructureAccumulator
-from attndrift.models import load_clip
+from attndrift.models import load_model
 from attndrift.process_group import DivergedError, OtherProcessError, Processes
 from attndrift.results.tables import read_tables
 from training_loops import in_processes
@@ -28,7 +28,7 @@ WORLD = 2
 def _model() -> nn.Module:
     torch.manual_seed(0)
     targets = r".*vision_model.*\.(q_proj|v_proj)"
-    return get_peft_model(load_clip("config:tiny"), LoraConfig(r=2, target_modules=targets))
+    return get_peft_model(load_model("config:tiny"), LoraConfig(r=2, target_modules=targets))
 
 
 def _images(count: int) -> Tensor:

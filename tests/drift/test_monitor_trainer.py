@@ -27,7 +27,7 @@ from attndrift.losses import (
     PreservationLossError,
     SummedLoss,
 )
-from attndrift.models import load_clip
+from attndrift.models import load_model
 from attndrift.results.tables import read_tables
 from training_loops import Classifier, Tracker, rows, state_of, trainer_of
 
@@ -35,7 +35,7 @@ from training_loops import Classifier, Tracker, rows, state_of, trainer_of
 @pytest.fixture
 def clip() -> CLIPModel:
     torch.manual_seed(0)
-    return load_clip("config:tiny")
+    return load_model("config:tiny")
 
 
 @pytest.fixture
@@ -173,8 +173,8 @@ def _protections(model: nn.Module, images: Tensor) -> dict[str, PreservationLoss
     }
 
 
-@pytest.mark.one_in(3)
-@pytest.mark.parametrize(("kind", "accumulation"), [("copy", 1), ("cache", 3), ("floor", 3), ("sum", 3)])
+@pytest.mark.one_in(4)
+@pytest.mark.parametrize(("kind", "accumulation"), [("sum", 3), ("copy", 1), ("cache", 3), ("floor", 3)])
 def test_protect_is_one_argument_and_the_same_as_by_hand(
     clip: CLIPModel, images: Tensor, tmp_path: Path, kind: str, accumulation: int
 ) -> None:
@@ -278,7 +278,8 @@ def test_a_smoothed_loss_is_protected_too(clip: CLIPModel, images: Tensor, tmp_p
     assert not torch.equal(*(state["clip.visual_projection.weight"] for state in trained))
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.one_in(2)
+@pytest.mark.parametrize("accumulation", [2, 1])
 def test_a_loss_that_a_protection_cannot_reach_is_refused(
     clip: CLIPModel, images: Tensor, tmp_path: Path, accumulation: int
 ) -> None:
@@ -298,6 +299,7 @@ def test_a_loss_that_a_protection_cannot_reach_is_refused(
     assert trainer.state.global_step == 0
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("moment", ["on_step_end", "on_pre_optimizer_step"])
 def test_the_loss_of_an_interrupted_training_is_not_added_to_the_next(
     clip: CLIPModel, images: Tensor, tmp_path: Path, moment: str
@@ -365,6 +367,7 @@ def test_tensorboard_gets_the_drift(clip: CLIPModel, images: Tensor, tmp_path: P
     assert [value for _, value in events] == pytest.approx([drift.weight_drift for _, drift in callback.drift])
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("bars", [True, False], ids=["progress bar", "printed logs"])
 def test_a_measurement_is_one_line_on_the_console_and_whole_in_the_trackers(
     clip: CLIPModel, images: Tensor, tmp_path: Path, capsys: pytest.CaptureFixture[str], bars: bool

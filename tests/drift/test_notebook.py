@@ -17,7 +17,7 @@ from PIL import Image
 from attndrift import Budget, DriftMonitor, Guard
 from attndrift.analysis.core import analyze
 from attndrift.drift import Alert, DriftWatch
-from attndrift.models import load_clip
+from attndrift.models import load_model
 from attndrift.results.tables import read_tables, write_tables
 from benchmarks.synthetic import synthetic_tables
 
@@ -42,7 +42,7 @@ def _trained(monitor: DriftMonitor, after_step: Any) -> None:
 @pytest.fixture
 def monitor() -> DriftMonitor:
     images = torch.randn(8, 3, 28, 28, generator=torch.Generator().manual_seed(1))
-    return DriftMonitor(load_clip("config:tiny"), images)
+    return DriftMonitor(load_model("config:tiny"), images)
 
 
 def test_a_monitor_draws_what_it_has_measured_over_the_steps(monitor: DriftMonitor) -> None:

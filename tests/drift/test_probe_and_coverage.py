@@ -19,7 +19,7 @@ from transformers import CLIPModel, CLIPVisionModelWithProjection
 
 from attndrift.callbacks import DriftCallback
 from attndrift.drift import Drift, DriftMonitor, DriftWatch, take_snapshot, watchable
-from attndrift.models import load_clip
+from attndrift.models import load_model
 from attndrift.models.embedding import image_embeddings
 from attndrift.models.evaluation import unwrapped
 from training_loops import Classifier, trainer_of
@@ -28,7 +28,7 @@ from training_loops import Classifier, trainer_of
 @pytest.fixture
 def clip() -> CLIPModel:
     torch.manual_seed(0)
-    return load_clip("config:tiny")
+    return load_model("config:tiny")
 
 
 @pytest.fixture

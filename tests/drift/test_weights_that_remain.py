@@ -16,7 +16,7 @@ from transformers import CLIPModel, TrainerCallback
 
 from attndrift.callbacks import DriftCallback
 from attndrift.drift import Alert, DriftMonitor, DriftWatch
-from attndrift.models import load_clip
+from attndrift.models import load_model
 from attndrift.results.tables import TableError, read_tables
 from training_loops import Classifier, trainer_of
 
@@ -24,7 +24,7 @@ from training_loops import Classifier, trainer_of
 @pytest.fixture
 def clip() -> CLIPModel:
     torch.manual_seed(0)
-    return load_clip("config:tiny")
+    return load_model("config:tiny")
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_an_average_that_a_callback_puts_in_is_what_the_last_row_describes(
     _assert_remains(monitor, watched.drift, tmp_path / "drift", 6)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize(
     ("put", "adapters"), [(put, False) for put in WAYS] + [(_by_data_copy, True), (_by_assignment, True)]
 )
@@ -282,7 +282,7 @@ def _stopped(callback: DriftCallback, model: nn.Module, images: Tensor, folder: 
 AGAIN = [_twice_with_one_trainer, _two_trainers, _out_of_memory, _interrupted, _failed, _resumed, _longer, _stopped]
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("again", AGAIN)
 def test_a_callback_that_is_used_again_has_each_step_once(

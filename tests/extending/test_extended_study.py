@@ -156,10 +156,10 @@ import json, torch
 from attndrift import DriftMonitor
 from attndrift.drift.alerts import Alert, AlertBook
 from attndrift.losses import LOSSES
-from attndrift.models import load_clip
+from attndrift.models import load_model
 
 torch.manual_seed(0)
-model = load_clip("config:tiny").train()
+model = load_model("config:tiny").train()
 model.text_model.requires_grad_(False)
 pixels = torch.randn(8, 3, 28, 28)
 monitor = DriftMonitor(model, pixels)

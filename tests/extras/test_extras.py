@@ -117,6 +117,8 @@ def _extras_of(path: Path) -> list[tuple[str, ...]]:
 def _imports(tree: ast.AST, within: tuple[str, ...] = ()) -> Iterator[tuple[str, tuple[str, ...], int]]:
     """Every module that is imported, the extras whose absence is said there (`importing`), and the line."""
     for node in ast.iter_child_nodes(tree):
+        if not isinstance(node, (ast.stmt, ast.excepthandler, ast.match_case)):
+            continue  # No import stands in an expression.
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             continue
         if isinstance(node, ast.Import):

@@ -101,8 +101,8 @@ def test_report(installed: Run) -> None:
     installed("attndrift", "import", "runs.csv", "--output", "tables")
     assert "report.html" in installed("attndrift", "report", "tables")
     save = (
-        "import torch\nfrom attndrift.data import load_dataset\nfrom attndrift.models import load_clip, load_processor\n"
-        "model = load_clip('embedded')\nmodel.visual_projection.weight.data.mul_(1 + 0.1 * torch.rand(1))\n"
+        "import torch\nfrom attndrift.data import load_dataset\nfrom attndrift.models import load_model, load_processor\n"
+        "model = load_model('embedded')\nmodel.visual_projection.weight.data.mul_(1 + 0.1 * torch.rand(1))\n"
         "torch.nn.init.normal_(model.vision_model.post_layernorm.bias, std=0.1)\nmodel.save_pretrained('tuned')\n"
         "[part.save_pretrained('tuned') for part in load_processor('embedded')]\n"
         "import pathlib; pathlib.Path('photos').mkdir()\ntiles = load_dataset('tiles').test\n"

@@ -52,6 +52,14 @@ def test_a_figure_is_a_pdf_of_the_width_that_a_journal_wants(study: Study, tmp_p
     assert float(box[1]) == pytest.approx(170 / 25.4 * 72, abs=0.1)
 
 
+def test_a_png_is_the_same_whichever_form_is_written_before_it(study: Study, tmp_path: Path) -> None:
+    tables, analysis = study
+    for forms in (["png"], ["svg", "png"], ["pdf", "png"]):
+        draw_figures(tables, tmp_path / forms[0], analysis=analysis, only=["pareto_front"], formats=forms)
+    first, *others = ((tmp_path / form / "pareto_front.png").read_bytes() for form in ("png", "svg", "pdf"))
+    assert all(other == first for other in others)
+
+
 @pytest.mark.parametrize("width", ["85", "mm", "85 px", "5mm", "900mm", "-85mm", "1e2mm"])
 def test_another_width_is_refused_with_what_is_allowed(width: str) -> None:
     with pytest.raises(ValueError, match=re.escape(repr(width)) + ".*60mm to 400mm, as 85mm"):

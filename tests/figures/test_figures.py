@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
@@ -19,8 +20,11 @@ from matplotlib.text import Text
 from PIL import Image
 
 from attndrift.analysis.core import analyze
+from attndrift.analysis.result import Analysis, PendingAnalysis
+from attndrift.analysis.settings import AnalysisSettings
 from attndrift.figures.canvas import WIDTH
 from attndrift.figures.draw import draw_figures
+from attndrift.figures.drawers import Drawers
 from attndrift.figures.registry import FIGURES, figure
 from attndrift.figures.source import Drawing, NoData, Source
 from attndrift.figures.style import LEAST_CONTRAST, SMALLEST, contrast, new_figure, styled, wrap
@@ -303,23 +307,43 @@ def test_changes_are_centred_on_zero(drawings: dict[str, Drawing]) -> None:
 
 
 @pytest.mark.slow
+def test_figures_that_are_drawn_side_by_side_are_the_same(tmp_path: Path) -> None:
+    """Those that need the analysis too, though other processes begin before it is there."""
+    tables = collapse_study()
+    only = ["fig6_lr_sweep", "statistical_summary", "interpolation", "pareto_front", "fig2_baseline_structure"]
+    asked: list[int] = []
+
+    def make() -> Analysis:
+        asked.append(os.getpid())
+        return analyze(tables)
+
+    pending = PendingAnalysis(AnalysisSettings(), make)
+    with Drawers(3) as drawers:
+        several = draw_figures(tables, tmp_path / "several", only=only, analysis=pending, drawers=drawers)
+        for place in range(6):
+            for one in draw_figures(tables, tmp_path / str(place), only=only, analysis=pending, drawers=drawers):
+                assert {path.parent for path in one.files} <= {tmp_path / str(place)}
+    assert asked == [os.getpid()], "the analysis is made once, here"
+    alone = draw_figures(tables, tmp_path / "alone", only=only, analysis=pending)
+    assert [(one.name, one.caption, one.left_out) for one in several] == [
+        (one.name, one.caption, one.left_out) for one in alone
+    ]
+    for path in (tmp_path / "alone").iterdir():
+        assert path.read_bytes() == (tmp_path / "several" / path.name).read_bytes(), path.name
+
+
+@pytest.mark.slow
 def test_files_are_complete_equal_and_indexed(tmp_path: Path) -> None:
     tables = collapse_study()
     only = ["fig6_lr_sweep", "fig2_baseline_structure", "interpolation"]
     first = draw_figures(tables, tmp_path / "a", only=only)
     with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "red", "svg.hashsalt": "other"}):
         draw_figures(tables, tmp_path / "b", only=only)
-    side_by_side = draw_figures(tables, tmp_path / "c", only=only, processes=2)
-    assert [(one.name, one.caption, one.left_out) for one in side_by_side] == [
-        (one.name, one.caption, one.left_out) for one in first
-    ]
-    assert (tmp_path / "a" / "index.json").read_bytes() == (tmp_path / "c" / "index.json").read_bytes()
     assert [result.name for result in first] == ["fig6_lr_sweep", "fig2_baseline_structure", "interpolation"]
     for result in first[:2]:
         assert [path.suffix for path in result.files] == [".png", ".svg", ".csv"]
         for path in result.files:
-            for other in ("b", "c"):
-                assert path.read_bytes() == (tmp_path / other / path.name).read_bytes(), path.name
+            assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
         with Image.open(result.files[0]) as image:
             assert image.width == pytest.approx(300 * 85 / 25.4, abs=1)
             assert image.info["dpi"][0] == pytest.approx(300, abs=0.5)

@@ -9,7 +9,7 @@ import torch
 
 from attndrift import Budget, DriftMonitor, Guard
 from attndrift.drift import DriftWatch
-from attndrift.models import load_clip
+from attndrift.models import load_model
 
 # What is due, the steps that a loop reports, and where checks are made.
 KINDS: dict[str, tuple[int | Collection[int], int, list[int], list[int]]] = {
@@ -27,7 +27,9 @@ KINDS: dict[str, tuple[int | Collection[int], int, list[int], list[int]]] = {
 
 @pytest.fixture
 def monitor() -> DriftMonitor:
-    return DriftMonitor(load_clip("config:tiny"), torch.randn(4, 3, 28, 28, generator=torch.Generator().manual_seed(1)))
+    return DriftMonitor(
+        load_model("config:tiny"), torch.randn(4, 3, 28, 28, generator=torch.Generator().manual_seed(1))
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from attndrift import Budget, DriftMonitor, Guard
 from attndrift.drift import take_snapshot
-from attndrift.models import load_clip
+from attndrift.models import load_model
 from attndrift.models.embedding import image_embeddings
 
 
@@ -35,32 +35,32 @@ class Classifier(nn.Module):
 
 
 def _full() -> nn.Module:
-    return load_clip("config:tiny")
+    return load_model("config:tiny")
 
 
 def _half() -> nn.Module:
-    return load_clip("config:tiny", dtype=torch.bfloat16)
+    return load_model("config:tiny", dtype=torch.bfloat16)
 
 
 def _frozen_part() -> nn.Module:
-    clip = load_clip("config:tiny")
+    clip = load_model("config:tiny")
     clip.vision_model.embeddings.requires_grad_(False)
     return clip
 
 
 def _lora() -> nn.Module:
     torch.manual_seed(0)
-    return get_peft_model(load_clip("config:tiny"), LoraConfig(r=2, target_modules=r".*vision_model.*q_proj"))  # type: ignore[arg-type]
+    return get_peft_model(load_model("config:tiny"), LoraConfig(r=2, target_modules=r".*vision_model.*q_proj"))  # type: ignore[arg-type]
 
 
 def _lora_beside_a_projection() -> nn.Module:
     torch.manual_seed(0)
     config = LoraConfig(r=2, target_modules=r".*vision_model.*q_proj", modules_to_save=["visual_projection"])
-    return get_peft_model(load_clip("config:tiny"), config)  # type: ignore[arg-type]
+    return get_peft_model(load_model("config:tiny"), config)  # type: ignore[arg-type]
 
 
 def _wrapped() -> nn.Module:
-    return nn.DataParallel(load_clip("config:tiny"))
+    return nn.DataParallel(load_model("config:tiny"))
 
 
 MODELS = [_full, _half, _frozen_part, _lora, _lora_beside_a_projection, _wrapped]
@@ -114,7 +114,7 @@ def _plain(model: nn.Module, images: Tensor) -> DriftMonitor:
 
 
 def _parametrized() -> nn.Module:
-    clip = load_clip("config:tiny")
+    clip = load_model("config:tiny")
     nn.utils.parametrizations.weight_norm(clip.visual_projection)
     return clip
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from attndrift import Budget, DriftMonitor, Guard, evaluate_zero_shot
 from attndrift.methods import AdaptationSettings, adapt
-from attndrift.models import load_clip, load_processor
+from attndrift.models import load_model, load_processor
 from attndrift.retention.zero_shot import TextFeatures
 
 NAMES = [f"thing {number}" for number in range(6)]
@@ -28,29 +28,29 @@ def images() -> Tensor:
 
 
 def _all() -> nn.Module:
-    return load_clip("config:tiny")
+    return load_model("config:tiny")
 
 
 def _text_alone() -> nn.Module:
-    clip = load_clip("config:tiny")
+    clip = load_model("config:tiny")
     clip.vision_model.requires_grad_(False)
     clip.visual_projection.requires_grad_(False)
     return clip
 
 
 def _text_projection() -> nn.Module:
-    clip = load_clip("config:tiny")
+    clip = load_model("config:tiny")
     clip.text_model.requires_grad_(False)
     return clip
 
 
 def _adapters_on_both() -> nn.Module:
     torch.manual_seed(0)
-    return get_peft_model(load_clip("config:tiny"), LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))  # type: ignore[arg-type]
+    return get_peft_model(load_model("config:tiny"), LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))  # type: ignore[arg-type]
 
 
 def _last_text_block() -> nn.Module:
-    clip = load_clip("config:tiny")
+    clip = load_model("config:tiny")
     clip.requires_grad_(False)
     clip.vision_model.post_layernorm.requires_grad_(True)
     clip.text_model.encoder.layers[-1].requires_grad_(True)
@@ -58,7 +58,7 @@ def _last_text_block() -> nn.Module:
 
 
 def _wrapped() -> nn.Module:
-    return nn.ModuleDict({"clip": load_clip("config:tiny"), "head": nn.Linear(32, 3)})
+    return nn.ModuleDict({"clip": load_model("config:tiny"), "head": nn.Linear(32, 3)})
 
 
 def _monitor(model: nn.Module, images: Tensor) -> DriftMonitor:
@@ -100,13 +100,14 @@ def test_a_text_encoder_that_no_budget_sees_is_warned_of(
     assert "Budget.retention" in message
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("make", TEXT_TRAINS[:-1])
 def test_text_features_that_stay_fixed_are_said_to(
     make: Callable[[], nn.Module], images: Tensor, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = make()
     text = TextFeatures.of(model, TOKENIZER, NAMES)
-    labels = evaluate_zero_shot(load_clip("config:tiny"), images, np.zeros(40, int), text_features=text).predictions
+    labels = evaluate_zero_shot(load_model("config:tiny"), images, np.zeros(40, int), text_features=text).predictions
     budget = Budget.retention(0.5, images, labels, text_features=text)
     budget = Budget.retention(0.5, images, labels, text_features=text.features) if make is _all else budget
     with caplog.at_level(logging.WARNING):
@@ -141,7 +142,7 @@ def test_retention_sees_a_text_encoder_that_trains_and_the_guard_rewinds_it(
 @pytest.mark.parametrize("method", ["full", "lora", "last_block"])
 def test_a_usual_training_is_not_warned_of(method: str, images: Tensor, caplog: pytest.LogCaptureFixture) -> None:
     """The classifier is new, and the texts are frozen."""
-    model = adapt(load_clip("config:tiny"), AdaptationSettings(method), 4, seed=0)
+    model = adapt(load_model("config:tiny"), AdaptationSettings(method), 4, seed=0)
     labels = _labels(model.backbone, images)
     with caplog.at_level(logging.WARNING):
         budget = Budget.retention(0.5, images, labels, NAMES, tokenizer=TOKENIZER)
@@ -172,6 +173,7 @@ LATE: dict[str, tuple[Callable[[], nn.Module], str]] = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("reference", ["as it was", "another model"])
 @pytest.mark.parametrize("kind", LATE)
 def test_a_guard_that_is_made_after_texts_alone_were_trained_is_refused(

@@ -145,6 +145,7 @@ def test_a_folder_that_becomes_read_only_is_said_and_the_study_goes_on(
     assert tables_of(folder) == undisturbed
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("harm", ["truncated", "bit flipped", "emptied"])
 @pytest.mark.parametrize("which", ["newest", "all"])
 def test_a_damaged_state_is_passed_over_and_the_tables_are_the_same(
@@ -171,6 +172,7 @@ def test_a_damaged_state_is_passed_over_and_the_tables_are_the_same(
     assert tables_of(folder) == undisturbed
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("hours", [-1, -24 * 400, 24 * 400])
 def test_nothing_depends_on_the_order_of_the_clock(
     study: Study, undisturbed: dict[str, bytes], interrupted: Path, tmp_path: Path, hours: int,

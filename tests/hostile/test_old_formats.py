@@ -147,6 +147,7 @@ def test_a_study_of_version_01_in_a_store_is_refused(
     assert not (tmp_path / "fetched").exists()
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("command", ["analyze", "figures", "report"])
 def test_tables_of_version_01_are_refused_and_can_be_imported(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str

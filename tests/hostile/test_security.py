@@ -22,7 +22,7 @@ from small_study import STUDY, interrupt, run, run_folder, small_study
 from attndrift.analysis import analyze
 from attndrift.analysis.storing import write_analysis
 from attndrift.cli import main as cli
-from attndrift.cli.reporting import analysed, report_on
+from attndrift.cli.reporting import load, report_on
 from attndrift.cli.run_table import StudyTable
 from attndrift.cli.showing import describe_run
 from attndrift.compare.errors import CompareError
@@ -33,7 +33,7 @@ from attndrift.files import LinkError, read_json, sha256, write_json
 from attndrift.formats import numbered
 from attndrift.importing.importer import import_tables
 from attndrift.methods import load_adapted
-from attndrift.models import CheckpointError, ModelError, load_clip, load_config, load_processor
+from attndrift.models import CheckpointError, ModelError, load_config, load_model, load_processor
 from attndrift.report.build import write_report
 from attndrift.results.tables import Tables, read_tables, write_tables
 from attndrift.sanitize import DIRECTION_MARKS
@@ -72,13 +72,14 @@ def marker(tmp_path: Path) -> Path:
 # -- weights and states ----------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.ckpt", "model.pth"])
 def test_a_pickle_for_a_model_is_refused_unread(tiny_clip: Path, tmp_path: Path, marker: Path, name: str) -> None:
     folder = tmp_path / "model"
     shutil.copytree(tiny_clip, folder)
     (folder / "model.safetensors").unlink()
     torch.save(Bomb(marker), folder / name)
-    for attempt in (load_clip, resolve, lambda f: run(small_study(f), tmp_path / "study")):
+    for attempt in (load_model, resolve, lambda f: run(small_study(f), tmp_path / "study")):
         try:
             found = attempt(folder)
         except ModelError as error:
@@ -99,7 +100,7 @@ def test_an_index_leads_to_safetensors_in_its_own_folder_alone(
     torch.save(Bomb(marker), folder / "pytorch_model.bin")
     write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": {"logit_scale": shard}})
     with pytest.raises(ModelError, match="the model's own folder alone"):
-        load_clip(folder)
+        load_model(folder)
     assert not marker.exists()
 
 
@@ -191,7 +192,7 @@ def test_code_of_a_model_folder_is_never_run(tiny_clip: Path, tmp_path: Path) ->
     for name in ("config.json", "tokenizer_config.json", "preprocessor_config.json"):
         values = read_json(folder / name) if (folder / name).is_file() else {}
         write_json(folder / name, values | {"auto_map": names, "custom_generate": "evil.py", "trust_remote_code": True})
-    load_clip(folder)
+    load_model(folder)
     load_processor(folder)
     config = read_json(folder / "config.json")
     write_json(folder / "config.json", config | {"model_type": "evil"})
@@ -208,7 +209,7 @@ def test_kernels_of_a_hub_are_not_asked_for_by_a_config(tiny_clip: Path, tmp_pat
     for part in ("vision_config", "text_config"):
         config[part] |= {"attn_implementation": "evil/kernel", "_attn_implementation": "evil/kernel"}
     write_json(folder / "config.json", config)
-    model = load_clip(folder)
+    model = load_model(folder)
     assert model.config._attn_implementation == model.vision_model.config._attn_implementation == "sdpa"
     assert model.text_model.config._attn_implementation == "sdpa"
 
@@ -370,7 +371,7 @@ def test_links_within_a_folder_and_beside_its_results_stay(tmp_path: Path) -> No
     (folder / "python").symlink_to(sys.executable)
     (tmp_path / "link").symlink_to(folder)
     link = tmp_path / "link"
-    found, _ = analysed([link])
+    found = load([link], whole=False).analysis.result
     assert found.findings
     write_analysis(found, link)
     assert draw_figures(read_tables(link), link / "figures", analysis=found, only=["dose_response"])[0].files

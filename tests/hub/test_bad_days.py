@@ -126,6 +126,8 @@ def closed_port() -> str:
         return f"http://127.0.0.1:{taken.getsockname()[1]}"
 
 
+@pytest.mark.slow
+@pytest.mark.ci("hub")
 def test_no_route(computer: Computer, closed_port: str) -> None:
     done = run_study(computer, HF_ENDPOINT=closed_port)
     print(done.stdout, done.stderr)
@@ -205,7 +207,6 @@ def test_offline_without_one_of_the_splits(warm_computer: Computer) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.ci("hub")
 def test_offline_with_a_warm_cache(warm_computer: Computer, hub: Hub) -> None:
     done = run_study(warm_computer, *ONE_RUN, HF_HUB_OFFLINE="1")
     assert done.returncode == 0, done.stderr

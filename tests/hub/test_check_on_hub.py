@@ -11,28 +11,32 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from computer import TINY_BUDGET, Computer
-from hub_datasets import CIFAR10_MAIN, CORRUPTIONS, EUROSAT, EUROSAT_MAIN
+from hub_datasets import CIFAR10_MAIN, EUROSAT, EUROSAT_MAIN
 from hub_models import B32, B32_CONVERSION
 from hub_server import Fault, Hub, Repository, commit_id
-
-from attndrift.files import read_json
 
 
 def findings(printed: str) -> dict[str, dict[str, Any]]:
     return {finding["what"]: finding for finding in json.loads(printed)["findings"]}
 
 
-def test_the_study_of_the_readme_can_run(computer: Computer, hub: Hub) -> None:
-    done = computer.attndrift("check", "collapse-21", "--json")
-    assert done.returncode == 0, done.stderr
-    found = findings(done.stdout)
-    assert B32_CONVERSION in found[f"model {B32}"]["detail"]
-    eurosat = found["dataset eurosat"]["detail"]
+def assert_counted(eurosat: str, hub: Hub) -> None:
+    """A finding names the commit of EuroSAT, and its images by split and class."""
     assert EUROSAT_MAIN in eurosat
     for split in ("train", "test"):
         file = hub.dataset("tanganke/eurosat").commits[EUROSAT_MAIN].files[f"data/{split}-00000-of-00001.parquet"]
         labels = pq.read_table(io.BytesIO(file.content), columns=["label"]).column(0).to_pylist()
         assert f"{split}: {len(labels)} images, {labels.count(0)} a class" in eurosat
+
+
+@pytest.mark.slow
+@pytest.mark.ci("hub")
+def test_the_study_of_the_readme_can_run(computer: Computer, hub: Hub) -> None:
+    done = computer.attndrift("check", "collapse-21", "--json")
+    assert done.returncode == 0, done.stderr
+    found = findings(done.stdout)
+    assert B32_CONVERSION in found[f"model {B32}"]["detail"]
+    assert_counted(found["dataset eurosat"]["detail"], hub)
     assert "100 classes" in found["transfer set cifar100"]["detail"]
     assert {found[f"prompts {name}"]["state"] for name in ("eurosat", "pets", "cifar100")} == {"ok"}
     assert set(json.loads(done.stdout)["downloads"][0]) == {"what", "bytes", "folder"}
@@ -51,26 +55,6 @@ def test_the_table_of_a_terminal_of_80_columns(computer: Computer) -> None:
     assert not [line for line in lines if len(line) > 80 and str(computer.hub_cache) not in line]
     for name in (B32, B32_CONVERSION, "tanganke/eurosat", EUROSAT_MAIN):
         assert any(name in line for line in lines), f"{name} is broken"
-
-
-@pytest.mark.slow
-@pytest.mark.ci("hub")
-def test_a_run_says_what_it_downloads_and_where(computer: Computer) -> None:
-    done = computer.attndrift("run", "collapse-21", "--only", "E1", *TINY_BUDGET)
-    assert done.returncode == 0, done.stderr
-    said = done.stderr[: done.stderr.index("into")]
-    assert "to download: " in said
-    for what in (f"model {B32}", "dataset eurosat", "dataset pets", "transfer set cifar100"):
-        assert what in said
-    assert str(computer.hub_cache) in done.stderr
-    again = computer.attndrift("run", "collapse-21", "--only", "E1", *TINY_BUDGET)
-    assert again.returncode == 0
-    assert "to download" not in again.stderr
-    record = read_json(next((computer.work / "studies/collapse-21/runs").glob("E1_eurosat*")) / "record.json")
-    assert record["data"]["commit"] == EUROSAT_MAIN
-    parquet = {path.name.partition("-")[0] for path in computer.hub_cache.rglob("*.parquet")}
-    assert parquet == {"train", "test"}
-    assert not parquet & set(CORRUPTIONS)
 
 
 @pytest.mark.slow
@@ -96,15 +80,30 @@ def _mine(computer: Computer, source: str) -> str:
     return "mine.yaml"
 
 
+THREE_PARTS = """
+name: three
+shared: {model: /nonexistent, method: full}
+datasets: {mine: {source: {hub: uoft-cs/cifar10, config: large}}}
+runs: [{dataset: mine}, {dataset: eurosat}]
+"""
+"""A study of which two parts are wrong, and the third is counted all the same."""
+
+
 def test_columns_and_configurations_are_checked_before_a_download(computer: Computer, hub: Hub) -> None:
     wrong = _mine(computer, "{hub: uoft-cs/cifar10, label_column: fine_label}")
     done = computer.attndrift("run", wrong)
     assert done.returncode == 1
     assert "no column `fine_label` (label_column). The columns are img, label" in done.stderr
-    done = computer.attndrift("check", _mine(computer, "{hub: uoft-cs/cifar10, config: large}"))
-    assert done.returncode == 1
-    assert "no configuration `large`" in " ".join(done.stdout.split())
     assert not hub.asked("GET /lfs/")
+    (computer.work / "three.yaml").write_text(THREE_PARTS)
+    done = computer.attndrift("check", "three.yaml", "--json")
+    assert done.returncode == 1
+    found = findings(done.stdout)
+    assert "no configuration `large`" in found["dataset mine"]["detail"]
+    assert found["model /nonexistent"]["state"] == "problem"
+    assert_counted(found["dataset eurosat"]["detail"], hub)
+    assert len(hub.asked("GET /lfs/")) == 2, "of both splits of EuroSAT, the labels"
+    assert not list(computer.hub_cache.rglob("*.parquet")), "the hub sends the column of labels alone"
 
 
 def _without_a_class(hub: Hub) -> tuple[Repository, str]:

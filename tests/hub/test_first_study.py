@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from computer import TINY_BUDGET, Computer, FirstStudy, readme_command
-from hub_datasets import CORRUPTIONS, EUROSAT, PETS
+from hub_datasets import CORRUPTIONS, EUROSAT, EUROSAT_MAIN, PETS
 from hub_models import B32, B32_CONVERSION, converted, old_config
 from hub_server import Hub, commit_id
 from PIL import Image
@@ -70,6 +70,25 @@ def test_only_what_is_needed_is_downloaded_and_only_once(first_study: FirstStudy
     weights = [request for request in first_study.requests if "model.safetensors" in request]
     assert weights
     assert all(f"/resolve/{B32_CONVERSION}/" in request for request in weights)
+
+
+def test_it_says_what_it_downloads_and_where_and_with_its_cache_nothing_is_left_to_download(
+    first_study: FirstStudy, warm_computer: Computer
+) -> None:
+    cache = first_study.computer.hub_cache
+    said = first_study.complaints[: first_study.complaints.index("into")]
+    assert "to download: " in said
+    for what in (f"model {B32}", "dataset eurosat", "dataset pets", "transfer set cifar100"):
+        assert what in said
+    assert str(cache) in first_study.complaints
+    record = next(one for name, one in records(first_study.folder).items() if name.startswith("E1_eurosat"))
+    assert record["data"]["commit"] == EUROSAT_MAIN
+    parquet = {path.name.partition("-")[0] for path in cache.rglob("*.parquet")}
+    assert parquet == {"train", "test"}
+    assert not parquet & set(CORRUPTIONS)
+    again = warm_computer.attndrift(*readme_command(), *TINY_BUDGET, "--limit", "1")
+    assert again.returncode == 0, again.stderr
+    assert "to download" not in again.stderr
 
 
 def test_classes_are_spoken_as_people_write_them(first_study: FirstStudy) -> None:

@@ -30,7 +30,7 @@ from attndrift.losses import (
     TeacherCache,
 )
 from attndrift.losses.lipsum import random_texts
-from attndrift.models import load_clip, prune_last_block_to_cls
+from attndrift.models import load_model, prune_last_block_to_cls
 
 TEXTS, REFERENCES = 4, 7
 
@@ -42,7 +42,7 @@ def drawn(*shape: int, seed: int) -> Tensor:
 @pytest.fixture
 def clip() -> Any:
     torch.manual_seed(0)
-    return load_clip("config:tiny").eval()
+    return load_model("config:tiny").eval()
 
 
 @pytest.fixture

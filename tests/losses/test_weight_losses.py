@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from attndrift.losses import EWC, L2SP, PreservationLoss, fisher_information
-from attndrift.models import load_clip
+from attndrift.models import load_model
 
 TARGETS = r".*vision_model.*\.(q_proj|v_proj)"
 
@@ -21,7 +21,7 @@ TARGETS = r".*vision_model.*\.(q_proj|v_proj)"
 @pytest.fixture
 def clip() -> Any:
     torch.manual_seed(0)
-    return load_clip("config:tiny").eval()
+    return load_model("config:tiny").eval()
 
 
 @pytest.fixture

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,10 @@ from torch import Tensor, nn
 
 from attndrift import DriftMonitor
 from attndrift.attention import observe
-from attndrift.methods import HEADS, METHODS, AdaptationSettings, CLIPClassifier, adapt, load_adapted, save_adapted
+from attndrift.methods import HEADS, METHODS, AdaptationSettings, ImageClassifier, adapt, load_adapted, save_adapted
 from attndrift.methods.registry import FROZEN
 from attndrift.methods.targets import layers_named
-from attndrift.models.backbone import BACKBONES, Backbone, backbone_of
+from attndrift.models.backbone import BACKBONES, backbone_of
 from attndrift.models.load import load_model, load_processor, load_shape
 from attndrift.results.measures import MEASURES
 from attndrift.retention.text_encoder import class_tokens
@@ -39,15 +40,16 @@ CORE = {
     "clip": "config:tiny",
     "siglip": "config:siglip-tiny",
     "dinov2": "config:dinov2-tiny",
+    "dinov3": "config:dinov3-tiny",
     "vit": "config:vit-tiny",
 }
 """The backbones whose cells are quick tests: sources by name."""
 OTHER = {
     "metaclip2": "config:metaclip2-tiny",
     "dinov2-registers": "config:dinov2-registers-tiny",
-    "dinov3": "config:dinov3-tiny",
 }
 CLASSES = ("cat", "dog", "owl")
+TEMPLATES = ["a {class}"]
 OWN: dict[str, dict[str, Any]] = {
     "vera": {"vera_rank": 8},
     "oft": {"oft_block_size": 8},
@@ -64,6 +66,24 @@ RUN: dict[str, Any] = {
 Cell = Callable[[str, str, Path], str]
 
 
+@functools.lru_cache(maxsize=1)
+def pretrained_model(source: str) -> nn.Module:
+    """The model of a source, which no cell changes: a cell trains a copy of it."""
+    return load_model(source)
+
+
+@functools.lru_cache(maxsize=1)
+def processors(source: str) -> tuple[Any, Any]:
+    """The tokenizer, or None, and the image processor of a source."""
+    return load_processor(source)
+
+
+@functools.lru_cache(maxsize=1)
+def text_features(source: str) -> Tensor:
+    """Of the classes, by the text tower of the source: (classes, dimensions)."""
+    return TextFeatures.of(pretrained_model(source), processors(source)[0], CLASSES, TEMPLATES).features
+
+
 def pixels(source: str, images: int = 4) -> Tensor:
     """Images of the size that the model takes: (images, 3, side, side)."""
     side = load_shape(source).image_size
@@ -72,12 +92,13 @@ def pixels(source: str, images: int = 4) -> Tensor:
 
 def has_text(source: str) -> bool:
     """Whether the model has a text tower."""
-    return backbone_of(load_model(source)).text_encoder is not None
+    return backbone_of(pretrained_model(source)).text_encoder is not None
 
 
-def targets(view: Backbone) -> list[str]:
+@functools.lru_cache(maxsize=1)
+def targets(source: str) -> list[str]:
     """The layers of the blocks that adapters go into, in the image tower and in a text tower that is trained beside it."""
-    found = []
+    found, view = [], backbone_of(pretrained_model(source))
     for name in ("q", "k", "v", "qkv", "out", "fc1", "fc2"):
         with contextlib.suppress(ValueError):
             for tower in filter(None, (view, view.text)):
@@ -86,37 +107,34 @@ def targets(view: Backbone) -> list[str]:
     return found
 
 
-def own_settings(method: str, model: nn.Module) -> dict[str, Any]:
+def own_settings(method: str, source: str) -> dict[str, Any]:
     """What a method needs on this model: places for its adapters, where its usual ones are not there."""
     usual = {name: field.default for name, field in METHODS[method].Settings.model_fields.items()}
-    named, possible = next((name for name in usual if name.endswith("_targets")), None), targets(backbone_of(model))
-    if named is None or set(usual[named].split(",")) <= set(possible):
+    named = next((name for name in usual if name.endswith("_targets")), None)
+    if named is None or set(usual[named].split(",")) <= set(targets(source)):
         return OWN.get(method, {})
-    return {**OWN.get(method, {}), named: ",".join(possible[-2:])}
+    return {**OWN.get(method, {}), named: ",".join(targets(source)[-2:])}
 
 
-def adapted(source: str, method: str, **settings: Any) -> tuple[CLIPClassifier, nn.Module]:
+def adapted(source: str, method: str, **settings: Any) -> tuple[ImageClassifier, nn.Module]:
     """A classifier that ``method`` has made trainable, and the pretrained model."""
-    pretrained = load_model(source)
+    pretrained = pretrained_model(source)
     model = copy.deepcopy(pretrained)
     head = HEADS[settings.get("head", "trained")]
     given: dict[str, Any] = {"reference_images": pixels(source, 12)}
-    if head.live or head.needs_text:
-        tokenizer, _ = load_processor(source)
-        templates = ["a {class}"]
-        if head.live:
-            given["class_tokens"] = class_tokens(model, tokenizer, CLASSES, templates)
-        else:
-            given["text_features"] = TextFeatures.of(model, tokenizer, CLASSES, templates).features
+    if head.live:
+        given["class_tokens"] = class_tokens(model, processors(source)[0], CLASSES, TEMPLATES)
+    elif head.needs_text:
+        given["text_features"] = text_features(source)
     if head.fits:
         given["fit_on"] = (torch.randn(9, backbone_of(model).dimensions), torch.arange(9) % 3)
     made = adapt(
-        model, AdaptationSettings(method, **{**own_settings(method, model), **settings}), len(CLASSES), seed=0, **given
+        model, AdaptationSettings(method, **{**own_settings(method, source), **settings}), len(CLASSES), seed=0, **given
     )
     return made, pretrained
 
 
-def step(model: CLIPClassifier, images: Tensor, learning_rate: float = 0.05) -> set[str]:
+def step(model: ImageClassifier, images: Tensor, learning_rate: float = 0.05) -> set[str]:
     """Two steps of gradient descent; the names of the parameters that moved. Raises where a frozen one did."""
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     trained = [value for value in model.parameters() if value.requires_grad]
@@ -137,47 +155,31 @@ def step(model: CLIPClassifier, images: Tensor, learning_rate: float = 0.05) -> 
     return moved
 
 
-def _train(source: str, methods: Sequence[str], heads: Sequence[str], text_methods: Sequence[str]) -> None:
-    images = pixels(source)
-    before = backbone_of(load_model(source)).embed(images)
-    for method in methods:
+def methods(name: str, source: str, work: Path) -> str:
+    """A step by every method, and by every head; by every method of the text tower where there is one."""
+    images, texts = pixels(source), has_text(source)
+    with torch.no_grad():
+        before = backbone_of(pretrained_model(source)).embed(images)
+    every = [one.name for one in METHODS if one.adapts and one.name != FROZEN]
+    for method in every:
         model, _ = adapted(source, method)
         step(model, images)
-        changed = not torch.allclose(
-            model.embed(images), before, rtol=0, atol=1e-6 * float(before.detach().abs().mean())
-        )
+        changed = not torch.allclose(model.embed(images), before, rtol=0, atol=1e-6 * float(before.abs().mean()))
         trained = METHODS[method].moves_encoder or bool(model.settings.projects and model.view.projection)
         assert changed == trained, method
+    heads = [one.name for one in HEADS if texts or not (one.needs_text or one.live)]
     for head in heads:
         step(adapted(source, "full", head=head)[0], images)
-    for text in text_methods:
+    of_text = [one.name for one in METHODS if texts and one.on_text and one.name != FROZEN]
+    for text in of_text:
         beside = text if METHODS[text].adapter_parameters else "full"
-        model, pretrained = adapted(
-            source, beside, head="live_text", text_tower=text, **own_settings(text, load_model(source))
-        )
+        model, pretrained = adapted(source, beside, head="live_text", text_tower=text, **own_settings(text, source))
         tower, first = backbone_of(model.backbone).text, backbone_of(pretrained).text
         assert tower is not None
         assert first is not None
         step(model, images)
         tokens = model.live_text.tokens[:, 0]
         assert not torch.allclose(tower.embed(tokens), first.embed(tokens), atol=1e-7), text
-
-
-def train(name: str, source: str, work: Path) -> str:
-    """A step by the usual methods, and of both towers where there are two."""
-    texts = ["lora"] if has_text(source) else []
-    methods = ["full", "lora", "last_block", "linear_probe"]
-    _train(source, methods, [], texts)
-    return " ".join(methods) + (", lora of both towers" if texts else "")
-
-
-def methods(name: str, source: str, work: Path) -> str:
-    """A step by every other method, and by every head; by every method of the text tower where there is one."""
-    every = [one.name for one in METHODS if one.adapts and one.name != FROZEN]
-    texts = has_text(source)
-    heads = [one.name for one in HEADS if texts or not (one.needs_text or one.live)]
-    of_text = [one.name for one in METHODS if texts and one.on_text and one.name != FROZEN]
-    _train(source, every, heads, of_text)
     return f"{len(every)} methods, {len(heads)} heads, {len(of_text)} of the text tower"
 
 
@@ -223,7 +225,7 @@ def checkpoint(name: str, source: str, work: Path) -> str:
 
 def adapters(name: str, source: str, work: Path) -> str:
     """Adapters sit in the image tower alone, on every role, and merge to the same embeddings."""
-    places = targets(backbone_of(load_model(source)))
+    places = targets(source)
     model, _ = adapted(source, "lora", lora_rank=2, lora_targets=",".join(places))
     tower = set(model.view.tower.modules())
     layers = [part for part in model.modules() if hasattr(part, "lora_A")]
@@ -231,7 +233,7 @@ def adapters(name: str, source: str, work: Path) -> str:
     assert len(layers) == len(places) * len(model.view.blocks), f"{len(layers)} layers have adapters"
     step(model, pixels(source))
     expected = model.embed(pixels(source))
-    model.clip = model.settings.with_adapters.merge(model.clip)
+    model.model = model.settings.with_adapters.merge(model.model)
     torch.testing.assert_close(model.embed(pixels(source)), expected, atol=1e-4, rtol=1e-4)
     return f"{len(layers)} layers, merged"
 
@@ -284,7 +286,7 @@ def compared(name: str, source: str, work: Path) -> str:
     for index in range(4):
         values = np.random.default_rng(index).integers(0, 256, (40, 40, 3), dtype=np.uint8)
         Image.fromarray(values).save(folder / f"{index}.png")
-    tokenizer, processor = load_processor(source)
+    tokenizer, processor = processors(source)
     found = compare_models(pretrained, model.backbone, folder, image_processor=processor, tokenizer=tokenizer)
     assert found.summary["weight_drift"] > 0
     assert found.summary["cka_mean"] < 1
@@ -292,7 +294,6 @@ def compared(name: str, source: str, work: Path) -> str:
 
 
 CELLS: dict[str, Cell] = {
-    "train": train,
     "methods": methods,
     "observe": observed,
     "drift": drift,

@@ -25,14 +25,14 @@ from attndrift.methods import (
     state_for_drift,
     weight_drift,
 )
-from attndrift.models import CheckpointError, load_clip
+from attndrift.models import CheckpointError, load_model
 
 WEIGHTS = "adapter_model.safetensors"
 
 
 @pytest.fixture
 def clip() -> CLIPModel:
-    return load_clip("config:tiny")
+    return load_model("config:tiny")
 
 
 @pytest.fixture
@@ -210,7 +210,7 @@ def test_merging_moves_embeddings_by_rounding_only(clip: CLIPModel, pixels: Tens
 
 
 def test_adapters_stay_float32_on_a_bfloat16_model() -> None:
-    model = adapt(load_clip("config:tiny", dtype=torch.bfloat16), AdaptationSettings("lora"), 5, 0)
+    model = adapt(load_model("config:tiny", dtype=torch.bfloat16), AdaptationSettings("lora"), 5, 0)
     assert {p.dtype for n, p in model.named_parameters() if "lora_" in n} == {torch.float32}
 
 
@@ -225,7 +225,7 @@ def test_drift_of_adapters_is_that_of_the_merged_weights(clip: CLIPModel, target
     before, after = state_for_drift(model, clip)
     assert set(before) == set(after)
     drift = weight_drift(model, clip)
-    merged = model.clip.merge_and_unload()
+    merged = model.model.merge_and_unload()
     changed = dict(merged.vision_model.named_parameters())
     moved = sum(float((changed[n].double() - v.double()).square().sum()) for n, v in before.items())
     norm = sum(float(v.double().square().sum()) for v in before.values())
@@ -234,5 +234,5 @@ def test_drift_of_adapters_is_that_of_the_merged_weights(clip: CLIPModel, target
 
 def test_drift_is_not_measured_through_adapters_that_are_off(clip: CLIPModel) -> None:
     model = adapt(copy.deepcopy(clip), AdaptationSettings("lora"), 5, 0)
-    with model.clip.disable_adapter(), pytest.raises(ValueError, match="disabled"):
+    with model.model.disable_adapter(), pytest.raises(ValueError, match="disabled"):
         weight_drift(model, clip)

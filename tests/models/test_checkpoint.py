@@ -18,7 +18,7 @@ from torch import Tensor
 from attndrift.files import sha256
 from attndrift.methods import (
     AdaptationSettings,
-    CLIPClassifier,
+    ImageClassifier,
     adapt,
     load_adapted,
     load_adapter,
@@ -26,7 +26,7 @@ from attndrift.methods import (
     save_adapted,
     weight_drift,
 )
-from attndrift.models import CheckpointError, FingerprintError, load_clip
+from attndrift.models import CheckpointError, FingerprintError, load_model
 
 NAMES = ("a", "b", "c", "d", "e")
 
@@ -36,8 +36,8 @@ def pixels() -> Tensor:
     return torch.randn(8, 3, 28, 28, generator=torch.Generator().manual_seed(1))
 
 
-def _trained(settings: AdaptationSettings, pixels: Tensor, steps: int = 3) -> CLIPClassifier:
-    model = adapt(load_clip("config:tiny"), settings, len(NAMES), seed=0)
+def _trained(settings: AdaptationSettings, pixels: Tensor, steps: int = 3) -> ImageClassifier:
+    model = adapt(load_model("config:tiny"), settings, len(NAMES), seed=0)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     torch.manual_seed(0)
     for _ in range(steps):
@@ -47,9 +47,9 @@ def _trained(settings: AdaptationSettings, pixels: Tensor, steps: int = 3) -> CL
     return model.eval()
 
 
-def _save(model: CLIPClassifier, folder: Path, pixels: Tensor) -> None:
+def _save(model: ImageClassifier, folder: Path, pixels: Tensor) -> None:
     save_adapted(
-        model, folder, base_source="config:tiny", probe_pixels=pixels, pretrained=load_clip("config:tiny"),
+        model, folder, base_source="config:tiny", probe_pixels=pixels, pretrained=load_model("config:tiny"),
         class_names=NAMES,
     )  # fmt: skip
 
@@ -78,7 +78,7 @@ def test_a_checkpoint_gives_back_the_model(settings: AdaptationSettings, pixels:
     again = load_adapted(tmp_path / "best")
     with torch.no_grad():
         assert torch.equal(again(pixels).logits, model(pixels).logits)
-    assert weight_drift(again, load_clip("config:tiny")) == weight_drift(model, load_clip("config:tiny"))
+    assert weight_drift(again, load_model("config:tiny")) == weight_drift(model, load_model("config:tiny"))
 
 
 def test_merged_adapters_predict_the_same(pixels: Tensor, tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_merged_adapters_predict_the_same(pixels: Tensor, tmp_path: Path) -> Non
     assert not any("lora_" in name for name, _ in merged.named_parameters())
     with torch.no_grad():
         torch.testing.assert_close(merged(pixels).logits, model(pixels).logits, atol=1e-4, rtol=1e-4)
-    pretrained = load_clip("config:tiny")
+    pretrained = load_model("config:tiny")
     assert weight_drift(merged, pretrained) == pytest.approx(weight_drift(model, pretrained), rel=1e-4)
     assert projection_drift(merged, pretrained) == projection_drift(model, pretrained)
 
@@ -96,13 +96,13 @@ def test_merged_adapters_predict_the_same(pixels: Tensor, tmp_path: Path) -> Non
 _EVALUATE = """
 import sys, json, torch
 from attndrift.methods import load_adapted
-from attndrift.models import load_clip
+from attndrift.models import load_model
 from attndrift.models.load import load_processor
 from attndrift.retention.zero_shot import TextFeatures, evaluate_zero_shot
 class Images:
     pixels = torch.randn(200, 3, 28, 28, generator=torch.Generator().manual_seed(7))
     def fetch(self, positions): return self.pixels[list(positions)]
-text = TextFeatures.of(load_clip("config:tiny"), load_processor("config:tiny")[0], [f"thing {i}" for i in range(9)])
+text = TextFeatures.of(load_model("config:tiny"), load_processor("config:tiny")[0], [f"thing {i}" for i in range(9)])
 found = {}
 for mode in ("adapters", "merged"):
     model = load_adapted(sys.argv[1], merged=mode == "merged")
@@ -127,7 +127,7 @@ def test_a_lora_run_evaluated_in_a_new_process_predicts_the_same(pixels: Tensor,
         def fetch(self, positions: range) -> Tensor:
             return self.pixels[list(positions)]
 
-    clip = load_clip("config:tiny")
+    clip = load_model("config:tiny")
     text = TextFeatures.of(clip, load_processor("config:tiny")[0], [f"thing {i}" for i in range(9)])
     here = evaluate_zero_shot(model, Images(), [i % 9 for i in range(200)], text_features=text)
     bare = evaluate_zero_shot(clip, Images(), [i % 9 for i in range(200)], text_features=text)
@@ -162,7 +162,7 @@ def test_a_missing_file_and_a_folder_that_is_no_checkpoint_are_named(pixels: Ten
 
 def test_other_weights_than_the_backbones_are_refused(pixels: Tensor, tmp_path: Path) -> None:
     _save(_trained(SETTINGS[0], pixels), tmp_path / "best", pixels)
-    other = load_clip("config:tiny")
+    other = load_model("config:tiny")
     with torch.no_grad():
         other.visual_projection.weight.add_(0.01)
     with pytest.raises(CheckpointError, match="trained from other weights"):
@@ -193,7 +193,7 @@ def test_adapters_that_do_nothing_are_told_from_the_saved_model(pixels: Tensor, 
 
 def test_drift_without_movement_raises_even_if_the_fingerprint_agrees(pixels: Tensor, tmp_path: Path) -> None:
     """Weights that drifted and embeddings that are bit-equal to the pretrained ones cannot both be true."""
-    model = adapt(load_clip("config:tiny"), AdaptationSettings("linear_probe"), 5, 0)
+    model = adapt(load_model("config:tiny"), AdaptationSettings("linear_probe"), 5, 0)
     _save(model, tmp_path / "best", pixels)
     path = tmp_path / "best" / "checkpoint.json"
     description = json.loads(path.read_text())
@@ -212,7 +212,7 @@ def test_an_adapter_under_other_keys_is_an_error_and_not_a_warning(rename: str, 
     _reseal(tmp_path / "best")
     with pytest.raises(CheckpointError, match=r"tensors are missing and \d+ have no place"):
         load_adapted(tmp_path / "best")
-    clip = load_clip("config:tiny")
+    clip = load_model("config:tiny")
     with torch.no_grad():
         before = clip.get_image_features(pixel_values=pixels).pooler_output
     with pytest.warns(UserWarning, match="missing adapter keys"):
@@ -224,7 +224,7 @@ def test_an_adapter_under_other_keys_is_an_error_and_not_a_warning(rename: str, 
 def test_the_adapter_folder_is_one_that_peft_loads(pixels: Tensor, tmp_path: Path) -> None:
     model = _trained(AdaptationSettings("lora", train_projection=False), pixels)
     _save(model, tmp_path / "best", pixels)
-    loaded = PeftModel.from_pretrained(load_clip("config:tiny"), str(tmp_path / "best" / "adapter"))
+    loaded = PeftModel.from_pretrained(load_model("config:tiny"), str(tmp_path / "best" / "adapter"))
     with torch.no_grad():
         features = loaded.eval().get_base_model().get_image_features(pixel_values=pixels).pooler_output
         assert torch.equal(features, model.embed(pixels))
@@ -233,10 +233,10 @@ def test_the_adapter_folder_is_one_that_peft_loads(pixels: Tensor, tmp_path: Pat
 def test_a_peft_state_dict_in_a_plain_model_changes_nothing_and_says_nothing(pixels: Tensor) -> None:
     """Why checkpoints are proven: this is how the first study evaluated the pretrained model."""
     model = _trained(SETTINGS[1], pixels)
-    clip = load_clip("config:tiny")
+    clip = load_model("config:tiny")
     with torch.no_grad():
         before = clip.get_image_features(pixel_values=pixels).pooler_output
-        result = clip.load_state_dict(get_peft_model_state_dict(model.clip), strict=False)
+        result = clip.load_state_dict(get_peft_model_state_dict(model.model), strict=False)
         assert result.unexpected_keys
         assert torch.equal(clip.get_image_features(pixel_values=pixels).pooler_output, before)
 
@@ -245,4 +245,4 @@ def test_a_damaged_adapter_file_is_named(pixels: Tensor, tmp_path: Path) -> None
     model = _trained(SETTINGS[1], pixels)
     (tmp_path / "adapter_model.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00{}")
     with pytest.raises(CheckpointError, match="cannot be read"):
-        load_adapter(model.clip, tmp_path)
+        load_adapter(model.model, tmp_path)

@@ -13,15 +13,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from attndrift.formats import FormatError
-from attndrift.methods import AdaptationSettings, CLIPClassifier, adapt, load_adapted, save_adapted
+from attndrift.methods import AdaptationSettings, ImageClassifier, adapt, load_adapted, save_adapted
 from attndrift.methods import checkpoint as module
-from attndrift.models import CheckpointError, load_clip
+from attndrift.models import CheckpointError, load_model
 
 PIXELS = torch.randn(8, 3, 28, 28, generator=torch.Generator().manual_seed(5))
 
 
-def _model(method: str = "full", source: str = "config:tiny") -> CLIPClassifier:
-    model = adapt(load_clip(source), AdaptationSettings(method), 3, 0).eval()
+def _model(method: str = "full", source: str = "config:tiny") -> ImageClassifier:
+    model = adapt(load_model(source), AdaptationSettings(method), 3, 0).eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -30,9 +30,9 @@ def _model(method: str = "full", source: str = "config:tiny") -> CLIPClassifier:
     return model
 
 
-def _save(model: CLIPClassifier, folder: Path, **changes: Any) -> None:
+def _save(model: ImageClassifier, folder: Path, **changes: Any) -> None:
     values: dict[str, Any] = {
-        "base_source": "config:tiny", "probe_pixels": PIXELS, "pretrained": load_clip("config:tiny"),
+        "base_source": "config:tiny", "probe_pixels": PIXELS, "pretrained": load_model("config:tiny"),
         "class_names": ("a", "b", "c"),
     }  # fmt: skip
     save_adapted(model, folder, **(values | changes))
@@ -78,8 +78,8 @@ def test_no_hub_is_asked_when_adapters_are_saved(
 ) -> None:
     monkeypatch.setattr(save_and_load, "check_file_exists_on_hf_hub", lambda *_, **__: pytest.fail("a hub was asked"))
     model = _model("lora", str(tiny_clip))
-    model.clip.peft_config["default"].base_model_name_or_path = "someone/clip"
-    _save(model, tmp_path / "best", base_source=str(tiny_clip), pretrained=load_clip(tiny_clip))
+    model.model.peft_config["default"].base_model_name_or_path = "someone/clip"
+    _save(model, tmp_path / "best", base_source=str(tiny_clip), pretrained=load_model(tiny_clip))
     load_adapted(tmp_path / "best")
 
 
@@ -104,7 +104,7 @@ def test_what_does_not_fit_is_named_before_anything_is_written(tmp_path: Path) -
     ("change", "expected"),
     [
         (lambda d: d.pop("base"), "the field 'base' is missing"),
-        (lambda d: d.update(format=9), "reads format 2"),
+        (lambda d: d.update(format=9), "reads format 3"),
         (lambda d: d["files"].pop("model.safetensors"), "no checksum of model.safetensors"),
         (lambda d: d["settings"].update(lora_magic=1), "settings that this version does not know"),
     ],
@@ -120,7 +120,7 @@ def test_a_description_that_was_changed_is_refused(change: Any, expected: str, t
 
 
 def test_a_fingerprint_is_taken_in_float32_whatever_the_model_runs_in(tmp_path: Path) -> None:
-    def fingerprint(model: CLIPClassifier, name: str) -> Tensor:
+    def fingerprint(model: ImageClassifier, name: str) -> Tensor:
         _save(model, tmp_path / name)
         return load_file(tmp_path / name / "fingerprint.safetensors")["embeddings"]
 

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from attndrift.attention import observe
-from attndrift.methods import AdaptationSettings, CLIPClassifier, adapt, load_adapted
+from attndrift.methods import AdaptationSettings, ImageClassifier, adapt, load_adapted
 from attndrift.methods import save_adapted as save
-from attndrift.models import load_clip, prune_last_block_to_cls
+from attndrift.models import load_model, prune_last_block_to_cls
 
 
 def _pixels(images: int = 5) -> Tensor:
     return torch.randn(images, 3, 56, 56, generator=torch.Generator().manual_seed(0))
 
 
-def _classifier(clip: nn.Module, method: str) -> CLIPClassifier:
+def _classifier(clip: nn.Module, method: str) -> ImageClassifier:
     return adapt(
         copy.deepcopy(clip), AdaptationSettings(method, **({"lora_rank": 4} if method == "lora" else {})), 10, seed=3
     )
@@ -27,8 +27,8 @@ def _classifier(clip: nn.Module, method: str) -> CLIPClassifier:
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_embeddings_gradients_and_attention_are_those_of_the_whole_block(method: str) -> None:
-    whole = _classifier(load_clip("embedded"), method).eval()
-    alone = _classifier(prune_last_block_to_cls(load_clip("embedded")), method).eval()
+    whole = _classifier(load_model("embedded"), method).eval()
+    alone = _classifier(prune_last_block_to_cls(load_model("embedded")), method).eval()
     labels = torch.arange(5)
     seen = []
     for model in (whole, alone):
@@ -46,7 +46,7 @@ def test_embeddings_gradients_and_attention_are_those_of_the_whole_block(method:
 
 
 def test_it_computes_one_token_behind_the_last_keys_and_values() -> None:
-    clip = prune_last_block_to_cls(load_clip("embedded")).eval()
+    clip = prune_last_block_to_cls(load_model("embedded")).eval()
     shapes: dict[str, torch.Size] = {}
     block = clip.vision_model.encoder.layers[-1]
     for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1"):
@@ -61,7 +61,7 @@ def test_it_computes_one_token_behind_the_last_keys_and_values() -> None:
 
 
 def test_checkpoints_know_no_difference(tmp_path: Path) -> None:
-    whole = load_clip("embedded").eval()
+    whole = load_model("embedded").eval()
     alone = prune_last_block_to_cls(copy.deepcopy(whole))
     model = _classifier(alone, "lora").eval()
     with torch.no_grad():
@@ -77,7 +77,7 @@ def test_checkpoints_know_no_difference(tmp_path: Path) -> None:
 
 
 def test_an_untouched_copy_that_is_not_trained_computes_the_same_to_the_last_bit(tiny_clip: Path) -> None:
-    clip = prune_last_block_to_cls(load_clip(tiny_clip)).eval()
+    clip = prune_last_block_to_cls(load_model(tiny_clip)).eval()
     copied = adapt(copy.deepcopy(clip), AdaptationSettings(method="linear_probe"), 10, seed=3).eval()
     side = clip.config.vision_config.image_size
     pixels = torch.randn(20, 3, side, side, generator=torch.Generator().manual_seed(0))

@@ -14,7 +14,7 @@ from transformers import CLIPVisionModel, Trainer, TrainingArguments
 from attndrift.attention import observe
 from attndrift.methods import AdaptationSettings, adapt, count_parameters
 from attndrift.methods.classifier import seeded
-from attndrift.models import load_clip, load_config
+from attndrift.models import load_config, load_model
 
 
 class _Images(Dataset[dict[str, torch.Tensor]]):
@@ -32,7 +32,7 @@ class _Images(Dataset[dict[str, torch.Tensor]]):
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_trainer_trains_and_evaluates_it(method: str, tmp_path: Path) -> None:
     model = adapt(
-        load_clip("config:tiny"),
+        load_model("config:tiny"),
         AdaptationSettings(method, **({"lora_dropout": 0.0} if method == "lora" else {})),
         2,
         0,
@@ -50,7 +50,7 @@ def test_a_trainer_trains_and_evaluates_it(method: str, tmp_path: Path) -> None:
 
 
 def test_the_embedding_is_that_of_the_clip_model_not_normalised() -> None:
-    clip = load_clip("config:tiny")
+    clip = load_model("config:tiny")
     pixels = torch.randn(3, 3, 28, 28)
     model = adapt(copy.deepcopy(clip), AdaptationSettings("lora"), 4, 0).eval()
     with torch.no_grad():
@@ -66,7 +66,7 @@ def test_the_embedding_is_that_of_the_clip_model_not_normalised() -> None:
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_its_vision_tower_can_be_observed(method: str) -> None:
-    model = adapt(load_clip("config:tiny"), AdaptationSettings(method), 4, 0).eval()
+    model = adapt(load_model("config:tiny"), AdaptationSettings(method), 4, 0).eval()
     with torch.no_grad(), observe(model.visual) as seen:
         model.embed(torch.randn(2, 3, 28, 28))
     assert [tuple(layer.shape) for layer in seen.attention] == [(2, 4, 16)] * 3
@@ -76,7 +76,7 @@ def test_every_method_starts_from_one_classifier() -> None:
     """Methods are compared on equal seeds, so the classifier must not depend on the method."""
     methods = ("full", "lora", "linear_probe", "last_block")
     weights = [
-        adapt(load_clip("config:tiny"), AdaptationSettings(m), 4, 11).classifier.weight.detach() for m in methods
+        adapt(load_model("config:tiny"), AdaptationSettings(m), 4, 11).classifier.weight.detach() for m in methods
     ]
     for other in weights[1:]:
         assert torch.equal(weights[0], other)
@@ -103,12 +103,12 @@ def test_a_seeded_draw_leaves_the_global_generators_alone(monkeypatch: pytest.Mo
 
 
 def test_what_cannot_be_adapted_is_named() -> None:
-    clip = load_clip("config:tiny")
+    clip = load_model("config:tiny")
     with pytest.raises(ValueError, match="CLIPVisionModel"):
         adapt(CLIPVisionModel(clip.config.vision_config), AdaptationSettings("full"), 4, 0)  # type: ignore[arg-type]
     once = adapt(clip, AdaptationSettings("lora"), 4, 0)
     with pytest.raises(ValueError, match="adapters"):
-        adapt(once.clip, AdaptationSettings("lora"), 4, 0)  # type: ignore[arg-type]
+        adapt(once.model, AdaptationSettings("lora"), 4, 0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="already carries adapters"):
         adapt(once.backbone, AdaptationSettings("lora"), 4, 0)
 
@@ -125,7 +125,7 @@ def test_what_cannot_be_adapted_is_named() -> None:
     ],
 )
 def test_impossible_settings_name_the_field_and_leave_the_model_alone(settings: AdaptationSettings, named: str) -> None:
-    clip = load_clip("config:tiny")
+    clip = load_model("config:tiny")
     with pytest.raises(ValueError, match=named):
         adapt(clip, settings, 4, 0)
     assert all(p.requires_grad for p in clip.parameters())
@@ -134,6 +134,6 @@ def test_impossible_settings_name_the_field_and_leave_the_model_alone(settings: 
 def test_parameters_are_counted_from_a_source_or_a_config() -> None:
     settings = AdaptationSettings("lora", head="text")
     assert count_parameters("config:tiny", settings, 5) == count_parameters(load_config("config:tiny"), settings, 5)
-    model = adapt(load_clip("config:tiny"), AdaptationSettings("lora"), 5, 0)
+    model = adapt(load_model("config:tiny"), AdaptationSettings("lora"), 5, 0)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert count_parameters("config:tiny", settings, 5) == (trainable, sum(p.numel() for p in model.parameters()))

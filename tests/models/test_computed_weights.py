@@ -19,7 +19,7 @@ from transformers import CLIPModel
 
 from attndrift import DriftMonitor
 from attndrift.methods import AdaptationSettings, adapt, weight_drift
-from attndrift.models import load_clip
+from attndrift.models import load_model
 from attndrift.models.computed import copy_without_hooks
 
 Change = Callable[[nn.Module], Any]
@@ -164,7 +164,7 @@ def images() -> Tensor:
 @pytest.mark.parametrize("kind", KINDS)
 def test_drift_is_of_the_weights_that_layers_multiply_with(kind: str, images: Tensor) -> None:
     before_monitor, after_monitor = KINDS[kind]
-    clip: Any = load_clip("config:tiny").train()
+    clip: Any = load_model("config:tiny").train()
     torch.manual_seed(3)
     before_monitor(clip)
     monitor = DriftMonitor(clip, images)
@@ -199,7 +199,7 @@ def _weights_of(model: nn.Module) -> list[Tensor]:
     "kind", ["LoRA by parametrization", "weight norm", "weight norm by hooks", "orthogonal", "pruned"]
 )
 def test_a_study_measures_the_same(kind: str, images: Tensor) -> None:
-    pretrained = load_clip("config:tiny")
+    pretrained = load_model("config:tiny")
     model = adapt(copy.deepcopy(pretrained), AdaptationSettings("full"), 4, seed=0)
     monitor = DriftMonitor(model, images)
     for change in KINDS[kind]:
@@ -214,7 +214,7 @@ def test_a_study_measures_the_same(kind: str, images: Tensor) -> None:
     "kind", ["two parametrizations", "weight norm", "weight norm by hooks", "spectral norm by hooks", "pruned"]
 )
 def test_a_copy_computes_the_same_and_leaves_the_original_alone(kind: str, images: Tensor) -> None:
-    clip: CLIPModel = load_clip("config:tiny").eval()
+    clip: CLIPModel = load_model("config:tiny").eval()
     for change in KINDS[kind]:
         change(clip)
     kinds = [type(layer) for layer in _layers(clip)]

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import CLIPModel
 
-from attndrift.methods import HEADS, AdaptationSettings, CLIPClassifier, adapt, load_adapted, save_adapted
+from attndrift.methods import HEADS, AdaptationSettings, ImageClassifier, adapt, load_adapted, save_adapted
 from attndrift.methods.linear_probe import fit_by_steps, fit_logistic_regression
-from attndrift.models import load_clip
+from attndrift.models import load_model
 
 CLASSES = 5
 
@@ -30,8 +30,8 @@ TEXT = normalize(_random(CLASSES, 32, seed=1), dim=-1)
 TOKENS = torch.arange(CLASSES * 2 * 3).reshape(CLASSES, 2, 3) + 5  # of two templates
 
 
-def _model(head: str, clip: CLIPModel | None = None, method: str = "full", **own: Any) -> CLIPClassifier:
-    clip = load_clip("config:tiny") if clip is None else clip
+def _model(head: str, clip: CLIPModel | None = None, method: str = "full", **own: Any) -> ImageClassifier:
+    clip = load_model("config:tiny") if clip is None else clip
     with torch.no_grad():
         embeddings = clip.get_image_features(pixel_values=PIXELS).pooler_output
     return adapt(
@@ -42,7 +42,7 @@ def _model(head: str, clip: CLIPModel | None = None, method: str = "full", **own
 
 @pytest.mark.parametrize("head", HEADS.names())
 def test_a_head_leaves_the_embeddings_and_moves_where_it_is_trained(head: str) -> None:
-    clip = load_clip("config:tiny")
+    clip = load_model("config:tiny")
     with torch.no_grad():
         before = clip.get_image_features(pixel_values=PIXELS).pooler_output
     model = _model(head, clip)
@@ -61,7 +61,7 @@ def test_a_head_leaves_the_embeddings_and_moves_where_it_is_trained(head: str) -
 @pytest.mark.parametrize("head", HEADS.names())
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_head_comes_back_from_its_checkpoint(head: str, method: str, tmp_path: Path) -> None:
-    pretrained = load_clip("config:tiny")
+    pretrained = load_model("config:tiny")
     model = _model(head, copy.deepcopy(pretrained), method).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -128,12 +128,12 @@ def test_the_steps_of_a_fit_are_those_of_adamw() -> None:
 
 @pytest.mark.parametrize("own", [{}, {"lp_steps": 200}])
 def test_the_fitted_head_starts_as_a_linear_probe(own: dict[str, Any]) -> None:
-    clip = load_clip("config:tiny")
+    clip = load_model("config:tiny")
     with torch.no_grad():
         embeddings = clip.get_image_features(pixel_values=PIXELS).pooler_output
     fitted, new = _model("lp_ft", copy.deepcopy(clip), **own), _model("trained", copy.deepcopy(clip))
 
-    def loss(model: CLIPClassifier) -> float:
+    def loss(model: ImageClassifier) -> float:
         return float(nn.functional.cross_entropy(model.classifier(embeddings), LABELS).detach())
 
     assert loss(fitted) < 0.9 * loss(new)
@@ -155,4 +155,4 @@ def test_the_fitted_head_starts_as_a_linear_probe(own: dict[str, Any]) -> None:
 )  # fmt: skip
 def test_impossible_heads_are_named(settings: AdaptationSettings, given: dict[str, Any], expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
-        adapt(load_clip("config:tiny"), settings, CLASSES, 0, **given)
+        adapt(load_model("config:tiny"), settings, CLASSES, 0, **given)

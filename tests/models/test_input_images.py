@@ -14,7 +14,7 @@ from transformers import CLIPModel
 from attndrift import AttentionPreservation, Budget, DriftMonitor, EntropyFloor, evaluate_zero_shot
 from attndrift.drift import take_snapshot
 from attndrift.losses import AttentionCache
-from attndrift.models import load_clip
+from attndrift.models import load_model
 from attndrift.retention.task import Labelled, RetentionTask
 
 LABELS = np.arange(8) % 2
@@ -82,7 +82,7 @@ REFUSED: dict[str, Tensor] = {
 
 @pytest.fixture
 def clip() -> CLIPModel:
-    return load_clip("config:tiny")
+    return load_model("config:tiny")
 
 
 @pytest.mark.parametrize("kind", REFUSED)

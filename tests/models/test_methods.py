@@ -9,7 +9,7 @@ import torch
 from transformers import CLIPModel
 
 from attndrift.methods import AdaptationSettings, adapt, check_adapter_places, count_parameters
-from attndrift.models import load_clip
+from attndrift.models import load_model
 from attndrift.models.load import load_config
 
 # A row a case: settings, and the trainable parameters of ViT-B/32 with 10 classes.
@@ -44,7 +44,7 @@ def test_trainable_parameters_of_vit_b32_are_exact(settings: AdaptationSettings,
 def test_initialisation_comes_from_the_seed_alone() -> None:
     def weights(seed: int, noise: int) -> torch.Tensor:
         torch.manual_seed(noise)
-        model = adapt(load_clip("config:tiny"), AdaptationSettings("lora"), 5, seed)
+        model = adapt(load_model("config:tiny"), AdaptationSettings("lora"), 5, seed)
         adapters = [p.flatten() for n, p in model.named_parameters() if "lora_A" in n]
         return torch.cat([model.classifier.weight.flatten(), *adapters]).detach()
 
@@ -53,17 +53,17 @@ def test_initialisation_comes_from_the_seed_alone() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    adapt(load_clip("config:tiny"), AdaptationSettings("lora"), 5, 1)
+    adapt(load_model("config:tiny"), AdaptationSettings("lora"), 5, 1)
     assert torch.equal(torch.rand(3), expected), "the global generator is left alone"
 
 
 def test_a_classifier_may_start_from_text() -> None:
-    clip = load_clip("config:tiny")
+    clip = load_model("config:tiny")
     text = torch.nn.functional.normalize(torch.randn(5, 32), dim=-1)
     model = adapt(clip, AdaptationSettings("full", head="text"), 5, 0, text_features=text)
     torch.testing.assert_close(model.classifier.weight, text * clip.logit_scale.exp())
     with pytest.raises(ValueError, match="head"):
-        adapt(load_clip("config:tiny"), AdaptationSettings("full", head="text"), 5, 0)
+        adapt(load_model("config:tiny"), AdaptationSettings("full", head="text"), 5, 0)
 
 
 @pytest.mark.parametrize(
@@ -81,20 +81,20 @@ def test_a_classifier_may_start_from_text() -> None:
 )
 def test_impossible_settings_are_named(settings: AdaptationSettings, expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
-        adapt(load_clip("config:tiny"), settings, 5, 0)
+        adapt(load_model("config:tiny"), settings, 5, 0)
 
 
 def test_target_modules_by_name_reach_into_the_text_tower_and_are_refused() -> None:
     """The trap that the pattern in `lora` avoids: both towers have a q_proj."""
     from peft import LoraConfig, get_peft_model
 
-    careless = get_peft_model(load_clip("config:tiny"), LoraConfig(target_modules=["q_proj", "v_proj"]))
+    careless = get_peft_model(load_model("config:tiny"), LoraConfig(target_modules=["q_proj", "v_proj"]))
     assert any("text_model" in name for name, p in careless.named_parameters() if p.requires_grad)
     with pytest.raises(ValueError, match=r"outside the image tower .*for instance .*text_model"):
         check_adapter_places(careless)
     with pytest.raises(ValueError, match="no adapter"):
-        check_adapter_places(load_clip("config:tiny"))
+        check_adapter_places(load_model("config:tiny"))
 
 
 def test_a_loaded_folder_is_a_clip_model(tiny_clip: Path) -> None:
-    assert isinstance(load_clip(tiny_clip), CLIPModel)
+    assert isinstance(load_model(tiny_clip), CLIPModel)

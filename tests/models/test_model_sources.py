@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, CLIPModel, CLIPVisionModel, modeling_utils
 
 from attndrift.files import sha256
-from attndrift.models import ModelError, describe, load_clip, load_config, load_processor
+from attndrift.models import ModelError, describe, load_config, load_model, load_processor
 from attndrift.models.load import state_hash
 from attndrift.retention.zero_shot import TextFeatures
 
@@ -38,13 +38,13 @@ def test_missing_weights_are_an_error_and_not_random(folder: Path) -> None:
     weights = {name: value for name, value in load_file(path).items() if not name.startswith("text_model.")}
     save_file(weights, path, metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"lack \d+ of the model's tensors, for instance text_model\."):
-        load_clip(folder)
+        load_model(folder)
 
 
 def test_damaged_weights_are_named(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"not tensors")
     with pytest.raises(ModelError, match="not a model folder"):
-        load_clip(folder)
+        load_model(folder)
 
 
 def test_weights_of_another_shape_are_refused(folder: Path) -> None:
@@ -53,32 +53,32 @@ def test_weights_of_another_shape_are_refused(folder: Path) -> None:
     weights["visual_projection.weight"] = weights["visual_projection.weight"][:5].clone()
     save_file(weights, path, metadata={"format": "pt"})
     with pytest.raises(ModelError):
-        load_clip(folder)
+        load_model(folder)
 
 
 def test_an_adapter_beside_pickled_weights_does_not_stand_for_them(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
     (folder / "pytorch_model.bin").write_bytes(b"never read")
     with pytest.raises(ModelError, match=r"pytorch_model\.bin.*Convert them"):
-        load_clip(folder)
+        load_model(folder)
 
 
 def test_a_tower_on_its_own_is_named(folder: Path, tmp_path: Path) -> None:
     CLIPVisionModel(load_config(folder).vision_config).save_pretrained(tmp_path / "tower")
     with pytest.raises(ModelError, match="image tower alone, not a CLIP model with both towers"):
-        load_clip(tmp_path / "tower")
+        load_model(tmp_path / "tower")
 
 
 @pytest.mark.parametrize("source", ["/nowhere/model", "./nowhere", "a/b/c", "~/model", ""])
 def test_a_path_that_is_not_there_is_not_asked_of_a_hub(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *_, **__: pytest.fail("a hub was asked"))
     with pytest.raises(ModelError):
-        load_clip(source)
+        load_model(source)
 
 
 def test_a_file_is_not_a_source(folder: Path) -> None:
     with pytest.raises(ModelError, match="give the folder"):
-        load_clip(folder / "model.safetensors")
+        load_model(folder / "model.safetensors")
 
 
 def _hub_cache(tiny_clip: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes]) -> None:
@@ -101,7 +101,7 @@ def test_a_hub_model_with_pickled_weights_only_is_refused(
 ) -> None:
     _hub_cache(tiny_clip, tmp_path, monkeypatch, {"pytorch_model.bin": b"never read"})
     with pytest.raises(ModelError, match=f"no safetensors weights.*`attndrift convert someone/clip@{'0' * 40} FOLDER`"):
-        load_clip("someone/clip")
+        load_model("someone/clip")
 
 
 def test_no_hub_is_asked_to_convert_pickled_weights(
@@ -119,7 +119,7 @@ def test_no_hub_is_asked_to_convert_pickled_weights(
     monkeypatch.setattr(modeling_utils, "auto_conversion", convert)
     monkeypatch.delenv("DISABLE_SAFETENSORS_CONVERSION", raising=False)
     with pytest.raises(ModelError, match="no safetensors weights"):
-        load_clip("someone/clip")
+        load_model("someone/clip")
     assert not asked
     assert "DISABLE_SAFETENSORS_CONVERSION" not in os.environ
     with pytest.raises(OSError, match="does not appear to have"):
@@ -131,10 +131,10 @@ def test_a_hub_model_from_the_cache_has_a_revision(
     tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _hub_cache(tiny_clip, tmp_path, monkeypatch, {"model.safetensors": (tiny_clip / "model.safetensors").read_bytes()})
-    model = load_clip("someone/clip")
+    model = load_model("someone/clip")
     assert describe("someone/clip", model) == {
         "source": "someone/clip",
-        "weights_sha256": state_hash(load_clip(tiny_clip)),
+        "weights_sha256": state_hash(load_model(tiny_clip)),
         "revision": "0" * 40,
     }
 
@@ -143,7 +143,7 @@ def test_an_unreachable_hub_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match=r"HF_HUB_OFFLINE forbids asking.*give a folder"):
-        load_clip("nobody/such-a-model")
+        load_model("nobody/such-a-model")
 
 
 def test_a_description_names_the_files_it_hashed(tiny_clip: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_description_names_the_files_it_hashed(tiny_clip: Path) -> None:
 def test_a_config_may_be_given_by_path(folder: Path) -> None:
     _change_config(folder, "vision_config", num_hidden_layers=2)
     for source in (f"config:{folder}", f"config:{folder / 'config.json'}"):
-        first, second = load_clip(source), load_clip(source)
+        first, second = load_model(source), load_model(source)
         assert len(first.vision_model.encoder.layers) == 2
         assert state_hash(first) == state_hash(second)
     assert load_processor(source)[1].crop_size["height"] == 28
@@ -165,14 +165,14 @@ def test_a_config_may_be_given_by_path(folder: Path) -> None:
 def test_a_config_of_another_model_is_named(folder: Path) -> None:
     _change_config(folder, model_type="bert")
     with pytest.raises(ModelError, match="a 'bert' model; studies train models of type `clip`"):
-        load_clip(f"config:{folder}")
+        load_model(f"config:{folder}")
 
 
 def test_random_weights_leave_the_global_generator_alone() -> None:
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
-    load_clip("config:tiny")
+    load_model("config:tiny")
     assert torch.equal(torch.rand(4), expected)
 
 
@@ -188,7 +188,7 @@ def test_random_weights_leave_the_global_generator_alone() -> None:
 def test_texts_of_a_random_model_have_features_of_their_own(folder: Path, text: dict[str, int]) -> None:
     """CLIP reads a text at its end token; under another id all texts would have one feature."""
     source = f"config:{_change_config(folder, 'text_config', **text)}"
-    model, (tokenizer, _) = load_clip(source), load_processor(source)
+    model, (tokenizer, _) = load_model(source), load_processor(source)
     names = ["cat", "dog", "annual crop"]
     features = TextFeatures.of(model, tokenizer, names).features
     assert float((features @ features.T - torch.eye(3)).max()) < 0.9999

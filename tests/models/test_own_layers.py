@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from attndrift import DriftMonitor
 from attndrift.methods import AdaptationSettings, adapt, weight_drift
-from attndrift.models import load_clip
+from attndrift.models import load_model
 
 Make = Callable[[nn.Linear], nn.Module]
 
@@ -188,7 +188,7 @@ def _expected(before: list[Tensor], after: list[Tensor]) -> float:
 @pytest.fixture
 def clip() -> Any:
     Tied.shared.clear()
-    return load_clip("config:tiny").train()
+    return load_model("config:tiny").train()
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from transformers import CLIPModel, CLIPVisionModel
 from attndrift.compare import resolve
 from attndrift.files import sha256
 from attndrift.methods import AdaptationSettings, adapt, load_adapted, save_adapted
-from attndrift.models import CheckpointError, ModelError, load_clip, load_processor
+from attndrift.models import CheckpointError, ModelError, load_model, load_processor
 
 WEIGHTS = "model.safetensors"
 
@@ -25,7 +25,7 @@ WEIGHTS = "model.safetensors"
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    load_clip("config:tiny").save_pretrained(folder)
+    load_model("config:tiny").save_pretrained(folder)
     for part in load_processor("config:tiny"):
         part.save_pretrained(folder)
     return folder
@@ -59,11 +59,11 @@ def test_a_models_configuration_of_another_shape(
     folder = Path(shutil.copytree(saved, tmp_path / "copy"))
     if shards:
         (folder / WEIGHTS).unlink()
-        load_clip(saved).save_pretrained(folder, max_shard_size="40KB")
+        load_model(saved).save_pretrained(folder, max_shard_size="40KB")
         capfd.readouterr()
     _settings(folder, **values)
     with pytest.raises(ModelError, match=shapes) as error:
-        load_clip(folder)
+        load_model(folder)
     message = str(error.value)
     assert setting in message
     assert str(folder) in message
@@ -74,7 +74,7 @@ def test_a_models_configuration_of_another_shape(
 
 @pytest.fixture
 def checkpoint(saved: Path, tmp_path: Path) -> Path:
-    clip = load_clip(saved)
+    clip = load_model(saved)
     folder = tmp_path / "checkpoint"
     model = adapt(copy.deepcopy(clip), AdaptationSettings(method="lora"), 3, 0)
     save_adapted(
@@ -130,7 +130,7 @@ def test_a_checkpoint_of_another_shape(
 )
 def test_a_tower_of_another_shape(part: str, shape: tuple[int, ...], setting: str, saved: Path, tmp_path: Path) -> None:
     base = resolve(saved)
-    tower = CLIPVisionModel(base.clip.config.vision_config)
+    tower = CLIPVisionModel(base.model.config.vision_config)
     tower.save_pretrained(tmp_path)
     _tensor(tmp_path, WEIGHTS, part, torch.zeros(shape))
     with pytest.raises(CheckpointError, match=setting) as error:
@@ -154,7 +154,7 @@ def test_an_adapter_of_another_shape(
 ) -> None:
     """Of another rank by its settings, or of a base model of another width."""
     base = resolve(saved)
-    clip: CLIPModel = load_clip(saved)
+    clip: CLIPModel = load_model(saved)
     if settings is None:
         config = copy.deepcopy(clip.config)
         config.vision_config.intermediate_size = 96

@@ -21,10 +21,10 @@ from attndrift import Budget, DriftMonitor, Guard
 from attndrift.drift import TextDrift
 from attndrift.files import sha256
 from attndrift.losses import L2SP
-from attndrift.methods import AdaptationSettings, CLIPClassifier, adapt, load_adapted, save_adapted
+from attndrift.methods import AdaptationSettings, ImageClassifier, adapt, load_adapted, save_adapted
 from attndrift.methods.frozen_blocks import blocks_named, in_one_spelling
 from attndrift.methods.live_text import contrastive_loss
-from attndrift.models import FingerprintError, load_clip, load_processor
+from attndrift.models import FingerprintError, load_model, load_processor
 from attndrift.retention.text_encoder import class_tokens
 from attndrift.retention.zero_shot import TextFeatures
 
@@ -78,17 +78,17 @@ def _some(names: list[str], *fast: str) -> list[Any]:
 
 
 def _tokens(templates: tuple[str, ...] = TEMPLATES) -> Tensor:
-    return class_tokens(load_clip("config:tiny"), TOKENIZER, NAMES, templates)
+    return class_tokens(load_model("config:tiny"), TOKENIZER, NAMES, templates)
 
 
 TOKENS = _tokens()
 
 
-def _model(settings: AdaptationSettings, tokens: Tensor = TOKENS) -> CLIPClassifier:
-    return adapt(load_clip("config:tiny"), settings, len(NAMES), 3, class_tokens=tokens)
+def _model(settings: AdaptationSettings, tokens: Tensor = TOKENS) -> ImageClassifier:
+    return adapt(load_model("config:tiny"), settings, len(NAMES), 3, class_tokens=tokens)
 
 
-def _texts(model: CLIPClassifier | CLIPModel) -> Tensor:
+def _texts(model: ImageClassifier | CLIPModel) -> Tensor:
     """By the library's own method, with the mask of its tokenizer."""
     clip = model if isinstance(model, CLIPModel) else model.backbone
     given = TOKENIZER([f"a photo of a {name}." for name in NAMES], padding=True, return_tensors="pt")
@@ -96,14 +96,14 @@ def _texts(model: CLIPClassifier | CLIPModel) -> Tensor:
         return clip.eval().get_text_features(**given).pooler_output
 
 
-def _images(model: CLIPClassifier | CLIPModel) -> Tensor:
+def _images(model: ImageClassifier | CLIPModel) -> Tensor:
     with torch.no_grad():
         return (
             (model if isinstance(model, CLIPModel) else model.backbone).eval().get_image_features(PIXELS).pooler_output
         )
 
 
-def _train(model: CLIPClassifier, steps: int = 2, rate: float = 1e-2) -> CLIPClassifier:
+def _train(model: ImageClassifier, steps: int = 2, rate: float = 1e-2) -> ImageClassifier:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate)
     torch.manual_seed(0)
     for _ in range(steps):
@@ -115,7 +115,7 @@ def _train(model: CLIPClassifier, steps: int = 2, rate: float = 1e-2) -> CLIPCla
 
 @pytest.mark.parametrize("name", ALL)
 def test_before_the_first_step_both_embeddings_are_the_pretrained_ones(name: str) -> None:
-    pretrained = load_clip("config:tiny")
+    pretrained = load_model("config:tiny")
     model = _model(ALL[name])
     exact = ALL[name].method != "pissa"  # whose weights are taken apart
     close = {"rtol": 0.0, "atol": 0.0 if exact else 1e-5}
@@ -145,7 +145,7 @@ def test_a_step_moves_what_is_trained_and_nothing_else(name: str) -> None:
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_adapters_learn_in_the_tower_that_they_are_asked_for(name: str) -> None:
     settings = ADAPTERS[name]
-    model, pretrained = _model(settings), load_clip("config:tiny")
+    model, pretrained = _model(settings), load_model("config:tiny")
     places = [
         key
         for key, p in model.named_parameters()
@@ -163,7 +163,7 @@ def test_adapters_learn_in_the_tower_that_they_are_asked_for(name: str) -> None:
     "name", _some([*ADAPTERS, "everything", "text alone"], "lora in both", "ia3 in both", "text alone")
 )
 def test_a_checkpoint_brings_both_towers_back_and_proves_it(name: str, tmp_path: Path) -> None:
-    pretrained = load_clip("config:tiny")
+    pretrained = load_model("config:tiny")
     model = _train(_model(ALL[name]))
     _save(model, tmp_path / "c", pretrained)
     loaded = load_adapted(tmp_path / "c", base=copy.deepcopy(pretrained))
@@ -175,7 +175,7 @@ def test_a_checkpoint_brings_both_towers_back_and_proves_it(name: str, tmp_path:
     torch.testing.assert_close(_texts(merged), _texts(model), rtol=1e-4, atol=1e-4)
 
 
-def _save(model: CLIPClassifier, folder: Path, pretrained: CLIPModel) -> None:
+def _save(model: ImageClassifier, folder: Path, pretrained: CLIPModel) -> None:
     save_adapted(
         model,
         folder,
@@ -188,11 +188,11 @@ def _save(model: CLIPClassifier, folder: Path, pretrained: CLIPModel) -> None:
 
 def test_a_text_tower_that_did_not_load_is_no_checkpoint(tmp_path: Path) -> None:
     """Even where the image tower never moved, so that every image is embedded as it was."""
-    pretrained = load_clip("config:tiny")
+    pretrained = load_model("config:tiny")
     _save(_train(_model(ALL["text alone"])), tmp_path / "c", pretrained)
     stored = load_file(tmp_path / "c" / "model.safetensors")
     own = dict(pretrained.named_parameters())
-    save_file({key: own[key[5:]].detach() if key.startswith("clip.") else value for key, value in stored.items()},
+    save_file({key: own[key[6:]].detach() if key.startswith("model.") else value for key, value in stored.items()},
               tmp_path / "c" / "model.safetensors")  # fmt: skip
     description = json.loads((tmp_path / "c" / "checkpoint.json").read_text())
     description["files"]["model.safetensors"] = sha256(tmp_path / "c" / "model.safetensors")
@@ -282,7 +282,7 @@ def test_the_contrastive_head_pairs_each_image_with_a_prompt_of_its_class(
 
 
 def test_text_drift_is_measured_against_independent_formulas() -> None:
-    pretrained = load_clip("config:tiny")
+    pretrained = load_model("config:tiny")
     model = _model(ALL["everything"])
     drift = TextDrift(model, TOKENS[:, 0], reference=pretrained)
     own = TextDrift(model, TOKENS[:, 0])  # of the model as it was
@@ -351,7 +351,7 @@ def test_a_guard_rewinds_a_text_tower_by_its_live_features(name: str, metric: st
     assert not torch.equal(_texts(model), before) or event.action == "infeasible"
 
 
-def _agreement(model: CLIPClassifier) -> Any:
+def _agreement(model: ImageClassifier) -> Any:
     """All predictions of the pretrained model are to stay, which counts as retention where these are the labels."""
     features = TextFeatures.of(model, TOKENIZER, NAMES)
     labels = (normalize(_images(model), dim=-1) @ features.features.T).argmax(-1).numpy()
@@ -406,7 +406,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("settings", "expected"), WRONG, ids=range(len(WRONG)))
 def test_what_cannot_be_is_refused_by_its_name_and_changes_nothing(settings: AdaptationSettings, expected: str) -> None:
-    clip = load_clip("config:tiny")
+    clip = load_model("config:tiny")
     text = torch.zeros(3, 32) + torch.eye(3, 32)
     with pytest.raises(ValueError, match=expected):
         adapt(clip, settings, 3, 0, text_features=text, class_tokens=TOKENS)

@@ -77,8 +77,8 @@ def text(written: tuple[Path, Path]) -> str:
     return written[0].read_text(encoding="utf-8")
 
 
-def limits(tables: Tables, records: Records | None = None) -> str:
-    sections = build_sections(reports.Page(analyze(tables), tables, records or Records()))
+def limits(tables: Tables, records: Records | None = None, analysis: Analysis | None = None) -> str:
+    sections = build_sections(reports.Page(analysis or analyze(tables), tables, records or Records()))
     found = next(section for section in sections if section.key == "limits")
     return " ".join(found.blocks[0].items)
 
@@ -295,15 +295,15 @@ def test_limits_follow_the_data() -> None:
     assert "One dataset" not in limits(study_tables(datasets=("eurosat", "pets"), hostile=False))
 
 
-def test_chance_level_is_the_recorded_one(tmp_path: Path, tables: Tables) -> None:
+def test_chance_level_is_the_recorded_one(tmp_path: Path, analysis: Analysis, tables: Tables) -> None:
     write_records(tmp_path, tables)
     for path in (tmp_path / "runs").glob("*/record.json"):
         path.write_text(path.read_text(encoding="utf-8").replace("0.79", "0.613"), encoding="utf-8")
     records = read_records(tmp_path, list(tables.runs["run_id"]))
-    assert "chance level, 0.61 for independent" in limits(tables, records)
+    assert "chance level, 0.61 for independent" in limits(tables, records, analysis)
 
 
-def test_what_was_left_out_of_transfer_sets_is_a_limit(tmp_path: Path, tables: Tables) -> None:
+def test_what_was_left_out_of_transfer_sets_is_a_limit(tmp_path: Path, analysis: Analysis, tables: Tables) -> None:
     write_records(tmp_path, tables)
     for path in (tmp_path / "runs").glob("*/record.json"):
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -314,7 +314,7 @@ def test_what_was_left_out_of_transfer_sets_is_a_limit(tmp_path: Path, tables: T
         }
         path.write_text(json.dumps(record), encoding="utf-8")
     records = read_records(tmp_path, list(tables.runs["run_id"]))
-    said = limits(tables, records)
+    said = limits(tables, records, analysis)
     assert f"could not be had, so that nothing is said about them: `cifar10` ({len(records.found)} runs)." in said
     assert "dropped as near-duplicates of training images: 2 of `cifar100`." in said
     assert "50,000 of 60,000 images of cifar100" in said

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers import CLIPModel
 
-from attndrift.models import load_clip, load_processor
+from attndrift.models import load_model, load_processor
 from attndrift.retention.prompts import prompt_faults
 from attndrift.retention.zero_shot import TextFeatures
 
@@ -34,7 +34,7 @@ DISTINCT = [("c++", "c#"), ("x2", "x\N{SUPERSCRIPT TWO}"), ("ss", "\N{LATIN SMAL
 
 @pytest.fixture(scope="module")
 def clip() -> CLIPModel:
-    return load_clip("embedded")
+    return load_model("embedded")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import CLIPModel
 
 from attndrift.methods import AdaptationSettings, adapt
-from attndrift.models import load_clip, load_processor
+from attndrift.models import load_model, load_processor
 from attndrift.retention.retained import retention
 from attndrift.retention.zero_shot import InertModelError, TextFeatures, evaluate_zero_shot
 
@@ -29,7 +29,7 @@ class Images:
 
 @pytest.fixture(scope="module")
 def clip() -> CLIPModel:
-    return load_clip("config:tiny")
+    return load_model("config:tiny")
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import CLIPModel
 
-from attndrift.methods import AdaptationSettings, CLIPClassifier, adapt
-from attndrift.models import load_clip, load_processor
+from attndrift.methods import AdaptationSettings, ImageClassifier, adapt
+from attndrift.models import load_model, load_processor
 from attndrift.retention.retained import retention, why_no_retention
 from attndrift.retention.zero_shot import (
     InertModelError,
@@ -46,7 +46,7 @@ def tokenizer() -> Any:
 
 @pytest.fixture
 def clip() -> CLIPModel:
-    return load_clip("config:tiny")
+    return load_model("config:tiny")
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def text(clip: CLIPModel, tokenizer: Any) -> TextFeatures:
     return TextFeatures.of(clip, tokenizer, NAMES)
 
 
-def _moved(clip: CLIPModel, method: str = "lora", scale: float = 0.3) -> CLIPClassifier:
+def _moved(clip: CLIPModel, method: str = "lora", scale: float = 0.3) -> ImageClassifier:
     model = adapt(copy.deepcopy(clip), AdaptationSettings(method), 3, 0).eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -64,7 +64,7 @@ def _moved(clip: CLIPModel, method: str = "lora", scale: float = 0.3) -> CLIPCla
     return model
 
 
-def _reference(model: CLIPClassifier, clip: CLIPModel, tokenizer: Any, templates: Sequence[str]) -> np.ndarray:
+def _reference(model: ImageClassifier, clip: CLIPModel, tokenizer: Any, templates: Sequence[str]) -> np.ndarray:
     """Cosines in float64, one prompt and one image at a time: no padding, no batch."""
     classes = []
     for name in NAMES:

@@ -33,6 +33,7 @@ class MadeRuns:
         deaths: how many starts of each run end by SIGKILL in its third step.
         fail: seeds that raise.
         pause: seconds a step.
+        gate: a file that must be there before the second step begins.
         steps: that a run has.
     """
 
@@ -40,6 +41,7 @@ class MadeRuns:
     deaths: int = 0
     fail: tuple[int, ...] = ()
     pause: float = 0.0
+    gate: Path | None = None
     steps: int = STEPS
 
     def __call__(self, run: NamedRun, folder: Path, reporter: Any) -> dict[str, Any]:
@@ -54,6 +56,8 @@ class MadeRuns:
         reporter.phase("counting")
         for step in range(len(history) + 1, self.steps + 1):
             time.sleep(self.pause)
+            if step == 2:
+                self._wait_for_gate()
             if step == 3 and len(starts.read_text().splitlines()) <= self.deaths:
                 os.kill(os.getpid(), signal.SIGKILL)
             with (self.tally / "computed.txt").open("a") as file:
@@ -67,6 +71,12 @@ class MadeRuns:
         (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history))
         row = {"dataset": "tiles", "method": "full", "seed": run.settings.seed, "status": "finished"}
         return {"status": "finished", "run_id": run.run_id, "row": row}
+
+    def _wait_for_gate(self) -> None:
+        # Not for ever: who should open it may have failed, and nobody else ends the job of a scheduler.
+        deadline = time.monotonic() + 300
+        while self.gate is not None and not self.gate.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
 
     def starts(self, run: NamedRun) -> list[int]:
         """The step that each start of a run went on from."""

@@ -366,7 +366,7 @@ def test_what_was_not_read_is_not_run_in_the_fast_form(study: Path, monkeypatch:
         raise AssertionError
 
     for name in (
-        "models.load.load_clip",
+        "models.load.load_model",
         "models.load.load_processor",
         "models.load.load_config",
         "data.decoding.decode_image",

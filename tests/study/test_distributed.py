@@ -138,14 +138,24 @@ def _children(parent: int) -> dict[int, int]:
     return found
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a study with dropout that two processes ran from beginning to end."""
+    folder = tmp_path_factory.mktemp("together")
+    _study(folder, tiny_clip, WITH_DROPOUT)
+    code, said = _run(folder, "undisturbed", processes=2)
+    assert code == 0, said
+    return folder / "undisturbed"
+
+
 @pytest.mark.slow
 @pytest.mark.ci("torchrun")
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the processes in /proc")
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_process_ends_all_and_the_run_goes_on_where_it_was(tiny_clip: Path, tmp_path: Path, rank: int) -> None:
+def test_a_killed_process_ends_all_and_the_run_goes_on_where_it_was(
+    undisturbed: Path, tiny_clip: Path, tmp_path: Path, rank: int
+) -> None:
     _study(tmp_path, tiny_clip, WITH_DROPOUT)
-    code, said = _run(tmp_path, "undisturbed", processes=2)
-    assert code == 0, said
     process = _start(tmp_path, "disturbed", processes=2)
     deadline = time.monotonic() + 300
     while not list((tmp_path / "disturbed").glob("runs/*lora*/resume/step-*")):
@@ -162,7 +172,7 @@ def test_a_killed_process_ends_all_and_the_run_goes_on_where_it_was(tiny_clip: P
     assert "goes on from step-" in (next((tmp_path / "disturbed").glob("runs/*lora*/log.txt"))).read_text()
     for name in ("runs", "history", "layers"):
         again = (tmp_path / "disturbed" / f"{name}.parquet").read_bytes()
-        assert again == (tmp_path / "undisturbed" / f"{name}.parquet").read_bytes(), f"{name} differs"
+        assert again == (undisturbed / f"{name}.parquet").read_bytes(), f"{name} differs"
 
 
 BROKEN = """

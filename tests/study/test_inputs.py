@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 
 from attndrift.cli.progress import StudyConsole
 from attndrift.files import read_json
-from attndrift.models import load_clip, load_processor
 from attndrift.study.executor import Executor
 from attndrift.study.interpolation import interpolate
 from attndrift.study.loading import parse_study
@@ -70,14 +69,11 @@ def _folder(root: Path, classes: tuple[str, ...], seed: int = 0) -> Path:
 class Place:
     """A study with images, a model and a transfer set of its own, in a folder of its own."""
 
-    def __init__(self, root: Path, path: str = "images") -> None:
+    def __init__(self, root: Path, model: Path, path: str = "images") -> None:
         self.root = root
         self.images = _folder(root / "images", ("cat", "dog"))
         self.transfer = _folder(root / "data" / "cifar10", ("ant", "bee"), seed=5000)
-        self.model = root / "model"
-        load_clip("config:tiny").save_pretrained(self.model)
-        for part in load_processor("config:tiny"):
-            part.save_pretrained(self.model)
+        self.model = shutil.copytree(model, root / "model")
         self.study = parse_study(STUDY.format(model=self.model, path=path), where="study")
 
     def run(self, only: str, *, stop_at: int | None = None) -> tuple[StudyOutcome, str]:
@@ -105,10 +101,10 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+def place(tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ATTNDRIFT_DATA", str(tmp_path / "data"))
-    return Place(tmp_path)
+    return Place(tmp_path, tiny_clip)
 
 
 def _add(place: Place) -> None:

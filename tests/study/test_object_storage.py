@@ -163,7 +163,8 @@ from attndrift.cli import main as cli
 from attndrift.study import executor
 from made_runs import MadeRuns
 
-runs = MadeRuns(Path(sys.argv.pop(1)), pause=float(sys.argv.pop(1)))
+tally, gate = Path(sys.argv.pop(1)), sys.argv.pop(1)
+runs = MadeRuns(tally, gate=Path(gate) if gate else None)
 executor.Executor = lambda: runs
 cli.main()
 """
@@ -179,14 +180,17 @@ runs:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts `attndrift run` on the study of two seeds, in a process of its own."""
+    """Starts `attndrift run` on the study of two seeds, in a process of its own.
+
+    With ``gate`` its runs save a first state, and go on when that file is there.
+    """
     (tmp_path / "study.yaml").write_text(STUDY)
     begun = []
 
-    def start(url: str, *options: str, pause: float = 0.0) -> subprocess.Popen[str]:
+    def start(url: str, *options: str, gate: Path | None = None) -> subprocess.Popen[str]:
         arguments = [
             str(tmp_path / "tally"),
-            str(pause),
+            str(gate or ""),
             "run",
             str(tmp_path / "study.yaml"),
             "--output",
@@ -207,12 +211,22 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         process.stdout.close()
 
 
-def _until_a_state(storage: ObjectStorage, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while not any(name.endswith(".json") for name in storage.store.files(storage.store.path(".states"))):
+def _until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 300
+    while not condition():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def _until_a_state(storage: ObjectStorage, process: subprocess.Popen[str]) -> None:
+    states = storage.store.path(".states")
+    _until(lambda: any(name.endswith(".json") for name in storage.store.files(states)), process)
+
+
+def _driver(storage: ObjectStorage) -> dict[str, Any]:
+    """What the marker says of the driver; nothing where there is none."""
+    return dict(json.loads(storage.store.read(storage.store.path(MARKER)) or b"{}"))
 
 
 def _as_one_line(said: str) -> str:
@@ -235,21 +249,24 @@ def test_a_second_driver_is_refused_and_one_that_takes_over_stops_the_first(
     if launcher in PACKAGES:
         pytest.importorskip(PACKAGES[launcher])
     storage = ObjectStorage(f"{bucket}/over-{launcher.replace(' ', '-')}")
-    first = start(storage.url, *LAUNCHERS[launcher], pause=8.0)
+    gate = tmp_path / "gate"
+    first = start(storage.url, *LAUNCHERS[launcher], gate=gate)
     _until_a_state(storage, first)
-    marker = json.loads(storage.store.fs.cat_file(storage.store.path(MARKER)))
+    marker = _driver(storage)
     assert (marker["host"], marker["process"]) == (socket.gethostname(), first.pid)
     second = start(storage.url)
-    said = _as_one_line(second.communicate(timeout=120)[0])
+    said = _as_one_line(second.communicate(timeout=300)[0])
     assert second.returncode == 1
     for word in (f"host {marker['host']}", f"process {first.pid}", f"since {marker['time']}", "--take-over"):
         assert word in said, said
     assert first.poll() is None, "a driver that was refused disturbs nobody"
     third = start(storage.url, "--take-over")
-    said = _as_one_line(third.communicate(timeout=120)[0])
+    _until(lambda: _driver(storage).get("process") != first.pid, first)
+    gate.touch()  # the first one goes on, while the third is at work
+    said = _as_one_line(third.communicate(timeout=300)[0])
     assert third.returncode == 0, said
     assert f"takes the study over; the one before (host {marker['host']}, process {first.pid}" in said
-    said = _as_one_line(first.communicate(timeout=120)[0])
+    said = _as_one_line(first.communicate(timeout=300)[0])
     assert first.returncode == 1, said
     assert "no longer drives the study" in said
     assert said.count("Traceback") == 0
@@ -264,7 +281,7 @@ def test_a_killed_driver_is_followed_at_once_on_its_machine_and_on_request_elsew
     tmp_path: Path, bucket: str, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
     storage = ObjectStorage(f"{bucket}/killed")
-    first = start(storage.url, pause=0.5)
+    first = start(storage.url, gate=tmp_path / "never")
     _until_a_state(storage, first)
     first.send_signal(signal.SIGKILL)
     first.communicate(timeout=60)
@@ -292,16 +309,17 @@ def test_a_number_that_another_process_has_got_since_is_no_driver() -> None:
 
 
 def test_one_of_many_that_start_at_once_becomes_the_driver(bucket: str) -> None:
-    begin = threading.Barrier(4)
+    begin, answered = threading.Barrier(4), threading.Barrier(4, timeout=120)
 
     def drive(_: int) -> bool:
         storage = ObjectStorage(f"{bucket}/one")
         begin.wait()
         try:
             with storage.driver(print):
-                time.sleep(2)
+                answered.wait()
                 return True
         except StudyLocked:
+            answered.wait()
             return False
 
     with ThreadPoolExecutor(4) as pool:

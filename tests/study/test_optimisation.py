@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from attndrift.methods import AdaptationSettings, adapt
-from attndrift.models import load_clip
+from attndrift.models import load_model
 from attndrift.study.distributed import SilentReporter
 from attndrift.study.executor import Executor
 from attndrift.study.optimisation import optimisation_label, optimisation_text
@@ -91,7 +91,7 @@ def _settings(**given: Any) -> RunSettings:
 
 
 def test_rates_fall_with_depth_and_differ_by_part() -> None:
-    model = adapt(load_clip("config:tiny"), AdaptationSettings("full"), 5, 0)
+    model = adapt(load_model("config:tiny"), AdaptationSettings("full"), 5, 0)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     settings = _settings(layer_decay=0.5, head_learning_rate=1.0, projection_learning_rate=1e-3)
     groups = rate_groups(model, trained, settings)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from attndrift.methods import AdaptationSettings, adapt
-from attndrift.models import load_clip
+from attndrift.models import load_model
 from attndrift.study.distributed import SilentReporter
 from attndrift.study.executor import Executor
 from attndrift.study.interpolation import interpolate
@@ -44,13 +44,18 @@ class Reporter(SilentReporter):
             raise KeyboardInterrupt
 
 
+@pytest.fixture(scope="module")
+def resources(tmp_path_factory: pytest.TempPathFactory) -> StudyResources:
+    """Images, models and measurements that the tests share, as the runs of a study do."""
+    return StudyResources(tmp_path_factory.mktemp("resources"))
+
+
 def _execute(
     model: Path, folder: Path, reporter: Reporter, resources: StudyResources | None = None, **settings: Any
 ) -> dict[str, Any]:
     run = NamedRun(run_id="run", settings=RunSettings(model=str(model), **{**SETTINGS, **settings}))
-    with Executor(resources or StudyResources(folder.parent / "cache")) as execute:
-        folder.mkdir(exist_ok=True)
-        return execute(run, folder, reporter)
+    folder.mkdir(exist_ok=True)
+    return Executor(resources or StudyResources(folder.parent / "cache"))(run, folder, reporter)
 
 
 MEASURED = (
@@ -66,9 +71,9 @@ def _rows(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
 @pytest.mark.one_in(3)
 @pytest.mark.parametrize(("method", "settings"), [("full", {}), ("lora", {"lora_rank": 2}), ("last_block", {})])
 def test_the_ends_are_the_pretrained_and_the_selected_model(
-    tiny_clip: Path, tmp_path: Path, method: str, settings: dict[str, Any]
+    tiny_clip: Path, tmp_path: Path, resources: StudyResources, method: str, settings: dict[str, Any]
 ) -> None:
-    record = _execute(tiny_clip, tmp_path / "run", Reporter(), method=method, **settings)
+    record = _execute(tiny_clip, tmp_path / "run", Reporter(), resources, method=method, **settings)
     rows, own = _rows(record), record["row"]
     assert set(rows) == set(canonical_outcomes(SETTINGS["outcomes"]))
     for name in MEASURED:
@@ -84,8 +89,7 @@ def test_the_ends_are_the_pretrained_and_the_selected_model(
     assert {row["selected_epoch"] for row in rows.values()} == {None}
 
 
-def test_an_outcome_is_the_point_of_a_sweep(tiny_clip: Path, tmp_path: Path) -> None:
-    resources = StudyResources(tmp_path / "cache")
+def test_an_outcome_is_the_point_of_a_sweep(tiny_clip: Path, tmp_path: Path, resources: StudyResources) -> None:
     record = _execute(tiny_clip, tmp_path / "run", Reporter(), resources)
     write_record(tmp_path / "run", record)
     (point,) = interpolate(tmp_path / "run", [0.25], resources=resources)
@@ -103,9 +107,9 @@ def test_an_average_goes_on_after_an_interruption(tiny_clip: Path, tmp_path: Pat
     assert _rows(_execute(tiny_clip, tmp_path / "run", Reporter())) == _rows(whole)
 
 
-def test_outcomes_change_nothing_of_the_run(tiny_clip: Path, tmp_path: Path) -> None:
-    with_them = _execute(tiny_clip, tmp_path / "with", Reporter())
-    without = _execute(tiny_clip, tmp_path / "without", Reporter(), outcomes=())
+def test_outcomes_change_nothing_of_the_run(tiny_clip: Path, tmp_path: Path, resources: StudyResources) -> None:
+    with_them = _execute(tiny_clip, tmp_path / "with", Reporter(), resources)
+    without = _execute(tiny_clip, tmp_path / "without", Reporter(), resources, outcomes=())
     assert with_them["row"] == without["row"]
     assert without["outcomes"] == []
 
@@ -156,9 +160,9 @@ def test_a_rule_chooses_alpha(rule: str) -> None:
     assert model.alpha == pytest.approx(expected)
 
 
-def test_alphas_are_chosen_in_a_run_and_recorded(tiny_clip: Path, tmp_path: Path) -> None:
+def test_alphas_are_chosen_in_a_run_and_recorded(tiny_clip: Path, tmp_path: Path, resources: StudyResources) -> None:
     asked = ("wise_ft_validated:0", "wise_ft_unlabelled:0.95", "wise_ft:0.5")
-    record = _execute(tiny_clip, tmp_path / "run", Reporter(), outcomes=asked, monitor_zero_shot_images=60)
+    record = _execute(tiny_clip, tmp_path / "run", Reporter(), resources, outcomes=asked, monitor_zero_shot_images=60)
     rows = _rows(record)
     own = record["row"]
     for name in asked[:2]:
@@ -206,7 +210,7 @@ AVERAGED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("method", AVERAGED)
 def test_an_average_is_that_of_the_weights_that_the_model_computes_with(method: str, text: str) -> None:
     """The mean of two products is not the product of the means: adapters are merged first, here in float64."""
-    model = adapt(load_clip("config:tiny"), AdaptationSettings(method, **AVERAGED[method]), 3, seed=0)
+    model = adapt(load_model("config:tiny"), AdaptationSettings(method, **AVERAGED[method]), 3, seed=0)
     outcome, value = parse_outcome(text)
     follower = outcome.follow(value, model)
     assert follower is not None
@@ -214,7 +218,7 @@ def test_an_average_is_that_of_the_weights_that_the_model_computes_with(method: 
 
     def merged() -> dict[str, torch.Tensor]:
         one = copy.deepcopy(model)
-        one.clip = one.settings.facts.merge(one.clip)
+        one.model = one.settings.facts.merge(one.model)
         return {name: p.detach().double() for name, p in one.named_parameters()}
 
     expected, count = merged(), 1

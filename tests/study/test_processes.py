@@ -32,6 +32,13 @@ FORKED = "attndrift.study.settings"
 """A module that is quickly imported, for processes that are forked from one that has imported it."""
 
 started_how = pytest.mark.parametrize("preload", [None, FORKED], ids=["spawned", "forked"])
+forked_or_slow = pytest.mark.parametrize(
+    "preload",
+    [
+        pytest.param(None, marks=[pytest.mark.slow, pytest.mark.ci("kill")], id="spawned"),
+        pytest.param(FORKED, id="forked"),
+    ],
+)
 
 
 @dataclass
@@ -115,7 +122,7 @@ def test_what_may_touch_an_accelerator_is_not_forked(monkeypatch) -> None:
         assert no_accelerator(on("auto")) is not there
 
 
-@started_how
+@forked_or_slow
 def test_a_run_that_raises_and_one_whose_process_is_killed_leave_the_others(preload, tmp_path: Path) -> None:
     folder, study = tmp_path / "s", _study()
     execute = StandIn(fail=(2,), die=(3,), preload=preload)
@@ -129,7 +136,7 @@ def test_a_run_that_raises_and_one_whose_process_is_killed_leave_the_others(prel
     assert list(again.statuses.values()) == ["kept", "finished", "finished", "kept"]
 
 
-@started_how
+@forked_or_slow
 def test_an_interruption_ends_the_processes_and_the_study_goes_on_later(preload, tmp_path: Path) -> None:
     class Interrupted(StudyConsole):
         def ended(self, run: NamedRun, status: str, detail: str) -> None:

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from attndrift.cli.main import app
 from attndrift.files import read_json
 from attndrift.models.errors import CheckpointError
-from attndrift.models.load import load_clip, state_hash
+from attndrift.models.load import load_model, state_hash
 from attndrift.models.tower_weights import put_tower
 from attndrift.study.settings import RunSettings
 
@@ -48,7 +48,7 @@ def run(text: str, folder: Path) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def tuned(tiny_clip: Path) -> Any:
     """The tiny model with other weights in its image tower."""
-    clip = load_clip(str(tiny_clip))
+    clip = load_model(str(tiny_clip))
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in clip.vision_model.parameters():
@@ -113,7 +113,7 @@ def test_towers_of_every_layout_are_put_in_place(
     saved = changed(
         tower, tmp_path / "saved", lambda own: {rename(name): value for name, value in own.items()} | beside
     )
-    clip = load_clip(str(tiny_clip))
+    clip = load_model(str(tiny_clip))
     put_tower(clip.vision_model, str(saved))
     assert state_hash(clip) == state_hash(tuned)
 
@@ -127,6 +127,7 @@ def without(place: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
     [
         (without(3), {}, "1 tensors of the image tower are missing"),
         (lambda own: own | {"encoder.extra": torch.zeros(1)}, {}, "1 have no place in it"),
+        (lambda own: own | {"embeddings.position_ids": torch.tensor([[1, 0]])}, {}, "position_ids do not count up"),
         (lambda own: {name: value[:1].clone() for name, value in own.items()}, {}, "fine-tuned from another model"),
         (dict, {"hidden_act": "gelu"}, "an image tower with hidden_act gelu"),
         (dict, {"num_attention_heads": 1}, "an image tower with num_attention_heads 1"),
@@ -136,7 +137,7 @@ def without(place: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
 def test_towers_of_other_models_are_refused(
     tiny_clip: Path, tower: Path, tmp_path: Path, change: Any, config: dict[str, Any], said: str
 ) -> None:
-    clip = load_clip(str(tiny_clip))
+    clip = load_model(str(tiny_clip))
     before = state_hash(clip)
     with pytest.raises(CheckpointError, match=said):
         put_tower(clip.vision_model, str(changed(tower, tmp_path / "saved", change, **config)))

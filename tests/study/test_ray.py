@@ -62,6 +62,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     changed.setenv("RAY_USAGE_STATS_ENABLED", "0")
     # Ray gives its workers the least of a busy machine, which may be none: they would import ``torch`` for minutes.
     changed.setenv("RAY_worker_niceness", "0")
+    # A node counts as dead after five looks that fail; one that is slow to answer still has ten seconds each time.
+    changed.setenv("RAY_health_check_period_ms", "500")
     changed.setenv("ATTNDRIFT_CACHE", str(tmp_path_factory.mktemp("cache")))
     # Workers import what a study is run by, as they do on a cluster where it is installed.
     changed.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)

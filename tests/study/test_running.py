@@ -21,7 +21,7 @@ from attndrift.attention import observe
 from attndrift.cli.progress import StudyConsole
 from attndrift.files import read_json
 from attndrift.methods import fingerprint_embeddings, load_adapted, weight_drift
-from attndrift.models import ModelError, load_clip
+from attndrift.models import ModelError, load_model
 from attndrift.results.tables import Tables, columns_of, read_tables
 from attndrift.study.collect import gather
 from attndrift.study.executor import Executor
@@ -68,13 +68,9 @@ RUNS = """
 """
 
 
-def _run(
-    text: str, folder: Path, cache: Path, *, resources: StudyResources | None = None
-) -> tuple[StudyOutcome, Tables]:
-    study = parse_study(text, where="study")
+def _run(text: str, folder: Path, resources: StudyResources) -> tuple[StudyOutcome, Tables]:
     console = StudyConsole(console=Console(file=io.StringIO()))
-    with Executor(resources or StudyResources(cache)) as execute:
-        outcome = run_study(study, folder, execute, console)
+    outcome = run_study(parse_study(text, where="study"), folder, Executor(resources), console)
     return outcome, read_tables(folder)
 
 
@@ -84,9 +80,15 @@ def _text(model: Path | str, runs: str, *, selection: str = "validation", name: 
 
 
 @pytest.fixture(scope="module")
+def resources(tmp_path_factory: pytest.TempPathFactory) -> StudyResources:
+    """Images, models and measurements that the tests share, as the runs of a study do."""
+    return StudyResources(tmp_path_factory.mktemp("resources"))
+
+
+@pytest.fixture(scope="module")
 def study(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study") / "methods"
-    outcome, _ = _run(_text(tiny_clip, RUNS), folder, folder.parent / "cache")
+    outcome, _ = _run(_text(tiny_clip, RUNS), folder, StudyResources(folder.parent / "cache"))
     assert set(outcome.statuses.values()) == {"finished"}, outcome
     return folder
 
@@ -248,7 +250,7 @@ def test_a_kept_checkpoint_is_the_model_that_was_reported(study: Path) -> None:
     model = load_adapted(folder / "checkpoints" / "best")
     row = _row(read_tables(study).runs, run_id=folder.name)
     recorded = read_json(folder / "record.json")["settings"]["model"]
-    assert weight_drift(model, load_clip(recorded)) == pytest.approx(row["weight_drift"], rel=1e-9)
+    assert weight_drift(model, load_model(recorded)) == pytest.approx(row["weight_drift"], rel=1e-9)
 
 
 def test_maps_are_those_of_the_probe_images(study: Path) -> None:
@@ -313,8 +315,8 @@ def test_what_the_untouched_model_makes_of_a_probe_is_kept_for_that_probe_alone(
         fingerprint, maps = results.fingerprint(), results.maps()
         assert bench.results(run.settings, target, pretrained).fingerprint() is fingerprint
         assert torch.equal(fingerprint.pixels, target.probe.fetch(range(8)))
-        assert torch.equal(fingerprint.embeddings, fingerprint_embeddings(pretrained.clip, fingerprint.pixels))
-        with observe(pretrained.clip) as seen, torch.no_grad():
+        assert torch.equal(fingerprint.embeddings, fingerprint_embeddings(pretrained.model, fingerprint.pixels))
+        with observe(pretrained.model) as seen, torch.no_grad():
             pretrained.embed(target.probe.fetch(range(run.settings.map_images)))
         assert np.array_equal(maps, torch.stack(list(seen.attention), dim=1).numpy())
         found.append(fingerprint)
@@ -329,9 +331,11 @@ def test_what_cannot_be_interpolated_says_so(study: Path) -> None:
         interpolate(study / "runs" / "E2_digits_full_lr0.001_s42", (2.0,))
 
 
-def test_selection_test_selects_and_reports_on_one_split(tiny_clip: Path, tmp_path: Path) -> None:
+def test_selection_test_selects_and_reports_on_one_split(
+    tiny_clip: Path, tmp_path: Path, resources: StudyResources
+) -> None:
     text = _text(tiny_clip, "  - {experiment: E2, method: full}\n", selection="test", name="seed")
-    _, tables = _run(text, tmp_path / "s", tmp_path / "cache")
+    _, tables = _run(text, tmp_path / "s", resources)
     row = tables.runs.iloc[0]
     assert row["test_accuracy"] == row["best_val_accuracy"]
     splits = read_json(tmp_path / "s" / "runs" / row["run_id"] / "splits.json")["parts"]
@@ -342,11 +346,13 @@ def test_selection_test_selects_and_reports_on_one_split(tiny_clip: Path, tmp_pa
     assert row["entropy_final"] == pytest.approx(last["entropy"], rel=1e-9), "measured after the last epoch"
 
 
-def test_a_run_that_diverges_is_recorded_and_the_study_goes_on(tiny_clip: Path, tmp_path: Path) -> None:
+def test_a_run_that_diverges_is_recorded_and_the_study_goes_on(
+    tiny_clip: Path, tmp_path: Path, resources: StudyResources
+) -> None:
     """Rate 10 with decay 1 multiplies every weight by -9 a step: soon nothing is a number."""
     runs = "  - {method: full, learning_rate: 10, weight_decay: 1, epochs: 8, checkpoints_per_epoch: 4}\n"
     text = _text(tiny_clip, runs + "  - {method: none}\n", name="explosive")
-    outcome, tables = _run(text, tmp_path / "s", tmp_path / "cache")
+    outcome, tables = _run(text, tmp_path / "s", resources)
     assert list(outcome.statuses.values()) == ["diverged", "finished"]
     row = tables.runs.iloc[0]
     assert row["status"] == "diverged"
@@ -357,14 +363,16 @@ def test_a_run_that_diverges_is_recorded_and_the_study_goes_on(tiny_clip: Path, 
     weights = load_file(folder / "checkpoints" / "last-good" / "model.safetensors")
     assert all(bool(torch.isfinite(value).all()) for value in weights.values())
     assert len(tables.history[tables.history["run_id"] == row["run_id"]]) >= 1
-    again, _ = _run(text, tmp_path / "s", tmp_path / "cache")
+    again, _ = _run(text, tmp_path / "s", resources)
     assert again.statuses[row["run_id"]] == "kept", "a diverged run is done"
 
 
-def test_an_absent_transfer_set_is_null_with_a_reason(tiny_clip: Path, tmp_path: Path) -> None:
+def test_an_absent_transfer_set_is_null_with_a_reason(
+    tiny_clip: Path, tmp_path: Path, resources: StudyResources
+) -> None:
     """CIFAR-10 can only come from the hub here, which the tests never reach."""
     text = _text(tiny_clip, "  - {method: none, transfer: [cifar10, objects], missing_sets: skip}\n", name="absent")
-    outcome, tables = _run(text, tmp_path / "s", tmp_path / "cache")
+    outcome, tables = _run(text, tmp_path / "s", resources)
     assert set(outcome.statuses.values()) == {"finished"}
     row = tables.runs.iloc[0]
     assert pd.isna(row["transfer_cifar10_zero_shot_accuracy"])
@@ -382,9 +390,11 @@ def test_an_absent_transfer_set_is_null_with_a_reason(tiny_clip: Path, tmp_path:
         ("source: {path: /nonexistent}", "does not exist"),
     ],
 )
-def test_what_is_missing_is_said_before_training(tiny_clip: Path, tmp_path: Path, change: str, problem: str) -> None:
+def test_what_is_missing_is_said_before_training(
+    tiny_clip: Path, tmp_path: Path, resources: StudyResources, change: str, problem: str
+) -> None:
     text = _text(tiny_clip, f"  - {{method: full, {change}}}\n", name="missing")
-    outcome, _ = _run(text, tmp_path / "s", tmp_path / "cache")
+    outcome, _ = _run(text, tmp_path / "s", resources)
     assert set(outcome.statuses.values()) == {"failed"}
     folder = next((tmp_path / "s" / "runs").iterdir())
     assert problem in read_json(folder / "record.json")["problem"]
@@ -394,11 +404,13 @@ def test_what_is_missing_is_said_before_training(tiny_clip: Path, tmp_path: Path
 def test_a_model_that_is_not_there_ends_the_study_before_its_first_run(tiny_clip: Path, tmp_path: Path) -> None:
     text = _text(tiny_clip, "  - {method: full, model: /nonexistent}\n", name="missing")
     with pytest.raises(ModelError, match="/nonexistent: not a folder here"):
-        _run(text, tmp_path / "s", tmp_path / "cache")
+        _run(text, tmp_path / "s", StudyResources(tmp_path / "cache"))
     assert not (tmp_path / "s").exists()
 
 
-def test_a_transfer_set_of_the_targets_own_images_is_refused(tiny_clip: Path, tmp_path: Path) -> None:
+def test_a_transfer_set_of_the_targets_own_images_is_refused(
+    tiny_clip: Path, tmp_path: Path, resources: StudyResources
+) -> None:
     from PIL import Image
     from sklearn.datasets import load_digits
 
@@ -413,7 +425,7 @@ def test_a_transfer_set_of_the_targets_own_images_is_refused(tiny_clip: Path, tm
         f"  - {{method: full, dataset: mine, source: {{path: '{tmp_path / 'mine'}', origin: optdigits}}, "
         "train_per_class: 2, validation_per_class: 1, probe_size: 10, transfer: [digits]}\n"
     )
-    _run(_text(tiny_clip, runs, name="own"), tmp_path / "s", tmp_path / "cache")
+    _run(_text(tiny_clip, runs, name="own"), tmp_path / "s", resources)
     record = read_json(next((tmp_path / "s" / "runs").iterdir()) / "record.json")
     assert record["status"] == "failed"
     assert "drawn from one source" in record["problem"]
@@ -427,7 +439,7 @@ def test_the_real_images_go_through(tiny_clip: Path, tmp_path: Path) -> None:
         pytest.skip("ATTNDRIFT_DATA is not set: EuroSAT and CIFAR-100 are not at hand")
     text = _text(tiny_clip, "  - {method: full, epochs: 1}\n  - {method: none}\n", name="real")
     text = text.replace("dataset: digits", "dataset: eurosat").replace("[objects]", "[cifar100]")
-    outcome, tables = _run(text, tmp_path / "s", tmp_path / "cache")
+    outcome, tables = _run(text, tmp_path / "s", StudyResources(tmp_path / "cache"))
     assert set(outcome.statuses.values()) == {"finished"}
     assert tables.runs["transfer_cifar100_zero_shot_n"].tolist() == [200, 200]
 
@@ -448,7 +460,7 @@ def _coloured(folder: Path, brightness: int) -> Path:
 
 def test_datasets_with_equal_ids_share_no_measurement(tiny_clip: Path, tmp_path: Path) -> None:
     """Baseline and pretrained attention are of the run's own images, whatever the files are called."""
-    sizes = "train_per_class: 3, validation_per_class: 1, probe_size: 6, transfer: []"
+    sizes = "train_per_class: 3, validation_per_class: 1, probe_size: 6, transfer: [], epochs: 1"
     sets = {
         name: f"  {name}: {{source: {{path: '{_coloured(tmp_path / name, brightness)}'}}, {sizes}}}\n"
         for name, brightness in (("bright", 255), ("dark", 40))
@@ -459,7 +471,7 @@ def test_datasets_with_equal_ids_share_no_measurement(tiny_clip: Path, tmp_path:
     def rows(name: str, datasets: list[str], cache: str) -> pd.DataFrame:
         described = "datasets:\n" + "".join(sets[dataset] for dataset in datasets)
         text = _text(tiny_clip, run.format(", ".join(datasets)) + described, name=name)
-        _, tables = _run(text, tmp_path / name, tmp_path / cache)
+        _, tables = _run(text, tmp_path / name, StudyResources(tmp_path / cache))
         return tables.runs.set_index("dataset")
 
     both, alone = rows("both", ["bright", "dark"], "cache"), rows("alone", ["dark"], "another-cache")
@@ -471,18 +483,18 @@ def test_datasets_with_equal_ids_share_no_measurement(tiny_clip: Path, tmp_path:
 
 def test_pretrained_attention_that_was_cut_short_is_measured_again(tiny_clip: Path, tmp_path: Path) -> None:
     text = _text(tiny_clip, "  - {method: full, epochs: 1, loss: attention_preservation:1}\n", name="cut")
-    _, first = _run(text, tmp_path / "first", tmp_path / "cache")
+    _, first = _run(text, tmp_path / "first", StudyResources(tmp_path / "cache"))
     kept = sorted((tmp_path / "cache" / "attention").glob("*.npy"))
     whole = [path.read_bytes() for path in kept]
     kept[0].write_bytes(whole[0][: len(whole[0]) // 2])
-    outcome, second = _run(text, tmp_path / "second", tmp_path / "cache")
+    outcome, second = _run(text, tmp_path / "second", StudyResources(tmp_path / "cache"))
     assert set(outcome.statuses.values()) == {"finished"}
     assert [path.read_bytes() for path in kept] == whole
     pd.testing.assert_frame_equal(first.runs, second.runs)
 
 
 def test_weights_that_are_no_numbers_are_never_the_last_good_state(
-    tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_clip: Path, tmp_path: Path, resources: StudyResources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """States are saved more often than the structure is measured, so a bad step may come to be saved first."""
     step, done = torch.optim.AdamW.step, itertools.count(1)
@@ -497,7 +509,7 @@ def test_weights_that_are_no_numbers_are_never_the_last_good_state(
     monkeypatch.setattr(torch.optim.AdamW, "step", breaking)
     change = "epochs: 1, batch_size: 10, checkpoints_per_epoch: 4, evaluations_per_epoch: 1"
     text = _text(tiny_clip, f"  - {{method: full, {change}}}\n", name="unseen")
-    _, tables = _run(text, tmp_path / "s", tmp_path / "cache")
+    _, tables = _run(text, tmp_path / "s", resources)
     assert tables.runs["status"].to_list() == ["diverged"]
     folder = next((tmp_path / "s" / "runs").iterdir())
     weights = load_file(folder / "checkpoints" / "last-good" / "model.safetensors")
@@ -516,27 +528,34 @@ def test_weights_that_are_no_numbers_are_never_the_last_good_state(
     ],
 )
 def test_a_machine_that_cannot_do_what_is_asked_says_so(
-    tiny_clip: Path, tmp_path: Path, change: str, problem: str, monkeypatch: pytest.MonkeyPatch
+    tiny_clip: Path,
+    tmp_path: Path,
+    resources: StudyResources,
+    change: str,
+    problem: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """float16 on a CPU would train in float32 and be recorded as float16."""
     for device in ("cuda", "backends.mps"):
         monkeypatch.setattr(f"torch.{device}.is_available", lambda: False)
     text = _text(tiny_clip, f"  - {{method: full, {change}}}\n", name="machine")
-    outcome, _ = _run(text, tmp_path / "s", tmp_path / "cache")
+    outcome, _ = _run(text, tmp_path / "s", resources)
     assert set(outcome.statuses.values()) == {"failed"}
     assert problem in read_json(next((tmp_path / "s" / "runs").iterdir()) / "record.json")["problem"]
 
 
 @pytest.mark.one_in(2)
 @pytest.mark.parametrize("keep", ["best", "all"])
-def test_what_a_killed_process_left_half_written_is_removed(tiny_clip: Path, tmp_path: Path, keep: str) -> None:
+def test_what_a_killed_process_left_half_written_is_removed(
+    tiny_clip: Path, tmp_path: Path, resources: StudyResources, keep: str
+) -> None:
     text = _text(tiny_clip, f"  - {{method: linear_probe, epochs: 1, keep: {keep}}}\n", name="left")
     checkpoints = tmp_path / "s" / "runs" / "digits_linear-probe_lr0.001_s42" / "checkpoints"
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "study.json").write_text('{"format": 2, "name": "left", "description": "", "runs": []}')
     (checkpoints / ".best-1a2b3c").mkdir(parents=True)
     (checkpoints / ".best-1a2b3c" / "model.safetensors").write_bytes(b"half")
-    _run(text, tmp_path / "s", tmp_path / "cache")
+    _run(text, tmp_path / "s", resources)
     assert {path.name for path in checkpoints.iterdir()} == {"best"} | (
         {"final", "epoch-1"} if keep == "all" else set()
     )
@@ -545,7 +564,7 @@ def test_what_a_killed_process_left_half_written_is_removed(tiny_clip: Path, tmp
 @pytest.mark.one_in(2)
 @pytest.mark.parametrize("stopped_at", [1, 2])
 def test_tensorboard_of_a_resumed_run_has_every_step_once(
-    tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_at: int
+    tiny_clip: Path, tmp_path: Path, resources: StudyResources, monkeypatch: pytest.MonkeyPatch, stopped_at: int
 ) -> None:
     """Stopped while validating, when the epoch's drift is logged and its state is not saved yet."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -563,8 +582,8 @@ def test_tensorboard_of_a_resumed_run_has_every_step_once(
 
     monkeypatch.setattr(running, "split_accuracy", stop)
     with pytest.raises(KeyboardInterrupt):
-        _run(text, tmp_path / "s", tmp_path / "cache")
-    _run(text, tmp_path / "s", tmp_path / "cache")
+        _run(text, tmp_path / "s", resources)
+    _run(text, tmp_path / "s", resources)
     events = EventAccumulator(str(next((tmp_path / "s" / "runs").iterdir()) / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("train/drift_entropy/layer_03")] == [0, 2, 4, 6, 8]
@@ -573,35 +592,35 @@ def test_tensorboard_of_a_resumed_run_has_every_step_once(
 @pytest.mark.one_in(2)
 @pytest.mark.parametrize("removed", [False, True])
 def test_a_damaged_checkpoint_of_an_interrupted_run_is_trained_again(
-    removed: bool, tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    removed: bool, tiny_clip: Path, tmp_path: Path, resources: StudyResources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The test's accuracy is the third that is measured: training is over then, and the run is not."""
+    """The test's accuracy is the second that is measured: training is over then, and the run is not."""
     from attndrift.study import evaluation as running
 
-    text = _text(tiny_clip, "  - {method: full, learning_rate: 3e-3}\n", name="damaged")
-    _, undisturbed = _run(text, tmp_path / "undisturbed", tmp_path / "cache")
+    text = _text(tiny_clip, "  - {method: full, epochs: 1}\n", name="damaged")
+    _, undisturbed = _run(text, tmp_path / "undisturbed", resources)
     real, calls = running.split_accuracy, []
 
     def stop(*arguments: Any) -> float:
         calls.append(1)
-        if len(calls) == 3:
+        if len(calls) == 2:
             raise KeyboardInterrupt
         return real(*arguments)
 
     monkeypatch.setattr(running, "split_accuracy", stop)
     with pytest.raises(KeyboardInterrupt):
-        _run(text, tmp_path / "s", tmp_path / "cache")
+        _run(text, tmp_path / "s", resources)
     weights = next((tmp_path / "s").glob("runs/*/checkpoints/best/model.safetensors"))
     if removed:
-        # Of the last epoch, whose checkpoint is copied where the selected one is there.
-        assert undisturbed.runs["selected_epoch"].tolist() == [2]
+        # Of the last epoch too, whose checkpoint is copied where the selected one is there.
+        assert undisturbed.runs["selected_epoch"].tolist() == [1]
         shutil.rmtree(weights.parent)
     else:
         damaged = bytearray(weights.read_bytes())
         damaged[-1] ^= 1
         weights.write_bytes(damaged)
-    outcome, _ = _run(text, tmp_path / "s", tmp_path / "cache")
+    outcome, _ = _run(text, tmp_path / "s", resources)
     assert set(outcome.statuses.values()) == {"failed"}
     assert "trained anew" in read_json(next((tmp_path / "s" / "runs").iterdir()) / "record.json")["problem"]
-    _, tables = _run(text, tmp_path / "s", tmp_path / "cache")
+    _, tables = _run(text, tmp_path / "s", resources)
     pd.testing.assert_frame_equal(tables.runs, undisturbed.runs)

@@ -44,7 +44,7 @@ def _execute(model: Path, folder: Path, resources: StudyResources, reporter: Rep
         return execute(run, folder, reporter)
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize("head", HEADS.names())
 def test_a_run_is_resumed_bit_for_bit_behind_every_head(head: str, tiny_clip: Path, tmp_path: Path) -> None:
     resources = StudyResources(tmp_path / "cache")

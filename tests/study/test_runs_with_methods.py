@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from attndrift.methods import METHODS
-from attndrift.models import load_clip
+from attndrift.models import load_model
 from attndrift.models.backbone import BACKBONES
 from attndrift.models.backbones.clip import CLIPBackbone
 from attndrift.models.load import build_model, load_shape
@@ -189,7 +189,7 @@ def test_a_loss_that_the_model_cannot_have_is_a_problem_before_anything_runs(
     run: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = replace(
-        BACKBONES["clip"], name="mute", view=Mute, load=load_clip, build=lambda rest: build_model("config:tiny"),
+        BACKBONES["clip"], name="mute", view=Mute, load=load_model, build=lambda rest: build_model("config:tiny"),
         shape=lambda rest: load_shape("config:tiny"),
     )  # fmt: skip
     if "mute" in run:

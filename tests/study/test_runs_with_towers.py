@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 from attndrift.cli.progress import StudyConsole
 from attndrift.compare import compare_models
 from attndrift.methods import load_adapted
-from attndrift.models import load_clip
+from attndrift.models import load_model
 from attndrift.results.tables import read_tables
 from attndrift.retention.zero_shot import TextFeatures
 from attndrift.study.check_findings import Check
@@ -130,7 +130,7 @@ def test_retention_is_that_of_the_live_text_features(trained: tuple[Path, Any], 
     (item,), _ = resources.transfer_sets(settings, resources.target(settings, pretrained), pretrained)
     model = load_adapted(folder / "checkpoints" / "best", base=pretrained.copy())
     found = {}
-    for name, clip in (("live", model.backbone), ("cached", pretrained.clip)):
+    for name, clip in (("live", model.backbone), ("cached", pretrained.model)):
         text = TextFeatures.of(clip, pretrained.tokenizer, item.dataset.class_names, settings.prompts).features
         with torch.no_grad():
             images = normalize(model.embed(item.evaluation.store.fetch(range(60))), dim=-1)
@@ -289,4 +289,4 @@ def test_what_is_trained_is_in_a_runs_name_and_in_words() -> None:
     assert "text-lora-r2" in run_name(runs[6])
     assert parts_text(runs[0]) is parts_text(runs[2]) is None
     assert parts_label(parts_text(runs[8]) or "") == "text tower full, text projection frozen"
-    assert load_clip("config:tiny").config.text_config.num_hidden_layers == 2
+    assert load_model("config:tiny").config.text_config.num_hidden_layers == 2

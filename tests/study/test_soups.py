@@ -15,7 +15,7 @@ from attndrift.cli.main import app
 from attndrift.cli.progress import StudyConsole
 from attndrift.files import LeftOutWarning
 from attndrift.methods import load_adapted, weight_drift
-from attndrift.models import load_clip
+from attndrift.models import load_model
 from attndrift.results.tables import read_tables
 from attndrift.study.collect import collect
 from attndrift.study.executor import Executor
@@ -64,7 +64,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, StudyResource
 
 
 def _merged(folder: Path, name: str) -> torch.nn.Module:
-    return load_adapted(folder / "runs" / name / "checkpoints" / "best", base=load_clip("config:tiny"), merged=True)
+    return load_adapted(folder / "runs" / name / "checkpoints" / "best", base=load_model("config:tiny"), merged=True)
 
 
 def test_a_soup_is_the_mean_of_merged_weights_and_a_row(study: tuple[Path, StudyResources]) -> None:
@@ -77,7 +77,7 @@ def test_a_soup_is_the_mean_of_merged_weights_and_a_row(study: tuple[Path, Study
     with torch.no_grad():
         for name, parameter in mean.named_parameters():
             parameter.copy_(torch.stack([dict(one.named_parameters())[name].double() for one in models]).mean(0))
-    assert soup["row"]["weight_drift"] == pytest.approx(weight_drift(mean, load_clip("config:tiny")), rel=1e-6)
+    assert soup["row"]["weight_drift"] == pytest.approx(weight_drift(mean, load_model("config:tiny")), rel=1e-6)
     collect(folder)
     runs = read_tables(folder).runs.set_index("run_id")
     row = runs.loc[soup["run_id"]]

@@ -17,7 +17,7 @@ from attndrift.cli.progress import StudyConsole
 from attndrift.data import load_dataset
 from attndrift.data.pixels import PixelStore
 from attndrift.files import read_json
-from attndrift.models import load_clip, load_processor
+from attndrift.models import load_model, load_processor
 from attndrift.results.tables import read_tables
 from attndrift.retention.shared_embeddings import SharedEmbeddings
 from attndrift.study.check import check_study
@@ -110,7 +110,7 @@ datasets:
 
 
 def test_a_store_and_its_parts_are_embedded_once(tiny_clip: Path, tmp_path: Path) -> None:
-    model, processor = load_clip(str(tiny_clip)), load_processor(str(tiny_clip))[1]
+    model, processor = load_model(str(tiny_clip)), load_processor(str(tiny_clip))[1]
     split = load_dataset("digits").test
     store = PixelStore.open(split, processor, indices=range(70), cache_dir=tmp_path)
     passed: list[int] = []

@@ -6,23 +6,25 @@ import io
 import json
 import os
 import re
-import subprocess
-import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
+from made_runs import MadeRuns, study_of
 from rich.console import Console
 from typer.testing import CliRunner
 
 from attndrift.cli.main import app
+from attndrift.cli.progress import StudyConsole
 from attndrift.cli.watch_table import sparkline, watch_table
 from attndrift.compare.conditions import parse_condition
 from attndrift.report.watch_page import curve, write_watch_page
 from attndrift.study.collect import StudyFolderError
 from attndrift.study.loading import parse_study
+from attndrift.study.runner import run_study
 from attndrift.study.storage import prepare_folder
 from attndrift.study.watch import QUIET_SECONDS, StudyWatch, watched_columns
 
@@ -176,23 +178,16 @@ def test_the_page_asks_nothing_of_the_network_and_escapes_what_it_shows(folder: 
 
 
 def test_the_command_watches_a_study_to_its_end(tmp_path: Path) -> None:
-    (tmp_path / "w.yaml").write_text("name: w\nshared: {dataset: tiles, threads: 1}\nruns: [{seed: 1}]\n")
-    script = (
-        "import io, sys; from pathlib import Path; from rich.console import Console\n"
-        "from made_runs import MadeRuns; from attndrift.cli.progress import StudyConsole\n"
-        "from attndrift.study.loading import load_study; from attndrift.study.runner import run_study\n"
-        "folder = Path(sys.argv[1]); study = load_study(str(folder / 'w.yaml'))\n"
-        "run_study(study, folder / 's', MadeRuns(folder, pause=0.2), StudyConsole(console=Console(file=io.StringIO())))\n"
-    )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], env=environment) as driver:
+    console = StudyConsole(console=Console(file=io.StringIO()))
+    with ThreadPoolExecutor(1) as threads:
+        driver = threads.submit(run_study, study_of(1, "w"), tmp_path / "s", MadeRuns(tmp_path, pause=0.2), console)
         while not (tmp_path / "s" / "study.json").exists():
-            assert driver.poll() in (None, 0)
+            assert not driver.done() or driver.result()
             time.sleep(0.02)
         found = CliRunner().invoke(
             app, ["watch", str(tmp_path / "s"), "--every", "1", "--html", str(tmp_path / "w.html")]
         )
-        assert driver.wait() == 0
+        assert driver.result().count("finished") == 1
     assert found.exit_code == 0, found.output
     assert "w: 1 finished" in found.output
     assert "all runs have ended" in (tmp_path / "w.html").read_text()

@@ -6,7 +6,6 @@ import itertools
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from attndrift.analysis.configurations import Prepared, configuration_means
 from attndrift.analysis.intervals import spearman
@@ -14,7 +13,7 @@ from attndrift.analysis.measures import ACCURACIES, measured_columns, retention
 from attndrift.analysis.numbers import number
 from attndrift.analysis.result import Table
 from attndrift.analysis.settings import AnalysisSettings
-from attndrift.analysis.summary import plain_columns
+from attndrift.analysis.summary import plain_columns, records
 from attndrift.results.columns import Column
 from attndrift.results.tables import corruptions
 
@@ -44,7 +43,6 @@ def _corruption(prepared: Prepared) -> Table | None:
     facts = groups[["model_name", "dataset", "variant", "learning_rate"]].first().assign(
         n_runs=groups.size(), corruption_mean_sd=spread
     )  # fmt: skip
-    rows = [{"configuration": str(name), **row} for name, row in facts.join(means).to_dict("index").items()]
     labels = {
         "test_accuracy": "Test accuracy",
         "corruption_mean": "Corrupted, mean",
@@ -63,7 +61,7 @@ def _corruption(prepared: Prepared) -> Table | None:
         name="corruption",
         title="Accuracy on corrupted test images",
         columns=[*known, *shown],
-        rows=[_plain(row) for row in rows],
+        rows=records(facts.join(means).reset_index()),
         notes=[f"The mean is over {len(names)} corruptions: {', '.join(names)}. Standard deviations are over runs."],
     )
 
@@ -167,11 +165,3 @@ def _damage(prepared: Prepared, settings: AnalysisSettings) -> Table | None:
             "configurations, in the units of the table runs; they describe, and test nothing."
         ],
     )
-
-
-def _plain(row: dict[Any, Any]) -> dict[str, Any]:
-    """``row`` with plain values, nulls as None."""
-    return {
-        str(name): None if pd.isna(value) else value.item() if hasattr(value, "item") else value
-        for name, value in row.items()
-    }

@@ -17,10 +17,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from attndrift.analysis.configurations import Prepared
-from attndrift.analysis.contrasts import correct, estimate, method_of, pairs_of
+from attndrift.analysis.contrasts import correct, difference_columns, estimate, method_of, pairs_of
 from attndrift.analysis.dynamics import History
 from attndrift.analysis.measures import ACCURACIES, retention
-from attndrift.analysis.numbers import Floats, number
+from attndrift.analysis.numbers import Floats, means_of, number
 from attndrift.analysis.result import Table
 from attndrift.analysis.settings import AnalysisSettings
 from attndrift.analysis.summary import filled_table, plain_columns
@@ -37,6 +37,7 @@ _EQUAL = 0.01
 _APART = 0.1
 """Of the budget: evaluations further apart are not compared."""
 Row = dict[str, Any]
+Places = NDArray[np.intp]
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,8 @@ def compute_table(
     prepared: Prepared, history: History, epoch: Floats, settings: AnalysisSettings, notes: list[str]
 ) -> Table:
     """``equal_compute``: a row a pair of methods, way to count compute, budget and measure."""
-    runs = prepared.distinct[
-        [*PLACE, "variant", "method", "configuration", "replicate", "learning_rate", "has_addition"]
-    ]
+    runs = prepared.distinct[[*PLACE, "variant", "method", "has_addition"]]
+    facts = _Facts.of(prepared.runs)
     rows: list[Row] = []
     said: list[str] = []
     axes = _axes(prepared, history, epoch)
@@ -118,8 +118,10 @@ def compute_table(
                     f"On {place[2]}, each run saw {known[0]:,.0f} training images: equal settings are equal compute."
                 )
             pairs = [(one, two) for kind, one, two in pairs_of(group) if kind == 0][: settings.max_method_pairs]
+            of_variant = {str(name): own for name, own in group.groupby("variant").groups.items()}
             for first, second in pairs:
-                pair = _Pair(group, axis, first, second)
+                own = (of_variant[name].to_numpy(dtype=np.intp) for name in (first, second))
+                pair = _Pair(facts, axis, first, second, *own)
                 for row in _rows(pair, history, end, states, equal, settings):
                     rows.append(dict(zip(PLACE, place, strict=True)) | {"compute": axis.name} | row)
     if not any(axis.name == SECONDS for axis in axes):
@@ -131,25 +133,50 @@ def compute_table(
 
 
 @dataclass(frozen=True)
-class _Pair:
-    """The runs of two methods on one dataset."""
+class _Facts:
+    """Of each run: its configuration and its seed, as numbers in the order of their names, and its learning rate."""
 
-    group: pd.DataFrame
+    configuration: NDArray[np.intp]
+    replicate: NDArray[np.intp]
+    learning_rate: Floats
+
+    @classmethod
+    def of(cls, runs: pd.DataFrame) -> _Facts:
+        configuration, replicate = (
+            pd.factorize(runs[name], sort=True)[0].astype(np.intp) for name in ("configuration", "replicate")
+        )
+        return cls(configuration, replicate, runs["learning_rate"].to_numpy(dtype=float))
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """The runs of two methods on one dataset, by their places."""
+
+    facts: _Facts
     axis: _Axis
     first: str
     second: str
+    of_first: Places
+    of_second: Places
 
-    def runs(self, name: str, total: float | None = None) -> NDArray[np.intp]:
-        """Places of the runs of a method; those with the budget ``total`` alone."""
-        own = self.group.index[self.group["variant"] == name].to_numpy(dtype=np.intp)
+    def runs(self, total: float | None = None) -> tuple[Places, Places]:
+        """Those whose compute is known; those with the budget ``total`` alone."""
+        one, two = (self._with(own, total) for own in (self.of_first, self.of_second))
+        return one, two
+
+    def _with(self, own: Places, total: float | None) -> Places:
         totals = self.axis.total[own]
         return own[np.isfinite(totals) & ((total is None) | (np.abs(totals - (total or 0)) <= _EQUAL * totals))]
 
-    def best(self, outcomes: _Outcomes, rows: NDArray[np.intp]) -> pd.DataFrame:
-        """The runs of the setting with the best mean of what chooses; empty where nothing chooses."""
-        own = self.group.loc[rows].assign(chooser=outcomes.chooser[rows])
-        means = own.groupby("configuration", sort=True)["chooser"].mean()
-        return own[own["configuration"] == means.idxmax()] if means.notna().any() else own.iloc[:0]
+    def best(self, outcomes: _Outcomes, rows: Places) -> Places:
+        """The runs of the setting with the best mean of what chooses; none where nothing chooses."""
+        of = self.facts.configuration[rows]
+        settings, means = means_of(of, outcomes.chooser[rows])
+        return rows[of == settings[means.argmax()]] if len(means) else rows[:0]
+
+    def of_seeds(self, rows: Places, values: Floats) -> tuple[Places, Floats]:
+        """Each seed that has a value, and its mean."""
+        return means_of(self.facts.replicate[rows], values[rows])
 
 
 def _rows(
@@ -161,7 +188,7 @@ def _rows(
     settings: AnalysisSettings,
 ) -> Iterator[Row]:
     """Rows of one pair: at the end where budgets differ between settings, and within the smaller one before it."""
-    one, two = (pair.axis.total[pair.runs(name)] for name in (pair.first, pair.second))
+    one, two = (pair.axis.total[own] for own in pair.runs())
     if not (len(one) and len(two)):
         return
     if not equal:
@@ -180,36 +207,29 @@ def _compared(
     pair: _Pair, outcomes: _Outcomes, budget: float, total: float | None, when: str, settings: AnalysisSettings
 ) -> Iterator[Row]:
     """First - second of each measure, seed by seed; without an interval where they used too different compute."""
-    one, two = (pair.best(outcomes, pair.runs(name, total)) for name in (pair.first, pair.second))
+    one, two = (pair.best(outcomes, own) for own in pair.runs(total))
     for measure, (values, used) in outcomes.measures.items():
-        mine, other = (_of_seeds(own, values) for own in (one, two))
+        (seeds, mine), (others, other) = (pair.of_seeds(own, values) for own in (one, two))
         if not (len(mine) and len(other)):
             continue
-        shared = mine.index.intersection(other.index)
+        shared, at, there = np.intersect1d(seeds, others, assume_unique=True, return_indices=True)
         paired = len(shared) > 0
         if paired:
-            mine, other = mine[shared], other[shared]
-        spent = [float(np.nanmean(used[own.index])) for own in (one, two)]
-        found = estimate(
-            mine.to_numpy()[None], other.to_numpy()[None], np.array([settings.equivalent_within_points]), settings.level,
-            paired=paired,
-        )  # fmt: skip
+            mine, other = mine[at], other[there]
+        spent = [float(np.nanmean(used[own])) for own in (one, two)]
+        margin = np.array([settings.equivalent_within_points])
+        found = estimate(mine[None], other[None], margin, settings.level, paired=paired)
         numbers = {key: float(array[0]) for key, array in found.items()}
         n = min(len(mine), len(other))
         words = method_of(n, paired=paired)(bool(np.isfinite(numbers["low"])))
         if abs(spent[0] - spent[1]) > _APART * budget:
             numbers |= dict.fromkeys(("low", "high", "p", "p_equivalence"), np.nan)
             words = {"method": "none", "reason": "the nearest evaluations are too far apart"}
-        rates = [number(own["learning_rate"].iloc[0]) for own in (one, two)]
+        rates = [number(pair.facts.learning_rate[own[0]]) for own in (one, two)]
         yield numbers | words | {
             "when": when, "budget": budget, "measure": measure, "first": pair.first, "second": pair.second,
             "first_rate": rates[0], "second_rate": rates[1], "first_used": spent[0], "second_used": spent[1], "n_seeds": n,
         }  # fmt: skip
-
-
-def _of_seeds(runs: pd.DataFrame, values: Floats) -> pd.Series:
-    """The mean of each seed that has a value."""
-    return pd.Series(values[runs.index], index=runs["replicate"].to_numpy()).dropna().groupby(level=0).mean()
 
 
 def _as_table(rows: list[Row], notes: list[str], settings: AnalysisSettings) -> Table:
@@ -221,11 +241,7 @@ def _as_table(rows: list[Row], notes: list[str], settings: AnalysisSettings) -> 
         ),
         *(Column(name=name, label=label, digits=0) for name, label in
           (("budget", "Compute, at most"), ("first_used", "Used by the first"), ("second_used", "Used by the second"))),
-        Column(name="first_mean", label="Mean of first", unit="%", digits=2),
-        Column(name="second_mean", label="Mean of second", unit="%", digits=2),
-        Column(name="estimate", label="Difference", unit="points", digits=2, signed=True, sd="sd"),
-        Column(name="low", label="Low", unit="points", digits=2, signed=True),
-        Column(name="high", label="High", unit="points", digits=2, signed=True),
+        *difference_columns(),
         *plain_columns(
             ("p", "p"), ("p_holm", "p, Holm"), ("family_size", "Family"), ("p_equivalence", "p of equivalence, Holm"),
             ("verdict", "Verdict"), ("method", "Statistic"), ("reason", "Note"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -69,12 +70,12 @@ class Prepared:
     excluded: list[Excluded]
     notes: list[str] = field(default_factory=list)
 
-    @property
+    @cached_property
     def adapted(self) -> pd.DataFrame:
         """The analysed runs without the pretrained rows (method ``none``)."""
         return self.runs[self.runs["method"] != PRETRAINED]
 
-    @property
+    @cached_property
     def distinct(self) -> pd.DataFrame:
         """The adapted runs without those that give another configuration's answers once more: what tests count."""
         adapted = self.adapted
@@ -90,6 +91,9 @@ def _text(values: pd.Series) -> pd.Series:
         return as_text(float(value) if isinstance(value, np.floating) else value)
 
     names = {value: one(value) for value in pd.unique(values) if not pd.isna(value)}
+    if not names:
+        # Most settings of most studies.
+        return pd.Series("", index=values.index, dtype=object)
     return values.map(names).astype(object).fillna("").astype(object)
 
 
@@ -199,13 +203,22 @@ def _canonical_own_settings(keys: pd.DataFrame) -> None:
         keys[name] = pd.Series([row[place] for row in rows], index=keys.index, dtype=object)
 
 
+def varying(keys: pd.DataFrame, names: list[str]) -> list[str]:
+    """Those of ``names`` that have several values; one at least. Rows that these tell apart are all that ``names`` do."""
+    first = keys[names].iloc[:1].to_numpy()
+    varies = (keys[names].to_numpy() != first).any(axis=0)
+    return [name for name, one in zip(names, varies.tolist(), strict=True) if one] or names[:1]
+
+
 def _ignore_near_constant(runs: pd.DataFrame, keys: pd.DataFrame, notes: list[str]) -> None:
     """Blank settings that differ between the seeds of what is otherwise one configuration (n_train, mostly)."""
     for column in ("n_train",):
-        rest = [c for c in keys.columns if c != column]
-        with_it = keys.groupby(list(keys.columns), sort=False).ngroup()
-        without = keys.groupby(rest, sort=False).ngroup()
-        if with_it.nunique() == len(keys) and without.nunique() < 0.75 * len(keys) and keys[column].nunique() > 1:
+        if keys[column].nunique() < 2:
+            continue
+        names = list(keys.columns)
+        with_it = keys.groupby(varying(keys, names), sort=False).ngroup()
+        without = keys.groupby(varying(keys, [c for c in names if c != column]), sort=False).ngroup()
+        if with_it.nunique() == len(keys) and without.nunique() < 0.75 * len(keys):
             values = pd.to_numeric(runs[column], errors="coerce")
             if values.max() <= 1.1 * values.min():
                 keys[column] = ""
@@ -380,8 +393,9 @@ def _conditions(keys: pd.DataFrame) -> pd.Series:
     parts: list[NDArray[Any]] = []
     adapted = keys["method"] != PRETRAINED
     for column, template in words.items():
-        if column == "model":
-            varies = pd.Series(keys[column].nunique() > 1, index=keys.index)
+        differs = keys.loc[slice(None) if column == "model" else adapted, column].nunique() > 1
+        if column == "model" or not differs:
+            varies = pd.Series(differs, index=keys.index)
         else:
             counts = keys[adapted].groupby(["dataset", "model"])[column].transform("nunique")
             varies = (counts > 1).reindex(keys.index, fill_value=False)

@@ -9,7 +9,7 @@ seed; where they share no seed, their numbers are compared by Welch's t. Dataset
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -22,12 +22,12 @@ from attndrift.analysis import intervals
 from attndrift.analysis.configurations import Prepared
 from attndrift.analysis.measures import ACCURACIES, changes
 from attndrift.analysis.numbers import Floats, by_gaps, format_rate
-from attndrift.analysis.result import Table
+from attndrift.analysis.result import Strength, Table
 from attndrift.analysis.settings import AnalysisSettings
 from attndrift.analysis.summary import plain_columns, records
 from attndrift.methods.registry import order_of
 from attndrift.results.columns import Column
-from attndrift.results.means import sd_column, seeds_behind
+from attndrift.results.means import SEEDS, sd_column, seeds_behind
 
 MEAN, SLOPE, ONE = "mean of rates", "per tenfold rate", "one rate"
 GROUP = ["model_name", "selection_name", "dataset", "key_rest"]
@@ -268,20 +268,28 @@ def effect_tables(
     """
     wanted = quantities(prepared, settings)
     of_blocks = [Quantity(str(name), "%", "blocks", 1.0, 0.0, settings.equivalent_within_pct) for name in blocks]
-    runs = prepared.distinct
+    runs = narrow(prepared.distinct, (one.name for one in wanted))
     return [
         _differences(runs, wanted, settings, notes),
         _changes(runs.join(blocks), [*wanted, *of_blocks], settings, notes),
     ]
 
 
+def narrow(runs: pd.DataFrame, measures: Iterable[str]) -> pd.DataFrame:
+    """The columns that tell methods, rates and seeds apart, and ``measures``: each group would copy all the hundreds."""
+    names = [*GROUP, "variant", "method", "has_addition", "replicate", "rate_text", "learning_rate", SEEDS]
+    names += [name for one in measures for name in (one, sd_column(one))]
+    return runs[[name for name in dict.fromkeys(names) if name in runs]]
+
+
 def _differences(runs: pd.DataFrame, wanted: list[Quantity], settings: AnalysisSettings, notes: list[str]) -> Table:
     candidates: list[tuple[tuple[Any, ...], list[Any], str, str, pd.DataFrame]] = []
     for keys, group in runs.groupby(GROUP, sort=True):
-        cells = {
-            str(name): set(map(tuple, part[["rate_text", "replicate"]].to_numpy()))
-            for name, part in group.groupby("variant", sort=True)
-        }
+        cells: dict[str, set[tuple[str, str]]] = {}
+        for name, rate, seed in zip(
+            *(group[one].tolist() for one in ("variant", "rate_text", "replicate")), strict=True
+        ):
+            cells.setdefault(str(name), set()).add((rate, seed))
         for kind, one, two in pairs_of(group):
             if {rate for rate, _ in cells[one]} & {rate for rate, _ in cells[two]}:
                 order = (kind, -len(cells[one] & cells[two]), *keys, one, two)
@@ -415,6 +423,24 @@ def _table(
     return Table(
         name=name, title=title, columns=columns, rows=records(frame[[c.name for c in columns]]), notes=notes
     )  # fmt: skip
+
+
+def difference_columns() -> list[Column]:
+    """The means of two methods in percent, their difference in points, and its limits."""
+    return [
+        Column(name="first_mean", label="Mean of first", unit="%", digits=2),
+        Column(name="second_mean", label="Mean of second", unit="%", digits=2),
+        Column(name="estimate", label="Difference", unit="points", digits=2, signed=True, sd="sd"),
+        Column(name="low", label="Low", unit="points", digits=2, signed=True),
+        Column(name="high", label="High", unit="points", digits=2, signed=True),
+    ]
+
+
+def strength_of(row: Row) -> Strength:
+    """What a finding may say of a row that :func:`correct` made."""
+    if row["verdict"] == UNTESTED:
+        return "descriptive"
+    return "no evidence" if row["verdict"] == NONE or row["verdict"].endswith(UNCORRECTED) else "supported"
 
 
 def correct(frame: pd.DataFrame, settings: AnalysisSettings) -> pd.DataFrame:

@@ -6,7 +6,6 @@ All of it is about one model and one dataset, those of most runs, and every meth
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +13,9 @@ import pandas as pd
 
 from attndrift.analysis import sentences as say
 from attndrift.analysis.configurations import ADDITIONS, Prepared
-from attndrift.analysis.contrasts import NONE, ONE, UNCORRECTED, UNTESTED
+from attndrift.analysis.contrasts import ONE, UNCORRECTED, strength_of
 from attndrift.analysis.early_warning import WARNS
+from attndrift.analysis.findings import NEAR_BEST
 from attndrift.analysis.formats import cell
 from attndrift.analysis.image_intervals import ImageIntervals, Outcomes
 from attndrift.analysis.intervals import MINIMUM_SEEDS, t_row
@@ -23,7 +23,7 @@ from attndrift.analysis.measures import LAST_LAYER, retention
 from attndrift.analysis.numbers import number
 from attndrift.analysis.operating import BEST_VALIDATION
 from attndrift.analysis.power import PUBLISHED_SPREAD
-from attndrift.analysis.result import Digest, Finding, Strength, Summary, Table
+from attndrift.analysis.result import Digest, Finding, Strength, Summary, Table, rows_where
 from attndrift.analysis.settings import AnalysisSettings
 from attndrift.analysis.signal_sources import MOMENTS, signals
 from attndrift.analysis.signals import PREDICTS, RANKS
@@ -35,8 +35,6 @@ FEWEST_ROWS, MOST_ROWS = 6, 10
 VALIDATION, TEST = "validation", "test"
 _FEWEST_CONFIGURATIONS = 6
 """Fewer name no signal: chance orders five as well as can be in one of sixty studies."""
-NEAR_BEST = 2.0
-"""Points of validation accuracy below a method's best within which a learning rate suits it."""
 _MOMENT = {MOMENTS[0]: "At the end", MOMENTS[1]: "After the first epoch"}
 Row = dict[str, Any]
 
@@ -53,12 +51,9 @@ class _Place:
     left_out: int
     """Variants that have no row."""
 
-    def find(self, table: Table, **wanted: Any) -> Iterator[tuple[int, Row]]:
+    def find(self, table: Table, **wanted: Any) -> list[tuple[int, Row]]:
         """(row number, row) of ``table`` that are about this place."""
-        wanted = self.where | wanted
-        for place, row in enumerate(table.rows):
-            if all(row[name] == value for name, value in wanted.items() if name in row):
-                yield place, row
+        return rows_where(enumerate(table.rows), self.where | wanted)
 
     @property
     def best(self) -> Row | None:
@@ -328,12 +323,6 @@ def _finding(topic: str, question: str, sentence: str, strength: Strength, table
     )
 
 
-def _tested(row: Row) -> Strength:
-    if row["verdict"] == UNTESTED:
-        return "descriptive"
-    return "no evidence" if row["verdict"] == NONE or row["verdict"].endswith(UNCORRECTED) else "supported"
-
-
 def _cost(place: _Place, tables: dict[str, Table]) -> Finding | None:
     """What the usual setting costs."""
     row = next((row for row in place.plain() if row["retention_pct"] is not None), None)
@@ -362,7 +351,7 @@ def _methods(place: _Place, tables: dict[str, Table]) -> Finding | None:
     )  # fmt: skip
     if own is None:
         return _finding("methods", "RQ2", text, "descriptive", "overview")
-    return _finding("methods", "RQ2", text, _tested(own[1]), table.name, own[0])
+    return _finding("methods", "RQ2", text, strength_of(own[1]), table.name, own[0])
 
 
 def _difference(place: _Place, table: Table, first: Row, second: Row, **wanted: Any) -> tuple[int, Row] | None:
@@ -404,7 +393,7 @@ def _shared(place: _Place, tables: dict[str, Table], first: Row, second: Row) ->
 
 def _timing(place: _Place, tables: dict[str, Table]) -> Finding | None:
     """Whether attention collapsed before or after the transfer was lost."""
-    rows = list(place.find(tables["timing"]))
+    rows = place.find(tables["timing"])
     lost = [(number_, row["order"]) for number_, row in rows if row["lost"]]
     order = [one for _, one in lost]
     before, same = order.count(BEFORE), order.count(SAME)
@@ -429,7 +418,7 @@ def _preservation(place: _Place, tables: dict[str, Table]) -> Finding | None:
             paid = _difference(place, table, base, row, contrast=ONE, measure="test_accuracy", learning_rate=rate)
             accuracy = paid[1]["estimate"] if paid else None
             text = say.bought(row, base["variant"], found[1], accuracy)
-            return _finding("preservation", "RQ4", text, _tested(found[1]), table.name, found[0])
+            return _finding("preservation", "RQ4", text, strength_of(found[1]), table.name, found[0])
     return _finding("preservation", "RQ4", missed, "descriptive", table.name) if place.transfer else None
 
 

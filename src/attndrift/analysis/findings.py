@@ -15,11 +15,11 @@ import pandas as pd
 
 from attndrift.analysis.compute import IMAGES, MONITORED
 from attndrift.analysis.configurations import Prepared
-from attndrift.analysis.contrasts import EQUIVALENT, MEAN, NONE, ONE, SLOPE, UNCORRECTED, UNTESTED
+from attndrift.analysis.contrasts import EQUIVALENT, MEAN, NONE, ONE, SLOPE, UNCORRECTED, UNTESTED, strength_of
 from attndrift.analysis.measures import retention
 from attndrift.analysis.numbers import format_rate
 from attndrift.analysis.operating import BEST_RETENTION, BEST_VALIDATION
-from attndrift.analysis.result import TOPICS, Finding, Strength, Table
+from attndrift.analysis.result import TOPICS, Finding, Strength, Table, rows_where
 from attndrift.analysis.settings import AnalysisSettings
 from attndrift.analysis.timing import AFTER, BEFORE, NEVER, SAME
 from attndrift.losses.registry import short_label_of
@@ -44,15 +44,14 @@ class _Place:
     said: str
     transfer: str | None
     found: list[Finding] = field(default_factory=list)
+    near: dict[str, list[tuple[int, Row]]] = field(default_factory=dict)
+    """The rows of this place by table, once they were asked for."""
 
     def rows(self, table: str, **wanted: Any) -> list[tuple[int, Row]]:
         """(row number, row) of this place, in the order of the table."""
-        wanted = self.where | wanted
-        return [
-            (number, row)
-            for number, row in enumerate(self.tables[table].rows)
-            if all(row[name] == value for name, value in wanted.items() if name in row)
-        ]
+        if table not in self.near:
+            self.near[table] = rows_where(enumerate(self.tables[table].rows), self.where)
+        return rows_where(self.near[table], wanted)
 
     def variants(self) -> list[tuple[str, str]]:
         """(method, variant) without additions, in the order of methods: of each method the one of best validation."""
@@ -155,12 +154,6 @@ def _digits(value: float, row: Row) -> str:
     return text.removeprefix("-") if float(text) == 0 else text
 
 
-def _strength(row: Row) -> Strength:
-    if row["verdict"] == UNTESTED:
-        return "descriptive"
-    return "no evidence" if row["verdict"] == NONE or row["verdict"].endswith(UNCORRECTED) else "supported"
-
-
 def _more(value: float) -> str:
     return "less" if value < 0 else "more"
 
@@ -220,7 +213,7 @@ def _methods(place: _Place) -> None:
                 accuracy = words.format(row["least_accuracy"] or 0)
                 place.add(
                     "methods", "RQ2", f"{accuracy}, {_compared(other, names[0], row, str(place.transfer), flip=True)}.",
-                    _strength(row), "operating_differences", number,
+                    strength_of(row), "operating_differences", number,
                 )  # fmt: skip
 
 
@@ -247,7 +240,7 @@ def _shared_rate(place: _Place) -> None:
             place.add(
                 "methods", "RQ2", f"At the rate {format_rate(row['learning_rate'])}, which suits both, "
                 f"{_compared(other, names[0], row, str(place.transfer), flip=True)}.",
-                _strength(row), "differences", number,
+                strength_of(row), "differences", number,
             )  # fmt: skip
         elif near:
             one, two = (place.best(name) for name in (names[0], other))
@@ -274,7 +267,7 @@ def _entropy(place: _Place) -> None:
             text = f"No evidence that {chosen} at its best validation rate changes the attention entropy: {row['estimate']:+.1f}%{_interval(row, unit='%')}"
         elif row["verdict"].endswith(UNCORRECTED):
             text += ", which does not hold after correction"
-        place.add("entropy", "RQ1", f"{text}.", _strength(row), "changes", number)
+        place.add("entropy", "RQ1", f"{text}.", strength_of(row), "changes", number)
 
 
 def _equal_compute(place: _Place) -> None:
@@ -301,7 +294,7 @@ def _equal_compute(place: _Place) -> None:
         place.add(
             "methods", "RQ2", f"After at most {row['budget']:.0f} training images, each at its best validation there, "
             f"{_compared(other, row['first'], row, images, flip=True)}.",
-            _strength(row), "equal_compute", number,
+            strength_of(row), "equal_compute", number,
         )  # fmt: skip
 
 
@@ -336,7 +329,7 @@ def _structure(place: _Place) -> None:
                 "entropy", "RQ1",
                 f"Under {variant} the attention entropy of late blocks changes by {row['estimate']:+.1f} points against that of "
                 f"early blocks{per}{_interval(row)}.",
-                _strength(row), "changes", number,
+                strength_of(row), "changes", number,
             )  # fmt: skip
 
 
@@ -367,7 +360,7 @@ def _additions(place: _Place) -> None:
             "preservation", "RQ4",
             f"At the rate {format_rate(row['learning_rate'])}, {_compared(row['second'], first, row, str(place.transfer), flip=True)}."
             + (cost if row["low"] is None else ""),
-            _strength(row), "differences", number,
+            strength_of(row), "differences", number,
         )  # fmt: skip
     mine = {kind for (_, kind) in best}
     for kind in sorted({k for k in facts.values() if k} - mine):
@@ -384,7 +377,7 @@ def _rates(place: _Place) -> None:
     measure = retention(str(place.transfer)).name
     for _, variant in place.variants():
         for number, row in place.rows("changes", variant=variant, measure=measure, contrast=SLOPE):
-            if _strength(row) == "supported":
+            if strength_of(row) == "supported":
                 place.add(
                     "rate", "RQ5",
                     f"Under {variant} a tenfold rate changes the retention on {place.transfer} by {row['estimate']:+.1f} points{_interval(row)}.",

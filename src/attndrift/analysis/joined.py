@@ -45,7 +45,7 @@ def load_studies(
     if len({root.resolve() for root in roots}) < len(roots):
         raise TableError("one folder is given twice; give each study once")
     names = TABLES if whole else NAMES
-    parts = [read_tables(root, names=names) for root in roots]
+    parts = [read_tables(root, names=names, share=True) for root in roots]
     labels = _labels(roots, parts) if len(roots) > 1 else [""]
     ids = [
         {run: f"{label}/{run}" if label else run for run in part.runs["run_id"]}

@@ -170,10 +170,21 @@ def block_changes(prepared: Prepared, values: LayerValues, notes: list[str]) -> 
         if np.isfinite(means).any():
             found |= {f"{metric}_{name}_blocks_change_pct": means[:, place] for place, name in enumerate(GROUPS)}
             found[f"{metric}_late_less_early_pct"] = means[:, -1] - means[:, 0]
-    for depth in np.unique(depths[depths >= len(GROUPS)]).tolist() if found else []:
-        parts = [f"{name} {b[0] + 1}-{b[-1] + 1}" for name, b in zip(GROUPS, thirds(depth), strict=True)]
-        notes.append(f"Blocks of a model of {depth}: {', '.join(parts)}.")
+    if found:
+        notes += _block_notes(runs["model"], depths)
     return pd.DataFrame(found, index=runs.index)
+
+
+def _block_notes(models: pd.Series[Any], depths: NDArray[np.intp]) -> list[str]:
+    """Which blocks are early, middle and late: a sentence for each number of blocks, with the models that have it."""
+    told = []
+    for depth in np.unique(depths[depths > 0]).tolist():
+        names = [f"`{name}`" for name in models[depths == depth].dropna().astype(str).unique()]
+        parts = [f"{name} {b[0] + 1}-{b[-1] + 1}" for name, b in zip(GROUPS, thirds(depth), strict=True) if len(b)]
+        groups = ", ".join(parts) if depth >= len(GROUPS) else f"too few for {', '.join(GROUPS)}"
+        more = f" and {len(names) - 5} more models" if len(names) > 5 else ""
+        told.append(f"Blocks of {', '.join(names[:5]) or 'a model without a name'}{more} ({depth}): {groups}.")
+    return told
 
 
 def baseline_tables(prepared: Prepared, values: LayerValues, layers: pd.DataFrame, notes: list[str]) -> list[Table]:
@@ -188,7 +199,8 @@ def baseline_tables(prepared: Prepared, values: LayerValues, layers: pd.DataFram
     heads_all = layers[
         layers["head"].notna().to_numpy() & layers["metric"].isin((*structure_metrics(), "cls_mass")).to_numpy()
     ]
-    for (model, dataset), group in prepared.runs.groupby(["model_name", "dataset"], sort=True):
+    columns = ["model_name", "dataset", "run_id", "method", *(f"{metric}_baseline" for metric in structure_metrics())]
+    for (model, dataset), group in prepared.runs[columns].groupby(["model_name", "dataset"], sort=True):
         pretrained = group[group["method"] == PRETRAINED]
         used = pretrained if len(pretrained) else group
         identity = {"model_name": str(model), "dataset": str(dataset)}
@@ -301,9 +313,9 @@ def _first_heads(heads: pd.DataFrame, used: pd.DataFrame) -> pd.DataFrame:
 
 def _layer_rows(means: dict[str, Floats], heads: pd.DataFrame) -> list[dict[str, object]]:
     depth = max((len(v) for v in means.values()), default=0)
-    groups = heads.groupby(["metric", "layer"])["value"]
-    spread: dict[Any, float] = groups.std(ddof=1).to_dict()
-    counts: dict[Any, int] = groups.size().to_dict()
+    groups = heads.groupby(["metric", "layer"])["value"] if len(heads) else None
+    spread: dict[Any, float] = {} if groups is None else groups.std(ddof=1).to_dict()
+    counts: dict[Any, int] = {} if groups is None else groups.size().to_dict()
     rows: list[dict[str, object]] = []
     for place in range(depth):
         if not any(np.isfinite(v[place]) for v in means.values()):

@@ -40,7 +40,7 @@ def load_tables(folder: str | os.PathLike[str]) -> Tables:
     :func:`attndrift.results.tables.read_tables` does.
     """
     root = Path(folder)
-    tables = read_tables(root, names=NAMES)
+    tables = read_tables(root, names=NAMES, share=True)
     layers = load_layers(root, tables)
     if layers is not None:
         # Assigned, not passed to a new Tables, which would check (and copy) the long history once more.

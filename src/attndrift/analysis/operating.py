@@ -17,7 +17,18 @@ from numpy.typing import NDArray
 
 from attndrift.analysis import intervals
 from attndrift.analysis.configurations import Prepared
-from attndrift.analysis.contrasts import GROUP, Cells, Quantity, correct, estimate, method_of, of_moments, pairs_of
+from attndrift.analysis.contrasts import (
+    GROUP,
+    Cells,
+    Quantity,
+    correct,
+    difference_columns,
+    estimate,
+    method_of,
+    narrow,
+    of_moments,
+    pairs_of,
+)
 from attndrift.analysis.measures import ACCURACIES, retention
 from attndrift.analysis.numbers import Floats, number
 from attndrift.analysis.result import Table
@@ -64,7 +75,9 @@ class _Curve:
 
 def operating_tables(prepared: Prepared, settings: AnalysisSettings) -> list[Table]:
     """``operating_points``, ``operating_differences`` and ``pareto``."""
-    runs, notes = prepared.distinct, list[str]()
+    notes: list[str] = []
+    measures = [*(one.name for one in ACCURACIES), *(retention(name).name for name in prepared.transfer)]
+    runs = narrow(prepared.distinct, [*measures, "epochs", "n_train"])
     chooser = accuracy_column(runs, "best_val_accuracy", "test_accuracy")
     if chooser is None:
         notes.append("No validation accuracy is given: no operating point can be chosen.")
@@ -234,11 +247,7 @@ def _differences_table(rows: list[dict[str, Any]], settings: AnalysisSettings, n
     columns = [
         *plain_columns(*_GROUP_COLUMNS), _LEAST,
         *plain_columns(("first", "First"), ("first_rate", "Its rate"), ("second", "Second"), ("second_rate", "Its rate "), ("measure", "Measure"), ("n_seeds", "Seeds")),
-        Column(name="first_mean", label="Mean of first", unit="%", digits=2),
-        Column(name="second_mean", label="Mean of second", unit="%", digits=2),
-        Column(name="estimate", label="Difference", unit="points", digits=2, signed=True, sd="sd"),
-        Column(name="low", label="Low", unit="points", digits=2, signed=True),
-        Column(name="high", label="High", unit="points", digits=2, signed=True),
+        *difference_columns(),
         *plain_columns(("chances", "Settings to choose from"), ("p", "p"), ("p_holm", "p, Holm"), ("family_size", "Family"), ("p_equivalence", "p of equivalence, Holm"), ("verdict", "Verdict"), ("method", "Statistic"), ("reason", "Note")),
     ]  # fmt: skip
     if rows:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from attndrift.analysis.configurations import Prepared
-from attndrift.analysis.contrasts import GROUP, MEAN, ONE, pairs_of, quantities
+from attndrift.analysis.contrasts import GROUP, MEAN, ONE, narrow, pairs_of, quantities
 from attndrift.analysis.intervals import seeds_needed
 from attndrift.analysis.numbers import number
 from attndrift.analysis.result import Table
@@ -108,7 +108,7 @@ def power_table(prepared: Prepared, differences: Table, settings: AnalysisSettin
 def _from_published(prepared: Prepared) -> list[dict[str, Any]]:
     """For a study of one seed: pairs of methods whose spread is published, at one rate, as if seeds were unrelated."""
     rows: list[dict[str, Any]] = []
-    for keys, group in prepared.distinct.groupby(GROUP, sort=True):
+    for keys, group in narrow(prepared.distinct, ()).groupby(GROUP, sort=True):
         method = group.drop_duplicates("variant").set_index("variant")["method"]
         for kind, first, second in pairs_of(group):
             spreads = [PUBLISHED_SPREAD.get(str(method[name])) for name in (first, second)]

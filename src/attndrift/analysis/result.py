@@ -6,6 +6,9 @@ A number that could not be computed is null, and the ``reason`` beside it says w
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -41,6 +44,13 @@ class Table(Part):
     columns: list[Column]
     rows: list[dict[str, Any]]
     notes: list[str] = Field(default_factory=list)
+
+
+def rows_where(
+    rows: Iterable[tuple[int, dict[str, Any]]], wanted: Mapping[str, Any]
+) -> list[tuple[int, dict[str, Any]]]:
+    """Those of numbered ``rows`` whose columns, where they have them, are as ``wanted``."""
+    return [one for one in rows if all(one[1][name] == value for name, value in wanted.items() if name in one[1])]
 
 
 class Finding(Part):
@@ -112,3 +122,20 @@ class Analysis(Part):
         rows = [[one.topic, one.sentence, one.strength, one.table] for one in self.findings]
         said = f"{self.data.n_analysed} of {self.data.n_runs} runs, {self.data.n_configurations} configurations"
         return html_table(["topic", "finding", "strength", "table"], rows, said)
+
+
+@dataclass
+class PendingAnalysis:
+    """An analysis that is made when it is first asked for.
+
+    Attributes:
+        settings: its settings.
+        make: makes it; called once.
+    """
+
+    settings: AnalysisSettings
+    make: Callable[[], Analysis]
+
+    @cached_property
+    def result(self) -> Analysis:
+        return self.make()

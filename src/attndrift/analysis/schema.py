@@ -12,6 +12,7 @@ from attndrift.importing.foreign import SUFFIXES
 from attndrift.results import tables as stored
 from attndrift.results.columns import Column
 from attndrift.results.means import columns_of_means
+from attndrift.results.measures import MEASURES
 from attndrift.results.tables import agreement_column, corruption_column, transfer_columns
 
 
@@ -156,14 +157,20 @@ def tables_markdown() -> str:
                 [Column("MEASURE_accuracy", low=0.0, high=1.0)], ["n_seeds", "MEASURE_accuracy_sd"]
             )
         elif table == "interpolation":
-            shown += [transfer_columns("SET")[0], agreement_column("SET")]
+            shown += [
+                column
+                for measure in MEASURES
+                for column in (transfer_columns("SET", measure.name)[0], agreement_column("SET", measure.name))
+            ]
         for column in shown:
             name = f"`{column.name}`" + (" (required)" if column.required else "")
             meaning = column.meaning.replace("|", "\\|")
             lines.append(f"| {name} | {column.kind} | {_range(column.low, column.high)} | {meaning} |")
     lines += [
         "",
-        "`SET` stands for the name of a transfer set, `NAME` for that of a corruption, `MEASURE` for a measured column; there may be several.",
+        "`SET` stands for the name of a transfer set, `NAME` for that of a corruption, `MEASURE` for a measured column; there may be several. "
+        "The columns of `runs` that hold `zero_shot` exist for every retention measure of the run, such as "
+        "`transfer_SET_knn_retention_pct`.",
         "",
     ]
     return "\n".join(lines)

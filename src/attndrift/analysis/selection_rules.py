@@ -7,6 +7,7 @@ import pandas as pd
 
 from attndrift.analysis.configurations import Prepared
 from attndrift.analysis.measures import retention
+from attndrift.analysis.numbers import Floats
 from attndrift.analysis.result import Table
 from attndrift.analysis.settings import AnalysisSettings
 from attndrift.analysis.signal_sources import SignalSource, signals
@@ -53,10 +54,10 @@ def _choices(runs: pd.DataFrame, transfer_set: str, margin: float, sources: tupl
     """The oracle, a random draw, and every rule, among the runs within ``margin`` points of the best validation."""
     if runs.empty:
         return []
-    accuracy = runs["best_val_accuracy"]
+    accuracy = runs["best_val_accuracy"].to_numpy(dtype=float)
     # Accuracies are multiples of 1/n: the margin is meant to include its own end.
     near = runs[accuracy >= accuracy.max() - margin / 100 - 1e-9]
-    kept = near[retention(transfer_set).name]
+    kept = near[retention(transfer_set).name].to_numpy(dtype=float)
     alone = "one run: there is nothing to choose" if len(near) == 1 else None
     place = {"margin_points": margin, "best_validation": float(accuracy.max()), "n_runs": len(near)}
     empty = {"n_tied": None, "run_ids": None, "reason": alone}
@@ -65,15 +66,16 @@ def _choices(runs: pd.DataFrame, transfer_set: str, margin: float, sources: tupl
         {**place, "rule": RANDOM, "retention_pct": float(kept.mean()), **empty},
     ]
     sized = {source.final for source in sources if source.absolute}
+    run_ids = near["run_id"].tolist()
     for source in sources:
         values = source.values(near, source.final)
         if np.isnan(values).all() or (source.final in sized and not source.absolute):
             continue
-        rows.append({**place, **_choice(source, values, kept, near["run_id"])})
+        rows.append({**place, **_choice(source, values, kept, run_ids)})
     return rows
 
 
-def _choice(source: SignalSource, values: np.ndarray, kept: pd.Series, run_ids: pd.Series) -> dict[str, object]:
+def _choice(source: SignalSource, values: Floats, kept: Floats, run_ids: list[str]) -> dict[str, object]:
     # The least drift; of an accuracy, which nobody would minimise, the highest.
     sign = 1 if source.name.endswith("accuracy") else source.expected_sign
     row: dict[str, object] = {"rule": f"{'highest' if sign > 0 else 'lowest'} {source.name}"}
@@ -83,7 +85,7 @@ def _choice(source: SignalSource, values: np.ndarray, kept: pd.Series, run_ids: 
         return {**row, "retention_pct": None, "n_tied": 0, "run_ids": None, "reason": reason}
     tied = np.flatnonzero(sign * values == (sign * values).max())
     return {
-        **row, "retention_pct": float(kept.iloc[tied].mean()), "n_tied": len(tied),
-        "run_ids": ", ".join(map(str, run_ids.iloc[tied[:_IDS]])),
+        **row, "retention_pct": float(kept[tied].mean()), "n_tied": len(tied),
+        "run_ids": ", ".join(str(run_ids[place]) for place in tied[:_IDS]),
         "reason": f"{len(tied)} runs tie: their mean retention" if len(tied) > 1 else None,
     }  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from attndrift.own_settings import plain_kinds
+from attndrift.own_settings import plain_kinds, problem_of
 from attndrift.plain_digits import decimal_number
 from attndrift.registry import unknown_name
 
@@ -98,4 +98,6 @@ def parse_analysis_settings(pairs: Sequence[str]) -> AnalysisSettings:
         return AnalysisSettings.model_validate(given)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ValueError(f"analysis setting `{first['loc'][0]}`: {first['msg']} (got {first['input']!r})") from error
+        field = str(first["loc"][0])
+        problem = problem_of(first, AnalysisSettings.model_fields[field])
+        raise ValueError(f"analysis setting `{field}` is {first['input']!r}: {problem}") from error

@@ -5,15 +5,15 @@ Only a signal that tells configurations left out of its fit is said to predict; 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from attndrift.analysis.contrasts import UNCORRECTED
 from attndrift.analysis.early_warning import WARNS
-from attndrift.analysis.result import Finding, Strength, Table
+from attndrift.analysis.result import Finding, Strength, Table, rows_where
 from attndrift.analysis.settings import AnalysisSettings
 from attndrift.analysis.signal_sources import MOMENTS, signals
-from attndrift.analysis.signals import ADDS, BETTER, NO_EVIDENCE, PREDICTS, RANKS, TARGET, UNCORRECTED
+from attndrift.analysis.signals import ADDS, BETTER, NO_EVIDENCE, PREDICTS, RANKS, TARGET
 
 _MOST_TARGETS = 2
 _MOMENT = {MOMENTS[0]: "At the end of training", MOMENTS[1]: "After the first epoch"}
@@ -31,11 +31,8 @@ class _Target:
     said: str
     found: list[Finding] = field(default_factory=list)
 
-    def rows(self, table: str, **wanted: Any) -> Iterator[Numbered]:
-        wanted = self.where | wanted
-        for number, row in enumerate(self.tables[table].rows):
-            if all(row[name] == value for name, value in wanted.items() if name in row):
-                yield number, row
+    def rows(self, table: str, **wanted: Any) -> list[Numbered]:
+        return rows_where(enumerate(self.tables[table].rows), self.where | wanted)
 
     def add(self, sentence: str, strength: Strength, table: str, *rows: int, topic: str = "warning") -> None:
         place = [str(self.where[name]) for name in TARGET[:-1]]

@@ -17,6 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from attndrift.analysis.configurations import Prepared
+from attndrift.analysis.contrasts import UNCORRECTED
 from attndrift.analysis.held_out import falling_curve, folds_of, gain_p, held_out_errors
 from attndrift.analysis.intervals import holm, ranks, spearman, spearman_limits
 from attndrift.analysis.means import seeds_in
@@ -40,7 +41,6 @@ from attndrift.results.means import SEEDS
 
 PREDICTS, RANKS, BETTER, ADDS = "predicts", "ranks in sample", "ranks better", "adds"
 NO_EVIDENCE, DESCRIPTIVE, TOO_FEW, UNTESTED = "no evidence", "descriptive", "too few", "no test"
-UNCORRECTED = ", not after correction"
 TARGET = ("model_name", "selection_name", "dataset", "transfer_set", "when")
 Row = dict[str, Any]
 Rows = list[Row]

@@ -18,6 +18,7 @@ from attndrift.analysis.configurations import (
     loss_settings,
     method_columns,
     method_label,
+    varying,
 )
 from attndrift.analysis.means import pooled, seed_counts, seeds_in
 from attndrift.analysis.measures import Measure
@@ -227,7 +228,9 @@ def sweep_tables(prepared: Prepared, settings: AnalysisSettings) -> list[Table]:
     """One table a kind of sweep; the column ``sweep`` names the runs that share all other settings."""
     shared = ["model_name", "selection_name", "dataset", "variant", "learning_rate"]
     means = aggregate(prepared.adapted, prepared.measures, shared).set_index("configuration", drop=False)
-    return [_sweep_table(prepared, sweep, means, settings) for sweep in sweeps()]
+    names = [f"key_{name}" for name in configuration_columns()]
+    runs = prepared.adapted[[*names, "key_rest", "method", "dataset", "configuration", "rate_text"]]
+    return [_sweep_table(runs, prepared.measures, sweep, means, settings) for sweep in sweeps()]
 
 
 def sweep_groups(runs: pd.DataFrame, sweep: Sweep, limit: int) -> tuple[list[tuple[pd.DataFrame, str]], int]:
@@ -239,11 +242,10 @@ def sweep_groups(runs: pd.DataFrame, sweep: Sweep, limit: int) -> tuple[list[tup
         runs = runs[runs["method"].isin(sweep.methods)]
     if runs.empty:
         return [], 0
-    varying = {sweep.setting, *sweep.tied}
-    fixed = [f"key_{c}" for c in configuration_columns() if c not in varying]
     keys = [f"key_{c}" for c in (sweep.setting, *sweep.tied)]
-    code = runs.groupby(fixed, sort=False).ngroup().to_numpy()
-    setting = runs.groupby(keys, sort=False).ngroup().to_numpy()
+    fixed = [f"key_{c}" for c in configuration_columns() if f"key_{c}" not in keys]
+    code = runs.groupby(varying(runs, fixed), sort=False).ngroup().to_numpy()
+    setting = runs.groupby(varying(runs, keys), sort=False).ngroup().to_numpy()
     pairs = np.unique(np.column_stack([code, setting]), axis=0)
     values = np.bincount(pairs[:, 0])
     size = np.bincount(code)
@@ -281,9 +283,11 @@ def setting_values(group: pd.DataFrame, sweep: Sweep) -> pd.Series:
     return text
 
 
-def _sweep_table(prepared: Prepared, sweep: Sweep, means: pd.DataFrame, settings: AnalysisSettings) -> Table:
+def _sweep_table(
+    runs: pd.DataFrame, measures: list[Measure], sweep: Sweep, means: pd.DataFrame, settings: AnalysisSettings
+) -> Table:
     """``means`` of every configuration, by its name; all runs of a configuration are in the same group."""
-    groups, existing = sweep_groups(prepared.adapted, sweep, settings.max_sweeps)
+    groups, existing = sweep_groups(runs, sweep, settings.max_sweeps)
     notes: list[str] = []
     if existing > len(groups):
         notes.append(f"The {len(groups)} largest of {existing} sweeps are shown.")
@@ -302,7 +306,7 @@ def _sweep_table(prepared: Prepared, sweep: Sweep, means: pd.DataFrame, settings
         ("n_runs", "Runs"),
         ("n_seeds", "Seeds"),
     )
-    columns += sweep_measures(prepared.measures) + plain_columns(
+    columns += sweep_measures(measures) + plain_columns(
         ("preserves_best", "Entropy change nearest to 0"), ("note", "Note")
     )
     if parts:

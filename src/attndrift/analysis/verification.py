@@ -117,11 +117,11 @@ def verify(study: Study, expected: Sequence[ExpectedValue], results: Tables) -> 
     A result belongs to a planned run where all settings that the table ``runs`` holds are equal. Raises ``ValueError`` for a
     quantity that neither the results nor the study know, and for a condition that no run of the study meets.
     """
+    numbers, scales = _quantities(results)
+    _check_quantities(expected, study, results, scales)
     finished = prepare(results).runs
     matched = _matched(study, finished)
     places = {name for own in matched.values() for name in own}
-    numbers, scales = _quantities(results)
-    _check_quantities(expected, study, results, scales)
     rows = [_checked(value, study, matched, numbers, scales) for value in expected]
     about = {run.run_id for value in expected for run in _runs_of(study, value)}
     missing = [name for name, own in matched.items() if not own and name in about]

@@ -77,8 +77,8 @@ def merged_adapter(folder: Path, base: ResolvedModel, *, under: str) -> Resolved
             "save the adapter with safe_serialization=True"
         )
     tensors = read_tensors(folder / ADAPTER_WEIGHTS)
-    names = adapter_places(tensors, base.clip, kind)
-    model = copy.deepcopy(base.clip)
+    names = adapter_places(tensors, base.model, kind)
+    model = copy.deepcopy(base.model)
     config = _lora_config(settings, names, where) if kind == "LORA" else _other_config(kind, settings, names, tensors)
     try:
         with seeded(0), warnings.catch_warnings():
@@ -93,7 +93,7 @@ def merged_adapter(folder: Path, base: ResolvedModel, *, under: str) -> Resolved
         raise
     except (ValueError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"{where}: the adapter does not fit the base model: {error}") from error
-    _check_changed(merged, base.clip, where)
+    _check_changed(merged, base.model, where)
     side = ResolvedModel(
         where,
         "adapter",
@@ -107,14 +107,14 @@ def merged_adapter(folder: Path, base: ResolvedModel, *, under: str) -> Resolved
     return side
 
 
-def adapter_places(stored: Iterable[str], clip: nn.Module, kind: str = "LORA") -> dict[str, str]:
-    """The name in ``clip`` of every tensor of an adapter's file, also where its file is of the image tower alone.
+def adapter_places(stored: Iterable[str], model: nn.Module, kind: str = "LORA") -> dict[str, str]:
+    """The name in ``model`` of every tensor of an adapter's file, also where its file is of the image tower alone.
 
-    Raises :class:`CheckpointError` for a tensor whose module ``clip`` does not have.
+    Raises :class:`CheckpointError` for a tensor whose module ``model`` does not have.
     """
-    modules = {name for name, _ in clip.named_modules()}
+    modules = {name for name, _ in model.named_modules()}
     places: dict[str, str] = {}
-    tower = tower_of(clip)
+    tower = tower_of(model)
     for name in stored:
         plain = name.removeprefix("base_model.model.")
         place = plain if tower is None else tower.place(plain)

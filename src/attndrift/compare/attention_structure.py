@@ -146,10 +146,10 @@ def _measure(side: ResolvedModel, images: ImageFolder, batch_size: int) -> tuple
     accumulator = StructureAccumulator()
     of_an_image = [metric for metric in METRICS if metric.needs == "attention"]
     found: dict[str, list[Tensor]] = {name: [] for name in (*(metric.name for metric in of_an_image), "cls_mass")}
-    with evaluation_mode(side.clip):
+    with evaluation_mode(side.model):
         for pixels in images.batches(side.image_processor, batch_size):
-            with observe(side.clip) as seen:
-                embeddings = image_embeddings(side.clip, pixels)
+            with observe(side.model) as seen:
+                embeddings = image_embeddings(side.model, pixels)
                 if not torch.isfinite(embeddings).all():
                     raise CompareError("the model's image embeddings are not finite; its weights are damaged")
                 attention, mass = seen.attention, seen.cls_mass
@@ -191,7 +191,7 @@ def _heads(summary: StructureSummary, single: dict[str, Tensor]) -> list[dict[st
 
 
 def _maps(side: ResolvedModel, images: ImageFolder) -> BlockMaps:
-    maps = attention_maps(side.clip, images.pixels(side.image_processor, images.in_maps))
+    maps = attention_maps(side.model, images.pixels(side.image_processor, images.in_maps))
     shown = np.unique(np.linspace(0, len(maps) - 1, min(SHOWN_BLOCKS, len(maps))).round().astype(np.int64))
     return BlockMaps(
         images=images.pictures(side.image_processor),

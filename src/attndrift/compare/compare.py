@@ -88,7 +88,7 @@ def compare_models(
         if zero_shot is not None:
             check_zero_shot(first, second, zero_shot)
         refuse_trained_on(first, second, *([retention] if retention else []))
-        weights = weight_table(first.clip, second.clip)
+        weights = weight_table(first.model, second.model)
         say(f"measuring both on {len(opened)} images")
         sides = [_measured(side, opened, batch_size) for side in (first, second)]
         shared = same_pixels(first.image_processor, second.image_processor)
@@ -151,8 +151,8 @@ class _Measured:
 
 
 def _measured(side: ResolvedModel, images: ImageFolder, batch_size: int) -> _Measured:
-    snapshot = take_snapshot(side.clip, images.batches(side.image_processor, batch_size))
-    maps = attention_maps(side.clip, images.pixels(side.image_processor, images.in_maps))
+    snapshot = take_snapshot(side.model, images.batches(side.image_processor, batch_size))
+    maps = attention_maps(side.model, images.pixels(side.image_processor, images.in_maps))
     return _Measured(snapshot, maps[-1])
 
 
@@ -165,8 +165,8 @@ def _refuse_inert(
     before, after = (side.snapshot.embeddings for side in sides)
     if images is not None:
         pixels = images.pixels(first.image_processor, images.in_maps)
-        with evaluation_mode(first.clip), evaluation_mode(second.clip):
-            before, after = (image_embeddings(side.clip, pixels) for side in (first, second))
+        with evaluation_mode(first.model), evaluation_mode(second.model):
+            before, after = (image_embeddings(side.model, pixels) for side in (first, second))
     if torch.equal(before, after):
         raise InertModelError(
             f"the weights differ by {moved:.3g}, yet the embeddings of {len(before)} images are bit for bit equal: what was "

@@ -70,7 +70,7 @@ class Difference:
 def refuse_other_shapes(first: ResolvedModel, second: ResolvedModel) -> None:
     """Raise :class:`CompareError` where hidden states, heads, patches or embeddings of the two do not correspond."""
     only = "only a model and its fine-tuned forms can be compared layer by layer"
-    kinds = [type(side.clip).__name__ for side in (first, second)]
+    kinds = [type(side.model).__name__ for side in (first, second)]
     if kinds[0] != kinds[1]:
         raise CompareError(f"BASE ({first.source}) is a {kinds[0]} and ADAPTED ({second.source}) a {kinds[1]}; {only}")
     for name in (*_SHAPES, "projection_dim"):
@@ -121,7 +121,7 @@ def _tower(side: ResolvedModel, effect: str) -> nn.Module | None:
 
 
 def _path(side: ResolvedModel, part: nn.Module) -> str:
-    return next((name for name, module in side.clip.named_modules() if module is part), "")
+    return next((name for name, module in side.model.named_modules() if module is part), "")
 
 
 def config_differences(one: Any, two: Any) -> Iterator[Difference]:
@@ -199,7 +199,7 @@ def _buffer_differences(one: ResolvedModel, two: ResolvedModel) -> Iterator[Diff
     for side in (one, two):
         scales = {"logit_scale": side.view.logit_scale, "logit_bias": side.view.logit_bias}
         sides.append(
-            dict(side.clip.named_buffers()) | {name: value for name, value in scales.items() if value is not None}
+            dict(side.model.named_buffers()) | {name: value for name, value in scales.items() if value is not None}
         )
     towers = {effect: _tower(one, effect) for effect in (_IMAGES, _TEXTS)}
     inside = {effect: _path(one, tower) for effect, tower in towers.items() if tower is not None}

@@ -120,7 +120,7 @@ def _tasks(
     for side in (base, adapted):
         processor = base.image_processor if shared else side.image_processor
         has_text = side.tokenizer is not None and side.view.text_encoder is not None
-        text = TextFeatures.of(side.clip, side.tokenizer, dataset.class_names, DEFAULT_TEMPLATES) if has_text else None
+        text = TextFeatures.of(side.model, side.tokenizer, dataset.class_names, DEFAULT_TEMPLATES) if has_text else None
         tasks.append(
             RetentionTask(
                 dataset=dataset.name,
@@ -149,7 +149,7 @@ def _numbers(
 ) -> dict[str, Any]:
     began = time.perf_counter()
     try:
-        before, after = (measure.measure(side.clip, task) for side, task in zip(sides, tasks, strict=True))
+        before, after = (measure.measure(side.model, task) for side, task in zip(sides, tasks, strict=True))
     except ValueError as error:
         return {"reason": str(error)}
     kept = Retained.of(before.correct, after.correct, classes)

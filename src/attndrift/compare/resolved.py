@@ -18,7 +18,7 @@ class ResolvedModel:
     Attributes:
         source: as it was named, in printable characters; the class of a model that was given itself.
         kind: ``model``, ``checkpoint``, ``adapter``, ``vision tower`` or ``object``.
-        clip: the model, adapters merged, float32, in evaluation mode.
+        model: the model, adapters merged, float32, in evaluation mode.
         image_processor, tokenizer: the model's own, or those of the model that it was put onto; the
             tokenizer is None where there is none.
         trained_on: name of the registered dataset that a run was trained on, None where it is not known.
@@ -28,7 +28,7 @@ class ResolvedModel:
 
     source: str
     kind: str
-    clip: nn.Module
+    model: nn.Module
     image_processor: Any
     tokenizer: Any
     trained_on: str | None = None
@@ -38,12 +38,12 @@ class ResolvedModel:
     @property
     def view(self) -> Backbone:
         """What studies see of the model."""
-        return backbone_of(self.clip)
+        return backbone_of(self.model)
 
     @property
     def config(self) -> Any:
         """Its configuration of ``transformers``; None for a model of another library."""
-        found = getattr(self.clip, "config", None)
+        found = getattr(self.model, "config", None)
         return found if hasattr(found, "to_dict") else None
 
     def to_json(self) -> dict[str, Any]:
@@ -52,6 +52,6 @@ class ResolvedModel:
             "source": self.source,
             "kind": self.kind,
             "revision": self.revision,
-            "weights_sha256": state_hash(self.clip),
+            "weights_sha256": state_hash(self.model),
             "notes": list(self.notes),
         }

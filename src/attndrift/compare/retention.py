@@ -28,7 +28,7 @@ def check_zero_shot(base: ResolvedModel, adapted: ResolvedModel, name: str) -> N
     for role, side in (("BASE", base), ("ADAPTED", adapted)):
         if side.view.text_encoder is None:
             raise CompareError(
-                f"--zero-shot: {role} ({side.source}, a {type(side.clip).__name__}) has no text tower, and class names are "
+                f"--zero-shot: {role} ({side.source}, a {type(side.model).__name__}) has no text tower, and class names are "
                 "texts; leave --zero-shot out"
             )
         if side.tokenizer is None:
@@ -76,15 +76,15 @@ def measure_zero_shot(
     results, texts = [], []
     for side, images in ((base, store), (adapted, own)):
         guarded = side is adapted and shared
-        texts.append(TextFeatures.of(side.clip, side.tokenizer, dataset.class_names, DEFAULT_TEMPLATES))
+        texts.append(TextFeatures.of(side.model, side.tokenizer, dataset.class_names, DEFAULT_TEMPLATES))
         results.append(
             evaluate_zero_shot(
-                side.clip,
+                side.model,
                 images,
                 labels,
                 text_features=texts[-1],
                 batch_size=batch_size,
-                pretrained=base.clip if guarded else None,
+                pretrained=base.model if guarded else None,
                 weight_drift=weight_drift if guarded else None,
             )
         )

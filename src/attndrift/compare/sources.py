@@ -25,7 +25,7 @@ from attndrift.files import refuse_links
 from attndrift.formats import check_format
 from attndrift.methods.adapters import ADAPTER_WEIGHTS, read_tensors
 from attndrift.methods.checkpoint import DESCRIPTION, MERGED_TOLERANCE, check_fingerprint, load_adapted
-from attndrift.models.backbone import folder_formats
+from attndrift.models.backbone import folder_formats, scheme_of
 from attndrift.models.errors import CheckpointError, FingerprintError, HubError, ModelError
 from attndrift.models.hub import BY_BOT, CONFIG, resolve_model
 from attndrift.models.load import load_image_processor, load_reported, state_hash
@@ -93,11 +93,13 @@ def _checkpoint_in(folder: Path) -> Path | None:
 
 
 def _on_hub(source: str, base: ResolvedModel | None) -> ResolvedModel:
-    """``embedded``, a config, or a name on a hub."""
+    """``embedded``, a config, ``BACKBONE:REST``, or a name on a hub."""
     model = resolve_model(source, adapters=True)
     if model.commit is None:
         return _whole_model(source, base)
-    if CONFIG in model.files:
+    if scheme_of(source) is not None:
+        side = _whole_model(source, base)
+    elif CONFIG in model.files:
         side = _from_config(source, read_object(model.fetch([CONFIG]) / CONFIG), base)
     else:
         # Without its weights it is an adapter all the same, and what is missing is said of it.
@@ -134,9 +136,9 @@ def _from_adapter(folder: Path, base: ResolvedModel | None) -> ResolvedModel:
 
 
 def _whole_model(source: str, base: ResolvedModel | None) -> ResolvedModel:
-    clip, strange = load_reported(source)
-    check_unexpected_keys(source, clip, strange)
-    side = ResolvedModel(printable(source), "model", clip, None, None)
+    model, strange = load_reported(source)
+    check_unexpected_keys(source, model, strange)
+    side = ResolvedModel(printable(source), "model", model, None, None)
     _own_processor(side, source, base)
     return side
 
@@ -144,7 +146,8 @@ def _whole_model(source: str, base: ResolvedModel | None) -> ResolvedModel:
 def _own_processor(side: ResolvedModel, source: str, base: ResolvedModel | None) -> None:
     """Give ``side`` the tokenizer and image processor of ``source``, or those of ``base`` where it has none."""
     model = resolve_model(source)
-    if model.how == "config" or any(n in model.files for n in ("preprocessor_config.json", "processor_config.json")):
+    made = model.how == "config" or scheme_of(source) is not None
+    if made or any(n in model.files for n in ("preprocessor_config.json", "processor_config.json")):
         try:
             side.tokenizer, side.image_processor = load_tokenizer_and_image_processor(source)
             return
@@ -180,10 +183,10 @@ def _from_checkpoint(folder: Path, checkpoint: Path, base: ResolvedModel | None)
     if not isinstance(recorded, dict) or "source" not in recorded:
         raise CheckpointError(f"{printable(checkpoint / DESCRIPTION)}: does not say which model it was trained from")
     where, trained_from = printable(checkpoint), printable(recorded["source"])
-    own = base is not None and recorded.get("weights_sha256") == state_hash(base.clip)
+    own = base is not None and recorded.get("weights_sha256") == state_hash(base.model)
     try:
         try:
-            model = load_adapted(checkpoint, base=copy.deepcopy(base.clip) if own and base is not None else None)
+            model = load_adapted(checkpoint, base=copy.deepcopy(base.model) if own and base is not None else None)
         except FingerprintError:
             if not own:
                 raise
@@ -194,9 +197,9 @@ def _from_checkpoint(folder: Path, checkpoint: Path, base: ResolvedModel | None)
         raise CompareError(
             f"{where}: was trained from {trained_from}, which cannot be loaded, and BASE is another model: {error}"
         ) from error
-    clip: Any = model.clip
-    if hasattr(clip, "merge_and_unload"):
-        model.clip = clip.merge_and_unload()
+    adapted: Any = model.model
+    if hasattr(adapted, "merge_and_unload"):
+        model.model = adapted.merge_and_unload()
         check_fingerprint(model, checkpoint, tolerance=MERGED_TOLERANCE)
     side = ResolvedModel(printable(folder), "checkpoint", model.backbone.eval(), None, None, _dataset_of(checkpoint))
     if own and base is not None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from attndrift.analysis.result import PendingAnalysis
 from attndrift.data.cache import code_key
 from attndrift.figures.registry import FIGURES
 from attndrift.files import read_json, sha256, write_json
@@ -42,12 +43,12 @@ class FigureResult:
 def inputs_key(
     tables: Tables,
     maps: Path | Mapping[str, Any] | None,
-    analysis: Analysis | None,
+    analysis: Analysis | PendingAnalysis | None,
     outcomes: Outcomes | None,
     form: str,
 ) -> str | None:
     """Changes with all that figures are drawn from, and with the code; None where that cannot be told."""
-    total = hashlib.sha256(f"{code_key('matplotlib', 'numpy', 'pandas', 'pillow')} {form}".encode())
+    total = hashlib.sha256(f"{code_key('matplotlib', 'numpy', 'pandas', 'pillow', 'scipy')} {form}".encode())
     try:
         for name in TABLES:
             total.update(_content(getattr(tables, name)))
@@ -58,7 +59,10 @@ def inputs_key(
         return None
     if isinstance(maps, Path):
         return None
-    total.update(analysis.to_json().encode() if analysis is not None else b"")
+    if analysis is not None:
+        # One that is pending will follow from the tables, the outcomes and its settings.
+        text = analysis.settings.model_dump_json() if isinstance(analysis, PendingAnalysis) else analysis.to_json()
+        total.update(text.encode())
     for key, outcome in sorted((outcomes or {}).items()):
         total.update(f"{key} {len(outcome.adapted)}".encode())
         total.update(outcome.adapted.tobytes() + outcome.pretrained.tobytes())

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,14 +14,12 @@ from matplotlib.figure import Figure
 
 from attndrift.analysis.configurations import NOT_GIVEN, prepare
 from attndrift.analysis.image_intervals import ImageIntervals, Outcomes, read_image_outcomes
+from attndrift.analysis.result import Analysis, PendingAnalysis
 from attndrift.methods.registry import METHODS, PRETRAINED, order_of
 from attndrift.metrics.registry import structure_metrics
 from attndrift.own_settings import fields_of, plain_kinds
 from attndrift.results.measures import column_stem
 from attndrift.results.tables import Tables, outcome_of_column, transfer_outcomes
-
-if TYPE_CHECKING:
-    from attndrift.analysis.result import Analysis
 
 # Imports inside functions: these packages take time to load, which only who needs them pays.
 
@@ -53,9 +51,11 @@ class Source:
 
     tables: Tables
     maps: Path | Mapping[str, Any] | None = None
-    given_analysis: Analysis | None = None
+    given_analysis: Analysis | PendingAnalysis | None = None
     outcomes: Outcomes | None = None
     caveats: list[str] = field(default_factory=list)
+    _standard: dict[str, pd.DataFrame] = field(default_factory=dict, init=False, repr=False)
+    _representatives: dict[tuple[str, int], list[str]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         prepared = prepare(self.tables)
@@ -83,11 +83,12 @@ class Source:
 
     @cached_property
     def analysis(self) -> Analysis:
-        if self.given_analysis is not None:
-            return self.given_analysis
-        from attndrift.analysis.core import analyze
+        if self.given_analysis is None:
+            from attndrift.analysis.core import analyze
 
-        return analyze(self.tables)
+            return analyze(self.tables)
+        given = self.given_analysis
+        return given if isinstance(given, Analysis) else given.result
 
     @cached_property
     def images(self) -> ImageIntervals:
@@ -132,10 +133,12 @@ class Source:
 
     def standard(self, dataset: str) -> pd.DataFrame:
         """Adapted runs on ``dataset`` under its most common conditions (epochs, batch size, weight decay, ...)."""
-        runs = self.adapted[self.adapted["dataset"] == dataset]
-        if runs.empty:
-            raise NoData(f"there is no adapted run on {dataset}")
-        return runs[runs["key_rest"] == _most(runs["key_rest"])]
+        if dataset not in self._standard:
+            runs = self.adapted[self.adapted["dataset"] == dataset]
+            if runs.empty:
+                raise NoData(f"there is no adapted run on {dataset}")
+            self._standard[dataset] = runs[runs["key_rest"] == _most(runs["key_rest"])]
+        return self._standard[dataset]
 
     def plain(self, dataset: str) -> pd.DataFrame:
         """The standard runs of whole towers without preservation loss, themselves and not outcomes of theirs."""
@@ -160,12 +163,15 @@ class Source:
 
     def representatives(self, dataset: str, *, limit: int = 6) -> list[str]:
         """Configurations that stand for the methods on ``dataset``: each plain variant at its usual rate."""
+        if (dataset, limit) in self._representatives:
+            return self._representatives[dataset, limit]
         runs = self.plain(dataset)
         names: list[str] = []
         for variant in variants_of(runs)[:limit]:
             rate = self.usual_rate(runs, variant[0])
             chosen = runs[(runs["variant"] == variant[0]) & (runs["rate_text"] == rate)]
             names.append(str(chosen["configuration"].iloc[0]))
+        self._representatives[dataset, limit] = names
         return names
 
     def history(self, configurations: Sequence[str]) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from attndrift.importing.foreign import WrittenFloat
@@ -105,17 +106,17 @@ class CellReader:
         """Words for "nothing" and spreadsheet errors as nulls, and a line in the report."""
         if pd.api.types.is_numeric_dtype(values.dtype):
             return values
-        values = values.map(lambda v: v.strip() if isinstance(v, str) else v)
-        words = values.map(
-            lambda v: isinstance(v, str) and (v.lower() in NULLS or bool(_SPREADSHEET_ERROR.fullmatch(v)))
-        )
-        empty = words.astype(bool)
-        told = sorted({str(word) for word in values[empty] if word})
-        if told:
-            count = int((empty & (values != "")).sum())
-            shown = ", ".join(f"`{word}`" for word in told)
-            self.notes.append(f"{count} cells of `{column.name}` ({shown}) read as null")
-        return values.mask(empty)
+        # Lists rather than columns of strings, which are slow cell by cell.
+        cells = [v.strip() if isinstance(v, str) else v for v in values]
+        if not any(isinstance(v, str) for v in cells):
+            return values.map(lambda v: v)
+        empty = [isinstance(v, str) and (v.lower() in NULLS or bool(_SPREADSHEET_ERROR.fullmatch(v))) for v in cells]
+        words = [word for word, is_empty in zip(cells, empty, strict=True) if is_empty and word]
+        if words:
+            shown = ", ".join(f"`{word}`" for word in sorted(set(words)))
+            self.notes.append(f"{len(words)} cells of `{column.name}` ({shown}) read as null")
+        read = [np.nan if is_empty or v is None or v is pd.NA else v for v, is_empty in zip(cells, empty, strict=True)]
+        return pd.Series(read, index=values.index, dtype=object)
 
     def _text(self, values: pd.Series[Any], column: Column) -> pd.Series[Any]:
         def text(value: Any) -> Any:
@@ -152,11 +153,12 @@ class CellReader:
     def _numbers(
         self, values: pd.Series[Any], column: Column, proof: set[Decimal], shown: set[Decimal]
     ) -> pd.Series[Any]:
-        if pd.api.types.is_bool_dtype(values.dtype) or values.map(lambda v: isinstance(v, bool)).any():
+        objects = values.dtype == object
+        if pd.api.types.is_bool_dtype(values.dtype) or (objects and any(isinstance(v, bool) for v in values)):
             raise self._refuse(column, f"must be {column.kind}, and holds true or false")
         if pd.api.types.is_numeric_dtype(values.dtype):
             return values
-        percent = values.map(lambda v: isinstance(v, str) and v.endswith("%")).astype(bool)
+        percent = pd.Series([isinstance(v, str) and v.endswith("%") for v in values], values.index, dtype=bool)
         factor = 1.0
         if percent.any():
             if not (column.high == 1.0 or column.name.endswith("_pct")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pandas as pd
 
 from attndrift.methods.registry import PRETRAINED
@@ -24,12 +25,13 @@ def split_spreads(frame: pd.DataFrame, table: str, where: str, notes: list[str])
         name, spread = column.name, sd_column(column.name)
         if column.kind == "string" or name not in frame.columns or pd.api.types.is_numeric_dtype(frame[name].dtype):
             continue
-        matches = frame[name].map(
-            lambda cell: _SPREAD.fullmatch(cell.strip()) if isinstance(cell, str) and len(cell) < _LONGEST else None
-        )
-        both = matches.notna()
-        if not both.any():
+        matches = [
+            _SPREAD.fullmatch(cell.strip()) if isinstance(cell, str) and len(cell) < _LONGEST else None
+            for cell in frame[name]
+        ]
+        if not any(matches):
             continue
+        both = np.array([match is not None for match in matches])
         first = frame.loc[both, name].iloc[0]
         if spread in frame.columns:
             raise TableError(
@@ -39,8 +41,10 @@ def split_spreads(frame: pd.DataFrame, table: str, where: str, notes: list[str])
         if spread not in {one.name for one in columns_of(table, frame)}:
             raise TableError(f"{where}: column `{name}` holds `{first}`; only measures of the table runs have a spread")
         frame[name] = frame[name].astype(object)
-        for row in frame.index[both]:
-            mean, sd = (str(matches[row][part]).strip() for part in ("mean", "sd"))
+        for row, match in zip(frame.index, matches, strict=True):
+            if match is None:
+                continue
+            mean, sd = (match[part].strip() for part in ("mean", "sd"))
             sign = "%" if "%" in mean + sd else ""
             frame.at[row, name], frame.at[row, spread] = (part.removesuffix("%").rstrip() + sign for part in (mean, sd))
         notes.append(

@@ -19,7 +19,9 @@ def unit_hints(tables: Tables) -> list[str]:
     for table in _AXES:
         frame: pd.DataFrame = getattr(tables, table)
         for column in (known.name for known in columns_of(table, frame)):
-            values = frame[column].dropna() if column in frame.columns else pd.Series(dtype=float)
+            if column not in frame.columns or not column.endswith(("_retention_pct", "_change_pct")):
+                continue
+            values = frame[column].dropna()
             if values.empty:
                 continue
             if column.endswith("_retention_pct"):

@@ -48,8 +48,8 @@ def lists_as_text(frame: pd.DataFrame, table: str, where: str) -> pd.DataFrame:
     for column in columns_of(table, frame):
         if column.name not in frame.columns or frame[column.name].dtype != object:
             continue
-        lists = frame[column.name].map(lambda cell: isinstance(cell, (list, tuple, np.ndarray))).astype(bool)
-        if not lists.any():
+        lists = [isinstance(cell, (list, tuple, np.ndarray)) for cell in frame[column.name]]
+        if not any(lists):
             continue
         between = {"loss": "+", "lora_targets": ","}.get(column.name)
         if between is None:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from attndrift.methods.adaptation import adapt, count_parameters
     from attndrift.methods.adapters import check_adapter_places, check_adapters_loaded, load_adapter
     from attndrift.methods.checkpoint import fingerprint_embeddings, load_adapted, save_adapted
-    from attndrift.methods.classifier import CLIPClassifier
+    from attndrift.methods.classifier import ImageClassifier
     from attndrift.methods.parameter_drift import projection_drift, squared_norms, state_for_drift, weight_drift
     from attndrift.methods.registry import HEADS, METHODS, Head, Method, head, method
     from attndrift.methods.settings import AdaptationSettings
@@ -19,8 +19,8 @@ __all__ = [
     "HEADS",
     "METHODS",
     "AdaptationSettings",
-    "CLIPClassifier",
     "Head",
+    "ImageClassifier",
     "Method",
     "adapt",
     "check_adapter_places",
@@ -51,7 +51,7 @@ __getattr__, __dir__ = lazy_imports(
             "load_adapted",
             "save_adapted",
         ),
-        "attndrift.methods.classifier": ("CLIPClassifier",),
+        "attndrift.methods.classifier": ("ImageClassifier",),
         "attndrift.methods.registry": ("HEADS", "METHODS", "Head", "Method", "head", "method"),
         "attndrift.methods.adaptation": ("adapt", "count_parameters"),
         "attndrift.methods.settings": ("AdaptationSettings",),

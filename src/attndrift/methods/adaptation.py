@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attndrift.methods.adapters import adapter_names
-from attndrift.methods.classifier import CLIPClassifier
+from attndrift.methods.classifier import ImageClassifier
 from attndrift.methods.frozen_blocks import blocks_named, freeze
 from attndrift.methods.registry import FROZEN, HEADS, METHODS, Head, Method
 from attndrift.methods.settings import AdaptationSettings
@@ -20,7 +20,7 @@ from attndrift.own_settings import owners_of
 
 
 def adapt(
-    clip: nn.Module,
+    model: nn.Module,
     settings: AdaptationSettings,
     n_classes: int,
     seed: int,
@@ -30,8 +30,8 @@ def adapt(
     fit_on: tuple[Tensor, Tensor] | None = None,
     start: Mapping[str, Tensor] | None = None,
     reference_images: Tensor | None = None,
-) -> CLIPClassifier:
-    """Make ``clip`` (which is changed in place) trainable as ``settings`` say, with a classifier on top.
+) -> ImageClassifier:
+    """Make ``model`` (which is changed in place) trainable as ``settings`` say, with a classifier on top.
 
     Args:
         n_classes: outputs of the classifier.
@@ -57,27 +57,27 @@ def adapt(
     if method.needs_reference and not start and (reference_images is None or not len(reference_images)):
         settings.settings_of(method)  # what is wrong with the settings is said first
         raise ValueError(f"method is {method.name!r}; give reference_images, normalised (images, 3, height, width)")
-    model = _adapted(clip, settings, n_classes, seed, texts, start, reference_images)
+    adapted = _adapted(model, settings, n_classes, seed, texts, start, reference_images)
     if fit_on is not None and head.fits:
-        head.fit(model.classifier, *fit_on, settings.settings_of(head))
-    return model
+        head.fit(adapted.classifier, *fit_on, settings.settings_of(head))
+    return adapted
 
 
 def _adapted(
-    clip: nn.Module,
+    model: nn.Module,
     settings: AdaptationSettings,
     n_classes: int,
     seed: int,
     texts: Tensor | None,
     start: Mapping[str, Tensor] | None,
     reference_images: Tensor | None = None,
-) -> CLIPClassifier:
+) -> ImageClassifier:
     """The adapted model, its head not fitted yet; ``texts``: what the head is made of, where it takes any."""
     method, head = METHODS[settings.method], HEADS[settings.head]
     _check(settings, method, head, n_classes)
-    backbone = backbone_of(clip)
-    if adapter_names(clip):
-        raise ValueError("clip already carries adapters; give the bare model, or merge them first")
+    backbone = backbone_of(model)
+    if adapter_names(model):
+        raise ValueError("model already carries adapters; give the bare model, or merge them first")
     blocks = len(backbone.blocks)
     if settings.freeze_layers > blocks:
         raise ValueError(f"freeze_layers is {settings.freeze_layers}; the model has {blocks} blocks")
@@ -91,7 +91,7 @@ def _adapted(
         raise ValueError(f"head is {head.name!r}; give the text features of all classes, (classes, dimensions)")
     if head.live:
         _check_live(settings, backbone, n_classes, texts)
-    clip.requires_grad_(False)
+    model.requires_grad_(False)
     known = start if method.rewrites_base else None
     if reference_images is not None and not known:
         method.prepare(backbone, settings.settings_of(method), reference_images)
@@ -105,7 +105,7 @@ def _adapted(
     of_head = settings.settings_of(head)
     classifier = head.make(backbone, n_classes, seed, of_head, texts if head.needs_text or head.live else None)
     classifier.requires_grad_(method.adapts and head.trained)
-    return CLIPClassifier(adapted, classifier, settings, kept)
+    return ImageClassifier(adapted, classifier, settings, kept)
 
 
 def _towers(
@@ -196,18 +196,18 @@ def count_parameters(config: Any, settings: AdaptationSettings, n_classes: int) 
 
 def blank(
     settings: AdaptationSettings,
-    clip: nn.Module,
+    model: nn.Module,
     n_classes: int,
     start: Mapping[str, Tensor] | None = None,
     class_tokens: Tensor | None = None,
-) -> CLIPClassifier:
+) -> ImageClassifier:
     """An adapted model as it is made, for weights that are read into it: its head starts from nothing in particular.
 
     ``class_tokens``: of a head that encodes them live; without them it has one token a class.
     """
     head, texts = HEADS[settings.head], class_tokens
     if head.needs_text:
-        texts = torch.zeros(n_classes, backbone_of(clip).dimensions)
+        texts = torch.zeros(n_classes, backbone_of(model).dimensions)
     elif head.live and class_tokens is None:
         texts = torch.zeros(n_classes, 1, 1, dtype=torch.int64)
-    return _adapted(clip, settings, n_classes, 0, texts, start)
+    return _adapted(model, settings, n_classes, 0, texts, start)

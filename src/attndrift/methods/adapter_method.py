@@ -65,18 +65,18 @@ class AdapterMethod(Method):
             check_adapter_places(adapted, text_tower=backbone.beside is not None)
         return adapted
 
-    def save(self, clip: Any, folder: Path) -> None:
+    def save(self, model: Any, folder: Path) -> None:
         """Write the form that peft itself loads, on top of the same model."""
         # Asked to judge the vocabulary by itself, peft would look the backbone up on the hub at every checkpoint.
-        clip.save_pretrained(folder / "adapter", safe_serialization=True, save_embedding_layers=False)
+        model.save_pretrained(folder / "adapter", safe_serialization=True, save_embedding_layers=False)
         (folder / "adapter" / "README.md").unlink(missing_ok=True)
 
-    def load(self, clip: Any, folder: Path) -> None:
+    def load(self, model: Any, folder: Path) -> None:
         """Put the adapters back, every tensor or none."""
         from attndrift.methods.adapters import load_adapter  # needs torch
 
-        load_adapter(clip, folder / "adapter", text_tower=None)
+        load_adapter(model, folder / "adapter", text_tower=None)
 
-    def merge(self, clip: Any) -> Any:
+    def merge(self, model: Any) -> Any:
         """Add the adapters to the weights, and remove them."""
-        return clip.merge_and_unload()
+        return model.merge_and_unload()

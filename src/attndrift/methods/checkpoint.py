@@ -20,7 +20,7 @@ from attndrift.files import is_inside, new_folder, read_json, refuse_links, sha2
 from attndrift.formats import check_format, numbered
 from attndrift.methods.adaptation import blank
 from attndrift.methods.adapters import read_tensors, same_names
-from attndrift.methods.classifier import CLIPClassifier, unwrap
+from attndrift.methods.classifier import ImageClassifier, unwrap
 from attndrift.methods.parameter_drift import TextWeights, projection_drift, weight_drift
 from attndrift.methods.registry import HEADS
 from attndrift.methods.settings import AdaptationSettings
@@ -60,26 +60,26 @@ def fingerprint_embeddings(model: nn.Module, pixels: Tensor) -> Tensor:
         return image_embeddings(model, pixels.float().cpu()).float().contiguous()
 
 
-def _prompts(model: CLIPClassifier, pretrained: nn.Module | None = None) -> Tensor:
+def _prompts(model: ImageClassifier, pretrained: nn.Module | None = None) -> Tensor:
     """Features of the class prompts as the CPU makes them in float32, by the model's text tower or the pretrained one's."""
     live = copy.deepcopy(model.live_text)
-    clip = model.backbone if pretrained is None else unwrap(pretrained)
-    if any(p.device.type != "cpu" or p.dtype != torch.float32 for p in clip.parameters()):
-        clip = copy.deepcopy(clip).to("cpu", torch.float32)
-    text = backbone_of(clip).text
+    backbone = model.backbone if pretrained is None else unwrap(pretrained)
+    if any(p.device.type != "cpu" or p.dtype != torch.float32 for p in backbone.parameters()):
+        backbone = copy.deepcopy(backbone).to("cpu", torch.float32)
+    text = backbone_of(backbone).text
     assert live is not None
     assert text is not None
-    with evaluation_mode(clip), torch.autocast("cpu", enabled=False):
+    with evaluation_mode(backbone), torch.autocast("cpu", enabled=False):
         return live.cpu().features(text)
 
 
-def _text_moved(model: CLIPClassifier, pretrained: nn.Module) -> float:
+def _text_moved(model: ImageClassifier, pretrained: nn.Module) -> float:
     """Weight drift of the text tower and its projection, which text features depend on."""
     found = TextWeights.of(backbone_of(pretrained)).drift(model.view)
     return found["text_weight_drift"] + found["text_projection_drift"]
 
 
-def _stored(model: CLIPClassifier, settings: AdaptationSettings) -> dict[str, Tensor]:
+def _stored(model: ImageClassifier, settings: AdaptationSettings) -> dict[str, Tensor]:
     """What the file of weights holds: what is trained, the classifier in any case, without what the method itself saves."""
     apart = settings.with_adapters.adapter_parameters
     found = {n: p for n, p in model.named_parameters() if p.requires_grad and not (apart and apart in n)}
@@ -87,7 +87,7 @@ def _stored(model: CLIPClassifier, settings: AdaptationSettings) -> dict[str, Te
 
 
 def save_adapted(
-    model: CLIPClassifier,
+    model: ImageClassifier,
     folder: Path,
     *,
     base_source: str,
@@ -141,7 +141,7 @@ def save_adapted(
         save_file(fingerprint, target / FINGERPRINT)
         if model.start:
             save_file({name: value.cpu().contiguous() for name, value in model.start.items()}, target / START)
-        settings.with_adapters.save(model.clip, target)
+        settings.with_adapters.save(model.model, target)
         files = sorted(p for p in target.rglob("*") if p.is_file())
         write_json(
             target / DESCRIPTION,
@@ -165,7 +165,7 @@ def save_adapted(
 
 def load_adapted(
     folder: Path, *, base: nn.Module | None = None, base_sha256: str | None = None, merged: bool = False
-) -> CLIPClassifier:
+) -> ImageClassifier:
     """Load a checkpoint and prove that it is the model that was saved.
 
     Args:
@@ -195,8 +195,8 @@ def load_adapted(
         settings.facts, settings.text_facts  # noqa: B018 - raises for a method that is not installed here
     except (TypeError, ValueError, AttributeError, UnknownNameError) as error:
         raise CheckpointError(f"{folder / DESCRIPTION}: settings that this version does not know: {error}") from error
-    clip = base if base is not None else load_model(description["base"]["source"])
-    if (base_sha256 or state_hash(clip)) != description["base"]["weights_sha256"]:
+    pretrained = base if base is not None else load_model(description["base"]["source"])
+    if (base_sha256 or state_hash(pretrained)) != description["base"]["weights_sha256"]:
         raise CheckpointError(
             f"{folder}: was trained from other weights than the backbone given ({description['base']['source']})"
         )
@@ -205,13 +205,13 @@ def load_adapted(
         raise CheckpointError(f"{folder}: {START} is missing, without which method {settings.method} cannot be rebuilt")
     try:
         tokens = read_tensors(folder / WEIGHTS).get(TOKENS) if HEADS[settings.head].live else None
-        model = blank(settings, clip, len(description["class_names"]), start, tokens)
+        model = blank(settings, pretrained, len(description["class_names"]), start, tokens)
     # Values of other types, of whoever wrote them.
     except (TypeError, ValueError, AttributeError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{folder / DESCRIPTION}: settings that this version does not know: {error}") from error
     _place(model, folder, settings)
     if merged:
-        model.clip = settings.with_adapters.merge(model.clip)
+        model.model = settings.with_adapters.merge(model.model)
     model.eval()
     check_fingerprint(model, folder, tolerance=MERGED_TOLERANCE if merged else TOLERANCE)
     return model
@@ -266,7 +266,7 @@ def _description(folder: Path) -> dict[str, Any]:
     return description
 
 
-def _place(model: CLIPClassifier, folder: Path, settings: AdaptationSettings) -> None:
+def _place(model: ImageClassifier, folder: Path, settings: AdaptationSettings) -> None:
     stored = read_tensors(folder / WEIGHTS)
     wanted = _stored(model, settings)
     same_names(set(stored), set(wanted), folder / WEIGHTS)
@@ -276,10 +276,10 @@ def _place(model: CLIPClassifier, folder: Path, settings: AdaptationSettings) ->
     with torch.no_grad():
         for name, parameter in wanted.items():
             parameter.copy_(stored[name])
-    settings.with_adapters.load(model.clip, folder)
+    settings.with_adapters.load(model.model, folder)
 
 
-def check_fingerprint(model: CLIPClassifier, folder: Path, *, tolerance: float = TOLERANCE) -> None:
+def check_fingerprint(model: ImageClassifier, folder: Path, *, tolerance: float = TOLERANCE) -> None:
     """Raise :class:`FingerprintError` unless ``model`` embeds the recorded images, and texts, as the saved model did."""
     recorded = read_tensors(folder / FINGERPRINT)
     texts = _TEXTS if isinstance(model.settings, AdaptationSettings) and model.settings.trains_text else set[str]()

@@ -14,17 +14,17 @@ from attndrift.methods.live_text import LiveTextClassifier
 from attndrift.models.backbone import Backbone, backbone_of
 
 
-def unwrap(clip: nn.Module) -> Any:
+def unwrap(model: nn.Module) -> Any:
     """The model inside a ``peft`` model, adapters in place; any other model as it is."""
-    inner: Any = clip
+    inner: Any = model
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
-class CLIPClassifier(nn.Module):
+class ImageClassifier(nn.Module):
     """Backbone -> image embedding (behind its projection, where it has one; not normalised) -> linear classifier.
 
     Attributes:
-        clip: the model of a registered backbone, or the ``peft`` model around it.
+        model: the model of a registered backbone, or the ``peft`` model around it.
         classifier: ``Linear(projection, classes)`` with bias, a :class:`CosineClassifier`, or a
             :class:`~attndrift.methods.live_text.LiveTextClassifier`.
         settings: how the backbone was adapted, an :class:`~attndrift.methods.settings.AdaptationSettings`.
@@ -33,13 +33,13 @@ class CLIPClassifier(nn.Module):
 
     def __init__(
         self,
-        clip: nn.Module,
+        model: nn.Module,
         classifier: nn.Linear | LiveTextClassifier,
         settings: object = None,
         start: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self.clip = clip
+        self.model = model
         self.classifier = classifier
         self.settings = settings
         self.start = dict(start or {})
@@ -47,7 +47,7 @@ class CLIPClassifier(nn.Module):
     @property
     def backbone(self) -> Any:
         """The model itself, adapters inside."""
-        return unwrap(self.clip)
+        return unwrap(self.model)
 
     @property
     def view(self) -> Backbone:

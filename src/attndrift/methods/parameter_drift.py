@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from attndrift.methods.classifier import CLIPClassifier
+from attndrift.methods.classifier import ImageClassifier
 from attndrift.metrics.weights import LowRankUpdate, squared_norm
 from attndrift.metrics.weights import weight_drift as relative_distance
 from attndrift.models.backbone import Backbone, backbone_of
@@ -22,7 +22,7 @@ def _values(module: nn.Module, pretrained: Mapping[str, Tensor]) -> dict[str, Te
 
 
 def state_for_drift(
-    classifier: CLIPClassifier, pretrained: nn.Module
+    classifier: ImageClassifier, pretrained: nn.Module
 ) -> tuple[dict[str, Tensor], dict[str, Tensor | LowRankUpdate]]:
     """Parameters of the vision transformer by name, pretrained and adapted, for ``metrics.weight_drift``.
 
@@ -59,7 +59,7 @@ def squared_norms(pretrained: nn.Module) -> tuple[float, float]:
     return squared_norm(tower_parameters(backbone)), squared_norm(projection) if projection else 0.0
 
 
-def weight_drift(classifier: CLIPClassifier, pretrained: nn.Module, norm: float | None = None) -> float:
+def weight_drift(classifier: ImageClassifier, pretrained: nn.Module, norm: float | None = None) -> float:
     """norm(dW) / norm(W0) over the vision transformer: embeddings, blocks and layer norms, not the projection.
 
     ``norm``: the first of :func:`squared_norms`, where somebody has it.
@@ -67,7 +67,7 @@ def weight_drift(classifier: CLIPClassifier, pretrained: nn.Module, norm: float 
     return relative_distance(*state_for_drift(classifier, pretrained), pretrained_squared_norm=norm)
 
 
-def projection_drift(classifier: CLIPClassifier, pretrained: nn.Module, norm: float | None = None) -> float:
+def projection_drift(classifier: ImageClassifier, pretrained: nn.Module, norm: float | None = None) -> float:
     """norm(dW) / norm(W0) of the projection to the embedding; 0 without one. ``norm``: the second of :func:`squared_norms`, where somebody has it."""
     before = projection_parameters(backbone_of(pretrained))
     if not before:

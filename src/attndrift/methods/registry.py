@@ -96,7 +96,7 @@ class Method(ABC):
             seed: of what is initialised; the global generator must not be touched.
         """
 
-    def start_of(self, clip: Any) -> dict[str, Any]:
+    def start_of(self, model: Any) -> dict[str, Any]:
         """Of what :meth:`apply` has just returned, the tensors that :meth:`rebuild` needs, where it rewrites the base."""
         return {}
 
@@ -135,15 +135,15 @@ class Method(ABC):
         """
         return None
 
-    def save(self, clip: Any, folder: Path) -> None:  # noqa: B027 - most methods have no file of their own
+    def save(self, model: Any, folder: Path) -> None:  # noqa: B027 - most methods have no file of their own
         """Write what :attr:`adapter_parameters` leaves out into the folder of a checkpoint."""
 
-    def load(self, clip: Any, folder: Path) -> None:  # noqa: B027
+    def load(self, model: Any, folder: Path) -> None:  # noqa: B027
         """Put back what :meth:`save` wrote."""
 
-    def merge(self, clip: Any) -> Any:
+    def merge(self, model: Any) -> Any:
         """The adapted model as a plain one."""
-        return clip
+        return model
 
 
 class Head(ABC):

@@ -9,7 +9,7 @@ from attndrift.lazy_imports import lazy_imports
 if TYPE_CHECKING:
     from attndrift.models.errors import CheckpointError, FingerprintError, HubError, ModelError
     from attndrift.models.hub import ModelLocation, resolve_model
-    from attndrift.models.load import describe, load_clip, load_config, load_processor
+    from attndrift.models.load import describe, load_config, load_model, load_processor
     from attndrift.models.prune import prune_last_block_to_cls
 
 __all__ = [
@@ -19,8 +19,8 @@ __all__ = [
     "ModelError",
     "ModelLocation",
     "describe",
-    "load_clip",
     "load_config",
+    "load_model",
     "load_processor",
     "prune_last_block_to_cls",
     "resolve_model",
@@ -41,8 +41,8 @@ __getattr__, __dir__ = lazy_imports(
         ),
         "attndrift.models.load": (
             "describe",
-            "load_clip",
             "load_config",
+            "load_model",
             "load_processor",
         ),
         "attndrift.models.prune": ("prune_last_block_to_cls",),

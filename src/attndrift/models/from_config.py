@@ -5,8 +5,10 @@ For size, speed and tests, where no trained weights can be had. Nothing is downl
 
 from __future__ import annotations
 
+import copy
 import string
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ def config_of(source: str) -> Any | None:
         return None
     name, named = source.removeprefix(CONFIG_PREFIX), named_configs()
     if name in named:
-        return named[name]()
+        return copy.deepcopy(_made(named[name]))
     path = Path(name) / "config.json" if Path(name).is_dir() else Path(name)
     if not path.is_file():
         raise ModelError(
@@ -50,6 +52,12 @@ def config_of(source: str) -> Any | None:
     if of_model_type(kind) is None:
         raise ModelError(f"{source}: {not_trained(kind)}")
     return AutoConfig.for_model(kind).from_dict(values)
+
+
+@cache
+def _made(make: Callable[[], Any]) -> Any:
+    """What ``make`` makes, once: ``transformers`` validates every value of a config anew, which a copy does not."""
+    return make()
 
 
 def random_model(config: Any, dtype: torch.dtype) -> Any:

@@ -128,15 +128,6 @@ def _quiet() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
-def load_clip(source: str | Path, *, dtype: torch.dtype = torch.float32) -> Any:
-    """A CLIP model as :func:`load_model` has it. Raises :class:`ModelError` also for a model of another family."""
-    config = load_config(source)
-    if config.model_type != "clip":
-        kind = type(config).__name__.removesuffix("Config")
-        raise ModelError(f"{source}: a {kind} model, not a CLIP model with both towers")
-    return load_model(source, dtype=dtype)
-
-
 def load_model(source: str | Path, *, dtype: torch.dtype = torch.float32) -> Any:
     """A model that studies train, in evaluation mode, with its own fused attention (sdpa).
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,36 @@ def put_tower(tower: nn.Module, source: str) -> str | None:
         raise CheckpointError(f"{where}: holds no {WEIGHTS} with its {CONFIG}. {convert_hint(where)}")
     folder = found.fetch([CONFIG, WEIGHTS])
     _check_function(tower, read_json(folder / CONFIG), where)
-    wanted = dict(tower.named_parameters())
-    stored = _tensors(folder / WEIGHTS)
-    missing, strangers = sorted(set(wanted) - set(stored)), sorted(set(stored) - set(wanted))
+    copy_tensors(dict(tower.named_parameters()), _tensors(folder / WEIGHTS), where)
+    return found.commit
+
+
+def copy_tensors(
+    wanted: Mapping[str, nn.Parameter],
+    stored: Iterable[tuple[str, Tensor]],
+    where: str,
+    *,
+    optional: Collection[str] = (),
+) -> set[str]:
+    """Copy tensors by their places over the parameters of a tower, in place, every tensor accounted for; the places copied.
+
+    Args:
+        wanted: the parameters by their places; those in ``optional`` may stay as they are.
+        stored: places and tensors. Of ``position_ids`` it is checked that they count up.
+        where: the name of the tower in messages.
+
+    Raises :class:`CheckpointError` where a tensor is missing, there twice, has no place or another shape; then nothing is copied.
+    """
+    found: dict[str, Tensor] = {}
+    for place, value in stored:
+        if place.endswith("position_ids"):
+            if not torch.equal(value.reshape(-1).long(), torch.arange(value.numel())):
+                raise CheckpointError(f"{where}: its position_ids do not count up; the positions would be mixed up")
+            continue
+        if place in found:
+            raise CheckpointError(f"{where}: two tensors have one place, {printable(place)}")
+        found[place] = value
+    missing, strangers = sorted(set(wanted) - set(found) - set(optional)), sorted(set(found) - set(wanted))
     if missing or strangers:
         examples = [f"missing {missing[0]}"] if missing else []
         examples += [f"without a place {printable(strangers[0])}"] if strangers else []
@@ -46,32 +74,27 @@ def put_tower(tower: nn.Module, source: str) -> str | None:
             f"{where}: {len(missing)} tensors of the image tower are missing and {len(strangers)} have no place in it "
             f"({', '.join(examples)}); it was fine-tuned from another model"
         )
-    wrong = misfit(stored, wanted)
+    wrong = misfit(found, wanted)
     if wrong is not None:
         raise CheckpointError(f"{where}: {wrong}; it was fine-tuned from another model")
     with torch.no_grad():
-        for name, value in stored.items():
-            wanted[name].copy_(value)
-    return found.commit
+        for place, value in found.items():
+            wanted[place].copy_(value)
+    return set(found)
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     """Those of the tower, by their names in it."""
     try:
         stored = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{printable(path)}: cannot be read: {error}") from error
-    found: dict[str, Tensor] = {}
     for name, value in stored.items():
         place = name
         for prefix in _OUTER * 2:
             place = place.removeprefix(prefix)
-        if place.startswith(_BESIDE) or place.endswith("position_ids"):
-            continue
-        if place in found:
-            raise CheckpointError(f"{printable(path)}: two tensors have one place, {printable(place)}")
-        found[place] = value
-    return found
+        if not place.startswith(_BESIDE):
+            yield place, value
 
 
 def _check_function(tower: nn.Module, config: Any, where: str) -> None:

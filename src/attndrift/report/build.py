@@ -6,6 +6,7 @@ import base64
 import io
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -68,7 +69,10 @@ def write_report(
         refuse_links(folder, ("runs",))
         records = read_records(folder, run_order(tables.runs))
     few = {figure.name for figure in figures if figure.left_out is None and _shows_little(figure.name, analysis)}
-    drawn = [_figure(figure, target) for figure in figures if figure.left_out is None and figure.name not in few]
+    shown = [figure for figure in figures if figure.left_out is None and figure.name not in few]
+    # Pictures are packed outside of Python, on all cores.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        drawn = list(pool.map(lambda figure: _figure(figure, target), shown))
     left_out = [(figure.name, figure.left_out) for figure in figures if figure.left_out is not None]
     left_out += [(name, f"few points; its numbers are in `tables/{_SHOWS_LITTLE[name]}.csv`") for name in sorted(few)]
     sections = build_sections(Page(analysis, tables, records, drawn, left_out))

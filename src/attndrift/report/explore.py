@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,15 +123,22 @@ def _spaced(count: int, most: int) -> NDArray[np.intp]:
 
 @dataclass
 class _Pool:
-    """Equal content once: runs of one dataset share their images and their maps before training."""
+    """Equal content once: runs of one dataset share their images and their maps before training.
 
+    ``made``: what content became as an item, and its size, also in an earlier pool.
+    """
+
+    made: dict[str, tuple[Any, int]]
     items: list[Any] = field(default_factory=list)
     places: dict[str, int] = field(default_factory=dict)
     size: int = 0
 
-    def put(self, item: Any, content: bytes, size: int) -> int:
+    def put(self, content: bytes, make: Callable[[], tuple[Any, int]]) -> int:
         key = hashlib.sha256(content).hexdigest()
+        if key not in self.made:
+            self.made[key] = make()
         if key not in self.places:
+            item, size = self.made[key]
             self.places[key] = len(self.items)
             self.items.append(item)
             self.size += size
@@ -167,8 +175,9 @@ def maps_data(records: Records, analysis: Analysis, *, budget: int) -> dict[str,
     if not found:
         return {"runs": [], "images": [], "maps": [], "notes": ["No run keeps attention maps (`maps.npz`)."]}
     content: dict[str, Any] = {}
+    made: dict[str, tuple[Any, int]] = {}
     for most in (8, 6, 4, 3, 2, 1):
-        content, left = _packed(found, analysis, most, budget)
+        content, left = _packed(found, analysis, most, budget, made)
         if not left:
             break
     if most < 8:
@@ -179,9 +188,11 @@ def maps_data(records: Records, analysis: Analysis, *, budget: int) -> dict[str,
     return content
 
 
-def _packed(found: list[tuple[str, Record]], analysis: Analysis, most: int, budget: int) -> tuple[dict[str, Any], int]:
+def _packed(
+    found: list[tuple[str, Record]], analysis: Analysis, most: int, budget: int, made: dict[str, tuple[Any, int]]
+) -> tuple[dict[str, Any], int]:
     """The data with at most ``most`` images a run, and the number of runs that do not fit ``budget``."""
-    images, maps = _Pool(), _Pool()
+    images, maps = _Pool(made), _Pool(made)
     runs: list[dict[str, Any]] = []
     notes: list[str] = []
     variants = {str(row["run_id"]): row for row in analysis.tables["runs"].rows}
@@ -225,18 +236,26 @@ def _read(record: Record, most: int) -> _Maps:
 def _put_maps(pool: _Pool, maps: NDArray[np.float32]) -> int:
     top = maps.max(axis=-1).astype("<f4")
     codes = np.round(255.0 * maps / np.maximum(top, np.finfo(np.float32).tiny)[..., None]).astype(np.uint8)
-    item = {"codes": _base64(codes.tobytes()), "top": _base64(top.tobytes())}
-    return pool.put(item, codes.tobytes() + top.tobytes(), len(item["codes"]) + len(item["top"]))
+
+    def make() -> tuple[dict[str, str], int]:
+        item = {"codes": _base64(codes.tobytes()), "top": _base64(top.tobytes())}
+        return item, len(item["codes"]) + len(item["top"])
+
+    return pool.put(b"maps" + codes.tobytes() + top.tobytes(), make)
 
 
 def _put_image(pool: _Pool, pixels: NDArray[np.uint8]) -> int:
+    return pool.put(f"image {pixels.shape}".encode() + pixels.tobytes(), lambda: _image_item(pixels))
+
+
+def _image_item(pixels: NDArray[np.uint8]) -> tuple[str, int]:
     picture = Image.fromarray(pixels)
     picture.thumbnail((_IMAGE_SIDE, _IMAGE_SIDE))
     out = io.BytesIO()
     kind = "png" if max(picture.size) <= 96 else "jpeg"
     picture.save(out, kind, **({"quality": 88} if kind == "jpeg" else {"optimize": True}))
     item = f"data:image/{kind};base64,{_base64(out.getvalue())}"
-    return pool.put(item, pixels.tobytes(), len(item))
+    return item, len(item)
 
 
 def _base64(content: bytes) -> str:

@@ -6,13 +6,14 @@ unit and range are the metric's facts.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from pydantic.fields import FieldInfo
 
 from attndrift.metrics.registry import METRICS, Metric
-from attndrift.own_settings import fields_of, plain_kinds
+from attndrift.own_settings import OwnSettings, plain_kinds
 from attndrift.registry import members_of
 
 MAX_COLUMNS = 2_000
@@ -70,8 +71,18 @@ def own_setting_columns() -> tuple[Column, ...]:
     >>> {"lora_rank", "vera_rank"} <= {column.name for column in own_setting_columns() if column.kind == "int"}
     True
     """
-    owners = [owner for kind in ("method", "head", "loss", "measure") for owner in members_of(kind)]
-    return tuple(_setting_column(name, field) for name, field in fields_of(owners).items())
+    found: dict[str, Column] = {}
+    for kind in ("method", "head", "loss", "measure"):
+        for owner in members_of(kind):
+            for column in _setting_columns(owner.Settings):
+                found.setdefault(column.name, column)
+    return tuple(found.values())
+
+
+@functools.cache
+def _setting_columns(settings: type[OwnSettings]) -> tuple[Column, ...]:
+    # Once a class: every table that is read asks for its columns some ten times.
+    return tuple(_setting_column(name, field) for name, field in settings.model_fields.items())
 
 
 def _setting_column(name: str, field: FieldInfo) -> Column:

@@ -19,14 +19,15 @@ def sd_column(measure: str) -> str:
 
 def columns_of_means(columns: Iterable[Column], names: Iterable[str]) -> list[Column]:
     """``n_seeds``, and the standard deviations of the measures among ``columns``; those that ``names`` has."""
-    found = [_SEEDS]
-    for column in columns:
-        measured = column.metric or column.name.startswith("transfer_") or column.name.endswith("_accuracy")
-        if measured and column.kind == "float":
-            meaning = f"standard deviation of `{column.name}` over the seeds of the row"
-            found.append(Column(sd_column(column.name), meaning=meaning, low=0.0, high=column.high))
     given = set(names)
-    return [column for column in found if column.name in given]
+    found = [_SEEDS] if SEEDS in given else []
+    for column in columns:
+        spread = sd_column(column.name)
+        measured = column.metric or column.name.startswith("transfer_") or column.name.endswith("_accuracy")
+        if spread in given and measured and column.kind == "float":
+            meaning = f"standard deviation of `{column.name}` over the seeds of the row"
+            found.append(Column(spread, meaning=meaning, low=0.0, high=column.high))
+    return found
 
 
 def seeds_behind(runs: pd.DataFrame) -> pd.Series[int]:

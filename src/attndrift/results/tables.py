@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -202,8 +202,9 @@ def _swept(column: str) -> tuple[str, str] | None:
 def agreement_column(name: str, measure: str = ZERO_SHOT) -> Column:
     """The ``interpolation`` column that says how many predictions by ``measure`` on the set ``name`` are still the
     pretrained model's; by zero-shot accuracy it needs no labels."""
+    label = MEASURES[measure].label.removesuffix(" accuracy")
     return _fraction(
-        f"transfer_{name}_{measure}_agreement", f"share of images that keep the pretrained prediction, {name}"
+        f"transfer_{name}_{measure}_agreement", f"share of images that keep the pretrained {label} prediction, {name}"
     )
 
 
@@ -282,6 +283,7 @@ def columns_of(table: str, frame: pd.DataFrame) -> tuple[Column, ...]:
 
 
 _DTYPES: dict[str, str] = {"string": "string", "int": "Int64", "float": "float64", "bool": "boolean"}
+_TYPED = {kind: pd.api.types.pandas_dtype(name) for kind, name in _DTYPES.items()}
 _ARROW = {"string": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
 
 
@@ -293,7 +295,11 @@ def conform(table: str, frame: pd.DataFrame, *, where: str | None = None) -> pd.
     missing or null key, a value of the wrong type, or one outside its range (an accuracy of 97.2
     where 0.972 is meant, for example); one message tells the first problem of each of up to five columns.
     """
-    where = where or f"table {table}"
+    return _conformed(table, frame, where or f"table {table}", copy=True)
+
+
+def _conformed(table: str, frame: pd.DataFrame, where: str, *, copy: bool) -> pd.DataFrame:
+    """:func:`conform`; without ``copy`` the columns share memory with ``frame``, and all null columns with each other."""
     if len(frame.columns) > MAX_COLUMNS:
         raise TableError(f"{where}: {len(frame.columns):,} columns; a table has at most {MAX_COLUMNS:,}")
     columns = columns_of(table, frame)
@@ -309,21 +315,27 @@ def conform(table: str, frame: pd.DataFrame, *, where: str | None = None) -> pd.
                 problems[column.name] = f"the column `{column.name}` ({column.meaning}) is missing"
             result[column.name] = nulls[column.kind]
             continue
+        values = frame[column.name]
+        if values.isna().all():
+            result[column.name] = nulls[column.kind]
+            continue
         try:
-            result[column.name], count = _cast(column, frame[column.name])
+            result[column.name], count = _cast(column, values)
         except (TypeError, ValueError, OverflowError, pa.ArrowException) as error:
             problems[column.name] = f"column `{column.name}` must be {column.kind}: {error}"
             continue
         if count:
             infinite[column.name] = infinite.get(column.name, 0) + count
-    whole = pd.DataFrame(result, index=frame.index)
+    whole = pd.DataFrame(result, index=frame.index, copy=copy)
     problems |= _values_refused(whole, [c for c in columns if c.name in frame.columns and c.name not in problems])
     if problems:
         told = [problems[column.name] for column in columns if column.name in problems]
         more = f"; {len(told) - _TOLD} more columns" if len(told) > _TOLD else ""
         raise TableError(f"{where}: {'; '.join(told[:_TOLD])}{more}")
     known = {column.name for column in columns}
-    whole = pd.concat([whole, frame[[name for name in frame.columns if name not in known]]], axis=1)
+    others = [name for name in frame.columns if name not in known]
+    if others:
+        whole = pd.concat([whole, frame[others]], axis=1)
     if infinite:
         whole.attrs[_INFINITE] = infinite
     return whole
@@ -332,6 +344,8 @@ def conform(table: str, frame: pd.DataFrame, *, where: str | None = None) -> pd.
 _TOLD = 5
 """Columns whose problems one message tells."""
 _INFINITE = "infinite"
+_READ = "read"
+"""Of a table that was read: its file, and whether its columns may be shared."""
 
 
 def infinite_values(frame: pd.DataFrame) -> dict[str, int]:
@@ -341,14 +355,16 @@ def infinite_values(frame: pd.DataFrame) -> dict[str, int]:
 
 def _cast(column: Column, values: pd.Series[Any]) -> tuple[pd.Series[Any], int]:
     """``values`` as the column's type, infinite ones as nulls, and how many those were. Raises what says why not."""
+    # Columns of a table that is made of another have the type already; the checks below would double the time.
+    if column.kind == "float" and values.dtype == np.float64:
+        infinite = np.isinf(values.to_numpy())
+        return values.mask(infinite) if infinite.any() else values, int(infinite.sum())
+    if values.dtype == _TYPED[column.kind]:
+        return values, 0
     if column.kind == "bool":
         return values.astype("boolean"), 0
-    # Columns of a table that is made of another have the type already; the checks below would double the time.
-    if column.kind == "int" and values.dtype in (np.int64, pd.Int64Dtype()):
+    if column.kind == "int" and values.dtype == np.int64:
         return values.astype("Int64"), 0
-    if column.kind == "float" and values.dtype == np.float64:
-        infinite = np.isinf(values)
-        return values.mask(infinite) if infinite.any() else values, int(infinite.sum())
     if column.kind == "string":
         text = pd.api.types.is_string_dtype(values.dtype) and values.dtype != object
         wrong = None if text else next((v for v in values if not isinstance(v, str) and not pd.isna(v)), None)
@@ -362,7 +378,7 @@ def _cast(column: Column, values: pd.Series[Any]) -> tuple[pd.Series[Any], int]:
         raise TypeError(f"{values.iloc[row]!r} in row {row} is no number")
     if column.kind == "float":
         plain = numbers.astype("float64")
-        infinite = np.isinf(plain)
+        infinite = np.isinf(plain.to_numpy())
         return plain.mask(infinite), int(infinite.sum())
     for wrong_in, why in (
         (numbers % 1 != 0, "not whole numbers"),
@@ -386,7 +402,8 @@ def _values_refused(frame: pd.DataFrame, columns: list[Column]) -> dict[str, str
         values = frame[column.name]
         wrong = [values.isna().to_numpy()] if column.required else []
         if column.low is not None or column.high is not None:
-            numbers = values.to_numpy(dtype=float, na_value=np.nan)
+            plain = values.dtype == np.float64
+            numbers = values.to_numpy() if plain else values.to_numpy(dtype=float, na_value=np.nan)
             wrong += [numbers < column.low - slack] if column.low is not None else []
             wrong += [numbers > column.high + slack] if column.high is not None else []
         for rows in wrong:
@@ -410,21 +427,22 @@ def _refusal(column: Column, value: float | None, row: int) -> str:
 
 @dataclass
 class Tables:
-    """The tables of one study; all but ``runs`` may be empty."""
+    """The tables of one study; all but ``runs`` may be empty. Each is made to :func:`conform`."""
 
     runs: pd.DataFrame
-    history: pd.DataFrame = field(default_factory=lambda: conform("history", pd.DataFrame({"run_id": [], "step": []})))
+    history: pd.DataFrame = field(default_factory=lambda: pd.DataFrame({"run_id": [], "step": []}))
     layers: pd.DataFrame = field(
-        default_factory=lambda: conform("layers", pd.DataFrame({"run_id": [], "step": [], "layer": [], "metric": []}))
+        default_factory=lambda: pd.DataFrame({"run_id": [], "step": [], "layer": [], "metric": []})
     )
-    interpolation: pd.DataFrame = field(
-        default_factory=lambda: conform("interpolation", pd.DataFrame({"run_id": [], "alpha": []}))
-    )
-    losses: pd.DataFrame = field(default_factory=lambda: conform("losses", pd.DataFrame({"run_id": [], "loss": []})))
+    interpolation: pd.DataFrame = field(default_factory=lambda: pd.DataFrame({"run_id": [], "alpha": []}))
+    losses: pd.DataFrame = field(default_factory=lambda: pd.DataFrame({"run_id": [], "loss": []}))
 
     def __post_init__(self) -> None:
         for name in TABLES:
-            setattr(self, name, conform(name, getattr(self, name)))
+            frame: pd.DataFrame = getattr(self, name)
+            where, share = frame.attrs.get(_READ, (f"table {name}", False))
+            # The analysis adds columns to `runs`, and does that faster where they are one block.
+            setattr(self, name, _conformed(name, frame, where, copy=name == "runs" or not share))
         duplicated = self.runs["run_id"].duplicated()
         if duplicated.any():
             raise TableError(f"table runs: run_id `{self.runs['run_id'][duplicated].iloc[0]}` appears more than once")
@@ -482,10 +500,11 @@ def _with_text(table: pa.Table) -> pa.Table:
     return table
 
 
-def read_parquet(path: Path, *, foreign: bool = True) -> pd.DataFrame:
+def read_parquet(path: Path, optional: Collection[str] | None = None, *, share: bool = False) -> pd.DataFrame:
     """The table in a Parquet file. Raises ``ValueError``, with the reason, where it cannot be read.
 
-    ``foreign``: without a format number too; otherwise raises :class:`~attndrift.formats.FormatError`.
+    ``optional``: for a table of ours, its columns that are left out where all their values are null. One without a format
+    number then raises :class:`~attndrift.formats.FormatError`. ``share``: without a copy, where possible; read-only.
     """
     try:
         # Not by path: a damaged file must not be taken for a data set of several, nor its name for an address.
@@ -496,9 +515,11 @@ def read_parquet(path: Path, *, foreign: bool = True) -> pd.DataFrame:
         # A flipped bit in a text decompresses well, and is found where somebody looks at that text, or never.
         table.validate(full=True)
         table = _with_text(table)
-        if not foreign:
+        if optional is not None:
             check_table_metadata(table.schema.metadata, path)
-        return table.to_pandas()
+            nulls = [n for n in table.column_names if n in optional and table[n].null_count == len(table)]
+            table = table.drop_columns(nulls)
+        return table.to_pandas(split_blocks=share, self_destruct=True)
     except FormatError:
         raise
     # Damaged bytes come out of Arrow and pandas as almost any error, among them of memory and of keys.
@@ -507,12 +528,13 @@ def read_parquet(path: Path, *, foreign: bool = True) -> pd.DataFrame:
         raise ValueError(f"{type(error).__name__}: {reason[:300]}") from error
 
 
-def read_tables(folder: str | os.PathLike[str], *, names: Iterable[str] = TABLES) -> Tables:
+def read_tables(folder: str | os.PathLike[str], *, names: Iterable[str] = TABLES, share: bool = False) -> Tables:
     """Read the tables of ``folder`` (a study folder, or any folder that holds ``runs.parquet``).
 
     Only ``runs.parquet`` has to exist. Raises :class:`TableError` for a file that is missing, cut
     short, or not of the documented form, and :class:`~attndrift.formats.FormatError` for one of another version, or of
-    another program: those come in through ``attndrift import``.
+    another program: those come in through ``attndrift import``. ``share``: for tables that nobody changes in place: the
+    columns of ``history`` are not copied, and all null ones are one array; half the memory.
     """
     root = Path(folder)
     if not (root / "runs.parquet").is_file():
@@ -528,15 +550,20 @@ def read_tables(folder: str | os.PathLike[str], *, names: Iterable[str] = TABLES
         if not path.is_file():
             continue
         try:
-            frame = read_parquet(path, foreign=False)
+            frames[name] = read_parquet(path, _optional(name), share=share)
         except FormatError:
             raise
         except ValueError as error:
             raise TableError(
                 f"{path}: not a readable Parquet file ({error}); write it again with `attndrift collect`"
             ) from error
-        frames[name] = conform(name, frame, where=str(path))
+        frames[name].attrs[_READ] = (str(path), share)
     return Tables(**frames)
+
+
+def _optional(table: str) -> set[str]:
+    """The columns of ``table`` that may be absent, which is the same as null."""
+    return {column.name for column in schema(table) if not column.required}
 
 
 def _foreign(values: pd.Series[Any], table: str) -> pa.Array:

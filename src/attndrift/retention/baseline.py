@@ -96,9 +96,9 @@ def zero_shot_baseline(
 
     Raises :class:`~attndrift.models.ModelError` and :class:`~attndrift.data.DataError` for an unknown name.
     """
-    clip = load_model(model)
-    if backbone_of(clip).text_encoder is None:
-        raise ModelError(_without_text(model, f"a {type(clip).__name__}"))
+    loaded = load_model(model)
+    if backbone_of(loaded).text_encoder is None:
+        raise ModelError(_without_text(model, f"a {type(loaded).__name__}"))
     tokenizer, processor = load_processor(model)
     keys = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "image_mean", "image_std")
     preprocessing = {key: processor.to_dict().get(key) for key in keys}
@@ -116,7 +116,7 @@ def zero_shot_baseline(
             indices=part.indices,
             progress=lambda done, total, name=name: progress(f"{name}: images", done, total),  # type: ignore[misc]
         )
-        text = TextFeatures.of(clip, tokenizer, dataset.class_names, templates)
+        text = TextFeatures.of(loaded, tokenizer, dataset.class_names, templates)
 
         def batches(store: PixelStore = store, name: str = name) -> Any:
             for start in range(0, len(store), batch_size):
@@ -124,7 +124,7 @@ def zero_shot_baseline(
                 progress(f"{name}: zero-shot", min(start + batch_size, len(store)), len(store))
 
         result = evaluate_zero_shot(
-            clip,
+            loaded,
             batches(),
             part.labels,
             text_features=text,
@@ -146,4 +146,4 @@ def zero_shot_baseline(
                 evidence={**result.evidence, "ids_sha256": part.hash, "interval": "Wilson, 95%, over images"},
             )
         )
-    return Baseline(describe(model, clip), scores, absent)
+    return Baseline(describe(model, loaded), scores, absent)

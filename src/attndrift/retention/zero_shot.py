@@ -256,7 +256,7 @@ def evaluate_zero_shot(
     """Top-1 accuracy of ``model`` on images that it was not fine-tuned on, by cosine with class names.
 
     Args:
-        model: a :class:`~attndrift.methods.CLIPClassifier`, or any CLIP model; it embeds the images.
+        model: a :class:`~attndrift.methods.ImageClassifier`, or any CLIP model; it embeds the images.
         images: normalised images: something with ``fetch(positions)`` such as a
             :class:`~attndrift.data.PixelStore`, one tensor (images, 3, height, width), or an iterable of
             such batches. Image i belongs to ``labels[i]``.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from attndrift.data.errors import some
@@ -47,12 +48,13 @@ def check_prompts(
                 continue
             key = (settings.model, name, templates_for(name, sets[name].templates, sets[name].prompts, settings))
             wanted[key] = wanted.get(key, False) or name in others or by_text
+    tokenizer_of = cache(_tokenizer)
     for (model, name, prompts), needed in wanted.items():
         # Of a model without text tower, what needs texts is said with the method.
         if f"model {model}" not in bad and (full or needed) and not lacks_text_tower(model, configs.get(model)):
             most, classes = _most_tokens(configs.get(model, {})), sets[name].class_names
             if full or _may_fail(classes, prompts, most):
-                _prompts(found, model, name, classes, prompts, most, "problem" if needed else "warning")
+                _prompts(found, model, tokenizer_of, name, classes, prompts, most, "problem" if needed else "warning")
 
 
 def _most_tokens(config: Mapping[str, Any]) -> int:
@@ -71,15 +73,26 @@ def _may_fail(classes: Sequence[str], templates: Sequence[str], most: int) -> bo
     return any(len(fill(template, one).encode()) > most - 2 for template in templates for one in classes)
 
 
+def _tokenizer(model: str) -> Any:
+    # Here, as most studies need no tokenizer to be checked.
+    from attndrift.models.load import load_processor
+
+    return load_processor(model)[0]
+
+
 def _prompts(
-    found: Check, model: str, name: str, classes: Sequence[str], templates: Sequence[str], most: int, state: State
+    found: Check,
+    model: str,
+    tokenizer_of: Callable[[str], Any],
+    name: str,
+    classes: Sequence[str],
+    templates: Sequence[str],
+    most: int,
+    state: State,
 ) -> None:
     what = f"prompts {name}"
     try:
-        # Here, as most studies need no tokenizer to be checked.
-        from attndrift.models.load import load_processor
-
-        tokenizer, _ = load_processor(model)
+        tokenizer = tokenizer_of(model)
         if tokenizer is None:
             return
         faults = prompt_faults(tokenizer, classes, templates, most=most)

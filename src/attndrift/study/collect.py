@@ -170,21 +170,21 @@ def _tables(parts: Sequence[_RunRows]) -> Tables:
     # Here, so that a study's runs do not wait for half a second of imports that are needed after them.
     import pandas as pd
 
-    from attndrift.results.tables import Tables, conform, schema
+    from attndrift.results.tables import Tables, schema
 
     runs, sweeps = ([row for part in parts for row in getattr(part, name)] for name in ("runs", "interpolation"))
     columns = list(dict.fromkeys([column.name for column in schema("runs")] + [key for row in runs for key in row]))
 
     def rows(name: str) -> Any:
         found = [row for part in parts for row in getattr(part, name)]
-        return conform(name, pd.DataFrame(found, columns=[column.name for column in schema(name)]))
+        return pd.DataFrame(found, columns=[column.name for column in schema(name)])
 
     return Tables(
-        runs=conform("runs", pd.DataFrame(runs, columns=columns)),
+        runs=pd.DataFrame(runs, columns=columns),
         losses=rows("losses"),
         history=rows("history"),
         layers=rows("layers"),
-        interpolation=conform("interpolation", pd.DataFrame(sweeps or {"run_id": [], "alpha": []})),
+        interpolation=pd.DataFrame(sweeps or {"run_id": [], "alpha": []}),
     )
 
 

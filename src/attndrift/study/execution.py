@@ -19,7 +19,7 @@ from attndrift.drift.monitor import DriftMonitor
 from attndrift.guard.budget import Budget, RetentionBudget
 from attndrift.guard.guard import Guard
 from attndrift.methods.adaptation import adapt
-from attndrift.methods.classifier import CLIPClassifier
+from attndrift.methods.classifier import ImageClassifier
 from attndrift.methods.registry import HEADS
 from attndrift.methods.settings import AdaptationSettings
 from attndrift.metrics.registry import METRICS
@@ -59,19 +59,19 @@ def execute_run(run: NamedRun, folder: Path, resources: StudyResources, reporter
 class MeasuredOutcome(NamedTuple):
     """Measures models that were made of finished runs: columns and details of each, and validation accuracy alone."""
 
-    columns: Callable[[CLIPClassifier], tuple[dict[str, Any], dict[str, Any]]]
-    validate: Callable[[CLIPClassifier], float]
+    columns: Callable[[ImageClassifier], tuple[dict[str, Any], dict[str, Any]]]
+    validate: Callable[[ImageClassifier], float]
 
 
 def measured_outcome(inputs: RunInputs, folder: Path) -> MeasuredOutcome:
     """What measures models of a run with these inputs as an outcome of the run itself; ``folder`` is the run's."""
 
-    def columns(model: CLIPClassifier) -> tuple[dict[str, Any], dict[str, Any]]:
+    def columns(model: ImageClassifier) -> tuple[dict[str, Any], dict[str, Any]]:
         phases = PhaseReporter(SilentReporter())
         with _no_bars(), _threads(inputs.settings.threads):
             return _Execution(inputs, RunFolder(folder, inputs, phases.say), phases)._outcome_columns(model)
 
-    def validate(model: CLIPClassifier) -> float:
+    def validate(model: ImageClassifier) -> float:
         with _threads(inputs.settings.threads):
             return accuracy(model, inputs, "validation")
 
@@ -101,7 +101,7 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _published(inputs: RunInputs) -> CLIPClassifier:
+def _published(inputs: RunInputs) -> ImageClassifier:
     """The model with published weights in its image tower, and the class prompts as its classifier."""
     settings = inputs.settings
     text = inputs.resources.text(settings, inputs.pretrained, inputs.target.dataset)
@@ -136,7 +136,7 @@ class _Execution:
         if model is None:
             values: dict[str, Any] = {
                 "trainable_parameters": 0,
-                "total_parameters": sum(p.numel() for p in inputs.pretrained.clip.parameters()),
+                "total_parameters": sum(p.numel() for p in inputs.pretrained.model.parameters()),
                 "n_probe": len(self.target.splits.probe),
             }
         else:
@@ -148,7 +148,7 @@ class _Execution:
         record = self._record("finished", values | drift.columns("runs") | transfer, details)
         if model is not None:
             source = str(self.settings.own["checkpoint"])
-            weights = {"revision": resolve_model(source).commit, "weights_sha256": state_hash(model.clip)}
+            weights = {"revision": resolve_model(source).commit, "weights_sha256": state_hash(model.model)}
             record["checkpoint"] = {"source": source} | weights
         return record
 
@@ -197,7 +197,7 @@ class _Execution:
         self.reporter.phase("the head's fit")
         return self.inputs.results.training_embeddings(), torch.from_numpy(self.target.splits.train.labels)
 
-    def _guard(self, model: CLIPClassifier, monitor: DriftMonitor) -> Guard | None:
+    def _guard(self, model: ImageClassifier, monitor: DriftMonitor) -> Guard | None:
         settings, n_train = self.settings, len(self.target.splits.train)
         if settings.guard is None:
             return None
@@ -215,7 +215,7 @@ class _Execution:
             validate=lambda: accuracy(model, self.inputs, "validation"), echo=self.reporter.say,
         )  # fmt: skip
 
-    def _plan(self, model: CLIPClassifier, monitor: DriftMonitor, guard: Guard | None) -> TrainingPlan:
+    def _plan(self, model: ImageClassifier, monitor: DriftMonitor, guard: Guard | None) -> TrainingPlan:
         settings, inputs, target = self.settings, self.inputs, self.target
         monitored = next((item for item in inputs.transfer if item.monitor is not None), None)
         first: dict[str, Any] = {"step": 0, "epoch": 0.0, **_no_drift(self.inputs).row()}
@@ -244,7 +244,7 @@ class _Execution:
         )
 
     def _measured(
-        self, model: CLIPClassifier, result: FitResult, guard: Guard | None, values: dict[str, Any]
+        self, model: ImageClassifier, result: FitResult, guard: Guard | None, values: dict[str, Any]
     ) -> dict[str, Any]:
         """The record of a run that has finished its training: the selected checkpoint measured."""
         if self.settings.keep != "best":
@@ -272,7 +272,7 @@ class _Execution:
         if guard is not None:
             record["guard"] = guard.summary() | {"events": [event.to_json() for event in guard.events]}
         trained = Trained(
-            pretrained=self.inputs.pretrained.clip,
+            pretrained=self.inputs.pretrained.model,
             last=lambda: copy.deepcopy(model),
             selected=lambda: self.files.load_selected(merged=True),
             validate=lambda one: accuracy(one, self.inputs, "validation"),
@@ -283,7 +283,7 @@ class _Execution:
         )
         return record
 
-    def _agreement(self, model: CLIPClassifier) -> float:
+    def _agreement(self, model: ImageClassifier) -> float:
         """The share of the monitored images whose zero-shot prediction is that of the pretrained model."""
         inputs = self.inputs
         item = next((one for one in inputs.transfer if one.monitor is not None), None)
@@ -294,7 +294,7 @@ class _Execution:
         now = item.watch(model, inputs.pretrained, self.settings, item.monitor)
         return float((now.predictions == inputs.results.transfer(item, item.monitor).predictions).mean())
 
-    def _outcome_columns(self, model: CLIPClassifier) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _outcome_columns(self, model: ImageClassifier) -> tuple[dict[str, Any], dict[str, Any]]:
         """Columns and details of a model that was made of the trained one."""
         drift = drift_of(model, self.inputs)
         validated = accuracy(model, self.inputs, "validation")
@@ -303,7 +303,7 @@ class _Execution:
         return {"best_val_accuracy": validated, "test_accuracy": tested} | drift.columns("runs") | transfer, details
 
     def _transfer(
-        self, model: CLIPClassifier | None, drift: Drift, *, keep: bool = True
+        self, model: ImageClassifier | None, drift: Drift, *, keep: bool = True
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         return measure_transfer(self.inputs, self.reporter, model, drift, self.files.write_transfer if keep else None)
 

@@ -20,7 +20,7 @@ from torch import nn
 from attndrift.drift.monitor import measure_drift
 from attndrift.files import refuse_links, write_json
 from attndrift.methods.checkpoint import load_adapted
-from attndrift.methods.classifier import CLIPClassifier
+from attndrift.methods.classifier import ImageClassifier
 from attndrift.methods.interpolation import interpolate_weights
 from attndrift.methods.parameter_drift import projection_drift, weight_drift
 from attndrift.methods.registry import trains
@@ -85,9 +85,9 @@ def interpolate(
     baseline = results.baseline()
     adapted = load_adapted(folder / "checkpoints" / "best", base=pretrained.copy(), merged=True).to(pretrained.device)
     model = copy.deepcopy(adapted)
-    start = dict(pretrained.clip.named_parameters())
+    start = dict(pretrained.model.named_parameters())
     end = dict(adapted.backbone.named_parameters())
-    drifts = partial(_weight_drifts, model, pretrained.clip)
+    drifts = partial(_weight_drifts, model, pretrained.model)
     text = text_drift_of(model, settings, pretrained, results)
     points = []
     before: dict[str, NDArray[np.int64]] = {}
@@ -151,5 +151,5 @@ def _transfer(
     return point
 
 
-def _weight_drifts(model: CLIPClassifier, pretrained: nn.Module) -> tuple[float, float]:
+def _weight_drifts(model: ImageClassifier, pretrained: nn.Module) -> tuple[float, float]:
     return weight_drift(model, pretrained), projection_drift(model, pretrained)

@@ -23,7 +23,7 @@ class Pretrained:
     """A backbone as it came, with what belongs to it; ``source`` names its commit."""
 
     source: str
-    clip: nn.Module
+    model: nn.Module
     tokenizer: Any
     image_processor: Any
     description: dict[str, Any]
@@ -34,21 +34,21 @@ class Pretrained:
     @classmethod
     def load(cls, source: str, device: torch.device) -> Pretrained:
         """The backbone called ``source`` (``NAME@COMMIT`` in a study), on ``device``."""
-        clip = load_model(source)
-        backbone_of(clip).prune()
-        clip.eval().to(device)
+        model = load_model(source)
+        backbone_of(model).prune()
+        model.eval().to(device)
         tokenizer, image_processor = load_processor(source)
         refuse_cut_images(source, image_processor)
-        description, processing = describe(source, clip), image_processor.to_dict()
+        description, processing = describe(source, model), image_processor.to_dict()
         return cls(
             source=at_commit(source, description.get("revision")),
-            clip=clip,
+            model=model,
             tokenizer=tokenizer,
             image_processor=image_processor,
             description=description,
             preprocessing={key: processing.get(key) for key in _PREPROCESSING},
             device=device,
-            squared_norms=squared_norms(clip),
+            squared_norms=squared_norms(model),
         )
 
     @property
@@ -58,8 +58,8 @@ class Pretrained:
 
     def copy(self) -> nn.Module:
         """A copy of the model, on the CPU, to be adapted."""
-        return copy.deepcopy(self.clip).to("cpu")
+        return copy.deepcopy(self.model).to("cpu")
 
     def embed(self, pixels: Tensor) -> Tensor:
         """Image embeddings of the pretrained model."""
-        return image_embeddings(self.clip, pixels)
+        return image_embeddings(self.model, pixels)

@@ -79,7 +79,7 @@ class PretrainedResults:
 
         def make() -> Snapshot:
             batches, embed = self.target.probe_batches(size), self.pretrained.embed
-            return take_snapshot(self.pretrained.clip, batches, embed, processes=Processes.current())
+            return take_snapshot(self.pretrained.model, batches, embed, processes=Processes.current())
 
         return self.once(("baseline", *self._on_probe, size), make)
 
@@ -103,11 +103,11 @@ class PretrainedResults:
     def probe_texts(self) -> FixedTexts | None:
         """The pretrained model's embeddings of the target's class prompts, in the first template; None without a text tower."""
         model, names, template = self.pretrained, self.target.class_names, self._template
-        if backbone_of(model.clip).text_encoder is None:
+        if backbone_of(model.model).text_encoder is None:
             return None
         return self.once(
             ("probe texts", model.source, str(model.device), names, template),
-            lambda: FixedTexts(TextFeatures.of(model.clip, model.tokenizer, names, [template]).features),
+            lambda: FixedTexts(TextFeatures.of(model.model, model.tokenizer, names, [template]).features),
         )
 
     def activations(self) -> ActivationChange | None:
@@ -117,7 +117,7 @@ class PretrainedResults:
         size = self.settings.evaluation_batch_size
         return self.once(
             ("activations", *self._on_probe, size),
-            lambda: ActivationChange(self.pretrained.clip, lambda: self.target.probe_batches(size)),
+            lambda: ActivationChange(self.pretrained.model, lambda: self.target.probe_batches(size)),
         )
 
     def fingerprint(self) -> Fingerprint:
@@ -126,7 +126,7 @@ class PretrainedResults:
         def make() -> Fingerprint:
             count = min(FINGERPRINT_IMAGES, len(self.target.splits.probe))
             pixels = self.target.probe.fetch(range(count)).cpu()
-            return Fingerprint(pixels, fingerprint_embeddings(self.pretrained.clip, pixels))
+            return Fingerprint(pixels, fingerprint_embeddings(self.pretrained.model, pixels))
 
         return self.once(("fingerprint", *self._on_probe), make)
 
@@ -136,14 +136,14 @@ class PretrainedResults:
 
         def make() -> NDArray[np.float32]:
             pixels = self.target.probe.fetch(range(count))
-            return attention_maps(self.pretrained.clip, self.pretrained.embed, pixels)
+            return attention_maps(self.pretrained.model, self.pretrained.embed, pixels)
 
         return self.once(("maps", *self._on_probe, count), make)
 
     def shared(self) -> SharedEmbeddings:
         """What the pretrained model makes of images: for results that are made together."""
         size = self.settings.evaluation_batch_size
-        return SharedEmbeddings(self.pretrained.clip, batch_size=size, processes=Processes.current())
+        return SharedEmbeddings(self.pretrained.model, batch_size=size, processes=Processes.current())
 
     def transfer(
         self, item: TransferSet, images: PartImages | None = None, shared: SharedEmbeddings | None = None
@@ -158,7 +158,7 @@ class PretrainedResults:
             (item.text.tokens if item.text else "", settings.threads, settings.evaluation_batch_size),
         )
         if images is not None:
-            return self.once(key, lambda: item.watch(pretrained.clip, pretrained, settings, images))
+            return self.once(key, lambda: item.watch(pretrained.model, pretrained, settings, images))
         return self.once(key, lambda: item.evaluate(shared or self.shared(), pretrained, settings))
 
     def retention(self, item: TransferSet, shared: SharedEmbeddings) -> Callable[[str], RetentionResult]:
@@ -181,7 +181,7 @@ class PretrainedResults:
                     own,
                 ),
             )
-            return self.once(key, lambda: facts.measure(pretrained.clip, task(), settings.own))
+            return self.once(key, lambda: facts.measure(pretrained.model, task(), settings.own))
 
         return result
 
@@ -191,7 +191,7 @@ class PretrainedResults:
         size, count = settings.evaluation_batch_size, len(self.target.splits.train)
 
         def make() -> Tensor:
-            with evaluation_mode(pretrained.clip):
+            with evaluation_mode(pretrained.model):
                 parts = [
                     pretrained.embed(store.fetch(range(at, min(at + size, count)))) for at in range(0, count, size)
                 ]
@@ -218,7 +218,7 @@ class PretrainedResults:
 
         def make() -> TeacherCache:
             file = self.cache / view.name / f"{key[:32]}.npy"
-            return TeacherCache(pretrained.clip, images(), view=view, flips=settings.flip, count=count, file=file)
+            return TeacherCache(pretrained.model, images(), view=view, flips=settings.flip, count=count, file=file)
 
         return self.once(("teacher", view.name, key), make)
 
@@ -226,7 +226,7 @@ class PretrainedResults:
         """Fisher information of the pretrained weights on reference images."""
         pretrained = self.pretrained
         key = (pretrained.source, str(pretrained.device), reference.key, self.settings.threads)
-        make = partial(fisher_information, pretrained.clip, reference.pixels, reference.text_features)
+        make = partial(fisher_information, pretrained.model, reference.pixels, reference.text_features)
         return self.once(("fisher", *key), make)
 
 

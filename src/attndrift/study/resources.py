@@ -85,7 +85,7 @@ class StudyResources:
         self, datasets: Sequence[ImageDataset], settings: RunSettings, target: Target, pretrained: Pretrained
     ) -> list[TransferSet]:
         chosen = (settings.unreadable, settings.transfer_limit, settings.bank_limit, settings.data_seed)
-        spoken = backbone_of(pretrained.clip).text_encoder is not None
+        spoken = backbone_of(pretrained.model).text_encoder is not None
         first = (settings.guard_probe_per_class, settings.monitor_zero_shot_images, spoken)
         about = tuple((one.name, one.fingerprint) for one in datasets)
 
@@ -125,7 +125,7 @@ class StudyResources:
             return whole if names == whole.class_names else whole.subset(names)
         return self._once(
             ("text", pretrained.source, names, templates),
-            lambda: TextFeatures.of(pretrained.clip, pretrained.tokenizer, names, templates),
+            lambda: TextFeatures.of(pretrained.model, pretrained.tokenizer, names, templates),
         )
 
     def reference(

@@ -18,7 +18,7 @@ from torch import Tensor
 from attndrift.files import link_or_copy, new_folder, sha256, write_bytes, write_json, write_text
 from attndrift.methods.adapters import read_tensors
 from attndrift.methods.checkpoint import load_adapted, save_adapted
-from attndrift.methods.classifier import CLIPClassifier
+from attndrift.methods.classifier import ImageClassifier
 from attndrift.models.errors import CheckpointError, FingerprintError
 from attndrift.process_group import Processes
 from attndrift.study.leftovers import CHECKPOINTS, LAST_GOOD, RESUME
@@ -62,7 +62,7 @@ class RunFolder:
             pretrained=np.packbits(before.correct),
         )
 
-    def write_maps(self, model: CLIPClassifier | None) -> None:
+    def write_maps(self, model: ImageClassifier | None) -> None:
         """Attention maps of a few probe images before and after, for figures and report."""
         inputs, target = self.inputs, self.inputs.target
         count = min(inputs.settings.map_images, len(target.splits.probe))
@@ -106,7 +106,7 @@ class RunFolder:
             (self.folder / RESUME).mkdir(parents=True, exist_ok=True)
             write_bytes(self.folder / RESUME / f"start-{hashlib.sha256(content).hexdigest()[:32]}.safetensors", content)
 
-    def save_checkpoint(self, model: CLIPClassifier, name: str) -> None:
+    def save_checkpoint(self, model: ImageClassifier, name: str) -> None:
         """Save the trained weights as the checkpoint ``name``."""
         if not self.processes.first:
             return
@@ -117,13 +117,13 @@ class RunFolder:
             self.folder / CHECKPOINTS / name,
             base_source=pretrained.source,
             probe_pixels=fingerprint.pixels,
-            pretrained=pretrained.clip,
+            pretrained=pretrained.model,
             pretrained_embeddings=fingerprint.embeddings,
             pretrained_sha256=pretrained.sha256,
             class_names=target.class_names,
         )
 
-    def save_final(self, model: CLIPClassifier, result: FitResult, *, guarded: bool) -> None:
+    def save_final(self, model: ImageClassifier, result: FitResult, *, guarded: bool) -> None:
         """Save the last epoch's weights; where they are the selected ones, as a copy of that checkpoint."""
         best, final = (self.folder / CHECKPOINTS / name for name in ("best", "final"))
         # A guard may have changed the weights since; and what somebody has removed cannot be copied.
@@ -145,7 +145,7 @@ class RunFolder:
                 for name in (resume.WEIGHTS, resume.PROGRESS):
                     shutil.copy2(state / name, target / name)
 
-    def load_selected(self, *, merged: bool = False) -> CLIPClassifier:
+    def load_selected(self, *, merged: bool = False) -> ImageClassifier:
         """The checkpoint of the selected epoch, proved to be what was saved; ``merged``: adapters in the weights.
 
         Raises :class:`CheckpointError`.

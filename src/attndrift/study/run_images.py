@@ -119,7 +119,7 @@ class TransferSet:
 
     def text_of(self, shared: SharedEmbeddings, pretrained: Pretrained, settings: RunSettings) -> TextFeatures | None:
         """The features of the class names, by the text tower of the model as it is now where the run trains that."""
-        if self.text is None or not settings.trains_text or shared.model is pretrained.clip:
+        if self.text is None or not settings.trains_text or shared.model is pretrained.model:
             return self.text
         return shared.text(pretrained.tokenizer, self.dataset.class_names, self.text.templates)
 
@@ -141,10 +141,10 @@ class TransferSet:
         part, store, size = self.evaluation.part, self.evaluation.store, settings.evaluation_batch_size
         key = (f"{part.hash} {self.evaluation.shared_hash}", size)
         embeddings, count = shared.of(store), min(size, len(part))
-        if key not in self.anchors and shared.model is pretrained.clip:
+        if key not in self.anchors and shared.model is pretrained.model:
             self.anchors[key] = embeddings[:count].clone()
         elif key not in self.anchors:
-            before = SharedEmbeddings(pretrained.clip, batch_size=size, processes=shared.processes)
+            before = SharedEmbeddings(pretrained.model, batch_size=size, processes=shared.processes)
             self.anchors[key] = before.first_of(store, count)
         return zero_shot_of_embeddings(
             embeddings,
@@ -167,7 +167,7 @@ class TransferSet:
         # The first batch, of the size that this evaluation makes it: another size may round differently.
         size = min(settings.evaluation_batch_size, len(part))
         if (part.hash, size) not in self.anchors:
-            self.anchors[part.hash, size] = embed_together(pretrained.clip, store.fetch(range(size)), processes)
+            self.anchors[part.hash, size] = embed_together(pretrained.model, store.fetch(range(size)), processes)
         shared = SharedEmbeddings(model, batch_size=settings.evaluation_batch_size, processes=processes)
         return evaluate_zero_shot(
             model,

@@ -53,7 +53,7 @@ class RunInputs:
         settings = run.settings
         reporter.phase("images")
         pretrained = resources.pretrained(at_commit(settings.model, run.model_revision), device)
-        problem = text_problem(settings) if backbone_of(pretrained.clip).text_encoder is None else None
+        problem = text_problem(settings) if backbone_of(pretrained.model).text_encoder is None else None
         if problem is not None:
             raise ValueError(problem)
         target = resources.target(settings, pretrained)
@@ -94,4 +94,4 @@ class RunInputs:
         if not HEADS[self.settings.head].live:
             return None
         names, templates = self.target.class_names, templates_of(self.target.dataset, self.settings)
-        return class_tokens(self.pretrained.clip, self.pretrained.tokenizer, names, templates)
+        return class_tokens(self.pretrained.model, self.pretrained.tokenizer, names, templates)

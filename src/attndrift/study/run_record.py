@@ -7,7 +7,7 @@ from typing import Any
 from attndrift import metrics
 from attndrift.losses.names import parse_losses
 from attndrift.losses.registry import LOSSES
-from attndrift.methods.classifier import CLIPClassifier
+from attndrift.methods.classifier import ImageClassifier
 from attndrift.process_group import Processes
 from attndrift.results.tables import TRANSFER_FIELDS
 from attndrift.retention.retained import Retained, accuracy_limits, why_no_retention
@@ -22,7 +22,7 @@ from attndrift.study.steps import steps_per_epoch
 from attndrift.study.training.plan import precision_of
 
 
-def sizes(model: CLIPClassifier, inputs: RunInputs) -> dict[str, Any]:
+def sizes(model: ImageClassifier, inputs: RunInputs) -> dict[str, Any]:
     """Columns of ``runs``: how many images and parameters."""
     splits = inputs.target.splits
     return {

@@ -554,9 +554,7 @@ def _refused(name: str, value: Any, run: RunSettings) -> ValidationError:
             "extra_forbidden",
             unknown_name("setting", name, setting_names(), "`attndrift list settings` shows every setting"),
         )
-    # The message is no template of pydantic's.
-    text = message.replace("{", "{{").replace("}", "}}")
-    detail = InitErrorDetails(type=PydanticCustomError(kind, text), loc=(name,), input=value)
+    detail = InitErrorDetails(type=PydanticCustomError(kind, message), loc=(name,), input=value)
     return ValidationError.from_exception_data("RunSettings", [detail])
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from attndrift.files import refuse_links, write_json
 from attndrift.methods.checkpoint import load_adapted
-from attndrift.methods.classifier import CLIPClassifier
+from attndrift.methods.classifier import ImageClassifier
 from attndrift.study.collect import RUNS_FOLDER, SOUPS, planned_runs, read_soups
 from attndrift.study.distributed import SilentReporter
 from attndrift.study.execution import measured_outcome
@@ -98,7 +98,7 @@ def _soup(folder: Path, runs: list[str], over: Over, *, greedy: bool, bench: Stu
     place = folder / RUNS_FOLDER / runs[0]
     measured = measured_outcome(inputs, place)
 
-    def load(name: str) -> CLIPClassifier:
+    def load(name: str) -> ImageClassifier:
         best, pretrained = folder / RUNS_FOLDER / name / "checkpoints" / "best", inputs.pretrained
         return load_adapted(best, base=pretrained.copy(), base_sha256=pretrained.sha256, merged=True).to(inputs.device)
 
@@ -113,13 +113,13 @@ def _soup(folder: Path, runs: list[str], over: Over, *, greedy: bool, bench: Stu
 
 
 def _stir(
-    names: Iterable[str], load: Callable[[str], CLIPClassifier], validate: Callable[[CLIPClassifier], float] | None
-) -> tuple[CLIPClassifier, list[str]]:
+    names: Iterable[str], load: Callable[[str], ImageClassifier], validate: Callable[[ImageClassifier], float] | None
+) -> tuple[ImageClassifier, list[str]]:
     """The mean of the runs' weights, and which were used: all, or with ``validate`` those that do not lower it."""
     total: dict[str, Tensor] = {}
     used: list[str] = []
     best = -1.0
-    model: CLIPClassifier | None = None
+    model: ImageClassifier | None = None
     for name in names:
         one = load(name)
         model = one if model is None else model
@@ -138,7 +138,7 @@ def _stir(
 
 
 @torch.no_grad()
-def _put(model: CLIPClassifier, total: dict[str, Tensor], count: int) -> None:
+def _put(model: ImageClassifier, total: dict[str, Tensor], count: int) -> None:
     for key, parameter in model.named_parameters():
         parameter.copy_(total[key] / count)
 

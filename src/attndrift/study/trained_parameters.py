@@ -21,7 +21,7 @@ def trained_parameters(settings: RunSettings, n_classes: int) -> tuple[int, int]
     for loss in map(LOSSES.__getitem__, settings.losses):
         try:
             if loss.check is not None:
-                loss.check(settings.settings_of(loss), model.clip)
+                loss.check(settings.settings_of(loss), model.model)
         except ValueError as error:
             raise ValueError(
                 f"`loss`: {loss.name} cannot be had with method {settings.method} on this model: {error}"

@@ -66,7 +66,7 @@ def _hash(value: Any) -> str:
 
 
 def _model(pretrained: Pretrained) -> dict[str, Any]:
-    config: Any = getattr(pretrained.clip, "config", None)
+    config: Any = getattr(pretrained.model, "config", None)
     towers = {name: getattr(config, f"{name}_config", config) for name in ("text", "vision")}
     return {
         "weights": pretrained.sha256,

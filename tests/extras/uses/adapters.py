@@ -6,12 +6,12 @@ from peft import LoraConfig, get_peft_model
 from attndrift import Budget, DriftMonitor, Guard
 from attndrift.drift import DriftWatch
 from attndrift.methods import AdaptationSettings, adapt
-from attndrift.models import load_clip
+from attndrift.models import load_model
 
 torch.manual_seed(0)
 pixels = torch.randn(8, 3, 28, 28)
 config = LoraConfig(r=4, target_modules=r"vision_model\..*\.(q_proj|v_proj)")
-model = get_peft_model(load_clip("config:tiny"), config).train()
+model = get_peft_model(load_model("config:tiny"), config).train()
 monitor = DriftMonitor(model, pixels)
 guard = Guard(monitor, Budget("cka_mean", at_least=0.9), every=2)
 optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
@@ -23,6 +23,6 @@ with DriftWatch(monitor, every=2, guard=guard) as watch:
         optimizer.step()
         watch.step(step)
 assert watch.drift[-1][1].weight_drift > 0
-adapted = adapt(load_clip("config:tiny"), AdaptationSettings(method="lora"), 10, seed=0)
+adapted = adapt(load_model("config:tiny"), AdaptationSettings(method="lora"), 10, seed=0)
 assert any(".lora_A" in name for name, value in adapted.named_parameters() if value.requires_grad)
 print("adapted")

@@ -7,10 +7,10 @@ from attndrift import AttentionPreservation, Budget, DriftCallback, DriftMonitor
 from attndrift.data import load_dataset
 from attndrift.drift import Alert, DriftWatch
 from attndrift.extras import MissingExtraError
-from attndrift.models import load_clip, load_processor
+from attndrift.models import load_model, load_processor
 
 torch.manual_seed(0)
-model = load_clip("config:tiny").train()
+model = load_model("config:tiny").train()
 _, processor = load_processor("config:tiny")
 tiles = load_dataset("tiles").train
 pixels = processor([tiles[i] for i in range(32)], return_tensors="pt")["pixel_values"]

@@ -16,7 +16,7 @@ from attndrift.data.device_pixels import pixels_on
 from attndrift.drift import DriftMonitor
 from attndrift.losses import StudyContext
 from attndrift.methods import adapt
-from attndrift.models import load_clip
+from attndrift.models import load_model
 from attndrift.study.evaluation import split_accuracy
 from attndrift.study.resolved import adaptation
 from attndrift.study.settings import RunSettings
@@ -72,7 +72,7 @@ def trained(
     indices = np.arange(IMAGES)
     store = pixels_on(PixelStore(pixels, table, indices, indices % CLASSES, [str(i) for i in indices]), device)
     good = torch.randn(8, 3, 28, 28, generator=torch.Generator().manual_seed(0)).to(device)
-    clip = load_clip("config:tiny").to(device)
+    clip = load_model("config:tiny").to(device)
     model = adapt(clip, adaptation(settings), CLASSES, settings.seed).to(device)
     with observe(clip.eval()) as seen, torch.no_grad():
         clip.vision_model(pixel_values=torch.nan_to_num(store.fetch(range(IMAGES))))

@@ -29,6 +29,7 @@ from attndrift.drift import DriftMonitor
 from attndrift.files import read_json
 from attndrift.guard import Budget, Guard
 from attndrift.losses import (
+    LOSSES,
     AttentionView,
     EmbeddingView,
     HiddenView,
@@ -38,7 +39,7 @@ from attndrift.losses import (
     logit_distillation,
 )
 from attndrift.methods import adapt
-from attndrift.models import load_clip
+from attndrift.models import load_model
 from attndrift.models.parameters import bare_parameters
 from attndrift.models.to_device import to_device
 from attndrift.study.evaluation import split_accuracy
@@ -54,19 +55,25 @@ CPU, META = torch.device("cpu"), torch.device("meta")
 IMAGES, CLASSES, BATCH = 24, 3, 4
 STEPS = IMAGES // BATCH
 
+EVERY_LOSS = (
+    "attention_preservation:0.1+entropy_floor:0.1+l2_sp:0.1+ewc:0.1+ldifs:0.1+embedding_mse:0.1+embedding_cosine:0.1"
+    "+embedding_similarity:0.1+lipsum:0.1+logit_distillation:0.1+reference_distillation:0.1"
+)
+WITH_LOSSES = {"loss": EVERY_LOSS, "entropy_floor_fraction": 1.0, "reference": "objects"}
 KINDS: dict[str, dict[str, Any]] = {
     "full": {"method": "full"},
-    "lora": {"method": "lora", "lora_rank": 2, "lora_dropout": 0.1},
-    "full apr": {"method": "full", "loss": "attention_preservation:0.1"},
-    "lora apr": {"method": "lora", "lora_rank": 2, "loss": "attention_preservation:0.1"},
-    "full floor": {"method": "full", "loss": "entropy_floor:0.1",
-                   "entropy_floor_fraction": 1.0},
-    "full weights": {"method": "full", "loss": "l2_sp:0.1+ewc:1", "reference": "objects"},
-    "lora weights": {"method": "lora", "lora_rank": 2, "loss": "l2_sp:0.1+ewc:1", "reference": "objects"},
-    "full features": {"method": "full", "loss": "ldifs:1+embedding_mse:1+embedding_cosine:1+embedding_similarity:1"},
-    "full logits": {"method": "full", "loss": "lipsum:1+logit_distillation:1+reference_distillation:1", "reference": "objects"},
-    "lora floor, accumulated": {"method": "lora", "lora_rank": 2, "loss": "entropy_floor:0.1", "gradient_accumulation": 2},
+    "full, every loss": {"method": "full", **WITH_LOSSES},
+    "lora, every loss, accumulated": {
+        "method": "lora", "lora_rank": 2, "lora_dropout": 0.1, "gradient_accumulation": 2, **WITH_LOSSES,
+    },
 }  # fmt: skip
+
+
+EACH = "full, every loss"
+
+
+def test_every_loss_is_among_them() -> None:
+    assert set(settings_of(EACH).losses) == set(LOSSES.names())
 
 
 class Heard:
@@ -150,7 +157,7 @@ def train(
     """A whole training on the CPU, with real measurements; and its model."""
     torch.manual_seed(0)
     settings, store = settings_of(kind, **others), images()
-    clip = load_clip("config:tiny")
+    clip = load_model("config:tiny")
     model = adapt(clip, adaptation(settings), CLASSES, settings.seed)
     caches = {view.name: TeacherCache(clip, store.fetch(range(IMAGES)), view=view) for view in VIEWS}
     probe = store.fetch(range(8))
@@ -212,12 +219,12 @@ def on_meta(monkeypatch: pytest.MonkeyPatch, steps: list[int]) -> Iterator[Cross
         yield crossings
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [one if one != EACH else pytest.param(one, marks=pytest.mark.slow) for one in KINDS])
 def test_no_step_reads_from_the_device(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real loop on tensors without values: the first thing that asks for one is the flush after the last step."""
     settings, store = settings_of(kind, epochs=1, evaluations_per_epoch=1, checkpoints_per_epoch=1), images()
-    model = adapt(load_clip("config:tiny"), adaptation(settings), CLASSES, settings.seed).to(META)
-    layers, heads = 3, load_clip("config:tiny").config.vision_config.num_attention_heads
+    model = adapt(load_model("config:tiny"), adaptation(settings), CLASSES, settings.seed).to(META)
+    layers, heads = 3, load_model("config:tiny").config.vision_config.num_attention_heads
     heard = Heard()
     never = lambda *_, **__: pytest.fail("nothing may be measured")  # noqa: E731
     with on_meta(monkeypatch, heard.steps) as crossings:
@@ -237,7 +244,7 @@ def test_no_step_reads_from_the_device(kind: str, tmp_path: Path, monkeypatch: p
             monitored_retention=lambda _: None,
             baseline={"step": 0},
             save_weights=lambda name: never(),
-            context=context_of(model.clip, torch.full((layers,), 3.0, device=META), teachers),
+            context=context_of(model.model, torch.full((layers,), 3.0, device=META), teachers),
             device=META,
         )
         flushed: list[int] = []
@@ -251,7 +258,7 @@ def test_no_step_reads_from_the_device(kind: str, tmp_path: Path, monkeypatch: p
     assert crossings.undeclared == []
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [one if one != "full" else pytest.param(one, marks=pytest.mark.slow) for one in KINDS])
 def test_reading_later_changes_nothing(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     at_once, heard_at_once, first = train(kind, tmp_path / "at once")
     monkeypatch.setattr(progress, "_reading_is_free", lambda device: False)
@@ -262,15 +269,22 @@ def test_reading_later_changes_nothing(kind: str, tmp_path: Path, monkeypatch: p
     assert heard_later.states == heard_at_once.states
     assert sorted(heard_later.states) == [2, 4, 6, 8, 10, 12]
     assert heard_later.states[8]["seen"] == 2 * BATCH, "a state between two rows knows the steps since the last one"
-    if "floor" in kind:
+    if "every loss" in kind:
         assert 0 <= later.active_fractions["entropy_floor"] <= 1
         assert heard_later.states[8]["batches"] == 8 * settings_of(kind).gradient_accumulation
     for name, value in first.model.state_dict().items():
         assert torch.equal(second.model.state_dict()[name], value), name
 
 
-@pytest.mark.parametrize("kind", ["full", "full apr", "full floor"])
-@pytest.mark.parametrize(("bad", "good", "rows"), [(0, 0, [0]), (4, 4, [0, 3]), (7, 6, [0, 3, 6]), (8, 8, [0, 3, 6])])
+@pytest.mark.parametrize(
+    ("kind", "bad", "good", "rows"),
+    [
+        ("full", 0, 0, [0]),
+        ("full, every loss", 4, 4, [0, 3]),
+        ("full", 7, 6, [0, 3, 6]),
+        ("full, every loss", 8, 8, [0, 3, 6]),
+    ],
+)
 def test_a_divergence_is_of_the_step_where_it_happened(
     kind: str, bad: int, good: int, rows: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,7 +336,7 @@ def test_the_optimiser_is_not_copied_with_the_model_and_lets_it_go(
     assert not copied
     # Afterwards the model is as any other: nothing was put into it, and no gradient is left.
     assert set(vars(found.model)) == set(
-        vars(adapt(load_clip("config:tiny"), adaptation(settings_of("full")), CLASSES, 0))
+        vars(adapt(load_model("config:tiny"), adaptation(settings_of("full")), CLASSES, 0))
     )
     assert all(parameter.grad is None for parameter in found.model.parameters())
 
@@ -335,7 +349,7 @@ def test_nothing_of_a_library_is_changed_while_a_run_trains(tmp_path: Path, monk
     before, seen = of_libraries(), []
     step = Heard.step
     monkeypatch.setattr(Heard, "step", lambda own, *done: seen.append(of_libraries()) or step(own, *done))
-    train("lora apr", tmp_path)
+    train("full", tmp_path, loss="attention_preservation:0.1")
     assert len(seen) == 2 * STEPS
     assert all(one == before for one in seen)
 
@@ -345,7 +359,7 @@ def test_a_study_trains_as_a_plain_loop_does(tmp_path: Path, method: str) -> Non
     """Bit for bit: the same batches, cross-entropy, clipped gradients, AdamW and cosine, and nothing besides."""
     settings, store = settings_of("full", method=method, epochs=2), images()
     _, _, found = train("full", tmp_path, method=method, epochs=2)
-    model = adapt(load_clip("config:tiny"), adaptation(settings), CLASSES, settings.seed).train()
+    model = adapt(load_model("config:tiny"), adaptation(settings), CLASSES, settings.seed).train()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
     warm = math.ceil(settings.warmup * 2 * STEPS)
@@ -369,6 +383,6 @@ def test_a_study_trains_as_a_plain_loop_does(tmp_path: Path, method: str) -> Non
 def test_what_an_interrupted_training_left_in_accelerate_stops_no_step(tmp_path: Path) -> None:
     GradientState().sync_gradients = False
     _, _, trained = train("full", tmp_path)
-    untrained = adapt(load_clip("config:tiny"), adaptation(settings_of("full")), CLASSES, settings_of("full").seed)
+    untrained = adapt(load_model("config:tiny"), adaptation(settings_of("full")), CLASSES, settings_of("full").seed)
     before = dict(untrained.named_parameters())
     assert any(not torch.equal(parameter, before[name]) for name, parameter in trained.model.named_parameters())

@@ -17,7 +17,7 @@ from attndrift.cli.console import (
     say,
 )
 from attndrift.cli.digest import print_digest
-from attndrift.cli.reporting import analysed, output_for
+from attndrift.cli.reporting import load, output_for
 
 
 @app.command(
@@ -36,7 +36,7 @@ def analyze(
     from attndrift.analysis.storing import write_analysis
 
     target = output_for(folders, output)
-    analysis, _ = analysed(folders, settings, where)
+    analysis = load(folders, settings, where, whole=False).analysis.result
     paths = write_analysis(analysis, target)
     if as_json:
         typer.echo(analysis.to_json(), nl=False)

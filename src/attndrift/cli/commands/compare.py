@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from attndrift.cli.app import app
-from attndrift.cli.console import EXIT_CONDITION, MODELS, JsonOption, example, need, print_json, say
+from attndrift.cli.console import EXIT_CONDITION, MODELS, JsonOption, example, need, number_option, print_json, say
 
 
 @app.command(
@@ -27,6 +27,9 @@ def compare(
     retention: Annotated[
         str | None,
         typer.Option("--retention", help="A dataset's name: retention by every measure that both models allow."),
+    ] = None,
+    limit: Annotated[
+        int | None, number_option("--limit", least=1, help="Images of --zero-shot and --retention; default: all.")
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for tables, maps and page.")] = Path("compare"),
     fail_if: Annotated[
@@ -48,6 +51,8 @@ def compare(
     from attndrift.compare.summary import summary_names
     from attndrift.compare.writing import print_comparison, write_comparison
 
+    if limit is not None and not (zero_shot or retention):
+        raise ValueError("--limit is of the images of --zero-shot and --retention: name a dataset with one of them")
     conditions = parse_conditions(fail_if or [], summary_names())
     refuse_output_among_images(output, images)
     found = compare_models(
@@ -55,7 +60,9 @@ def compare(
         adapted,
         images,
         zero_shot=zero_shot,
+        zero_shot_limit=limit,
         retention=retention,
+        retention_limit=limit,
         cross_layer=cross_layer,
         skip_unreadable=skip_unreadable,
         progress=say,

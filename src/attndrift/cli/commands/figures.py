@@ -19,7 +19,7 @@ from attndrift.cli.console import (
     need,
     print_json,
 )
-from attndrift.cli.reporting import analysed, drawn_for, output_for
+from attndrift.cli.reporting import draw, drawers_for, load, output_for
 
 
 @app.command(
@@ -42,13 +42,15 @@ def figures(
 ) -> None:
     """Draw the figures of a study (PNG, SVG or PDF), each with the table that it shows."""
     need("report")
-    from attndrift.figures.canvas import parse_width
-    from attndrift.figures.draw import DEFAULT_FORMATS
-
     target = output_for(folders, output)
-    options: dict[str, Any] = {"only": only, "formats": form or DEFAULT_FORMATS, "width": parse_width(width)}
-    analysis, studies = analysed(folders, settings, where, whole=True)
-    drawn = drawn_for(studies, target if output else target / "figures", analysis, **options)
+    target = target if output else target / "figures"
+    with drawers_for(target, only=only) as drawers:
+        # Here, as other processes start meanwhile.
+        from attndrift.figures.canvas import parse_width
+        from attndrift.figures.draw import DEFAULT_FORMATS
+
+        options: dict[str, Any] = {"only": only, "formats": form or DEFAULT_FORMATS, "width": parse_width(width)}
+        drawn = draw(load(folders, settings, where), target, drawers, **options)
     if as_json:
         print_json([dataclasses.asdict(figure) for figure in drawn])
         return

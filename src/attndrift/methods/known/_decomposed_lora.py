@@ -41,11 +41,11 @@ class DecomposedLoRA(LoRA):
             config.init_lora_weights = True
         return self.wrap(backbone, config, seed)
 
-    def start_of(self, clip: Any) -> dict[str, Any]:
+    def start_of(self, model: Any) -> dict[str, Any]:
         """A0 and B0 of every adapted layer."""
         return {
             f"{name}.{part}": getattr(layer, part)[ADAPTER].weight.detach().clone()
-            for name, layer in _layers(clip)
+            for name, layer in _layers(model)
             for part in ("lora_A", "lora_B")
         }
 
@@ -71,7 +71,7 @@ class DecomposedLoRA(LoRA):
         return False
 
 
-def _layers(clip: Any) -> Iterator[tuple[str, Any]]:
+def _layers(model: Any) -> Iterator[tuple[str, Any]]:
     from peft.tuners.lora import LoraLayer  # the facts of a method are read without it
 
-    return ((name, part) for name, part in clip.named_modules() if isinstance(part, LoraLayer))
+    return ((name, part) for name, part in model.named_modules() if isinstance(part, LoraLayer))

@@ -54,11 +54,11 @@ class OSF(AdapterMethod):
                 )
         return OSFConfig(target_modules=exactly(layers), effective_rank=settings.osf_frozen_share)
 
-    def start_of(self, clip: Any) -> dict[str, Any]:
+    def start_of(self, model: Any) -> dict[str, Any]:
         """The decomposition of every adapted layer."""
         return {
             f"{name}.{part}": getattr(layer, part)[ADAPTER].detach().clone()
-            for name, layer in _layers(clip)
+            for name, layer in _layers(model)
             for part in _KEPT
             if ADAPTER in getattr(layer, part)
         }
@@ -103,7 +103,7 @@ def _shapes_alone(weight: Any, top_k: int) -> dict[str, Any]:
     return found | {name: torch.nn.Parameter(value) for name, value in low.items()} | {"rank_high": top_k}
 
 
-def _layers(clip: Any) -> Iterator[tuple[str, Any]]:
+def _layers(model: Any) -> Iterator[tuple[str, Any]]:
     from peft.tuners.osf import OSFLayer  # the facts of a method are read without it
 
-    return ((name, part) for name, part in clip.named_modules() if isinstance(part, OSFLayer))
+    return ((name, part) for name, part in model.named_modules() if isinstance(part, OSFLayer))

@@ -2,77 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from attndrift.models.backbone import (
-    BACKBONES,
-    Backbone,
-    BackboneSpec,
-    FolderFormat,
-    TextShape,
-    TowerFormat,
-    VisionShape,
-)
-from attndrift.models.backbones._transformers import adapter_pattern, blocks_of
+from attndrift.models.backbone import BACKBONES, BackboneSpec, FolderFormat, TextShape, TowerFormat, VisionShape
+from attndrift.models.backbones._transformers import TextTower, Tower, TwoTowers, make_processor, tower_shape
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 # Imports inside functions: a list of backbones needs no torch.
 
 
-class CLIPBackbone(Backbone):
-    """A ``CLIPModel``."""
+class _Projected(Tower):
+    """A tower of a ``CLIPModel``, which has a projection behind it."""
 
-    @property
-    def tower(self) -> nn.Module:
-        tower: nn.Module = self.model.vision_model
-        return tower
-
-    @property
-    def blocks(self) -> Sequence[nn.Module]:
-        return blocks_of(self.model.vision_model)
+    projection_name: ClassVar[str]
 
     @property
     def dimensions(self) -> int:
         return int(self.model.config.projection_dim)
 
     @property
-    def final_norm(self) -> nn.Module:
-        norm: nn.Module = self.model.vision_model.post_layernorm
-        return norm
-
-    @property
     def projection(self) -> nn.Module:
-        projection: nn.Module = self.model.visual_projection
+        projection: nn.Module = self.model.get_submodule(self.projection_name)
         return projection
 
-    @property
-    def logit_scale(self) -> Tensor:
-        scale: Tensor = self.model.logit_scale.detach()
-        return scale
 
-    @property
-    def temperature(self) -> nn.Parameter:
-        parameter: nn.Parameter = self.model.logit_scale
-        return parameter
+class CLIPTextTower(_Projected, TextTower):
+    """The text tower of a ``CLIPModel``."""
 
-    @property
-    def text(self) -> CLIPTextTower:
-        return CLIPTextTower(self.model)
+    # Nothing masks padding: no token sees those behind it, and the feature is that of the end token.
+    projection_name = "text_projection"
 
-    def embed(self, pixel_values: Tensor) -> Tensor:
-        embeddings: Tensor = self.projection(self.tower(pixel_values=pixel_values).pooler_output)
-        return embeddings
 
-    @property
-    def text_encoder(self) -> nn.Module:
-        encoder: nn.Module = self.model
-        return encoder
+class CLIPBackbone(_Projected, TwoTowers):
+    """A ``CLIPModel``."""
 
-    def adapter_pattern(self, names: Sequence[str]) -> str:
-        return adapter_pattern("vision_model", self.tower, names)
+    projection_name = "visual_projection"
+    text_view = CLIPTextTower
 
     def prune(self) -> None:
         from attndrift.models.prune import prune_last_block_to_cls
@@ -80,50 +49,9 @@ class CLIPBackbone(Backbone):
         prune_last_block_to_cls(self.model)
 
 
-class CLIPTextTower(Backbone):
-    """The text tower of a ``CLIPModel``."""
-
-    of_texts = True
-
-    @property
-    def tower(self) -> nn.Module:
-        tower: nn.Module = self.model.text_model
-        return tower
-
-    @property
-    def blocks(self) -> Sequence[nn.Module]:
-        return blocks_of(self.model.text_model)
-
-    @property
-    def dimensions(self) -> int:
-        return int(self.model.config.projection_dim)
-
-    @property
-    def final_norm(self) -> nn.Module:
-        norm: nn.Module = self.model.text_model.final_layer_norm
-        return norm
-
-    @property
-    def projection(self) -> nn.Module:
-        projection: nn.Module = self.model.text_projection
-        return projection
-
-    def embed(self, pixel_values: Tensor) -> Tensor:
-        # Nothing masks padding: no token sees those behind it, and the feature is that of the end token.
-        embeddings: Tensor = self.projection(self.tower(input_ids=pixel_values).pooler_output)
-        return embeddings
-
-    def adapter_pattern(self, names: Sequence[str]) -> str:
-        return adapter_pattern("text_model", self.tower, names)
-
-
 def vision_shape(config: Any, _: int) -> VisionShape:
     """The sizes of the image tower of a CLIP."""
-    vision = config.vision_config
-    return VisionShape(
-        vision.image_size, vision.patch_size, vision.hidden_size, vision.num_hidden_layers, vision.intermediate_size,
-        config.projection_dim,
-    )  # fmt: skip
+    return replace(tower_shape(config.vision_config, 0), dimensions=config.projection_dim)
 
 
 def text_shape(config: Any) -> TextShape:
@@ -132,18 +60,13 @@ def text_shape(config: Any) -> TextShape:
     return TextShape(text.hidden_size, text.num_hidden_layers, text.intermediate_size)
 
 
-def make_processor(config: Any) -> tuple[Any, Any]:
-    """A tokenizer of single characters and CLIP's image processor, for a model made from ``config``."""
-    from attndrift.models.from_config import character_tokenizer, image_processor
-
-    size = config.vision_config.image_size
-    return character_tokenizer(config.text_config), image_processor("CLIPImageProcessorPil", size)
+clip_processor = partial(make_processor, "CLIPImageProcessorPil")
 
 
 def tiny_towers(
     image_size: int = 28, patch_size: int = 7, width: int = 32, layers: int = 3, heads: int = 4
 ) -> dict[str, dict[str, Any]]:
-    """The arguments of a configuration with two small towers, for the tokenizer of :func:`make_processor`."""
+    """The arguments of a configuration with two small towers, for a tokenizer of single characters."""
     from attndrift.models.from_config import CHARACTERS
 
     return {
@@ -237,7 +160,7 @@ BACKBONES.register(
             shape=vision_shape,
             text_shape=text_shape,
             configs=CONFIGS,
-            make_processor=make_processor,
+            make_processor=clip_processor,
             image_processor="CLIPImageProcessorPil",
             refused=_refused,
             tower=TOWER,

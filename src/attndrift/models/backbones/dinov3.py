@@ -10,12 +10,12 @@ from functools import partial
 from typing import Any
 
 from attndrift.models.backbone import BACKBONES, BackboneSpec, FolderFormat
-from attndrift.models.backbones._transformers import ImageTower, tower_shape
+from attndrift.models.backbones._transformers import TINY, Tower, make_processor, tower_shape
 
 # Imports inside functions: a list of backbones needs no torch.
 
 
-class DINOv3Backbone(ImageTower):
+class DINOv3Backbone(Tower):
     """A ``DINOv3ViTModel``."""
 
     norm = "norm"
@@ -25,12 +25,6 @@ def _config(**sizes: Any) -> Any:
     from transformers import DINOv3ViTConfig
 
     return DINOv3ViTConfig(num_register_tokens=4, **sizes)
-
-
-def _make_processor(config: Any) -> tuple[None, Any]:
-    from attndrift.models.from_config import image_processor
-
-    return None, image_processor("ViTImageProcessorPil", config.image_size, mean="imagenet")
 
 
 BACKBONES.register(
@@ -46,15 +40,12 @@ BACKBONES.register(
             architectures={"dinov3_vit": "DINOv3ViTModel"},
             shape=tower_shape,
             configs={
-                "dinov3-tiny": partial(
-                    _config, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-                    image_size=28, patch_size=7,
-                ),
+                "dinov3-tiny": partial(_config, intermediate_size=64, **TINY),
                 "dinov3-small": _config,
             },
-            make_processor=_make_processor,
+            make_processor=partial(make_processor, "ViTImageProcessorPil", mean="imagenet"),
             image_processor="ViTImageProcessorPil",
             any_size=True,
         ),
     )
-)  # fmt: skip
+)

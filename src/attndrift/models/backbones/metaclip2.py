@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from attndrift.models.backbone import BACKBONES, BackboneSpec, FolderFormat
-from attndrift.models.backbones.clip import CLIPBackbone, make_processor, text_shape, tiny_towers, vision_shape
+from attndrift.models.backbones.clip import CLIPBackbone, clip_processor, text_shape, tiny_towers, vision_shape
 
 
 class MetaCLIP2Backbone(CLIPBackbone):
@@ -35,7 +35,7 @@ BACKBONES.register(
             shape=vision_shape,
             text_shape=text_shape,
             configs={"metaclip2-tiny": _tiny},
-            make_processor=make_processor,
+            make_processor=clip_processor,
             image_processor="CLIPImageProcessorPil",
         ),
     )

@@ -5,116 +5,45 @@ The image embedding is what the pooling head puts out, which is part of the imag
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from attndrift.models.backbone import BACKBONES, Backbone, BackboneSpec, FolderFormat, VisionShape
-from attndrift.models.backbones._transformers import adapter_pattern, blocks_of
+from attndrift.models.backbone import BACKBONES, BackboneSpec, FolderFormat, VisionShape
+from attndrift.models.backbones._transformers import TextTower, TwoTowers, make_processor, tower_shape
 from attndrift.models.backbones.clip import text_shape, tiny_towers
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 # Imports inside functions: a list of backbones needs no torch.
 
 
-class SigLIPBackbone(Backbone):
+class SigLIPTextTower(TextTower):
+    """The text tower of a ``SiglipModel``, which takes token ids that are padded to its full length."""
+
+    @property
+    def dimensions(self) -> int:
+        return int(self.model.config.text_config.projection_size)
+
+
+class SigLIPBackbone(TwoTowers):
     """A ``SiglipModel``."""
 
-    @property
-    def tower(self) -> nn.Module:
-        tower: nn.Module = self.model.vision_model
-        return tower
-
-    @property
-    def blocks(self) -> Sequence[nn.Module]:
-        return blocks_of(self.tower)
+    text_view = SigLIPTextTower
 
     @property
     def dimensions(self) -> int:
         return int(self.model.config.vision_config.hidden_size)
 
     @property
-    def final_norm(self) -> nn.Module:
-        norm: nn.Module = self.model.vision_model.post_layernorm
-        return norm
-
-    @property
-    def logit_scale(self) -> Tensor:
-        scale: Tensor = self.model.logit_scale.detach().reshape(())
-        return scale
-
-    @property
     def logit_bias(self) -> Tensor:
         bias: Tensor = self.model.logit_bias.detach().reshape(())
         return bias
 
-    @property
-    def temperature(self) -> nn.Parameter:
-        parameter: nn.Parameter = self.model.logit_scale
-        return parameter
-
-    @property
-    def text(self) -> SigLIPTextTower:
-        return SigLIPTextTower(self.model)
-
-    @property
-    def text_encoder(self) -> nn.Module:
-        encoder: nn.Module = self.model
-        return encoder
-
-    def embed(self, pixel_values: Tensor) -> Tensor:
-        embeddings: Tensor = self.tower(pixel_values=pixel_values).pooler_output
-        return embeddings
-
-    def adapter_pattern(self, names: Sequence[str]) -> str:
-        return adapter_pattern("vision_model", self.tower, names)
-
-
-class SigLIPTextTower(Backbone):
-    """The text tower of a ``SiglipModel``, which takes token ids that are padded to its full length."""
-
-    of_texts = True
-
-    @property
-    def tower(self) -> nn.Module:
-        tower: nn.Module = self.model.text_model
-        return tower
-
-    @property
-    def blocks(self) -> Sequence[nn.Module]:
-        return blocks_of(self.tower)
-
-    @property
-    def dimensions(self) -> int:
-        return int(self.model.config.text_config.projection_size)
-
-    @property
-    def final_norm(self) -> nn.Module:
-        norm: nn.Module = self.model.text_model.final_layer_norm
-        return norm
-
-    def embed(self, pixel_values: Tensor) -> Tensor:
-        embeddings: Tensor = self.tower(input_ids=pixel_values).pooler_output
-        return embeddings
-
-    def adapter_pattern(self, names: Sequence[str]) -> str:
-        return adapter_pattern("text_model", self.tower, names)
-
 
 def _shape(config: Any, _: int) -> VisionShape:
-    vision = config.vision_config
-    return VisionShape(
-        vision.image_size, vision.patch_size, vision.hidden_size, vision.num_hidden_layers, vision.intermediate_size,
-        vision.hidden_size, prefix_tokens=0,
-    )  # fmt: skip
-
-
-def _make_processor(config: Any) -> tuple[Any, Any]:
-    from attndrift.models.from_config import character_tokenizer, image_processor
-
-    size = config.vision_config.image_size
-    return character_tokenizer(config.text_config), image_processor("SiglipImageProcessorPil", size)
+    return replace(tower_shape(config.vision_config, 0), prefix_tokens=0)
 
 
 def _tiny() -> Any:
@@ -153,7 +82,7 @@ BACKBONES.register(
             shape=_shape,
             text_shape=text_shape,
             configs={"siglip-tiny": _tiny, "siglip-base": _base},
-            make_processor=_make_processor,
+            make_processor=partial(make_processor, "SiglipImageProcessorPil"),
             image_processor="SiglipImageProcessorPil",
             refused=_refused,
         ),

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from attndrift.models.backbone import BACKBONES, BackboneSpec, FolderFormat
-from attndrift.models.backbones._transformers import ImageTower, tower_shape
+from attndrift.models.backbones._transformers import TINY, Tower, make_processor, tower_shape
 
 # Imports inside functions: a list of backbones needs no torch.
 
@@ -21,35 +21,26 @@ def _config(**sizes: Any) -> Any:
     return ViTConfig(**sizes)
 
 
-def _make_processor(config: Any) -> tuple[None, Any]:
-    from attndrift.models.from_config import image_processor
-
-    return None, image_processor("ViTImageProcessorPil", config.image_size)
-
-
 BACKBONES.register(
     BackboneSpec(
         name="vit",
         label="ViT of transformers",
         source="Dosovitskiy et al. 2021",
         classes=("transformers.ViTModel",),
-        view=ImageTower,
+        view=Tower,
         families=("vit",),
         text_tower=False,
         folder=FolderFormat(
             architectures={"vit": "ViTModel"},
             shape=tower_shape,
             configs={
-                "vit-tiny": partial(
-                    _config, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-                    image_size=28, patch_size=7,
-                ),
+                "vit-tiny": partial(_config, intermediate_size=64, **TINY),
                 "vit-base": _config,
             },
-            make_processor=_make_processor,
+            make_processor=partial(make_processor, "ViTImageProcessorPil"),
             left_out=("classifier.", "pooler."),
             image_processor="ViTImageProcessorPil",
             options={"add_pooling_layer": False},
         ),
     )
-)  # fmt: skip
+)

@@ -95,6 +95,8 @@ def fit_probe(
             accuracy = probe.set_params(C=float(c)).fit(known[~out], labels[~out]).score(known[out], labels[out])
             if accuracy > best:
                 chosen, best = float(c), accuracy
+            if best == 1.0:  # no larger C has a higher accuracy
+                break
         probe.set_params(C=chosen, warm_start=False).fit(known, labels)
         predictions = probe.predict(asked).astype(np.int64)
     return FittedProbe(predictions, chosen, bool(probe.n_iter_.max() < iterations))

@@ -8,11 +8,14 @@ that watches them may end and come back.
 from __future__ import annotations
 
 import shutil
+import signal
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from attndrift.data.cache import cache_folder
 from attndrift.extras import importing
@@ -122,9 +125,7 @@ class SlurmLauncher:
                 time.sleep(POLL if self.cluster == "slurm" else POLL / 4)
         finally:
             receiver.close()
-            for one in waiting.values():
-                with suppress(Exception):
-                    one.handle.cancel()
+            self._cancel([one.handle for one in waiting.values()])
             deadline = time.monotonic() + GRACE
             while time.monotonic() < deadline and not all(
                 one.handle.done(force_check=True) for one in waiting.values()
@@ -164,7 +165,29 @@ class SlurmLauncher:
             if not self.gpus_per_run:
                 del parameters["gpus_per_node"]
         executor.update_parameters(**(parameters | self.parameters))
-        return executor.submit(job)
+        handle = executor.submit(job)
+        if self.cluster == "local":
+            # The result of a job that ended is on this machine's disk, or it died. Of a node's disk news may come late: there
+            # submitit waits for 15 seconds.
+            handle._results_timeout_s = 0
+        return handle
+
+    def _cancel(self, handles: Sequence[Any]) -> None:
+        tasks: dict[psutil.Process, int] = {}
+        if self.cluster == "local":
+            # Their processes themselves: the ones above, which submitit interrupts, would print tracebacks among our lines.
+            for place, handle in enumerate(handles):
+                with suppress(psutil.Error):
+                    for task in psutil.Process(int(handle.job_id)).children():
+                        tasks[task] = place
+                        with suppress(psutil.NoSuchProcess):
+                            task.send_signal(signal.SIGINT)
+        alive = {tasks[task] for task in psutil.wait_procs(list(tasks), timeout=1.0)[1]}
+        ended = set(tasks.values()) - alive
+        for place, handle in enumerate(handles):
+            if place not in ended:
+                with suppress(Exception):
+                    handle.cancel()
 
     @staticmethod
     def _show(one: _Submitted, receiver: Receiver) -> None:

@@ -86,7 +86,7 @@ class Outcome(ABC):
 
     @abstractmethod
     def finish(self, value: float, run: Trained) -> Any:
-        """The outcome's model, a ``CLIPClassifier``."""
+        """The outcome's model, a ``ImageClassifier``."""
 
 
 OUTCOMES: Registry[Outcome] = Registry("outcome", "attndrift.study.outcomes.known", group="attndrift.outcomes")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attndrift.methods.classifier import CLIPClassifier
+from attndrift.methods.classifier import ImageClassifier
 from attndrift.models.backbone import Backbone
 from attndrift.study.settings import RunSettings
 
@@ -17,7 +17,7 @@ def optimizer_of(model: nn.Module, trained: Mapping[str, nn.Parameter], settings
     """The optimiser of a run's trained parameters, which are where they start from.
 
     Args:
-        trained: by name; of a :class:`CLIPClassifier` where the settings tell parts apart.
+        trained: by name; of a :class:`ImageClassifier` where the settings tell parts apart.
     """
     groups = rate_groups(model, trained, settings)
     betas = (settings.adam_beta1, settings.adam_beta2)
@@ -38,7 +38,7 @@ def rate_groups(model: nn.Module, trained: Mapping[str, nn.Parameter], settings:
     special = (settings.head_learning_rate, settings.projection_learning_rate, settings.text_learning_rate)
     if settings.layer_decay == 1 and special == (None, None, None):
         return [{"params": list(trained.values()), "lr": rate}]
-    assert isinstance(model, CLIPClassifier)
+    assert isinstance(model, ImageClassifier)
     rates = _rates(model, settings)
     groups: dict[float, list[nn.Parameter]] = {}
     for parameter in trained.values():
@@ -46,7 +46,7 @@ def rate_groups(model: nn.Module, trained: Mapping[str, nn.Parameter], settings:
     return [{"params": parameters, "lr": own} for own, parameters in groups.items()]
 
 
-def _rates(model: CLIPClassifier, settings: RunSettings) -> dict[nn.Parameter, float]:
+def _rates(model: ImageClassifier, settings: RunSettings) -> dict[nn.Parameter, float]:
     rate, view = settings.learning_rate, model.view
     rates = _by_depth(view, rate, settings.layer_decay)
     rates |= dict.fromkeys(_projection(view), settings.projection_learning_rate or rate)

@@ -38,7 +38,7 @@ def averaged_model(run: Trained) -> Any:
     import torch  # the facts of an outcome are read without it
 
     model = run.last()
-    model.clip = model.settings.with_adapters.merge(model.clip)
+    model.model = model.settings.with_adapters.merge(model.model)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, value in run.follower.values.items():
