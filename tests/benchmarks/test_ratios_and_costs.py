@@ -251,8 +251,8 @@ def test_what_other_programs_took_is_a_share_of_the_machine() -> None:
     ("name", "options"),
     [
         ("capture", ["--model", TINY, "--batch", "2", "--pairs", "2"]),
-        ("train", ["--model", TINY, "--batch", "2", "--pairs", "2"]),
-        ("losses", ["--model", TINY, "--batch", "2", "--pairs", "2"]),
+        ("train", ["--model", TINY, "--batch", "4", "--pairs", "2"]),
+        ("step_costs", ["--model", TINY, "--batch", "4", "--pairs", "2", "--no-memory", "--only", "loss l2_sp"]),
         ("drift", ["--model", TINY, "--images", "6", "--pairs", "2"]),
         ("commands", ["--pairs", "1"]),
         ("analysis", ["--runs", "100", "--pairs", "1"]),

@@ -98,7 +98,7 @@ class _Awaited:
 
 @dataclass
 class _Job:
-    """What is to be drawn; ``ahead``: until the analysis is there; ``number``: the how many-th that its drawers draw."""
+    """What is to be drawn; ``ahead``: until the analysis is there; ``number``: counts the draws, to tell a job of an earlier one."""
 
     source: Source
     folder: Path
