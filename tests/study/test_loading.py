@@ -127,6 +127,9 @@ MISTAKES = [
     ("a: &a [1]\nname: *a", r"aliases .* are not allowed"),
     ("name: !!python/object/apply:os.system ['true']\nruns: [{dataset: tiles}]", r"not valid YAML"),
     ("", r"a study file is a mapping"),
+    ("name: x\nruns:\n  - {dataset: tiles, sources: oops}", r"f:3: `sources` is 'oops'"),
+    ("name: x\nruns:\n  - {dataset: tiles, sources: [1]}", r"f:3: `sources` is \[1\]"),
+    ("name: x\nshared: {sources: 3}\nruns: [{dataset: tiles}]", r"f:2: `sources` is 3"),
     ("name: x\nruns:\n  - {dataset: tiles, epochs: true}", r"f:3: `epochs` is True: must be a number"),
     (
         "name: x\nruns:\n  - {dataset: tiles, seed: '2'}",

@@ -285,7 +285,8 @@ def _expand(
             _refuse_equal_runs(set_here, entry, where, lines, place)
             raw = {**_merge(file, {**own, **chosen}, dataset), **set_here}
             raw = _fit_to_method(raw, own | chosen)
-            raw["sources"] = {**_sources(file), **raw.get("sources", {})}
+            if isinstance(given := raw.get("sources", {}), Mapping):  # anything else is refused below
+                raw["sources"] = {**_sources(file), **given}
             try:
                 settings = _scaled(RunSettings.model_validate(raw), file.learning_rate_scale)
             except ValidationError as error:
@@ -354,7 +355,7 @@ def _fit_to_method(raw: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any
 
 def _place_of(loc: Sequence[Any], place: Place, dataset: Any, lines: Mapping[Place, int]) -> str:
     field = str(loc[0]) if loc else ""
-    if field == "sources":
+    if field == "sources" and len(loc) > 1:
         return _line(lines, ("datasets", loc[1], "source", *loc[2:]))
     candidates: list[Place] = [
         (*place, "grid", field),
